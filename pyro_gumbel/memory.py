@@ -1,0 +1,66 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a value remembers of its making.
+
+A soft value saturates: at temperature 0.1 one float32 sigmoid sample in six is exactly 1, and its
+density can no longer be told from it. So the sampler attaches the unsaturated coordinates to the
+very tensor that it returns, and whoever scores that tensor uses them. Hard samples carry the mark
+of `rsample` in the same way. A memory belongs to one tensor as it was drawn: a copy, a slice, a
+file or a tensor changed in place has none.
+"""
+
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["recall", "remember"]
+
+
+class _Memory:
+    """`content` under `key`, with what is needed to see that the tensor is still the one drawn."""
+
+    def __init__(self, owner: Tensor, key: object, content: Any) -> None:
+        self.key = key
+        self.content = content
+        self.traced = torch.jit.is_tracing()
+        if not torch.compiler.is_compiling():
+            self.owner = weakref.ref(owner)
+            self.version = _version(owner)
+
+    def still_holds(self, value: Tensor) -> bool:
+        if value.is_leaf and value.requires_grad:
+            return False  # somebody wants the gradient in the value itself
+        if torch.compiler.is_compiling():
+            return True
+        if torch.jit.is_tracing() and not self.traced:
+            return False  # coordinates from outside would be baked into the trace as a constant
+        if not hasattr(self, "owner"):
+            return True  # made inside a compiled function, which keeps neither mark
+        return self.owner() is value and self.version == _version(value)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copies and pickles carry an empty mapping: torch.load reads it, nothing recalls it."""
+        return OrderedDict, ()
+
+
+def _version(value: Tensor) -> int:
+    """The count of in-place changes, which inference tensors do not keep."""
+    return 0 if value.is_inference() else value._version
+
+
+def remember(value: Tensor, key: object, content: Any) -> Tensor:
+    """Attach `content` to `value` under `key`, and return `value`."""
+    value._pyro_gumbel_memory = _Memory(value, key, content)  # type: ignore[attr-defined]
+    return value
+
+
+def recall(value: Tensor, key: object) -> Any | None:
+    """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
+    memory = getattr(value, "_pyro_gumbel_memory", None)
+    if isinstance(memory, _Memory) and memory.key == key and memory.still_holds(value):
+        return memory.content
+    return None

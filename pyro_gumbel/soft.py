@@ -1,0 +1,218 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The soft column: continuous laws with an exact density and a pathwise gradient.
+
+Each comes twice: over soft values, which remember the coordinates they were drawn at, and over
+the coordinates themselves, which survive any tensor operation. The densities are derived in
+`pyro_gumbel.links`.
+"""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_gumbel.constraints import log_simplex, simplex
+from pyro_gumbel.memory import recall, remember
+from pyro_gumbel.parameters import OneBit, OneOfK, Row, require
+
+__all__ = [
+    "ExpRelaxedCategorical",
+    "LogitRelaxedBernoulli",
+    "RelaxedBernoulli",
+    "RelaxedCategorical",
+]
+
+
+class _Soft(Row):
+    """What values and coordinates share."""
+
+    _support_text: str
+    _remedy: str
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A draw like `rsample`'s from the same seed, without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def _draw_coordinates(self, sample_shape: Any) -> Tensor:
+        return self.link.coordinates(self._perturbed(sample_shape), self._tau)
+
+    def _score(self, log_density: Tensor, value: Tensor, low: float, high: float) -> Tensor:
+        """`log_density`, or -inf where `value` leaves the face that the law lives on."""
+        off_face = self.link.off_face(value, self._location, low, high)
+        return self._over_batch(torch.where(off_face, -torch.inf, log_density))
+
+    def _validate_sample(self, value: Tensor) -> None:
+        name = type(self).__name__
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise TypeError(
+                f"{name}: `value` must be a tensor of floats, got {kind}; "
+                "write torch.as_tensor(value, dtype=torch.get_default_dtype())"
+            )
+        self._check_shape(value)
+        if self._validate_args:
+            valid = self.support.check(value)  # type: ignore[attr-defined]
+            require(valid, f"{name}: `value` must be {self._support_text}", value, self._remedy)
+
+
+class _Values(_Soft):
+    """Soft values s, scored at the coordinates that they remember or else at a clamped inverse."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A soft value, differentiable in the parameters, that remembers its coordinates."""
+        coordinates = self._draw_coordinates(sample_shape)
+        value = self.link.value(coordinates).to(self._raw.dtype)
+        return remember(value, self.link, coordinates)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(s), exact for any value that `rsample` or `sample` of the family returned.
+
+        A value that remembers nothing (a copy, a slice, a user's own) is scored through an
+        inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
+        """
+        self._validate_sample(value)
+        computed = value.to(torch.promote_types(value.dtype, self._dtype))
+        v = self.link.inverse(computed)
+        remembered = recall(value, self.link)
+        if remembered is not None:
+            v = torch.where(remembered.isinf(), v, remembered)
+        x = self._location
+        density = self.link.log_density(v, x, self._tau) - self.link.log_volume(v, x)
+        return self._score(density, value, 0.0, 1.0)
+
+
+class _Coordinates(_Soft):
+    """The coordinates v as values."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Coordinates, differentiable in the parameters."""
+        return self._draw_coordinates(sample_shape).to(self._raw.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(v), exact everywhere."""
+        self._validate_sample(value)
+        v = value.to(torch.promote_types(value.dtype, self._dtype))
+        density = self.link.log_density(v, self._location, self._tau)
+        return self._score(density, value, -torch.inf, torch.inf)
+
+
+class RelaxedBernoulli(_Values, OneBit, TorchDistribution):
+    r"""A bit relaxed to the unit interval: s = sigmoid((x + L) / tau), L standard logistic.
+
+    With v = logit(s), sigma the sigmoid and d = x - tau v::
+
+        log p(s) = log tau + log sigma(d) sigma(-d) - log sigma(v) sigma(-v)
+
+    P(s > 1/2) = sigmoid(x) at every temperature. The binary Concrete distribution of Maddison,
+    Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712, appendix B.
+
+    >>> d = RelaxedBernoulli(0.5, logits=torch.zeros(3))
+    >>> d.log_prob(d.rsample()).shape
+    torch.Size([3])
+
+    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
+        function without arguments that returns one, called once.
+    :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
+    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats.
+    """
+
+    support = constraints.unit_interval
+    _support_text = "in [0, 1]"
+    _remedy = "write value.sigmoid() if these are logits, or use LogitRelaxedBernoulli"
+
+
+class LogitRelaxedBernoulli(_Coordinates, OneBit, TorchDistribution):
+    r"""The logit of a `RelaxedBernoulli`: v = (x + L) / tau, on the real line.
+
+    ::
+
+        log p(v) = log tau + log sigma(d) sigma(-d),    d = x - tau v
+
+    Does not saturate: the site to use at low temperature under NUTS, in an autoguide, or wherever
+    a value is copied or stored. Maddison, Mnih and Teh (2017), https://arxiv.org/abs/1611.00712.
+
+    >>> LogitRelaxedBernoulli(0.1, probs=torch.tensor(0.7)).sample().sigmoid().shape
+    torch.Size([])
+
+    :param temperature: tau > 0, as in `RelaxedBernoulli`.
+    :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
+    :param logits: its log-odds x; exactly one of the two is given.
+    :param validate_args: as in `RelaxedBernoulli`.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats.
+    """
+
+    support = constraints.real
+    _support_text = "real"
+    _remedy = "write torch.logit(value) if this is a soft bit, or use RelaxedBernoulli"
+
+
+class RelaxedCategorical(_Values, OneOfK, TorchDistribution):
+    r"""A one-hot vector relaxed to the simplex: s = softmax((x + g) / tau), g iid Gumbel(0, 1).
+
+    With v = log(s) and k categories::
+
+        log p(s) = log (k-1)! + (k-1) log tau + sum_i log softmax(x - tau v)_i - sum_i v_i
+
+    with respect to ds_1 ... ds_{k-1}. The largest entry is the i-th with probability softmax(x)_i
+    at every temperature. The Concrete distribution of Maddison, Mnih and Teh (2017),
+    https://arxiv.org/abs/1611.00712, and the Gumbel-softmax of Jang, Gu and Poole (2017),
+    https://arxiv.org/abs/1611.01144.
+
+    >>> d = RelaxedCategorical(0.1, logits=torch.randn(5, 10))
+    >>> d.log_prob(d.rsample()).isfinite().all()
+    tensor(True)
+
+    :param temperature: tau > 0, as in `RelaxedBernoulli`; broadcasts with the batch shape, that
+        is without a dimension for the categories.
+    :param probs: non-negative weights, categories in the last dimension; normalised.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given.
+    :param validate_args: as in `RelaxedBernoulli`.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats.
+    """
+
+    support = simplex
+    _support_text = "on the simplex (non-negative, sum 1 over the last dimension)"
+    _remedy = "write value / value.sum(-1, keepdim=True), or use ExpRelaxedCategorical for logs"
+
+
+class ExpRelaxedCategorical(_Coordinates, OneOfK, TorchDistribution):
+    r"""The logarithm of a `RelaxedCategorical`: v = log_softmax((x + g) / tau).
+
+    ::
+
+        log p(v) = log (k-1)! + (k-1) log tau + sum_i log softmax(x - tau v)_i
+
+    the density of the value times prod_i exp(v_i), as in `torch.distributions`; equivalently the
+    density with respect to the k - 1 log-ratios v_i - v_k. Does not saturate: the site to use at
+    low temperature under NUTS, in an autoguide, or wherever a value is copied or stored.
+    Maddison, Mnih and Teh (2017), https://arxiv.org/abs/1611.00712, appendix C.
+
+    >>> ExpRelaxedCategorical(0.1, probs=torch.ones(4)).sample().exp().shape
+    torch.Size([4])
+
+    :param temperature: tau > 0, as in `RelaxedCategorical`.
+    :param probs: non-negative weights, categories in the last dimension; normalised.
+    :param logits: log weights x, unnormalised; exactly one of the two is given.
+    :param validate_args: as in `RelaxedBernoulli`.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats.
+    """
+
+    support = log_simplex
+    _support_text = "on the log-simplex (logsumexp 0 over the last dimension)"
+    _remedy = "write value.log_softmax(-1), or value.log() if this is a point of the simplex"

@@ -1,0 +1,22 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+import pyro
+import pytest
+import torch
+from torch.distributions import Distribution
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process():
+    """Seeds set, an empty parameter store, and every global of torch as the tests found it.
+
+    One call of torch.compile switches validation off for the whole process.
+    """
+    validate, dtype = Distribution._validate_args, torch.get_default_dtype()
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    yield
+    Distribution.set_default_validate_args(validate)
+    pyro.enable_validation(True)
+    torch.set_default_dtype(dtype)
