@@ -181,7 +181,7 @@ def _clamped_log(value: Tensor) -> Tensor:
     """
     finfo = torch.finfo(value.dtype)
     floor = finfo.tiny * 2.0**24
-    above = value.clamp(min=floor)
-    extended = above.log() + (value - above) / floor
+    above = value.clamp(min=floor).log()
+    extended = torch.where(value < floor, math.log(floor) + (value - floor) / floor, above)
     exact = value.detach().clamp(min=finfo.tiny).log()
     return extended + (exact - extended.detach())

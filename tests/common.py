@@ -36,7 +36,7 @@ def event_shape(cls, k=3):
 
 def make(cls, temperature=0.5, batch_shape=(2,), k=3, dtype=torch.float32, parameter="logits"):
     """A distribution of the class with random parameters, which require a gradient."""
-    logits = torch.randn(*batch_shape, *event_shape(cls, k), dtype=torch.float64)
+    logits = torch.randn((*batch_shape, *event_shape(cls, k)), dtype=torch.float64)
     if parameter == "probs":
         logits = logits.softmax(-1) if cls in ONE_OF_K else logits.sigmoid()
     given = logits.to(dtype).requires_grad_()

@@ -1,0 +1,335 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The sampler against its exact law, finiteness everywhere, and the gradients."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.autograd import gradcheck, gradgradcheck
+
+from pyro_gumbel import (
+    ExpRelaxedCategorical,
+    LogitRelaxedBernoulli,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+)
+from tests.common import (
+    ALPHA,
+    COORDINATES,
+    ONE_OF_K,
+    SOFT,
+    VALUES,
+    assert_counts,
+    assert_same_mean,
+    make,
+    z_bound,
+)
+
+DTYPES = [torch.float32, torch.float64]
+DRAWS = 20_000
+
+
+def log_ratio_ks(coordinates, logits, temperature):
+    """p-values of log s_i - log s_j ~ Logistic((x_i - x_j) / tau, 1 / tau), disjoint pairs."""
+    k = logits.shape[-1]
+    for i, j in {(0, 1), (k - 2, k - 1), (k // 2, 0)}:
+        if i != j:
+            law = stats.logistic(((logits[i] - logits[j]) / temperature).item(), 1 / temperature)
+            ratio = (coordinates[:, i] - coordinates[:, j]).double().numpy()
+            yield stats.kstest(ratio, law.cdf).pvalue
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("k", [2, 3, 10, 1000])
+def test_simplex_sampler_has_its_law(k, temperature, dtype):
+    logits = 2 * torch.randn(k, dtype=dtype)
+    law = ExpRelaxedCategorical(temperature, logits=logits, validate_args=True)
+    draws = law.sample((DRAWS if k < 1000 else DRAWS // 4,))
+    assert min(log_ratio_ks(draws, logits, temperature)) > ALPHA / 3
+    assert min(log_ratio_ks(draws, logits, 1.1 * temperature)) < ALPHA  # it can fail
+    if k <= 10:
+        winners = draws.argmax(-1).bincount(minlength=k)
+        assert_counts(winners, logits.softmax(-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("logit", [-3.0, 0.0, 1.0])
+def test_interval_sampler_has_its_law(logit, temperature, dtype):
+    logits = torch.tensor(logit, dtype=dtype)
+    draws = LogitRelaxedBernoulli(temperature, logits=logits).sample((DRAWS,))
+    law = stats.logistic(logit / temperature, 1 / temperature)
+    assert stats.kstest(draws.double().numpy(), law.cdf).pvalue > ALPHA
+    ones = (draws > 0).sum().item()
+    p = 1 / (1 + math.exp(-logit))
+    assert_counts([DRAWS - ones, ones], [1 - p, p])
+
+
+@pytest.mark.parametrize(
+    ("soft", "coordinates", "back"),
+    [
+        (RelaxedBernoulli, LogitRelaxedBernoulli, torch.sigmoid),
+        (RelaxedCategorical, ExpRelaxedCategorical, torch.exp),
+    ],
+)
+def test_values_and_coordinates_are_one_law(soft, coordinates, back):
+    """From one seed the value is the link of the coordinates, parametrised either way."""
+    for parameter in ("logits", "probs"):
+        value_law = make(soft, 0.3, (50,), parameter=parameter, dtype=torch.float64)
+        given = {parameter: getattr(value_law, parameter).detach()}
+        coordinate_law = coordinates(0.3, **given)
+        torch.manual_seed(1)
+        value = value_law.sample((4,))
+        torch.manual_seed(1)
+        v = coordinate_law.sample((4,))
+        torch.testing.assert_close(value, back(v))
+
+
+@pytest.mark.parametrize("cls", [RelaxedCategorical, ExpRelaxedCategorical])
+def test_a_category_that_cannot_occur_never_does(cls):
+    law = cls(0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
+    draws = law.sample((1000,))
+    nothing = 0.0 if cls is RelaxedCategorical else -math.inf
+    assert (draws[:, 1] == nothing).all()
+    assert law.log_prob(draws).isfinite().all()
+
+
+# Finite everywhere.
+
+TEMPERATURES = [10.0, 1.0, 0.1, 0.01, 0.001]
+
+
+def assert_finite(**tensors):
+    for name, tensor in tensors.items():
+        assert tensor is not None, f"{name} has no gradient"
+        assert tensor.isfinite().all(), f"{name} is not finite"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [2, 10, 64, 1000])
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("cls", SOFT)
+def test_own_samples_are_finite(cls, parameter, k, dtype):
+    if k != 2 and cls not in ONE_OF_K:
+        return
+    for temperature in TEMPERATURES:
+        tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
+        law = make(cls, tau, (200 if k < 1000 else 50,), k, dtype, parameter)
+        value = law.rsample()
+        assert value.dtype == dtype
+        log_prob = law.log_prob(value)
+        assert log_prob.dtype == torch.promote_types(dtype, torch.float32)
+        parameters = [law._raw, tau]
+        density_grads = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
+        value_grads = torch.autograd.grad(value.float().square().sum(), parameters)
+        assert_finite(
+            value=value,
+            log_prob=log_prob,
+            density_grad=density_grads[0],
+            density_grad_tau=density_grads[1],
+            value_grad=value_grads[0],
+            value_grad_tau=value_grads[1],
+        )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("k", [2, 10, 64])
+@pytest.mark.parametrize("cls", SOFT)
+def test_own_float16_samples_are_finite(cls, k, temperature):
+    law = make(cls, temperature, (500,), k, torch.float16)
+    value = law.rsample()
+    log_prob = law.log_prob(value)
+    assert value.dtype == torch.float16
+    assert log_prob.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(log_prob.sum(), law._raw, retain_graph=True)
+    (pathwise,) = torch.autograd.grad(value.float().sum(), law._raw)
+    assert_finite(value=value, log_prob=log_prob, gradient=gradient, pathwise=pathwise)
+
+
+def boundary(cls, k, dtype):
+    """Values at and next to the boundary of the support."""
+    finfo = torch.finfo(dtype)
+    edge = [0.0, 1.0, finfo.tiny * finfo.eps, finfo.tiny / 2, 2 * finfo.tiny, 1 - finfo.eps / 2]
+    if cls not in ONE_OF_K:
+        return torch.tensor(edge, dtype=dtype)
+    rows = []
+    for number in edge:
+        row = torch.zeros(k, dtype=dtype)
+        row[0], row[1] = number, 1 - number
+        rows.append(row)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [2, 10, 64, 1000])
+@pytest.mark.parametrize("cls", VALUES)
+def test_boundary_values_are_finite(cls, k, dtype):
+    half = dtype == torch.float16
+    if (k != 2 and cls not in ONE_OF_K) or (half and k > 64):
+        return
+    for temperature in [1.0, 0.1] if half else TEMPERATURES:
+        tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
+        law = make(cls, tau, (), k, dtype)
+        value = boundary(cls, k, dtype).requires_grad_()
+        log_prob = law.log_prob(value)
+        wanted = [law._raw] if half else [law._raw, tau, value]
+        gradients = torch.autograd.grad(log_prob.sum(), wanted)
+        assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
+
+
+@pytest.mark.parametrize("cls", SOFT)
+def test_impossible_outcomes_pass_no_nan(cls):
+    raw = torch.tensor([0.0, 0.3, 1.0], requires_grad=True)
+    tau = torch.tensor(0.1, requires_grad=True)
+    law = cls(tau, probs=raw, validate_args=True)
+    value = law.rsample((7,))
+    log_prob = law.log_prob(value)
+    assert log_prob.isfinite().all()
+    total = log_prob.sum() + torch.where(value.isinf(), 0.0, value).sum()
+    assert_finite(**dict(zip("pt", torch.autograd.grad(total, [raw, tau]), strict=True)))
+
+
+def test_the_mean_log_density_of_a_saturated_bit_is_right():
+    """E log q at temperature 0.1, logit 1: 2 - log tau of the coordinate turns into 12.03."""
+    law = RelaxedBernoulli(0.1, logits=torch.tensor(1.0))
+    torch.manual_seed(3)
+    found = law.log_prob(law.sample((400_000,))).mean().item()
+    assert found == pytest.approx(12.03, rel=0.005)
+
+
+def test_float32_scores_what_float64_scores():
+    """Own float32 samples, at every temperature, to a few units in the last place of the sum."""
+    for temperature in TEMPERATURES:
+        for cls in VALUES:
+            law = make(cls, temperature, (300,), 10)
+            value = law.sample()
+            exact = cls(temperature, logits=law._raw.detach().double(), validate_args=False)
+            coordinates = value._pyro_gumbel_memory.content.double()
+            x, tau = exact._location, exact._tau
+            expected = exact.link.log_density(coordinates, x, tau)
+            expected = expected - exact.link.log_volume(coordinates, x)
+            scale = coordinates.abs().max() + 20
+            torch.testing.assert_close(
+                law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-6 * scale.item()
+            )
+
+
+# Gradients.
+
+
+def at_fixed_noise(function):
+    def seeded(*arguments):
+        torch.manual_seed(5)
+        return function(*arguments)
+
+    return seeded
+
+
+def gradient_inputs(cls, parameter):
+    shape = (3, 4) if cls in ONE_OF_K else (3,)
+    raw = torch.randn(shape, dtype=torch.float64)
+    if parameter == "probs":
+        raw = raw.sigmoid() * 0.8 + 0.1
+    tau = torch.tensor([0.5, 1.3, 0.8], dtype=torch.float64)
+    return raw.requires_grad_(), tau.requires_grad_()
+
+
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("cls", SOFT)
+def test_gradients_of_rsample(cls, parameter):
+    @at_fixed_noise
+    def draw(raw, tau):
+        return cls(tau, **{parameter: raw}).rsample((2,))
+
+    inputs = gradient_inputs(cls, parameter)
+    assert gradcheck(draw, inputs)
+    assert gradgradcheck(draw, inputs)
+
+
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("cls", SOFT)
+def test_gradients_of_log_prob(cls, parameter):
+    """In the parameters and in the value; the soft values move within their support."""
+    inputs = gradient_inputs(cls, parameter)
+    free = torch.randn(inputs[0].shape, dtype=torch.float64, requires_grad=True)
+
+    def score(raw, tau, free):
+        law = cls(tau, **{parameter: raw}, validate_args=False)
+        if cls in ONE_OF_K:
+            v = free.log_softmax(-1)
+            return law.log_prob(v if cls in COORDINATES else v.exp())
+        return law.log_prob(free if cls in COORDINATES else free.sigmoid())
+
+    assert gradcheck(score, (*inputs, free))
+    assert gradgradcheck(score, (*inputs, free))
+
+
+@pytest.mark.parametrize("cls", SOFT)
+def test_gradients_of_log_prob_of_own_samples(cls):
+    @at_fixed_noise
+    def score(raw, tau):
+        law = cls(tau, logits=raw)
+        return law.log_prob(law.rsample((2,)))
+
+    inputs = gradient_inputs(cls, "logits")
+    assert gradcheck(score, inputs)
+    assert gradgradcheck(score, inputs)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_total_derivative_of_own_score(cls):
+    """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
+    law = make(cls, 0.05, (100,), 10)
+    value = law.rsample()
+    (found,) = torch.autograd.grad(law.log_prob(value).sum(), law._raw)
+    k = 10 if cls in ONE_OF_K else 2
+    torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("logit", [-80.0, -30.0, 30.0, 80.0])
+def test_the_gradient_of_a_saturated_bit_is_that_of_the_formula(logit):
+    x = torch.tensor(logit, requires_grad=True)
+    law = RelaxedBernoulli(1.0, logits=x)
+    value = law.rsample((1000,))
+    slopes = []
+    for i in range(3):
+        (slope,) = torch.autograd.grad(value[i], x, retain_graph=True)
+        v = value._pyro_gumbel_memory.content[i].double()
+        slopes.append((slope.double(), (-v.abs()).exp() / (1 + (-v.abs()).exp()) ** 2))
+    for found, exact in slopes:
+        assert found > 0
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=0)
+
+
+def test_reparametrised_gradient_of_an_expectation():
+    """The mean of pathwise gradients of E s is the gradient of the mean, by quadrature."""
+    x = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    v = torch.linspace(-150, 150, 60_001, dtype=torch.float64)
+    mean = torch.trapezoid(LogitRelaxedBernoulli(0.7, logits=x).log_prob(v).exp() * v.sigmoid(), v)
+    (exact,) = torch.autograd.grad(mean, x)
+    batch = x.detach().expand(DRAWS).clone().requires_grad_()
+    (pathwise,) = torch.autograd.grad(RelaxedBernoulli(0.7, logits=batch).rsample().sum(), batch)
+    assert_same_mean(pathwise, exact)
+
+
+def test_a_rare_category_is_drawn_as_often_as_it_should_be():
+    """Probability 1e-6 next to one: 20 million draws, 20 expected."""
+    logits = torch.tensor([0.0, math.log(1e-6)])
+    law = ExpRelaxedCategorical(0.1, logits=logits)
+    wins = sum((law.sample((1_000_000,)).argmax(-1)).sum().item() for _ in range(20))
+    expected = 20 / (1 + 1e-6)
+    low, high = stats.poisson.ppf([ALPHA / 2, 1 - ALPHA / 2], expected)
+    assert low <= wins <= high
+
+
+def test_a_common_category_next_to_many_rare_ones():
+    """1000 categories of 1e-6 each: the common one loses once in a thousand draws."""
+    logits = torch.full((1001,), math.log(1e-6))
+    logits[0] = 0.0
+    losses = (ExpRelaxedCategorical(0.1, logits=logits).sample((20_000,)).argmax(-1) > 0).sum()
+    expected = 20_000 * (1e-3 / (1 + 1e-3))
+    assert abs(losses.item() - expected) < z_bound() * math.sqrt(expected)
