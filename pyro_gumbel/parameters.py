@@ -89,26 +89,23 @@ class Row:
         batch_shape, temperature = shape[:cut], torch.Size(temperature)
         if math.prod(temperature) == 1:
             return batch_shape, shape[cut:]
-        try:
-            joint = torch.broadcast_shapes(temperature, batch_shape)
-        except RuntimeError:
-            joint = None
-        if joint != batch_shape and joint != temperature:
+        joint = _broadcast(temperature, batch_shape)
+        if joint is None or joint not in (batch_shape, temperature):
             raise ValueError(
                 f"{cls.__name__}: `temperature` must be one number or broadcast with the batch "
                 f"shape {tuple(batch_shape)} to one of the two shapes, got shape "
-                f"{tuple(temperature)}; {_temperature_remedy(temperature, batch_shape)}"
+                f"{tuple(temperature)}; {_temperature_remedy(temperature, batch_shape, joint)}"
             )
         return joint, shape[cut:]
 
     def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
         """The same law over a larger batch, without copying a tensor."""
         batch_shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(self._batch_shape, batch_shape) != batch_shape:
+        if _broadcast(self._batch_shape, batch_shape) != batch_shape:
             raise ValueError(
                 f"{type(self).__name__}.expand: `batch_shape` must be one that "
                 f"{tuple(self._batch_shape)} broadcasts to, got {tuple(batch_shape)}; "
-                f"write .expand({tuple(torch.broadcast_shapes(self._batch_shape, batch_shape))})"
+                f"write .expand({(2, *self._batch_shape)}) for two rows of this batch"
             )
         new = object.__new__(type(self)) if _instance is None else _instance
         new.__dict__.update(self.__dict__)
@@ -233,12 +230,8 @@ class Row:
 
     def _check_shape(self, value: Tensor) -> None:
         shape, event_shape = self._batch_shape + self._event_shape, self._event_shape
-        try:
-            fits = value.shape[value.dim() - len(event_shape) :] == event_shape
-            torch.broadcast_shapes(value.shape, shape)
-        except RuntimeError:
-            fits = False
-        if not fits:
+        event_fits = value.shape[value.dim() - len(event_shape) :] == event_shape
+        if not event_fits or _broadcast(value.shape, shape) is None:
             raise ValueError(
                 f"{type(self).__name__}: the shape of `value` must broadcast with batch_shape "
                 f"{tuple(self._batch_shape)} and end with event_shape {tuple(event_shape)}, got "
@@ -377,10 +370,22 @@ def _as_float_tensor(given: Any, owner: str, name: str, like: Tensor | None = No
     raise TypeError(f"{owner}: `{name}` must be {expected}, got {kind}; {remedy}")
 
 
-def _temperature_remedy(temperature: torch.Size, batch_shape: torch.Size) -> str:
+def _broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
+    """The shape that both broadcast to; None if there is none."""
+    try:
+        return torch.broadcast_shapes(left, right)
+    except RuntimeError:
+        return None
+
+
+def _temperature_remedy(
+    temperature: torch.Size, batch_shape: torch.Size, joint: torch.Size | None
+) -> str:
     if temperature[-1:] == (1,) and temperature[:-1] == batch_shape:
         return "write temperature.squeeze(-1): it has no dimension for the categories"
-    return f"write temperature.expand({tuple(batch_shape)}), one number for each batch element"
+    if joint is None:
+        return f"write torch.full({tuple(batch_shape)}, 0.5), one number for each batch element"
+    return f"for a batch of shape {tuple(joint)} write logits.expand to it"
 
 
 def _readable(tensor: Tensor) -> bool:

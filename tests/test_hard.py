@@ -1,0 +1,274 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    estimators,
+)
+from tests.common import ALPHA, HARD, ONE_OF_K, assert_counts, assert_same_mean, make
+
+SOFT_OF = {
+    BernoulliStraightThrough: RelaxedBernoulli,
+    CategoricalStraightThrough: RelaxedCategorical,
+}
+PLAIN_OF = {
+    BernoulliStraightThrough: dist.Bernoulli,
+    CategoricalStraightThrough: dist.OneHotCategorical,
+}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+ZEROS = {
+    BernoulliStraightThrough: [0.0, 0.3, 1.0],
+    CategoricalStraightThrough: [0.0, 0.3, 0.7],
+}
+INFINITE = {
+    BernoulliStraightThrough: [-math.inf, 0.3, math.inf],
+    CategoricalStraightThrough: [-math.inf, 0.3, 0.7],
+}
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_it_is_the_discrete_class(cls):
+    law = make(cls)
+    assert isinstance(law, PLAIN_OF[cls])
+    assert law.support is PLAIN_OF[cls].support
+    assert law.has_enumerate_support
+    assert law.has_rsample
+
+
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("cls", HARD)
+def test_it_has_the_discrete_law(cls, parameter):
+    """Mass, mean, variance, mode, entropy and support, against the plain class."""
+    law = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
+    plain = PLAIN_OF[cls](**{parameter: law._raw})
+    for name in ("mean", "variance", "mode", "probs", "logits", "param_shape"):
+        torch.testing.assert_close(getattr(law, name), getattr(plain, name))
+    torch.testing.assert_close(law.entropy(), plain.entropy())
+    for expand in (True, False):
+        values = plain.enumerate_support(expand)
+        assert torch.equal(law.enumerate_support(expand), values)
+        torch.testing.assert_close(law.log_prob(values), plain.log_prob(values))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
+@pytest.mark.parametrize("cls", HARD)
+def test_samples_are_exactly_hard(cls, temperature, dtype):
+    law = make(cls, temperature, (50,), 7, dtype)
+    torch.manual_seed(2)
+    pathwise = law.rsample((20,))
+    torch.manual_seed(2)
+    drawn = law.sample((20,))
+    assert torch.equal(pathwise, drawn)
+    assert pathwise.requires_grad
+    assert not drawn.requires_grad
+    assert drawn.dtype == dtype
+    assert ((drawn == 0) | (drawn == 1)).all()
+    if cls in ONE_OF_K:
+        assert (drawn.sum(-1) == 1).all()
+    assert law.log_prob(pathwise).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+def test_categories_are_drawn_as_often_as_they_should_be(parameter, dtype):
+    """A class of probability about .0025 among large ones, in bfloat16 too."""
+    logits = torch.tensor([2.0, 1.0, 1.5, 0.0, -3.0, 0.5]).to(dtype)
+    given = logits if parameter == "logits" else logits.float().softmax(-1).to(dtype)
+    law = CategoricalStraightThrough(0.5, **{parameter: given}, validate_args=True)
+    exact = given.double().softmax(-1) if parameter == "logits" else given.double()
+    counts = law.sample((400_000,)).double().sum(0)
+    assert_counts(counts, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_are_drawn_as_often_as_they_should_be(dtype):
+    probs = torch.tensor([0.0025, 0.3, 0.9975]).to(dtype)
+    ones = BernoulliStraightThrough(0.5, probs=probs).sample((200_000,)).double().sum(0)
+    for count, p in zip(ones, probs.double(), strict=True):
+        assert_counts([200_000 - count, count], [1 - p, p])
+
+
+def test_a_category_of_probability_one_in_a_million():
+    law = CategoricalStraightThrough(0.5, probs=torch.tensor([1e-6, 1 - 1e-6]))
+    drawn = sum(law.sample((1_000_000,))[:, 0].sum().item() for _ in range(20))
+    low, high = stats.poisson.ppf([ALPHA / 2, 1 - ALPHA / 2], 20.0)
+    assert low <= drawn <= high
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("cls", HARD)
+def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
+    tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    hard = make(cls, tau, (2,), 4, torch.float64, parameter)
+    soft = SOFT_OF[cls](tau, **{parameter: hard._raw})
+    weight = torch.randn(3, *hard.batch_shape, *hard.event_shape, dtype=torch.float64)
+    gradients = []
+    for law in (hard, soft):
+        torch.manual_seed(4)
+        gradients.append(torch.autograd.grad((law.rsample((3,)) * weight).sum(), [hard._raw, tau]))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
+    law = make(cls, 0.5, (3,), 4, torch.float64)
+    law._validate_args = False
+    a, b = law.sample().requires_grad_(), law.sample()
+    blend = law.log_prob(0.3 * a + 0.7 * b)
+    torch.testing.assert_close(blend, 0.3 * law.log_prob(a) + 0.7 * law.log_prob(b))
+    (slope,) = torch.autograd.grad(law.log_prob(a).sum(), a)
+    torch.testing.assert_close(slope, law.logits)  # of a bit, log p - log(1 - p)
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_second_derivatives(cls):
+    raw = make(cls, dtype=torch.float64)._raw
+
+    def draw(raw):
+        law = cls(0.5, logits=raw)
+        value = law.sample()
+        return law.log_prob(value) + law.entropy()
+
+    def seeded(raw):
+        torch.manual_seed(0)
+        return draw(raw)
+
+    assert torch.autograd.gradcheck(seeded, raw)
+    assert torch.autograd.gradgradcheck(seeded, raw)
+
+
+def test_gradient_of_a_linear_function_is_nearly_right():
+    """E of the surrogate gradient of <w, D>, against J(p) w: exact as the temperature falls."""
+    logits = torch.tensor([0.5, -0.3, 0.1, -1.0], dtype=torch.float64)
+    weight = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    p = logits.softmax(-1)
+    exact = p * (weight - (p * weight).sum())
+    batch = logits.expand(400_000, 4).clone().requires_grad_()
+    sample = CategoricalStraightThrough(0.1, logits=batch).rsample()
+    (gradient,) = torch.autograd.grad((sample * weight).sum(), batch)
+    bias = (gradient.mean(0) - exact).norm() / exact.norm()
+    assert bias < 0.1
+
+
+def test_an_estimator_is_any_function_of_the_signature():
+    seen = {}
+
+    def mine(logits, temperature, perturbed, hard, link):
+        seen.update(
+            logits=logits, temperature=temperature, perturbed=perturbed, hard=hard, link=link
+        )
+        return 3 * logits.expand(hard.shape)
+
+    raw = torch.randn(2, 4, requires_grad=True)
+    law = CategoricalStraightThrough(torch.tensor([0.5, 2.0]), logits=raw, estimator=mine)
+    sample = law.rsample((5,))
+    (gradient,) = torch.autograd.grad(sample.sum(), raw)
+    torch.testing.assert_close(gradient, torch.full((2, 4), 15.0))
+    assert torch.equal(seen["hard"], sample.detach())
+    assert torch.equal(seen["perturbed"].argmax(-1), sample.argmax(-1))
+    assert seen["temperature"].shape == (2, 1)
+    assert seen["link"](seen["perturbed"], seen["temperature"]).shape == (5, 2, 4)
+
+
+def test_the_one_place_of_straight_through():
+    hard = torch.tensor([0.0, 1.0])
+    surrogate = torch.tensor([0.3, 0.7], requires_grad=True)
+    sample = estimators.straight_through_of(hard, surrogate)
+    assert torch.equal(sample, hard)
+    assert torch.autograd.grad(sample @ torch.tensor([2.0, 5.0]), surrogate)[0].tolist() == [2, 5]
+
+
+# Probabilities of 0 and 1.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("parameter", ["probs", "logits"])
+@pytest.mark.parametrize("cls", HARD)
+def test_impossible_outcomes(cls, parameter, dtype):
+    """Never drawn, score -inf, add 0 where the value is 0, and pass finite gradients."""
+    numbers = (ZEROS if parameter == "probs" else INFINITE)[cls]
+    raw = torch.tensor(numbers, dtype=dtype, requires_grad=True)
+    law = cls(0.1, **{parameter: raw}, validate_args=True)
+    draws = law.rsample((1000,))
+    assert (draws[:, 0] == 0).all()
+    log_prob = law.log_prob(draws)
+    assert log_prob.isfinite().all()
+    entropy = law.entropy()
+    for output in (log_prob, entropy, draws):
+        (gradient,) = torch.autograd.grad(output.float().sum(), raw, retain_graph=True)
+        assert gradient.isfinite().all()
+        assert gradient[0] == 0
+    if cls in ONE_OF_K:
+        impossible = torch.tensor([1.0, 0.0, 0.0])
+        assert law.logits[0] == -math.inf
+        assert law.log_prob(impossible) == -math.inf
+        exact = law.probs[1:].double()
+        tolerance = 4 * torch.finfo(dtype).eps
+        assert entropy.item() == pytest.approx(-(exact * exact.log()).sum().item(), rel=tolerance)
+    else:
+        assert law.logits.tolist()[::2] == [-math.inf, math.inf]
+        assert law.log_prob(torch.tensor([1.0, 0.0, 0.0])).tolist()[::2] == [-math.inf, -math.inf]
+        assert entropy.tolist()[::2] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_the_gradient_in_the_value_is_zero_at_an_impossible_outcome(cls):
+    value = torch.tensor([0.0, 1.0, 1.0] if cls not in ONE_OF_K else [0.0, 1.0, 0.0])
+    value.requires_grad_()
+    law = cls(0.5, probs=torch.tensor(ZEROS[cls]))
+    (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    assert slope.isfinite().all()
+    assert slope[0] == 0
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_the_mode_is_most_probable(cls):
+    law = make(cls, batch_shape=(100,), k=6)
+    support = law.enumerate_support()
+    best = law.log_prob(support).max(0).values
+    torch.testing.assert_close(law.log_prob(law.mode), best)
+    tie = cls(0.5, logits=torch.zeros(law.event_shape))
+    assert tie.mode.flatten()[0] == 1
+
+
+# The score of a guide's site.
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_only_what_rsample_returned_is_pathwise(cls):
+    law = make(cls)
+    pathwise = law.score_parts(law.rsample())
+    assert pathwise.score_function == 0
+    assert torch.equal(pathwise.entropy_term, pathwise.log_prob)
+    for value in (law.sample(), law.enumerate_support(), law.rsample().detach()):
+        scored = law.score_parts(value)
+        assert torch.equal(scored.score_function, scored.log_prob)
+        assert scored.entropy_term == 0
+
+
+def test_rsample_without_a_gradient_is_pathwise_too():
+    """Or TraceMeanField_ELBO would refuse to evaluate a loss under no_grad."""
+    law = make(CategoricalStraightThrough)
+    with torch.no_grad():
+        assert law.score_parts(law.rsample()).score_function == 0
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_the_mean_of_samples_is_the_mean(cls):
+    law = make(cls, batch_shape=(3,), k=4)
+    assert_same_mean(law.sample((50_000,)), law.mean.detach())

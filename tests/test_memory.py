@@ -1,0 +1,146 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exactness through the memory, and every way of losing it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical
+from pyro_gumbel.links import interval, simplex
+from pyro_gumbel.memory import recall
+from tests.common import ONE_OF_K, VALUES, make
+
+LINK = {RelaxedBernoulli: interval, RelaxedCategorical: simplex}
+
+
+def exact_score(law, coordinates):
+    """log p of remembered coordinates, in float64."""
+    x, tau, v = law._location.double(), law._tau.double(), coordinates.double()
+    return law.link.log_density(v, x, tau) - law.link.log_volume(v, x)
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+@pytest.mark.parametrize("cls", VALUES)
+def test_any_law_of_the_family_scores_a_value_at_its_coordinates(cls, draw):
+    guide = make(cls, 0.03, (200,), 5)
+    model = make(cls, 0.7, (200,), 5)
+    value = getattr(guide, draw)()
+    coordinates = recall(value, LINK[cls])
+    for law in (guide, model, model.expand([3, 200])):
+        expected = exact_score(law, coordinates).expand(law.batch_shape)
+        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+    assert (value == 1).any()  # or the memory would not have been needed
+    forgotten = guide.log_prob(value.detach().clone()).double()
+    assert forgotten.isfinite().all()
+    assert (forgotten - exact_score(guide, coordinates)).abs().max() > 1
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_score_is_differentiable_through_the_memory(cls):
+    """The score term of the value's own parameters, at another law of the family."""
+    guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
+    value = guide.rsample()
+    (found,) = torch.autograd.grad(model.log_prob(value).sum(), guide._raw, retain_graph=True)
+    exact = exact_score(model, recall(value, LINK[cls]))
+    (expected,) = torch.autograd.grad(exact.sum(), guide._raw)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+    assert (found != 0).any()
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+FORGETTING = {
+    "clone": lambda value: value.clone(),
+    "detach": lambda value: value.detach(),
+    "index": lambda value: value[...],
+    "arithmetic": lambda value: value * 1,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "disk": saved_and_loaded,
+    "in-place": lambda value: value.mul_(1.0),
+    "view in-place": lambda value: (value.view(-1).mul_(1.0), value)[1],
+    "requires_grad_": lambda value: value.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("how", FORGETTING)
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_forgets_and_is_scored_through_the_inverse(cls, how):
+    law = make(cls, 0.03, (200,), 5)
+    value = law.sample()
+    own = value.clone()
+    forgetful = FORGETTING[how](value)
+    assert recall(forgetful, LINK[cls]) is None
+    torch.testing.assert_close(law.log_prob(forgetful), law.log_prob(own))
+
+
+def test_a_changed_value_is_scored_as_what_it_is():
+    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = law.sample()
+    value.fill_(0.25)
+    torch.testing.assert_close(law.log_prob(value), law.log_prob(torch.full((4,), 0.25)))
+
+
+def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
+    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = law.sample()
+    value.fill_(0.25)
+    for other in (copy.copy(value), copy.deepcopy(value)):
+        torch.testing.assert_close(law.log_prob(other), law.log_prob(torch.full((4,), 0.25)))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_the_gradient_in_a_leaf_exists(cls):
+    law = make(cls, 0.5, (6,), 4)
+    value = law.sample().requires_grad_()
+    (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    assert slope.isfinite().all()
+    assert (slope != 0).all()
+
+
+def test_memory_is_keyed_by_the_link():
+    """A vector of relaxed bits is no draw from a simplex, whatever it remembers."""
+    bits = RelaxedBernoulli(0.5, logits=torch.randn(100, 2)).sample()
+    pair = RelaxedCategorical(0.5, logits=torch.randn(2), validate_args=False)
+    torch.testing.assert_close(pair.log_prob(bits), pair.log_prob(bits.clone()))
+    rows = RelaxedCategorical(0.5, logits=torch.randn(100, 2)).sample()
+    law = RelaxedBernoulli(0.5, logits=torch.randn(2))
+    torch.testing.assert_close(law.log_prob(rows), law.log_prob(rows.clone()))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_half_values_remember_float32(cls):
+    value = make(cls, 0.1, (20,), 4, torch.bfloat16).rsample()
+    assert value.dtype == torch.bfloat16
+    assert recall(value, LINK[cls]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_inference_mode(cls):
+    with torch.inference_mode():
+        law = make(cls, 0.03, (200,), 5)
+        value = law.sample()
+        expected = exact_score(law, recall(value, LINK[cls]))
+        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_coordinate_of_a_dead_category_is_no_coordinate_elsewhere(cls):
+    """An infinite memory is scored through the inverse, where its outcome is possible."""
+    zeros = torch.tensor([0.0, 0.4, 0.6] if cls in ONE_OF_K else [0.0, 1.0])
+    value = cls(0.5, probs=zeros).sample()
+    law = cls(0.5, logits=torch.zeros_like(zeros))
+    score = law.log_prob(value)
+    assert score.isfinite().all()
+    torch.testing.assert_close(score, law.log_prob(value.clone()))

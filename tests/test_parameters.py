@@ -1,0 +1,432 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Temperature, probs and logits, shapes, errors, and the ordinary life of a distribution."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    ExpRelaxedCategorical,
+    LogitRelaxedBernoulli,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+)
+from tests.common import ALL, HARD, ONE_BIT, ONE_OF_K, SOFT, event_shape, make
+
+# Temperature.
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_one_element_is_a_scalar(cls):
+    logits = torch.randn(4, *event_shape(cls))
+    torch.manual_seed(0)
+    expected = cls(0.5, logits=logits).rsample()
+    for temperature in (torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([[0.5]]), lambda: 0.5):
+        law = cls(temperature, logits=logits)
+        assert law.batch_shape == (4,)
+        assert law.temperature.shape == ()
+        torch.manual_seed(0)
+        assert torch.equal(law.rsample(), expected)
+        assert law.log_prob(law.sample()).shape == (4,)
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize(
+    ("temperature", "batch", "joint"),
+    [((4,), (), (4,)), ((4,), (3, 4), (3, 4)), ((3, 1), (3, 4), (3, 4)), ((2, 3), (3,), (2, 3))],
+)
+def test_temperature_is_part_of_the_batch_shape(cls, temperature, batch, joint):
+    """Each batch element has its own temperature: compare with one law an element."""
+    tau = torch.rand(temperature, dtype=torch.float64) + 0.2
+    logits = torch.randn((*batch, *event_shape(cls)), dtype=torch.float64)
+    law = cls(tau, logits=logits)
+    assert law.batch_shape == joint
+    assert law.rsample((2,)).shape == (2, *joint, *event_shape(cls))
+    value = law.sample()
+    score = law.log_prob(value)
+    assert score.shape == joint
+    full_tau = tau.expand(joint)
+    full_logits = logits.expand(*joint, *event_shape(cls))
+    for index in np.ndindex(*joint):
+        one = cls(full_tau[index], logits=full_logits[index])
+        torch.testing.assert_close(score[index], one.log_prob(value[index].clone()))
+
+
+def test_a_callable_temperature_is_called_once_in_the_constructor():
+    calls = []
+
+    def schedule():
+        calls.append(1)
+        return torch.tensor(0.3)
+
+    law = RelaxedBernoulli(schedule, logits=torch.zeros(3))
+    law.log_prob(law.rsample())
+    law.expand([2, 3]).rsample()
+    assert len(calls) == 1
+    assert law.temperature == torch.tensor(0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", ALL)
+def test_temperature_takes_the_dtype_of_the_parameters(cls, dtype):
+    logits = torch.zeros(2, *event_shape(cls), dtype=dtype)
+    for temperature in (0.5, 1, torch.tensor(0.5, dtype=torch.float64), np.float32(0.5)):
+        law = cls(temperature, logits=logits)
+        assert law.temperature.dtype == dtype
+        assert law.rsample().dtype == dtype
+
+
+@pytest.mark.parametrize("cls", ONE_BIT)
+def test_a_number_takes_the_default_dtype(cls):
+    assert cls(0.5, 0.3).sample().dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    assert cls(0.5, probs=0.3).sample().dtype == torch.float64
+    assert cls(0.5, logits=1).batch_shape == ()
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_default_device(cls):
+    with torch.device("meta"):
+        law = cls(0.5, logits=torch.zeros(2, *event_shape(cls)), validate_args=False)
+        assert law.rsample().device.type == "meta"
+        assert law.log_prob(law.rsample()).shape == (2,)
+        if cls in ONE_BIT:
+            assert cls(0.5, probs=0.3).sample().device.type == "meta"
+
+
+# Shapes.
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (3, 0), (4, 2)])
+def test_shapes(cls, batch):
+    law = make(cls, batch_shape=batch)
+    event = event_shape(cls)
+    assert law.shape() == (*batch, *event)
+    assert law.event_dim == len(event)
+    for sample_shape in ((), (5,), (2, 3)):
+        assert law.rsample(sample_shape).shape == (*sample_shape, *batch, *event)
+        value = law.sample(sample_shape)
+        assert value.shape == (*sample_shape, *batch, *event)
+        assert law.log_prob(value).shape == (*sample_shape, *batch)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_samples_of_a_batch_are_independent(cls):
+    """No noise shared over the sample shape, the batch or an expanded dimension."""
+    law = make(cls, 1.0, (3,), 50).expand([40, 3])
+    rows = law.sample((2,)).reshape(240, -1)
+    if cls not in HARD:
+        assert rows.unique(dim=0).shape[0] == 240
+    else:
+        assert rows.unique(dim=0).shape[0] > 1
+
+
+@pytest.mark.parametrize("parameter", ["probs", "logits"])
+@pytest.mark.parametrize("cls", ALL)
+def test_expand(cls, parameter):
+    law = make(cls, torch.tensor([[0.3], [2.0]]), (2, 4), parameter=parameter)
+    assert law.batch_shape == (2, 4)
+    wide = law.expand([5, 2, 4])
+    assert type(wide) is cls
+    assert wide.batch_shape == (5, 2, 4)
+    assert wide.rsample().shape == wide.shape()
+    assert wide._validate_args == law._validate_args
+    value = law.sample()
+    torch.testing.assert_close(wide.log_prob(value), law.log_prob(value).expand(5, 2, 4))
+    for name in ("probs", "logits"):
+        torch.testing.assert_close(getattr(wide, name)[0], getattr(law, name))
+        assert getattr(wide, name).shape == wide.shape()
+    law.has_rsample_(False)
+    assert law.expand([5, 2, 4]).has_rsample is False
+    assert cls.has_rsample is True
+    with pytest.raises(ValueError, match="batch_shape"):
+        law.expand([3])
+
+
+def test_expanding_a_subclass_keeps_its_attributes():
+    class Named(RelaxedCategorical):
+        def __init__(self, name, logits):
+            self.name = name
+            super().__init__(0.5, logits=logits)
+
+    wide = Named("mine", torch.zeros(3)).expand([4])
+    assert type(wide) is Named
+    assert wide.name == "mine"
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_to_event(cls):
+    law = make(cls, batch_shape=(4, 3, 2)).to_event(2)
+    assert law.batch_shape == (4,)
+    assert law.event_shape == (3, 2, *event_shape(cls))
+    value = law.rsample()
+    torch.testing.assert_close(law.log_prob(value), law.base_dist.log_prob(value).sum((-1, -2)))
+    assert law.expand([7, 4]).rsample().shape == (7, *law.shape())
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_mask(cls):
+    mask = torch.tensor([True, False])
+    law = make(cls, batch_shape=(2,))
+    value = law.rsample()
+    score = law.mask(mask).log_prob(value)
+    assert score[1] == 0
+    assert score[0] == law.log_prob(value)[0]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_infer_shapes(cls):
+    event = event_shape(cls)
+    assert cls.infer_shapes((), probs=(4, *event)) == ((4,), event)
+    assert cls.infer_shapes(temperature=(2, 4), logits=(4, *event)) == ((2, 4), event)
+    assert cls.infer_shapes(temperature=(1,), logits=event) == ((), event)
+    with pytest.raises(ValueError, match="temperature"):
+        cls.infer_shapes(temperature=(5,), logits=(4, *event))
+
+
+@pytest.mark.parametrize("cls", ONE_OF_K)
+def test_a_single_category(cls):
+    law = make(cls, batch_shape=(2,), k=1)
+    value = law.rsample()
+    assert (value == (0.0 if cls is ExpRelaxedCategorical else 1.0)).all()
+    assert law.log_prob(value).tolist() == [0.0, 0.0]
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
+    plain = dist.OneHotCategorical if cls in ONE_OF_K else dist.Bernoulli
+    for parameter in ("probs", "logits"):
+        law = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
+        theirs = plain(**{parameter: law._raw})
+        torch.testing.assert_close(law.probs, theirs.probs)
+        torch.testing.assert_close(law.logits, theirs.logits)
+
+
+@pytest.mark.parametrize("cls", ONE_OF_K)
+def test_probs_are_normalised_and_logits_shift_invariant(cls):
+    weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    laws = [
+        cls(0.5, probs=weights),
+        cls(0.5, probs=weights / 8),
+        cls(0.5, logits=weights.log() + 100),
+    ]
+    torch.manual_seed(0)
+    value = laws[0].sample((5,))
+    for law in laws:
+        torch.testing.assert_close(law.log_prob(value), laws[0].log_prob(value))
+        torch.testing.assert_close(law.probs, weights / 8)
+        torch.manual_seed(0)
+        torch.testing.assert_close(law.sample((5,)), value)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_log_probs_of_half_parameters_are_float32(cls):
+    for dtype in (torch.float16, torch.bfloat16):
+        law = make(cls, 0.5, (4,), dtype=dtype)
+        assert law.log_prob(law.rsample()).dtype == torch.float32
+        assert law.logits.dtype == dtype
+
+
+# Errors.
+
+TWO, THREE = torch.zeros(2), torch.zeros(3)
+INTEGERS = torch.tensor([0, 1, 0])
+
+BAD_ARGUMENTS = [
+    # arguments, keywords, error, words that name the argument and the remedy
+    ((0.5,), {}, ValueError, ["`probs` and `logits`", "neither", "write"]),
+    ((0.5, THREE, THREE), {}, ValueError, ["`probs` and `logits`", "both", "write"]),
+    ((0.0, None, THREE), {}, ValueError, ["`temperature`", "positive", "0", "write"]),
+    ((-1.0, None, THREE), {}, ValueError, ["`temperature`", "-1", "softplus"]),
+    ((math.nan, None, THREE), {}, ValueError, ["`temperature`", "nan", "write"]),
+    ((math.inf, None, THREE), {}, ValueError, ["`temperature`", "inf", "write"]),
+    ((lambda: -1.0, None, THREE), {}, ValueError, ["`temperature`", "-1"]),
+    ((torch.tensor(1), None, THREE), {}, TypeError, ["`temperature`", "int64", ".to("]),
+    ((True, None, THREE), {}, TypeError, ["`temperature`", "bool", "write"]),
+    (("0.5", None, THREE), {}, TypeError, ["`temperature`", "str", "write"]),
+    ((None, None, THREE), {}, TypeError, ["`temperature`", "NoneType", "write"]),
+    ((0.5, INTEGERS), {}, TypeError, ["`probs`", "int64", "probs.to("]),
+    ((0.5, None, INTEGERS), {}, TypeError, ["`logits`", "int64", "logits.to("]),
+    ((0.5, None, THREE.bool()), {}, TypeError, ["`logits`", "bool", "logits.to("]),
+    ((0.5, None, THREE.to(torch.cfloat)), {}, TypeError, ["`logits`", "complex64"]),
+    ((0.5, [0.2, 0.3, 0.5]), {}, TypeError, ["`probs`", "list", "torch.as_tensor"]),
+    ((0.5, torch.tensor([-0.1, 0.6, 0.5])), {}, ValueError, ["`probs`", "-0.1", "logits=..."]),
+    ((0.5, torch.tensor([math.nan, 0.6, 0.4])), {}, ValueError, ["`probs`", "nan", "write"]),
+    ((0.5, None, torch.tensor([math.nan, 0.0, 1.0])), {}, ValueError, ["`logits`", "nan", "write"]),
+    (
+        (torch.ones(4), None, torch.zeros(5, 3)),
+        {},
+        ValueError,
+        ["`temperature`", "(4,)", "torch.full"],
+    ),
+    (
+        (torch.ones(4, 1, 1), None, torch.zeros(5, 3)),
+        {},
+        ValueError,
+        ["`temperature`", "(4, 1, 1)", "logits.expand"],
+    ),
+]
+BAD_FOR_CATEGORIES = [
+    ((torch.tensor([0.5, -2.0]), None, torch.zeros(2, 3)), {}, ValueError, ["got e.g. -2;"]),
+    ((torch.ones(2, 1), None, torch.zeros(2, 3)), {}, ValueError, ["squeeze(-1)"]),
+    ((0.5, 0.3), {}, ValueError, ["`probs`", "last dimension", "Bernoulli"]),
+    ((0.5, None, torch.zeros(4, 0)), {}, ValueError, ["`logits`", "at least one"]),
+    ((0.5, torch.zeros(3)), {}, ValueError, ["`probs`", "not all 0", "write"]),
+    ((0.5, torch.tensor([math.inf, 1.0])), {}, ValueError, ["`probs`", "inf", "write"]),
+    ((0.5, None, torch.tensor([math.inf, 0.0])), {}, ValueError, ["`logits`", "inf", "write"]),
+    ((0.5, None, torch.full((2,), -math.inf)), {}, ValueError, ["`logits`", "finite", "write"]),
+]
+BAD_FOR_A_BIT = [
+    ((torch.tensor([0.5, -2.0]), None, TWO), {}, ValueError, ["got e.g. -2;"]),
+    ((0.5, 1.5), {}, ValueError, ["`probs`", "1.5", "[0, 1]", "logits=..."]),
+    ((0.5, -0.1), {}, ValueError, ["`probs`", "-0.1", "[0, 1]"]),
+    ((torch.ones(2, 1), None, torch.zeros(2)), {}, ValueError, ["squeeze(-1)"]),
+]
+BAD_FOR_HARD = [
+    ((0.5, None, THREE), {"estimator": "gumble"}, ValueError, ["`estimator`", "gumble", "write"]),
+    ((0.5, None, THREE), {"estimator": 3}, TypeError, ["`estimator`", "int", "write"]),
+]
+
+
+def bad_calls():
+    for cls in ALL:
+        rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls in ONE_OF_K else BAD_FOR_A_BIT)
+        rows = rows + (BAD_FOR_HARD if cls in HARD else [])
+        for i, row in enumerate(rows):
+            yield pytest.param(cls, *row, id=f"{cls.__name__}-{i}")
+
+
+@pytest.mark.parametrize(("cls", "arguments", "keywords", "error", "words"), list(bad_calls()))
+def test_bad_arguments(cls, arguments, keywords, error, words):
+    with pytest.raises(error) as caught:
+        cls(*arguments, **keywords, validate_args=True)
+    for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
+    for arguments, keywords, error, _ in (
+        BAD_ARGUMENTS[:2] + BAD_ARGUMENTS[7:16] + BAD_ARGUMENTS[-2:]
+    ):
+        with pytest.raises(error):
+            cls(*arguments, **keywords, validate_args=False)
+    law = cls(-1.0, logits=torch.zeros(3), validate_args=False)
+    with pytest.raises(ValueError, match="value"):
+        law.log_prob(torch.zeros(5, 2))
+
+
+BAD_VALUES = {
+    RelaxedBernoulli: [(torch.tensor([0.5, 1.5]), ValueError, ["1.5", "[0, 1]", "sigmoid"])],
+    LogitRelaxedBernoulli: [(torch.tensor([0.5, math.nan]), ValueError, ["real", "nan"])],
+    RelaxedCategorical: [
+        (torch.tensor([0.5, 0.6]), ValueError, ["simplex", "value.sum(-1, keepdim=True)"]),
+        (torch.tensor([-0.5, 1.5]), ValueError, ["non-negative", "-0.5"]),
+        (torch.tensor([0.5, math.nan]), ValueError, ["simplex", "nan"]),
+    ],
+    ExpRelaxedCategorical: [
+        (torch.tensor([0.5, 0.5]), ValueError, ["log-simplex", "log_softmax"]),
+    ],
+    BernoulliStraightThrough: [
+        (torch.tensor([0.5, 1.0]), ValueError, ["0 or 1", "0.5", "RelaxedBernoulli"]),
+    ],
+    CategoricalStraightThrough: [
+        (torch.tensor([0.5, 0.5]), ValueError, ["one-hot", "RelaxedCategorical", "guide"]),
+        (torch.tensor([1.0, 1.0]), ValueError, ["one-hot"]),
+    ],
+}
+BAD_ANYWHERE = [
+    (torch.zeros(3), ValueError, ["shape", "(2,)", "(3,)", "reshape"]),
+    (torch.zeros(3, 7), ValueError, ["shape", "(3, 7)", "reshape"]),
+    (0.5, TypeError, ["`value`", "float", "torch.as_tensor"]),
+    (None, TypeError, ["`value`", "NoneType"]),
+]
+BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as_tensor"])]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_bad_values(cls):
+    law = cls(0.5, logits=torch.zeros(2), validate_args=True)
+    for value, error, words in (
+        BAD_VALUES[cls] + BAD_ANYWHERE + (BAD_FOR_SOFT if cls in SOFT else [])
+    ):
+        with pytest.raises(error) as caught:
+            law.log_prob(value)
+        for word in [cls.__name__, *words]:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_a_hard_value_may_be_of_integers(cls):
+    law = cls(0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
+    value = torch.tensor([0, 1])
+    torch.testing.assert_close(law.log_prob(value), law.log_prob(value.float()))
+
+
+def test_a_surrogate_of_the_wrong_shape_is_an_error():
+    law = CategoricalStraightThrough(
+        0.5, logits=torch.zeros(3), estimator=lambda logits, *rest: logits
+    )
+    with pytest.raises(ValueError, match=r"`estimator`.*\(5, 3\).*expand"):
+        law.rsample((5,))
+
+
+# Ordinary life.
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_repr_shows_temperature_and_shapes(cls):
+    law = make(cls, 0.25, (4,))
+    text = repr(law)
+    for part in (cls.__name__, "0.25", "batch_shape: (4,)", f"event_shape: {event_shape(cls)}"):
+        assert part in text
+    assert "temperature: (4,)" in repr(make(cls, torch.ones(4), (4,)))
+
+
+@pytest.mark.parametrize("through", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])
+@pytest.mark.parametrize("parameter", ["probs", "logits"])
+@pytest.mark.parametrize("cls", ALL)
+def test_copies(cls, parameter, through):
+    """With parameters that require a gradient, and expanded: both stay leaves inside."""
+    law = make(cls, 0.5, (4,), parameter=parameter).expand([2, 4])
+    twin = through(law)
+    value = law.sample()
+    assert torch.equal(twin.log_prob(value.clone()), law.log_prob(value.clone()))
+    torch.manual_seed(0)
+    expected = law.rsample()
+    torch.manual_seed(0)
+    assert torch.equal(twin.rsample(), expected)
+    assert repr(twin) == repr(law)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_sample_and_rsample_draw_alike(cls):
+    law = make(cls, 0.5, (100,))
+    torch.manual_seed(0)
+    drawn = law.sample()
+    torch.manual_seed(0)
+    pathwise = law.rsample()
+    assert torch.equal(drawn, pathwise)
+    assert pathwise.requires_grad
+    assert not drawn.requires_grad
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_own_samples_pass_validation_in_every_dtype(cls):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for temperature in (0.05, 1.0, 5.0):
+            law = make(cls, temperature, (100,), 100, dtype)
+            assert law.log_prob(law.sample()).shape == (100,)
