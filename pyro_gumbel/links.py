@@ -141,9 +141,9 @@ class Simplex(Link):
         scaled = temperature * torch.where(out, 0.0, _bounded(coordinates))
         noise = torch.where(out, 0.0, logits) - scaled
         shares = torch.log_softmax(torch.where(out, -math.inf, noise), -1)
-        k = (~out).sum(-1).to(shares.dtype)
-        scale = torch.lgamma(k) + (k - 1) * temperature.squeeze(-1).log()
-        return scale + torch.where(out, 0.0, shares).sum(-1)
+        k = (~out).sum(-1, keepdim=True).to(shares.dtype)
+        scale = torch.lgamma(k) + (k - 1) * temperature.log()
+        return scale.squeeze(-1) + torch.where(out, 0.0, shares).sum(-1)
 
     def log_volume(self, coordinates: Tensor, logits: Tensor) -> Tensor:
         return torch.where(logits.isneginf(), 0.0, _bounded(coordinates)).sum(-1)

@@ -1,0 +1,172 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""torch's transformations: vmap, compile, jit.trace."""
+
+import pytest
+import torch
+
+from tests.common import ALL, HARD, ONE_OF_K, VALUES, event_shape
+
+TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbers
+
+
+def draw_and_score(cls, temperature=2.0, **keywords):
+    def function(logits):
+        law = cls(temperature, logits=logits, **keywords)
+        value = law.rsample()
+        return value, law.log_prob(value)
+
+    return function
+
+
+def assert_scores(cls, logits, value, score, temperature=2.0):
+    """The score that an ordinary call gives; from the values alone, so not at low temperature."""
+    law = cls(temperature, logits=logits)
+    torch.testing.assert_close(score, law.log_prob(value), rtol=1e-4, atol=1e-4)
+
+
+# vmap.
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_vmap_over_the_logits(cls):
+    """With validation on; the same noise in no two rows."""
+    logits = torch.randn(6, 4, *event_shape(cls))
+    function = draw_and_score(cls, validate_args=True)
+    value, score = torch.vmap(function, randomness="different")(logits)
+    assert value.shape == logits.shape
+    assert score.shape == (6, 4)
+    assert_scores(cls, logits, value, score)
+    same = torch.vmap(function, randomness="different")(torch.zeros(50, 1, *event_shape(cls)))[0]
+    assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in HARD else 50)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_vmap_where_the_logits_are_not_batched(cls):
+    logits = torch.randn(40, *event_shape(cls))
+    function = draw_and_score(cls)
+    value, score = torch.vmap(lambda _: function(logits), randomness="different")(torch.zeros(5))
+    assert value.shape == (5, *logits.shape)
+    assert value.reshape(5, -1).unique(dim=0).shape[0] == 5
+    assert_scores(cls, logits, value, score)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_gradients_under_vmap(cls):
+    logits = torch.randn(6, *event_shape(cls))
+
+    def loss(logits):
+        value, score = draw_and_score(cls)(logits)
+        return score + value.square().sum()
+
+    gradient = torch.vmap(torch.func.grad(loss), randomness="different")(logits)
+    assert gradient.shape == logits.shape
+    assert gradient.isfinite().all()
+    assert (gradient != 0).any()
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_vmap_over_the_temperature(cls):
+    logits = torch.randn(4, *event_shape(cls))
+    temperature = torch.tensor([0.3, 1.0, 3.0])
+
+    def score(tau, value):
+        return cls(tau, logits=logits).log_prob(value)
+
+    value = cls(1.0, logits=logits).sample((3,)).clone()
+    found = torch.vmap(score)(temperature, value)
+    expected = torch.stack(
+        [cls(t, logits=logits).log_prob(v) for t, v in zip(temperature, value, strict=True)]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# torch.compile. It switches torch's validation off for the process; a fixture switches it back.
+
+
+def compiled(function, backend="aot_eager"):
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.02])
+@pytest.mark.parametrize("cls", ALL)
+def test_compile_with_a_value_from_inside(cls, temperature):
+    """Scored exactly, through the memory, where the values have saturated too."""
+    logits = torch.randn(100, *event_shape(cls), requires_grad=True)
+    function = draw_and_score(cls, temperature, validate_args=False)
+    value, score = compiled(function)(logits)
+    expected = cls(temperature, logits=logits, validate_args=False).log_prob(value)
+    torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
+    if cls in VALUES and temperature == 0.02:
+        forgotten = cls(temperature, logits=logits, validate_args=False).log_prob(value.clone())
+        assert (score - forgotten).abs().max() > 1
+    (gradient,) = torch.autograd.grad((score + value.sum()).sum(), logits)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_compile_with_a_value_from_outside(cls):
+    logits = torch.randn(100, *event_shape(cls))
+
+    def score(logits, value):
+        return cls(0.02, logits=logits, validate_args=False).log_prob(value)
+
+    function = compiled(score)
+    for value in (cls(0.02, logits=logits).sample(), cls(0.02, logits=logits).sample().clone()):
+        torch.testing.assert_close(function(logits, value), score(logits, value))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_compiled_samples_have_their_law(cls):
+    logits = torch.zeros(5000, *event_shape(cls, 4))
+    value, _ = compiled(draw_and_score(cls, validate_args=False))(logits)
+    if cls in ONE_OF_K:
+        share = (value.argmax(-1) == 0).float().mean()
+        assert abs(share - 0.25) < 0.03
+    elif cls in HARD or cls in VALUES:
+        assert abs((value > 0.5).float().mean() - 0.5) < 0.03
+    else:
+        assert abs((value > 0).float().mean() - 0.5) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", ALL)
+def test_inductor(cls):
+    logits = torch.randn(100, *event_shape(cls))
+    value, score = compiled(draw_and_score(cls, validate_args=False), "inductor")(logits)
+    assert_scores(cls, logits, value, score)
+
+
+# jit.trace, in process.
+
+
+@pytest.mark.filterwarnings(TRACER)
+@pytest.mark.parametrize("cls", ALL)
+def test_trace_of_rsample(cls):
+    """The traced sampler draws anew at every call, for other logits too."""
+    logits = torch.randn(50, *event_shape(cls))
+    function = draw_and_score(cls, validate_args=True)
+    traced = torch.jit.trace(function, (logits,), check_trace=False)
+    other = torch.randn(50, *event_shape(cls))
+    draws = [traced(other)[0] for _ in range(3)]
+    assert not torch.equal(draws[0], draws[1])
+    value, score = traced(other)
+    assert_scores(cls, other, value, score)
+
+
+@pytest.mark.filterwarnings(TRACER)
+@pytest.mark.parametrize("cls", ALL)
+def test_trace_of_log_prob_bakes_in_no_memory(cls):
+    """Traced with one own sample, it scores any other value for what it is."""
+    logits = torch.randn(50, *event_shape(cls))
+    own = cls(0.5, logits=logits).sample()
+
+    def score(logits, value):
+        return cls(0.5, logits=logits).log_prob(value)
+
+    traced = torch.jit.trace(score, (logits, own), check_trace=False)
+    other = cls(0.5, logits=logits).sample().clone()
+    torch.testing.assert_close(traced(logits, other), score(logits, other))
+    assert not torch.equal(traced(logits, other), traced(logits, own))
