@@ -111,7 +111,7 @@ class StraightThrough(Row):
                 "write torch.as_tensor(value)"
             )
         self._check_shape(value)
-        if self._validate_args:
+        if self._checks_values:
             binary = (value == 0) | (value == 1)
             valid = (binary.all(-1) & (value.sum(-1) == 1)) if self.link.event_dim else binary
             require(

@@ -3,11 +3,11 @@
 
 """What a value remembers of its making.
 
-A soft value saturates: at temperature 0.1 one float32 sigmoid sample in six is exactly 1, and its
-density can no longer be told from it. So the sampler attaches the unsaturated coordinates to the
-very tensor that it returns, and whoever scores that tensor uses them. Hard samples carry the mark
-of `rsample` in the same way. A memory belongs to one tensor as it was drawn: a copy, a slice, a
-file or a tensor changed in place has none.
+A soft value saturates: at temperature 0.1 a fair bit in float32 is exactly 1 in 15 % of its draws
+(from logit(s) = 17.3 up), and its density can no longer be told from it. So the sampler attaches
+the unsaturated coordinates to the very tensor that it returns, and whoever scores that tensor
+uses them. Hard samples carry the mark of `rsample` in the same way. A memory belongs to one
+tensor as it was drawn: a copy, a slice, a file or a tensor changed in place has none.
 """
 
 import weakref

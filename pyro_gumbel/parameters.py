@@ -70,7 +70,7 @@ class Row:
         self._batch_shape, self._event_shape = self.infer_shapes(
             self.temperature.shape, **{self._given: parameter.shape}
         )
-        if self._validate_args:
+        if self._checks_values:
             self._check_values()
 
     @classmethod
@@ -209,6 +209,11 @@ class Row:
             return tensor.reshape(()) if tensor.dim() and tensor.numel() == 1 else tensor
         return _as_float_tensor(given, name, "temperature", like=self._raw)
 
+    @property
+    def _checks_values(self) -> bool:
+        """Whether validation is on, and values are numbers rather than steps of a program."""
+        return self._validate_args and not _in_program()
+
     def _check_values(self) -> None:
         name = type(self).__name__
         require(
@@ -341,8 +346,6 @@ class OneOfK(Row):
 
 def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
     """Raise a ValueError unless `valid` everywhere; say nothing where values cannot be read."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return
     try:
         holds = bool(valid.all())
     except RuntimeError:  # under vmap a tensor has no value
@@ -350,6 +353,10 @@ def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
     if not holds:
         wrong = got[~valid.expand(got.shape[: valid.dim()])] if valid.dim() else got
         raise ValueError(f"{expected}, got e.g. {_excerpt(wrong)}; {remedy}")
+
+
+def _in_program() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _as_float_tensor(given: Any, owner: str, name: str, like: Tensor | None = None) -> Tensor:
@@ -389,8 +396,8 @@ def _temperature_remedy(
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether a scalar can be read here: not under vmap, compile and trace."""
-    if tensor.dim() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    """Whether this is a scalar that can be read here."""
+    if tensor.dim() or _in_program():
         return False
     try:
         tensor.item()

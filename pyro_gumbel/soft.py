@@ -58,7 +58,7 @@ class _Soft(Row):
                 "write torch.as_tensor(value, dtype=torch.get_default_dtype())"
             )
         self._check_shape(value)
-        if self._validate_args:
+        if self._checks_values:
             valid = self.support.check(value)  # type: ignore[attr-defined]
             require(valid, f"{name}: `value` must be {self._support_text}", value, self._remedy)
 

@@ -1,0 +1,36 @@
+# Needs Python 3.11 or newer; the network only the first time.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
+
+.PHONY: demo test test-all lint types clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python examples/digits_vae.py $(ARGS)
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.lint-installed
+	$(VENV)/bin/python -m ruff check
+	$(VENV)/bin/python -m ruff format --check
+
+types: $(VENV)/.lint-installed
+	$(VENV)/bin/python -m mypy
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) --editable ".[examples]" --group test
+	touch $@
+
+$(VENV)/.lint-installed: $(VENV)/.installed
+	$(PIP) --group lint
+	touch $@
+
+clean:
+	rm -rf $(VENV)

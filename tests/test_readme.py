@@ -1,0 +1,52 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The README's example and the examples in docstrings run and do what they say."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pyro
+import pytest
+
+import pyro_gumbel
+from pyro_gumbel import hard, soft
+
+ROOT = Path(__file__).parent.parent
+
+
+def readme_example():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return block
+
+
+def test_the_example_has_twelve_lines():
+    assert len([line for line in readme_example().splitlines() if line.strip()]) <= 12
+
+
+def test_the_example_finds_the_clusters():
+    scope = {}
+    exec(compile(readme_example(), "README.md", "exec"), scope)
+    assert pyro.param("logits").argmax(-1).tolist() == [0, 1, 2]
+    losses = scope["losses"]
+    assert sum(losses[-50:]) < sum(losses[:50])
+
+
+def test_every_linked_file_exists():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", [soft, hard])
+def test_docstring_examples(module):
+    names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
+    result = doctest.testmod(module, extraglobs=names)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_public_names_are_sorted_and_there():
+    assert sorted(pyro_gumbel.__all__) == pyro_gumbel.__all__
+    assert all(hasattr(pyro_gumbel, name) for name in pyro_gumbel.__all__)
