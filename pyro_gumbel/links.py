@@ -81,12 +81,16 @@ class Link:
         """s -> v, clamped: finite, with a finite derivative, on the boundary too."""
         raise NotImplementedError
 
-    def log_density(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
-        """log p(v), for coordinates on the face of the law."""
-        raise NotImplementedError
+    def finite(self, coordinates: Tensor) -> Tensor:
+        """v with -inf and inf, of values 0 and 1, as the clamped inverse has them."""
+        finfo = torch.finfo(coordinates.dtype)
+        low, high = math.log(finfo.tiny), -math.log(finfo.eps / 2)
+        return torch.nan_to_num(coordinates, nan=math.nan, neginf=low, posinf=high)
 
-    def log_volume(self, coordinates: Tensor, logits: Tensor) -> Tensor:
-        """log prod(w), so that log p(s) = log p(v) - log prod(w)."""
+    def log_density(
+        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+    ) -> Tensor:
+        """log p(s) or log p(v) at finite coordinates, for a point on the face of the law."""
         raise NotImplementedError
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
@@ -110,13 +114,15 @@ class Interval(Link):
         below_one = 1 - torch.finfo(value.dtype).eps / 2
         return _clamped_log(value) - torch.log1p(-value.clamp(max=below_one))
 
-    def log_density(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+    def log_density(
+        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+    ) -> Tensor:
         point = logits.isinf()
-        noise = torch.where(point, 0.0, logits) - temperature * _bounded(coordinates)
-        return torch.where(point, 0.0, temperature.log() + _log_slope(noise))
-
-    def log_volume(self, coordinates: Tensor, logits: Tensor) -> Tensor:
-        return torch.where(logits.isinf(), 0.0, _log_slope(_bounded(coordinates)))
+        noise = torch.where(point, 0.0, logits) - temperature * coordinates
+        density = temperature.log() + _log_slope(noise)
+        if of_values:
+            density = density - _log_slope(coordinates)
+        return torch.where(point, 0.0, density)
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return logits.isneginf() & (value > low) | logits.isposinf() & (value < high)
@@ -136,17 +142,16 @@ class Simplex(Link):
     def inverse(self, value: Tensor) -> Tensor:
         return _clamped_log(value)
 
-    def log_density(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+    def log_density(
+        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+    ) -> Tensor:
         out = logits.isneginf()
-        scaled = temperature * torch.where(out, 0.0, _bounded(coordinates))
-        noise = torch.where(out, 0.0, logits) - scaled
-        shares = torch.log_softmax(torch.where(out, -math.inf, noise), -1)
-        k = (~out).sum(-1, keepdim=True).to(shares.dtype)
+        terms = torch.log_softmax(logits - temperature * coordinates, -1)
+        if of_values:
+            terms = terms - coordinates
+        k = (~out).sum(-1, keepdim=True).to(terms.dtype)
         scale = torch.lgamma(k) + (k - 1) * temperature.log()
-        return scale.squeeze(-1) + torch.where(out, 0.0, shares).sum(-1)
-
-    def log_volume(self, coordinates: Tensor, logits: Tensor) -> Tensor:
-        return torch.where(logits.isneginf(), 0.0, _bounded(coordinates)).sum(-1)
+        return scale.squeeze(-1) + torch.where(out, 0.0, terms).sum(-1)
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return (logits.isneginf() & (value > low)).any(-1)
@@ -165,12 +170,6 @@ def _divide_finite(perturbed: Tensor, temperature: Tensor) -> Tensor:
     """z / tau; an infinite logit stays what it is, and is not seen by the gradient in tau."""
     infinite = perturbed.isinf()
     return torch.where(infinite, perturbed, torch.where(infinite, 0.0, perturbed) / temperature)
-
-
-def _bounded(coordinates: Tensor) -> Tensor:
-    """Coordinates with +-inf brought to a number whose products with others do not overflow."""
-    bound = math.sqrt(torch.finfo(coordinates.dtype).max)
-    return coordinates.clamp(-bound, bound)
 
 
 def _clamped_log(value: Tensor) -> Tensor:

@@ -44,10 +44,14 @@ class _Soft(Row):
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         return self.link.coordinates(self._perturbed(sample_shape), self._tau)
 
-    def _score(self, log_density: Tensor, value: Tensor, low: float, high: float) -> Tensor:
-        """`log_density`, or -inf where `value` leaves the face that the law lives on."""
-        off_face = self.link.off_face(value, self._location, low, high)
-        return self._over_batch(torch.where(off_face, -torch.inf, log_density))
+    def _score(
+        self, v: Tensor, value: Tensor, low: float, high: float, *, of_values: bool
+    ) -> Tensor:
+        """The density at v, or -inf where `value` leaves the face that the law lives on."""
+        x, v = self._location, self.link.finite(v)
+        density = self.link.log_density(v, x, self._tau, of_values=of_values)
+        off_face = self.link.off_face(value, x, low, high)
+        return self._over_batch(torch.where(off_face, -torch.inf, density))
 
     def _validate_sample(self, value: Tensor) -> None:
         name = type(self).__name__
@@ -79,14 +83,10 @@ class _Values(_Soft):
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
         self._validate_sample(value)
-        computed = value.to(torch.promote_types(value.dtype, self._dtype))
-        v = self.link.inverse(computed)
-        remembered = recall(value, self.link)
-        if remembered is not None:
-            v = torch.where(remembered.isinf(), v, remembered)
-        x = self._location
-        density = self.link.log_density(v, x, self._tau) - self.link.log_volume(v, x)
-        return self._score(density, value, 0.0, 1.0)
+        v = recall(value, self.link)
+        if v is None:
+            v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
+        return self._score(v, value, 0.0, 1.0, of_values=True)
 
 
 class _Coordinates(_Soft):
@@ -100,8 +100,7 @@ class _Coordinates(_Soft):
         """log p(v), exact everywhere."""
         self._validate_sample(value)
         v = value.to(torch.promote_types(value.dtype, self._dtype))
-        density = self.link.log_density(v, self._location, self._tau)
-        return self._score(density, value, -torch.inf, torch.inf)
+        return self._score(v, value, -torch.inf, torch.inf, of_values=False)
 
 
 class RelaxedBernoulli(_Values, OneBit, TorchDistribution):
