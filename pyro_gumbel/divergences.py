@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical, register_kl
 
 from pyro_gumbel.hard import BernoulliStraightThrough, CategoricalStraightThrough
-from pyro_gumbel.parameters import OneBit, OneOfK, Row
+from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = ["kl_of_masses"]
 

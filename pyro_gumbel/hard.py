@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import OneBit, OneOfK, Row, Temperature, require
+from pyro_gumbel.parameters import Temperature, require
+from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = ["BernoulliStraightThrough", "CategoricalStraightThrough", "StraightThrough"]
 

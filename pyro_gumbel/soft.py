@@ -17,7 +17,8 @@ from torch.distributions import constraints
 
 from pyro_gumbel.constraints import log_simplex, simplex
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import OneBit, OneOfK, Row, require
+from pyro_gumbel.parameters import require
+from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
     "ExpRelaxedCategorical",

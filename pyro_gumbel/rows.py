@@ -1,0 +1,306 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The rows of the table: what the soft and the hard law of one kind of variable share.
+
+A distribution keeps the tensors that it was given, unexpanded; the batch shape is an attribute of
+its own. So `expand` costs nothing, leaves stay leaves (a distribution can be copied and pickled),
+and `probs` and `logits` are derived where they are asked for.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
+
+from pyro_gumbel import noise
+from pyro_gumbel.links import Link, interval, simplex
+from pyro_gumbel.parameters import (
+    Temperature,
+    brief,
+    broadcast,
+    check_value_shape,
+    in_program,
+    joint_batch_shape,
+    read_parameter,
+    read_temperature,
+    require,
+)
+
+__all__ = ["OneBit", "OneOfK", "Row"]
+
+
+class Row:
+    """A perturbed discrete law, of which the leaves take a column each.
+
+    Mixed in before the Distribution class whose interface the leaf has. A row names its link and
+    its noise, and says what `probs` and `logits` mean; a column says what a value is.
+    """
+
+    link: ClassVar[Link]
+    noise: ClassVar[Callable[..., Tensor]]
+    temperature: Tensor
+    has_rsample = True
+
+    _batch_shape: torch.Size
+    _event_shape: torch.Size
+    _validate_args: bool
+
+    if TYPE_CHECKING:  # of the Distribution class, or of the rows below
+        _extended_shape: Callable[[Any], torch.Size]
+
+        @property
+        def probs(self) -> Tensor: ...
+        @property
+        def logits(self) -> Tensor: ...
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Tensor | float | None = None,
+        logits: Tensor | float | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
+        owner = type(self).__name__
+        self._given, self._raw = read_parameter(owner, probs, logits, self.link.event_dim)
+        self.temperature = read_temperature(owner, temperature, self._raw)
+        self._batch_shape, self._event_shape = self.infer_shapes(
+            self.temperature.shape, **{self._given: self._raw.shape}
+        )
+        if validate_args is not None:
+            self._validate_args = validate_args
+        if self._checks_values:
+            self._check_temperature()
+            self._check_parameter()
+
+    @classmethod
+    def infer_shapes(
+        cls,
+        temperature: torch.Size | tuple[int, ...],
+        probs: torch.Size | tuple[int, ...] | None = None,
+        logits: torch.Size | tuple[int, ...] | None = None,
+    ) -> tuple[torch.Size, torch.Size]:
+        """The batch shape and the event shape from the shapes of the arguments.
+
+        :raises ValueError: where the temperature's shape does not go with the batch shape.
+        """
+        shape = torch.Size(probs if logits is None else logits)  # type: ignore[arg-type]
+        cut = len(shape) - cls.link.event_dim
+        joint = joint_batch_shape(cls.__name__, torch.Size(temperature), shape[:cut])
+        return joint, shape[cut:]
+
+    def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
+        """The same law over a larger batch, without copying a tensor."""
+        batch_shape = torch.Size(batch_shape)
+        if broadcast(self._batch_shape, batch_shape) != batch_shape:
+            raise ValueError(
+                f"{type(self).__name__}.expand: `batch_shape` must be one that "
+                f"{tuple(self._batch_shape)} broadcasts to, got {tuple(batch_shape)}; "
+                f"write .expand({(2, *self._batch_shape)}) for two rows of this batch"
+            )
+        new = object.__new__(type(self)) if _instance is None else _instance
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = batch_shape
+        return new
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(temperature: {brief(self.temperature)}, "
+            f"{self._given}: {tuple(self._raw.shape)}, "
+            f"batch_shape: {tuple(self._batch_shape)}, event_shape: {tuple(self._event_shape)})"
+        )
+
+    # What the columns use: computed in float32 at least.
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self._raw.dtype, torch.float32)
+
+    @property
+    def _location(self) -> Tensor:
+        """x, as it broadcasts: unnormalised logits, infinite where a probability is 0 or 1."""
+        raw = self._raw.to(self._dtype)
+        return raw if self._given == "logits" else self._location_of(raw)
+
+    @property
+    def _tau(self) -> Tensor:
+        """The temperature, as it broadcasts with x."""
+        tau = self.temperature.to(self._dtype)
+        return tau.unsqueeze(-1) if self.link.event_dim and tau.dim() else tau
+
+    def _perturbed(self, sample_shape: torch.Size) -> Tensor:
+        """z = x + noise, of the full shape of a draw."""
+        shape = self._extended_shape(sample_shape)
+        return self._location + self.noise(shape, dtype=self._dtype, device=self._raw.device)
+
+    @property
+    def _param(self) -> Tensor:
+        """The given parameter over the whole batch; torch's name for it."""
+        return self._raw.expand(self._batch_shape + self._event_shape)
+
+    def _like_param(self, value: Tensor) -> Tensor:
+        """`value` in the parameter's dtype and over the whole batch."""
+        return value.to(self._raw.dtype).expand(self._batch_shape + self._event_shape)
+
+    def _over_batch(self, log_prob: Tensor) -> Tensor:
+        """`log_prob` over the whole batch, where value and parameters were smaller."""
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self._batch_shape))
+
+    # What a row defines.
+
+    @classmethod
+    def _location_of(cls, probs: Tensor) -> Tensor:
+        """Logits from probabilities."""
+        raise NotImplementedError
+
+    @classmethod
+    def _log_masses(cls, logits: Tensor) -> Tensor:
+        """log P of each single outcome, over a last dimension."""
+        raise NotImplementedError
+
+    @classmethod
+    def _one_hot(cls, value: Tensor) -> Tensor:
+        """A value of the row as weights on the outcomes of `_log_masses`."""
+        raise NotImplementedError
+
+    @classmethod
+    def _harden(cls, perturbed: Tensor) -> Tensor:
+        """The vertex that perturbed logits choose."""
+        raise NotImplementedError
+
+    def _check_parameter(self) -> None:
+        """Raise unless the values of `probs` or `logits` are legal."""
+        raise NotImplementedError
+
+    # Validation.
+
+    @property
+    def _checks_values(self) -> bool:
+        """Whether validation is on, and values are numbers rather than steps of a program."""
+        return self._validate_args and not in_program()
+
+    def _check_temperature(self) -> None:
+        require(
+            (self.temperature > 0) & self.temperature.isfinite(),
+            f"{type(self).__name__}: `temperature` must be positive and finite",
+            self.temperature,
+            "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
+        )
+
+    def _require(self, valid: Tensor, what: str, remedy: str) -> None:
+        require(valid, f"{type(self).__name__}: `{self._given}` must be {what}", self._raw, remedy)
+
+    def _check_shape(self, value: Tensor) -> None:
+        check_value_shape(type(self).__name__, value, self._batch_shape, self._event_shape)
+
+
+class OneBit(Row):
+    """One bit: `probs` the probability of 1, `logits` its log-odds; infinite log-odds are sure."""
+
+    link = interval
+    noise = staticmethod(noise.logistic)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "temperature": constraints.positive,
+        "probs": constraints.unit_interval,
+        "logits": constraints.real,
+    }
+
+    @property
+    def logits(self) -> Tensor:
+        """The log-odds, unclamped: infinite where a probability is 0 or 1."""
+        return self._like_param(self._location)
+
+    @property
+    def probs(self) -> Tensor:
+        """The probability of 1."""
+        return self._like_param(self._raw if self._given == "probs" else self._location.sigmoid())
+
+    @classmethod
+    def _location_of(cls, probs: Tensor) -> Tensor:
+        zero, one = probs <= 0, probs >= 1
+        inside = torch.where(zero | one, 0.5, probs)
+        logits = inside.log() - torch.log1p(-inside)
+        return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
+
+    @classmethod
+    def _log_masses(cls, logits: Tensor) -> Tensor:
+        return torch.stack([logsigmoid(-logits), logsigmoid(logits)], -1)
+
+    @classmethod
+    def _one_hot(cls, value: Tensor) -> Tensor:
+        return torch.stack([1 - value, value], -1)
+
+    @classmethod
+    def _harden(cls, perturbed: Tensor) -> Tensor:
+        return (perturbed >= 0).to(perturbed.dtype)
+
+    def _check_parameter(self) -> None:
+        x = self._raw
+        if self._given == "probs":
+            self._require((x >= 0) & (x <= 1), "in [0, 1]", "write logits=... for log-odds")
+        else:
+            self._require(~x.isnan(), "free of NaN", "write logits=torch.nan_to_num(logits)")
+
+
+class OneOfK(Row):
+    """One of k: `probs` non-negative weights over the last dimension, `logits` their logarithms."""
+
+    link = simplex
+    noise = staticmethod(noise.gumbel)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "temperature": constraints.positive,
+        "probs": constraints.independent(constraints.nonnegative, 1),
+        "logits": constraints.real_vector,
+    }
+
+    @property
+    def logits(self) -> Tensor:
+        """log p, normalised and unclamped: -inf where p is 0."""
+        return self._like_param(self._log_masses(self._location))
+
+    @property
+    def probs(self) -> Tensor:
+        """p, normalised."""
+        if self._given == "probs":
+            weights = self._raw.to(self._dtype)
+            return self._like_param(weights / weights.sum(-1, keepdim=True))
+        return self._like_param(self._location.softmax(-1))
+
+    @classmethod
+    def _location_of(cls, probs: Tensor) -> Tensor:
+        zero = probs <= 0
+        return torch.where(zero, -math.inf, torch.where(zero, 1.0, probs).log())
+
+    @classmethod
+    def _log_masses(cls, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1)
+
+    @classmethod
+    def _one_hot(cls, value: Tensor) -> Tensor:
+        return value
+
+    @classmethod
+    def _harden(cls, perturbed: Tensor) -> Tensor:
+        winner = perturbed.argmax(-1, keepdim=True)
+        return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
+
+    def _check_parameter(self) -> None:
+        x = self._raw
+        if self._given == "probs":
+            self._require(
+                ((x >= 0) & x.isfinite()).all(-1) & (x.sum(-1) > 0),
+                "non-negative and finite, not all 0 in a row",
+                "write logits=... for log weights",
+            )
+        else:
+            self._require(
+                ~(x.isnan() | x.isposinf()).any(-1) & x.isfinite().any(-1),
+                "below infinity and not NaN, with a finite entry in every row",
+                "write a logit of -inf only for a category that cannot occur",
+            )
