@@ -261,6 +261,12 @@ def test_only_what_rsample_returned_is_pathwise(cls):
         assert scored.entropy_term == 0
 
 
+def test_a_value_that_carries_a_gradient_is_pathwise_too():
+    """A slice of a draw, as tensor Monte Carlo takes, or its score would count twice."""
+    law = make(CategoricalStraightThrough, batch_shape=(3,))
+    assert law.score_parts(law.rsample((5,))[2]).score_function == 0
+
+
 def test_rsample_without_a_gradient_is_pathwise_too():
     """Or TraceMeanField_ELBO would refuse to evaluate a loss under no_grad."""
     law = make(CategoricalStraightThrough)

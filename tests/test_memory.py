@@ -100,6 +100,15 @@ def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
         torch.testing.assert_close(law.log_prob(other), law.log_prob(torch.full((4,), 0.25)))
 
 
+def test_a_memory_belongs_to_one_tensor():
+    """Whoever copies the attributes of a tensor does not copy its coordinates."""
+    value = RelaxedBernoulli(0.1, logits=torch.zeros(4)).sample()
+    other = torch.full((4,), 0.25)
+    vars(other).update(vars(value))
+    assert recall(value, interval) is not None
+    assert recall(other, interval) is None
+
+
 @pytest.mark.parametrize("cls", VALUES)
 def test_the_gradient_in_a_leaf_exists(cls):
     law = make(cls, 0.5, (6,), 4)
