@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from tests.common import ALL, HARD, ONE_OF_K, VALUES, event_shape
 
@@ -93,13 +94,16 @@ def compiled(function, backend="aot_eager"):
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
 @pytest.mark.parametrize("cls", ALL)
 def test_compile_with_a_value_from_inside(cls, temperature):
-    """Scored exactly, through the memory, where the values have saturated too."""
+    """Scored exactly, through the memory, where the values have saturated too.
+
+    Before torch 2.8 a value forgets inside a compiled function.
+    """
     logits = torch.randn(100, *event_shape(cls), requires_grad=True)
     function = draw_and_score(cls, temperature, validate_args=False)
     value, score = compiled(function)(logits)
     expected = cls(temperature, logits=logits, validate_args=False).log_prob(value)
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
-    if cls in VALUES and temperature == 0.02:
+    if cls in VALUES and temperature == 0.02 and TorchVersion(torch.__version__) >= "2.8":
         forgotten = cls(temperature, logits=logits, validate_args=False).log_prob(value.clone())
         assert (score - forgotten).abs().max() > 1
     (gradient,) = torch.autograd.grad((score + value.sum()).sum(), logits)
