@@ -7,6 +7,7 @@ Hard with hard, and hard with the plain discrete class of its row: the sum over 
 torch's own makes NaN in the gradient, or in the value, where a probability is 0.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -39,9 +40,11 @@ def _log_masses(law: Distribution) -> Tensor:
     plain: Any = law
     if isinstance(law, OneHotCategorical):
         row, plain = OneOfK, law._categorical
-    # torch clamps the logits that it makes of probs.
-    given_probs = plain._param is plain.__dict__.get("probs")
-    return row._log_masses(row._location_of(plain.probs) if given_probs else plain.logits)
+    # torch clamps the logits that it makes of probs to |log eps|; logits that were given and round
+    # to a probability of 0 or 1 are farther out.
+    clamped = plain.logits.abs() <= 0.3 - math.log(torch.finfo(plain.logits.dtype).eps)
+    sure = clamped & ((plain.probs == 0) | (plain.probs == 1))
+    return row._log_masses(torch.where(sure, row._location_of(plain.probs), plain.logits))
 
 
 def _kl(q: Distribution, p: Distribution) -> Tensor:

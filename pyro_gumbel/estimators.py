@@ -8,7 +8,8 @@ An estimator is a pure function
     estimator(logits, temperature, perturbed, hard, link) -> surrogate
 
 of the logits x, the temperature (broadcastable with x), the perturbed logits z = x + g that chose
-the sample, the hard sample D itself, and the `Link` of its row. It returns a tensor of D's shape.
+the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the surrogate have one
+shape, that of the draw.
 The sample is D in the forward pass and the surrogate in the backward pass.
 """
 
@@ -69,6 +70,11 @@ def named(estimator: str | Estimator) -> Estimator:
 
 def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
     """Exactly `hard` in the forward pass, `surrogate` in the backward pass."""
+    if not isinstance(surrogate, Tensor):
+        raise TypeError(
+            f"`estimator` must return a tensor, got {type(surrogate).__name__}; "
+            "write e.g. return link(perturbed, temperature)"
+        )
     if surrogate.shape != hard.shape:
         raise ValueError(
             f"`estimator` must return a surrogate of the sample's shape {tuple(hard.shape)}, "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import Temperature, require
+from pyro_gumbel.parameters import Temperature, check_value_shape, require
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = ["BernoulliStraightThrough", "CategoricalStraightThrough", "StraightThrough"]
@@ -47,7 +47,8 @@ class StraightThrough(Row):
         """A discrete sample whose backward is that of the estimator's surrogate."""
         perturbed = self._perturbed(sample_shape)
         hard = self._harden(perturbed.detach())
-        surrogate = self.estimator(self._location, self._tau, perturbed, hard, self.link)
+        logits = self._location.expand(hard.shape)
+        surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate).to(self._raw.dtype)
         return remember(sample, _PATHWISE, True)
 
@@ -101,17 +102,15 @@ class StraightThrough(Row):
         """The shape of `probs` and `logits`."""
         return self._batch_shape + self._event_shape
 
-    def _new(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._raw.new(*args, **kwargs)
-
     def _validate_sample(self, value: Tensor) -> None:
         name = type(self).__name__
         if not isinstance(value, Tensor) or value.is_complex():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
-                f"{name}: `value` must be a tensor, got {type(value).__name__}; "
+                f"{name}: `value` must be a tensor of real numbers, got {kind}; "
                 "write torch.as_tensor(value)"
             )
-        self._check_shape(value)
+        check_value_shape(name, value, self._batch_shape, self._event_shape)
         if self._checks_values:
             binary = (value == 0) | (value == 1)
             valid = (binary.all(-1) & (value.sum(-1) == 1)) if self.link.event_dim else binary
@@ -180,6 +179,8 @@ class CategoricalStraightThrough(StraightThrough, OneOfK, OneHotCategorical):
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for anything but numbers and tensors of floats.
     """
+
+    # Of the parent's inner `_categorical` nothing is left: all that read it is overridden.
 
     _support_text = "one-hot"
     _soft = "RelaxedCategorical"

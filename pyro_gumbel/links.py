@@ -53,7 +53,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["Interval", "Link", "Simplex", "interval", "simplex"]
+__all__ = ["Interval", "Link", "Simplex", "clamped_log", "interval", "simplex"]
 
 
 class Link:
@@ -104,7 +104,7 @@ class Interval(Link):
     event_dim = 0
 
     def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
-        return _divide_finite(perturbed, temperature)
+        return _divide(perturbed, temperature)
 
     def value(self, coordinates: Tensor) -> Tensor:
         # Not torch.sigmoid: its derivative s (1 - s) is 0 where s rounds to 1.
@@ -112,7 +112,7 @@ class Interval(Link):
 
     def inverse(self, value: Tensor) -> Tensor:
         below_one = 1 - torch.finfo(value.dtype).eps / 2
-        return _clamped_log(value) - torch.log1p(-value.clamp(max=below_one))
+        return clamped_log(value) - torch.log1p(-value.clamp(max=below_one))
 
     def log_density(
         self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
@@ -134,13 +134,15 @@ class Simplex(Link):
     event_dim = 1
 
     def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
-        return torch.log_softmax(_divide_finite(perturbed, temperature), -1)
+        # The largest is taken out first, so that no quotient but that of a loser overflows.
+        below = perturbed - perturbed.detach().amax(-1, keepdim=True)
+        return torch.log_softmax(_divide(below, temperature), -1)
 
     def value(self, coordinates: Tensor) -> Tensor:
         return coordinates.exp()
 
     def inverse(self, value: Tensor) -> Tensor:
-        return _clamped_log(value)
+        return clamped_log(value)
 
     def log_density(
         self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
@@ -166,21 +168,22 @@ def _log_slope(v: Tensor) -> Tensor:
     return logsigmoid(v) + logsigmoid(-v)
 
 
-def _divide_finite(perturbed: Tensor, temperature: Tensor) -> Tensor:
-    """z / tau; an infinite logit stays what it is, and is not seen by the gradient in tau."""
-    infinite = perturbed.isinf()
-    return torch.where(infinite, perturbed, torch.where(infinite, 0.0, perturbed) / temperature)
+def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
+    """z / tau; where that is infinite no gradient sees it."""
+    quotient = perturbed.detach() / temperature.detach()
+    infinite = quotient.isinf()
+    return torch.where(infinite, quotient, torch.where(infinite, 0.0, perturbed) / temperature)
 
 
-def _clamped_log(value: Tensor) -> Tensor:
+def clamped_log(value: Tensor) -> Tensor:
     """log(s) of s clamped to the normal numbers, with the slope 1 / max(s, floor).
 
     The slope 1 / s of the smallest numbers overflows as soon as it is multiplied; below the floor
     it grows no further.
     """
     finfo = torch.finfo(value.dtype)
-    floor = finfo.tiny * 2.0**24
-    above = value.clamp(min=floor).log()
-    extended = torch.where(value < floor, math.log(floor) + (value - floor) / floor, above)
+    floor = torch.tensor(finfo.tiny * 2.0**24, dtype=value.dtype, device=value.device)
+    above = torch.maximum(value, floor).log()
+    extended = torch.where(value < floor, floor.log() + (value - floor) / floor, above)
     exact = value.detach().clamp(min=finfo.tiny).log()
     return extended + (exact - extended.detach())

@@ -7,7 +7,8 @@ A soft value saturates: at temperature 0.1 a fair bit in float32 is exactly 1 in
 (from logit(s) = 17.3 up), and its density can no longer be told from it. So the sampler attaches
 the unsaturated coordinates to the very tensor that it returns, and whoever scores that tensor
 uses them. Hard samples carry the mark of `rsample` in the same way. A memory belongs to one
-tensor as it was drawn: a copy, a slice, a file or a tensor changed in place has none.
+tensor as it was drawn: a copy, a slice, a file or a tensor changed in place has none. (A change in
+place goes unnoticed where torch keeps no count of them: inference mode and compiled functions.)
 """
 
 import weakref
@@ -30,14 +31,15 @@ class _Memory:
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
         self.key = key
         self.content = content
+        self.attached = owner.requires_grad
         self.traced = torch.jit.is_tracing()
         if not torch.compiler.is_compiling():
             self.owner = weakref.ref(owner)
             self.version = _version(owner)
 
     def still_holds(self, value: Tensor) -> bool:
-        if value.is_leaf and value.requires_grad:
-            return False  # somebody wants the gradient in the value itself
+        if value.requires_grad != self.attached:
+            return False  # cut off, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
         if torch.jit.is_tracing() and not self.traced:

@@ -51,10 +51,9 @@ def read_parameter(
 
 
 def read_temperature(owner: str, temperature: Temperature, like: Tensor) -> Tensor:
-    """On the device of `like` and of its dtype; a single element as a scalar."""
+    """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
     given = temperature() if callable(temperature) else temperature
-    tensor = _as_float_tensor(owner, "temperature", given, like).to(like)
-    return tensor.reshape(()) if tensor.dim() and tensor.numel() == 1 else tensor
+    return _as_float_tensor(owner, "temperature", given, like)
 
 
 def _as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
@@ -141,5 +140,5 @@ def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
     """The shape that both broadcast to; None if there is none."""
     try:
         return torch.broadcast_shapes(left, right)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return None

@@ -18,12 +18,11 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
-from pyro_gumbel.links import Link, interval, simplex
+from pyro_gumbel.links import Link, clamped_log, interval, simplex
 from pyro_gumbel.parameters import (
     Temperature,
     brief,
     broadcast,
-    check_value_shape,
     in_program,
     joint_batch_shape,
     read_parameter,
@@ -43,7 +42,6 @@ class Row:
 
     link: ClassVar[Link]
     noise: ClassVar[Callable[..., Tensor]]
-    temperature: Tensor
     has_rsample = True
 
     _batch_shape: torch.Size
@@ -69,9 +67,9 @@ class Row:
         # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
         owner = type(self).__name__
         self._given, self._raw = read_parameter(owner, probs, logits, self.link.event_dim)
-        self.temperature = read_temperature(owner, temperature, self._raw)
+        self._raw_temperature = read_temperature(owner, temperature, self._raw)
         self._batch_shape, self._event_shape = self.infer_shapes(
-            self.temperature.shape, **{self._given: self._raw.shape}
+            self._raw_temperature.shape, **{self._given: self._raw.shape}
         )
         if validate_args is not None:
             self._validate_args = validate_args
@@ -115,6 +113,12 @@ class Row:
             f"{self._given}: {tuple(self._raw.shape)}, "
             f"batch_shape: {tuple(self._batch_shape)}, event_shape: {tuple(self._event_shape)})"
         )
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau, on the parameter's device and of its dtype; a single element as a scalar."""
+        tau = self._raw_temperature.to(self._raw)
+        return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
 
     # What the columns use: computed in float32 at least.
 
@@ -196,9 +200,6 @@ class Row:
     def _require(self, valid: Tensor, what: str, remedy: str) -> None:
         require(valid, f"{type(self).__name__}: `{self._given}` must be {what}", self._raw, remedy)
 
-    def _check_shape(self, value: Tensor) -> None:
-        check_value_shape(type(self).__name__, value, self._batch_shape, self._event_shape)
-
 
 class OneBit(Row):
     """One bit: `probs` the probability of 1, `logits` its log-odds; infinite log-odds are sure."""
@@ -225,7 +226,7 @@ class OneBit(Row):
     def _location_of(cls, probs: Tensor) -> Tensor:
         zero, one = probs <= 0, probs >= 1
         inside = torch.where(zero | one, 0.5, probs)
-        logits = inside.log() - torch.log1p(-inside)
+        logits = clamped_log(inside) - torch.log1p(-inside)
         return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
 
     @classmethod
@@ -269,13 +270,13 @@ class OneOfK(Row):
         """p, normalised."""
         if self._given == "probs":
             weights = self._raw.to(self._dtype)
+            weights = weights / weights.detach().amax(-1, keepdim=True)
             return self._like_param(weights / weights.sum(-1, keepdim=True))
         return self._like_param(self._location.softmax(-1))
 
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
-        zero = probs <= 0
-        return torch.where(zero, -math.inf, torch.where(zero, 1.0, probs).log())
+        return torch.where(probs <= 0, -math.inf, clamped_log(probs))
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_gumbel.constraints import log_simplex, simplex
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import require
+from pyro_gumbel.parameters import check_value_shape, require
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
@@ -57,12 +57,12 @@ class _Soft(Row):
     def _validate_sample(self, value: Tensor) -> None:
         name = type(self).__name__
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = getattr(value, "dtype", type(value).__name__)
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
                 f"{name}: `value` must be a tensor of floats, got {kind}; "
                 "write torch.as_tensor(value, dtype=torch.get_default_dtype())"
             )
-        self._check_shape(value)
+        check_value_shape(name, value, self._batch_shape, self._event_shape)
         if self._checks_values:
             valid = self.support.check(value)  # type: ignore[attr-defined]
             require(valid, f"{name}: `value` must be {self._support_text}", value, self._remedy)
@@ -87,6 +87,7 @@ class _Values(_Soft):
         v = recall(value, self.link)
         if v is None:
             v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
+        v = v.to(torch.promote_types(v.dtype, self._dtype))
         return self._score(v, value, 0.0, 1.0, of_values=True)
 
 
@@ -98,7 +99,7 @@ class _Coordinates(_Soft):
         return self._draw_coordinates(sample_shape).to(self._raw.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(v), exact everywhere."""
+        """log p(v)."""
         self._validate_sample(value)
         v = value.to(torch.promote_types(value.dtype, self._dtype))
         return self._score(v, value, -torch.inf, torch.inf, of_values=False)

@@ -56,6 +56,19 @@ def test_kl_is_finite_where_the_first_law_has_zeros(cls, parameter):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("expanded", [True, False])
+@pytest.mark.parametrize("cls", HARD)
+def test_kl_of_equal_laws_with_zeros_is_zero(cls, expanded):
+    """torch clamps the logits of a plain law, and forgets in `expand` what was given."""
+    law, plain = cls(0.5, probs=torch.tensor(ZEROS[cls])), PLAIN_OF[cls](torch.tensor(ZEROS[cls]))
+    assert plain.logits.isfinite().all()
+    if expanded:
+        law, plain = (d.expand(torch.Size([2, *d.batch_shape])) for d in (law, plain))
+    for q, p in itertools.product([law, plain], repeat=2):
+        if law in (q, p):
+            assert kl_divergence(q, p).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("cls", HARD)
 def test_kl_is_infinite_only_where_the_second_law_excludes_what_the_first_does_not(cls, plain):

@@ -13,7 +13,7 @@ import torch
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical
 from pyro_gumbel.links import interval, simplex
 from pyro_gumbel.memory import recall
-from tests.common import ONE_OF_K, VALUES, make
+from tests.common import ONE_OF_K, VALUES, event_shape, make
 
 LINK = {RelaxedBernoulli: interval, RelaxedCategorical: simplex}
 
@@ -98,6 +98,26 @@ def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
     value.fill_(0.25)
     for other in (copy.copy(value), copy.deepcopy(value)):
         torch.testing.assert_close(law.log_prob(other), law.log_prob(torch.full((4,), 0.25)))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
+    law = make(cls, 0.5, (6,), 4, torch.float64)
+    value = law.rsample()
+    constant = value.detach().clone()
+    value.detach_()
+    found, expected = (
+        torch.autograd.grad(law.log_prob(v).sum(), law._raw)[0] for v in (value, constant)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_score_has_the_dtype_of_the_law_with_or_without_memory(cls):
+    logits = torch.zeros(event_shape(cls), dtype=torch.float64)
+    value = cls(0.5, logits=logits.float()).sample((3,))
+    law = cls(0.5, logits=logits)
+    assert law.log_prob(value).dtype == law.log_prob(value.clone()).dtype == torch.float64
 
 
 def test_a_memory_belongs_to_one_tensor():

@@ -149,8 +149,9 @@ def test_expand(cls, parameter):
     law.has_rsample_(False)
     assert law.expand([5, 2, 4]).has_rsample is False
     assert cls.has_rsample is True
-    with pytest.raises(ValueError, match="batch_shape"):
-        law.expand([3])
+    for wrong in ([3], [-1, 4]):
+        with pytest.raises(ValueError, match="batch_shape"):
+            law.expand(wrong)
 
 
 def test_expanding_a_subclass_keeps_its_attributes():
@@ -230,6 +231,12 @@ def test_probs_are_normalised_and_logits_shift_invariant(cls):
         torch.testing.assert_close(law.probs, weights / 8)
         torch.manual_seed(0)
         torch.testing.assert_close(law.sample((5,)), value)
+
+
+@pytest.mark.parametrize("cls", ONE_OF_K)
+def test_weights_whose_sum_overflows_are_normalised(cls):
+    law = cls(0.5, probs=torch.tensor([3e38, 1e38]))
+    torch.testing.assert_close(law.probs, torch.tensor([0.75, 0.25]))
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -353,6 +360,8 @@ BAD_ANYWHERE = [
     (torch.zeros(3, 7), ValueError, ["shape", "(3, 7)", "reshape"]),
     (0.5, TypeError, ["`value`", "float", "torch.as_tensor"]),
     (None, TypeError, ["`value`", "NoneType"]),
+    (np.zeros(2), TypeError, ["`value`", "ndarray", "torch.as_tensor"]),
+    (torch.zeros(2, dtype=torch.cfloat), TypeError, ["`value`", "complex64"]),
 ]
 BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as_tensor"])]
 
@@ -376,12 +385,14 @@ def test_a_hard_value_may_be_of_integers(cls):
     torch.testing.assert_close(law.log_prob(value), law.log_prob(value.float()))
 
 
-def test_a_surrogate_of_the_wrong_shape_is_an_error():
-    law = CategoricalStraightThrough(
-        0.5, logits=torch.zeros(3), estimator=lambda logits, *rest: logits
-    )
+def test_a_surrogate_of_the_wrong_kind_is_an_error():
+    logits = torch.zeros(3)
+    law = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda x, *rest: x[..., :1])
     with pytest.raises(ValueError, match=r"`estimator`.*\(5, 3\).*expand"):
         law.rsample((5,))
+    law = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda *arguments: None)
+    with pytest.raises(TypeError, match=r"`estimator`.*NoneType.*return link"):
+        law.rsample()
 
 
 # Ordinary life.
@@ -410,6 +421,15 @@ def test_copies(cls, parameter, through):
     torch.manual_seed(0)
     assert torch.equal(twin.rsample(), expected)
     assert repr(twin) == repr(law)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_law_with_a_learnt_temperature_can_be_copied(cls):
+    for dtype in (torch.float32, torch.float64):
+        tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
+        twin = copy.deepcopy(cls(tau, logits=torch.zeros(2, *event_shape(cls))))
+        assert twin.temperature.shape == ()
+        assert twin.temperature.dtype == torch.float32
 
 
 @pytest.mark.parametrize("cls", ALL)

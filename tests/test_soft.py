@@ -17,6 +17,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
 )
 from tests.common import (
+    ALL,
     ALPHA,
     COORDINATES,
     ONE_OF_K,
@@ -24,6 +25,7 @@ from tests.common import (
     VALUES,
     assert_counts,
     assert_same_mean,
+    event_shape,
     make,
     z_bound,
 )
@@ -191,6 +193,47 @@ def test_impossible_outcomes_pass_no_nan(cls):
     assert log_prob.isfinite().all()
     total = log_prob.sum() + torch.where(value.isinf(), 0.0, value).sum()
     assert_finite(**dict(zip("pt", torch.autograd.grad(total, [raw, tau]), strict=True)))
+
+
+@pytest.mark.parametrize("tiny", [1e-45, 1e-40, 1e-30])
+@pytest.mark.parametrize("cls", ALL)
+def test_subnormal_probabilities_pass_finite_gradients(cls, tiny):
+    """Where softmax underflows gradually, between a logit of -87 and one of -103."""
+    probs = torch.tensor([1.0, tiny] if cls in ONE_OF_K else tiny, requires_grad=True)
+    tau = torch.tensor(100.0, requires_grad=True)
+    law, other = cls(tau, probs=probs), cls(0.7, probs=torch.full_like(probs, 0.5))
+    value = law.rsample((50,))
+    total = (law.log_prob(value) - other.log_prob(value)).sum() + value.sum()
+    assert_finite(**dict(zip("pt", torch.autograd.grad(total, [probs, tau]), strict=True)))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1e-6])
+@pytest.mark.parametrize("cls", ALL)
+def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
+    """The largest logits, and the smallest number as the mask of a category."""
+    lowest = torch.finfo(torch.float32).min
+    for numbers in ([0.0, 1.0, lowest], [1e38, 0.0, -1.0], [-1e38, -2e38, -1e38]):
+        raw = torch.tensor(numbers, requires_grad=True)
+        tau = torch.tensor(temperature, requires_grad=True)
+        value = cls(tau, logits=raw).rsample((20,))
+        assert not value.isnan().any()
+        total = torch.where(value.isinf(), 0.0, value).sum()
+        assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
+
+
+@pytest.mark.parametrize("cls", SOFT)
+def test_forward_mode(cls):
+    """torch.func.hessian is forward over reverse; of a single bit too."""
+    logits = torch.randn(event_shape(cls))
+    value = cls(0.5, logits=logits).sample().clone()
+
+    def score(logits, value):
+        return cls(0.5, logits=logits, validate_args=False).log_prob(value)
+
+    for argument in (0, 1):
+        found = torch.func.hessian(score, argument)(logits, value)
+        expected = torch.autograd.functional.hessian(score, (logits, value))[argument][argument]
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_mean_log_density_of_a_saturated_bit_is_right():
