@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import Temperature, check_value_shape, require
+from pyro_gumbel.parameters import Temperature, check_value, require
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = ["BernoulliStraightThrough", "CategoricalStraightThrough", "StraightThrough"]
@@ -104,13 +104,7 @@ class StraightThrough(Row):
 
     def _validate_sample(self, value: Tensor) -> None:
         name = type(self).__name__
-        if not isinstance(value, Tensor) or value.is_complex():
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(
-                f"{name}: `value` must be a tensor of real numbers, got {kind}; "
-                "write torch.as_tensor(value)"
-            )
-        check_value_shape(name, value, self._batch_shape, self._event_shape)
+        check_value(name, value, self._batch_shape, self._event_shape, integers=True)
         if self._checks_values:
             binary = (value == 0) | (value == 1)
             valid = (binary.all(-1) & (value.sum(-1) == 1)) if self.link.event_dim else binary

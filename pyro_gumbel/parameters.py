@@ -19,7 +19,7 @@ __all__ = [
     "Temperature",
     "brief",
     "broadcast",
-    "check_value_shape",
+    "check_value",
     "in_program",
     "joint_batch_shape",
     "read_parameter",
@@ -95,10 +95,17 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
     return joint
 
 
-def check_value_shape(
-    owner: str, value: Tensor, batch_shape: torch.Size, event_shape: torch.Size
+def check_value(
+    owner: str, value: Any, batch_shape: torch.Size, event_shape: torch.Size, *, integers: bool
 ) -> None:
-    """Raise unless `value` ends with the event shape and broadcasts with the batch shape."""
+    """Raise unless `value` is a tensor of floats (or of integers) and broadcasts with the batch."""
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or value.is_complex() or not (integers or value.is_floating_point()):
+        kind = f"a tensor of {value.dtype}" if is_tensor else type(value).__name__
+        raise TypeError(
+            f"{owner}: `value` must be a tensor of floats{' or integers' if integers else ''}, got "
+            f"{kind}; write torch.as_tensor(value, dtype=torch.get_default_dtype())"
+        )
     shape = batch_shape + event_shape
     event_fits = value.shape[value.dim() - len(event_shape) :] == event_shape
     if not event_fits or broadcast(value.shape, shape) is None:

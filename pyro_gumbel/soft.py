@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_gumbel.constraints import log_simplex, simplex
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import check_value_shape, require
+from pyro_gumbel.parameters import check_value, require
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
@@ -56,13 +56,7 @@ class _Soft(Row):
 
     def _validate_sample(self, value: Tensor) -> None:
         name = type(self).__name__
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(
-                f"{name}: `value` must be a tensor of floats, got {kind}; "
-                "write torch.as_tensor(value, dtype=torch.get_default_dtype())"
-            )
-        check_value_shape(name, value, self._batch_shape, self._event_shape)
+        check_value(name, value, self._batch_shape, self._event_shape, integers=False)
         if self._checks_values:
             valid = self.support.check(value)  # type: ignore[attr-defined]
             require(valid, f"{name}: `value` must be {self._support_text}", value, self._remedy)
