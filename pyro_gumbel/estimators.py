@@ -9,8 +9,7 @@ An estimator is a pure function
 
 of the logits x, the temperature (broadcastable with x), the perturbed logits z = x + g that chose
 the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the surrogate have one
-shape, that of the draw.
-The sample is D in the forward pass and the surrogate in the backward pass.
+shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
 """
 
 from collections.abc import Callable

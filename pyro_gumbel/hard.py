@@ -8,7 +8,7 @@ support and divergences. It adds `rsample`, whose forward value is exactly a dis
 whose backward is an estimator, and a `log_prob` that is differentiable in the value.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.distributions import Bernoulli, OneHotCategorical
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import Temperature, check_value, require
+from pyro_gumbel.parameters import Temperature
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = ["BernoulliStraightThrough", "CategoricalStraightThrough", "StraightThrough"]
@@ -28,8 +28,7 @@ _PATHWISE = "returned by rsample"
 class StraightThrough(Row):
     """The hard law of a row, mixed in before the row and the discrete class."""
 
-    _support_text: ClassVar[str]
-    _soft: ClassVar[str]
+    _integers = True
 
     def __init__(
         self,
@@ -102,19 +101,6 @@ class StraightThrough(Row):
         """The shape of `probs` and `logits`."""
         return self._batch_shape + self._event_shape
 
-    def _validate_sample(self, value: Tensor) -> None:
-        name = type(self).__name__
-        check_value(name, value, self._batch_shape, self._event_shape, integers=True)
-        if self._checks_values:
-            binary = (value == 0) | (value == 1)
-            valid = (binary.all(-1) & (value.sum(-1) == 1)) if self.link.event_dim else binary
-            require(
-                valid,
-                f"{name}: `value` must be hard, that is exactly {self._support_text}",
-                value,
-                f"draw it from a {name} in the guide too, or make this law soft: {self._soft}",
-            )
-
 
 class BernoulliStraightThrough(StraightThrough, OneBit, Bernoulli):
     r"""A Bernoulli bit D whose sample carries the gradient of a soft one.
@@ -143,8 +129,11 @@ class BernoulliStraightThrough(StraightThrough, OneBit, Bernoulli):
     :raises TypeError: for anything but numbers and tensors of floats.
     """
 
-    _support_text = "0 or 1"
-    _soft = "RelaxedBernoulli"
+    _support_text = "hard, that is exactly 0 or 1"
+    _remedy = (
+        "draw it from a BernoulliStraightThrough in the guide too, or make this law soft: "
+        "RelaxedBernoulli"
+    )
 
 
 class CategoricalStraightThrough(StraightThrough, OneOfK, OneHotCategorical):
@@ -176,8 +165,11 @@ class CategoricalStraightThrough(StraightThrough, OneOfK, OneHotCategorical):
 
     # Of the parent's inner `_categorical` nothing is left: all that read it is overridden.
 
-    _support_text = "one-hot"
-    _soft = "RelaxedCategorical"
+    _support_text = "hard, that is exactly one-hot"
+    _remedy = (
+        "draw it from a CategoricalStraightThrough in the guide too, or make this law soft: "
+        "RelaxedCategorical"
+    )
 
 
 def _split(log_masses: Tensor) -> tuple[Tensor, Tensor]:

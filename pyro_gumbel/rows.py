@@ -23,6 +23,7 @@ from pyro_gumbel.parameters import (
     Temperature,
     brief,
     broadcast,
+    check_value,
     in_program,
     joint_batch_shape,
     read_parameter,
@@ -44,12 +45,17 @@ class Row:
     noise: ClassVar[Callable[..., Tensor]]
     has_rsample = True
 
+    _integers: ClassVar[bool] = False  # whether a value may be of integers
+    _support_text: ClassVar[str]  # what a value must be, and what to write if it is not
+    _remedy: ClassVar[str]
+
     _batch_shape: torch.Size
     _event_shape: torch.Size
     _validate_args: bool
 
     if TYPE_CHECKING:  # of the Distribution class, or of the rows below
         _extended_shape: Callable[[Any], torch.Size]
+        support: Any
 
         @property
         def probs(self) -> Tensor: ...
@@ -88,6 +94,11 @@ class Row:
 
         :raises ValueError: where the temperature's shape does not go with the batch shape.
         """
+        if (probs is None) == (logits is None):
+            raise ValueError(
+                f"{cls.__name__}.infer_shapes: expected the shape of exactly one of `probs` and "
+                f"`logits`; write {cls.__name__}.infer_shapes(temperature=(), logits=logits.shape)"
+            )
         shape = torch.Size(probs if logits is None else logits)  # type: ignore[arg-type]
         cut = len(shape) - cls.link.event_dim
         joint = joint_batch_shape(cls.__name__, torch.Size(temperature), shape[:cut])
@@ -196,6 +207,14 @@ class Row:
             self.temperature,
             "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
         )
+
+    def _validate_sample(self, value: Tensor) -> None:
+        """Raise unless `value` has a legal type and shape and, if validation is on, lies inside."""
+        owner = type(self).__name__
+        check_value(owner, value, self._batch_shape, self._event_shape, integers=self._integers)
+        if self._checks_values:
+            valid = self.support.check(value)
+            require(valid, f"{owner}: `value` must be {self._support_text}", value, self._remedy)
 
     def _require(self, valid: Tensor, what: str, remedy: str) -> None:
         require(valid, f"{type(self).__name__}: `{self._given}` must be {what}", self._raw, remedy)

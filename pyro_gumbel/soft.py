@@ -17,7 +17,6 @@ from torch.distributions import constraints
 
 from pyro_gumbel.constraints import log_simplex, simplex
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import check_value, require
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
@@ -30,9 +29,6 @@ __all__ = [
 
 class _Soft(Row):
     """What values and coordinates share."""
-
-    _support_text: str
-    _remedy: str
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         raise NotImplementedError
@@ -53,13 +49,6 @@ class _Soft(Row):
         density = self.link.log_density(v, x, self._tau, of_values=of_values)
         off_face = self.link.off_face(value, x, low, high)
         return self._over_batch(torch.where(off_face, -torch.inf, density))
-
-    def _validate_sample(self, value: Tensor) -> None:
-        name = type(self).__name__
-        check_value(name, value, self._batch_shape, self._event_shape, integers=False)
-        if self._checks_values:
-            valid = self.support.check(value)  # type: ignore[attr-defined]
-            require(valid, f"{name}: `value` must be {self._support_text}", value, self._remedy)
 
 
 class _Values(_Soft):

@@ -7,8 +7,10 @@ import copy
 import io
 import pickle
 
+import pyro
 import pytest
 import torch
+from pyro.infer import Predictive
 
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical
 from pyro_gumbel.links import interval, simplex
@@ -162,6 +164,23 @@ def test_inference_mode(cls):
         value = law.sample()
         expected = exact_score(law, recall(value, LINK[cls]))
         torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("cls", VALUES)
+def test_values_from_predictive(cls, parallel):
+    """Collected over many runs they have forgotten; one run's trace remembers."""
+    law = make(cls, 0.03, (), 5)
+
+    def model():
+        return pyro.sample("s", law)
+
+    value = Predictive(model, num_samples=200, parallel=parallel)()["s"]
+    score = law.log_prob(value)
+    assert score.isfinite().all()
+    torch.testing.assert_close(score, law.log_prob(value.clone()))
+    own = pyro.poutine.trace(model).get_trace().nodes["s"]["value"]
+    assert recall(own, LINK[cls]) is not None
 
 
 @pytest.mark.parametrize("cls", VALUES)

@@ -95,12 +95,15 @@ def test_a_number_takes_the_default_dtype(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_default_device(cls):
-    with torch.device("meta"):
+    torch.set_default_device("meta")
+    try:
         law = cls(0.5, logits=torch.zeros(2, *event_shape(cls)), validate_args=False)
         assert law.rsample().device.type == "meta"
         assert law.log_prob(law.rsample()).shape == (2,)
         if cls in ONE_BIT:
             assert cls(0.5, probs=0.3).sample().device.type == "meta"
+    finally:
+        torch.set_default_device(None)
 
 
 # Shapes.
@@ -193,6 +196,9 @@ def test_infer_shapes(cls):
     assert cls.infer_shapes(temperature=(1,), logits=event) == ((), event)
     with pytest.raises(ValueError, match="temperature"):
         cls.infer_shapes(temperature=(5,), logits=(4, *event))
+    for both in ({}, {"probs": event, "logits": event}):
+        with pytest.raises(ValueError, match=r"`probs` and `logits`; write"):
+            cls.infer_shapes(temperature=(), **both)
 
 
 @pytest.mark.parametrize("cls", ONE_OF_K)
