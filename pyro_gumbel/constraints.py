@@ -4,8 +4,8 @@
 """Supports with a tolerance for the dtype and the number of categories, and their bijections.
 
 torch's simplex wants a sum within 1e-6 of 1 in every dtype and at every size, which correctly
-rounded samples miss. Importing this module registers `biject_to` and `transform_to` for the two
-constraints defined here, and for nothing else.
+rounded samples miss. Importing this module registers `biject_to` and `transform_to` for the
+continuous constraints defined here, and for nothing else.
 """
 
 import math
@@ -14,8 +14,22 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import SoftmaxTransform, StickBreakingTransform, Transform
+from torch.nn.functional import pad
 
-__all__ = ["LogRatioTransform", "log_simplex", "simplex", "tolerance"]
+from pyro_gumbel.links import Hypersimplex
+
+__all__ = [
+    "HypersimplexTransform",
+    "LogRatioTransform",
+    "LogitHypersimplexTransform",
+    "hypersimplex",
+    "log_simplex",
+    "logit_hypersimplex",
+    "ranking",
+    "simplex",
+    "subset",
+    "tolerance",
+]
 
 
 def tolerance(dtype: torch.dtype, size: int) -> float:
@@ -31,9 +45,9 @@ def tolerance(dtype: torch.dtype, size: int) -> float:
     return max(1e-6, terms + 4 * math.sqrt(size) * summed.eps)
 
 
-def _sums_to_one(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _sums_to(value: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     total = value.to(torch.promote_types(value.dtype, torch.float32)).sum(-1)
-    return (total - 1).abs() <= tolerance(dtype, value.shape[-1])
+    return (total - size).abs() <= size * tolerance(dtype, value.shape[-1])
 
 
 class _Simplex(constraints.Constraint):
@@ -42,7 +56,7 @@ class _Simplex(constraints.Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        return (value >= 0).all(-1) & _sums_to_one(value, value.dtype)
+        return (value >= 0).all(-1) & _sums_to(value, 1, value.dtype)
 
 
 class _LogSimplex(constraints.Constraint):
@@ -51,14 +65,92 @@ class _LogSimplex(constraints.Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        return _sums_to_one(value.exp(), value.dtype)
+        return _sums_to(value.exp(), 1, value.dtype)
+
+
+class _OfSize(constraints.Constraint):
+    """What concerns `size` of the categories in the last dimension."""
+
+    event_dim = 1
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.size == self.size
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.size))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size})"
+
+
+class hypersimplex(_OfSize):
+    """{0 <= s <= 1, sum(s) = size} within `size` times `tolerance`."""
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = ((value >= 0) & (value <= 1)).all(-1)
+        return inside & _sums_to(value, self.size, value.dtype)
+
+
+class logit_hypersimplex(_OfSize):
+    """{v: sum(sigmoid(v)) = size} within `size` times `tolerance`; infinite at 0 and 1."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return _sums_to(value.sigmoid(), self.size, value.dtype)
+
+
+class subset(_OfSize):
+    """Vectors of `size` ones and otherwise zeros."""
+
+    is_discrete = True
+
+    def check(self, value: Tensor) -> Tensor:
+        hard = ((value == 0) | (value == 1)).all(-1)
+        return hard & (value.sum(-1, dtype=torch.float32) == self.size)
+
+
+class ranking(_OfSize):
+    """`size` one-hot rows, no two of them alike."""
+
+    is_discrete = True
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        hard = ((value == 0) | (value == 1)).flatten(-2).all(-1)
+        one_each = (value.sum(-1, dtype=torch.float32) == 1).all(-1)
+        return hard & one_each & (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
 
 
 simplex = _Simplex()
 log_simplex = _LogSimplex()
 
 
-class LogRatioTransform(Transform):
+class _DifferencesTransform(Transform):
+    """y in R^(k-1) to coordinates v that have the differences y_i = v_i - v_k."""
+
+    domain = constraints.real_vector
+    codomain: constraints.Constraint
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y[..., :-1] - y[..., -1:]
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] - 1))
+
+
+class LogRatioTransform(_DifferencesTransform):
     r"""y in R^(k-1) to v = log_softmax([y, 0]) on the log-simplex; back, y_i = v_i - v_k.
 
     A density on the log-simplex is one with respect to the log-ratios, so the log-determinant
@@ -69,30 +161,68 @@ class LogRatioTransform(Transform):
     probabilities far below the smallest float.
     """
 
-    domain = constraints.real_vector
     codomain = log_simplex
-    bijective = True
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LogRatioTransform)
-
-    def __hash__(self) -> int:
-        return hash(LogRatioTransform)
 
     def _call(self, x: Tensor) -> Tensor:
-        return torch.log_softmax(torch.nn.functional.pad(x, (0, 1)), -1)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y[..., :-1] - y[..., -1:]
+        return torch.log_softmax(pad(x, (0, 1)), -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return x.new_zeros(x.shape[:-1])
 
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return torch.Size((*shape[:-1], shape[-1] + 1))
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        return torch.Size((*shape[:-1], shape[-1] - 1))
+class LogitHypersimplexTransform(_DifferencesTransform):
+    r"""y in R^(k-1) to v = [y, 0] - c with sum(sigmoid(v)) = size; back, y_i = v_i - v_k.
+
+    With w = s (1 - s), s = sigmoid(v): dv_i = dy_i - sum_j omega_j dy_j with omega = w / sum(w)
+    (derived in `pyro_gumbel.links`), so that the k - 1 differentials ds_i = w_i dv_i have
+    |det ds/dy| = prod(w) / sum(w). A density of v is that of s times prod(w), hence here
+
+        log |det| = -logsumexp(log w).
+
+    :param size: the number m of the chosen, 1 <= m < k.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.link = Hypersimplex(size)
+        self.codomain = logit_hypersimplex(size)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.link == self.link
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.link))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.link.coordinates(pad(x, (0, 1)), x.new_ones(()))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.link.log_slopes(self._call(x)).logsumexp(-1)
+
+
+class HypersimplexTransform(LogitHypersimplexTransform):
+    r"""y in R^(k-1) to s = sigmoid([y, 0] - c) with sum(s) = size.
+
+    Back, y_i = logit s_i - logit s_k. As derived in `LogitHypersimplexTransform`,
+
+        log |det ds/dy| = sum(log w) - logsumexp(log w).
+
+    :param size: the number m of the chosen, 1 <= m < k.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.codomain = hypersimplex(size)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.link.value(super()._call(x))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return super()._inverse(self.link.inverse(y))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        log_w = self.link.log_slopes(super()._call(x))
+        return log_w.sum(-1) - log_w.logsumexp(-1)
 
 
 @biject_to.register(_Simplex)
@@ -109,3 +239,15 @@ def _(constraint: _Simplex) -> Transform:
 @transform_to.register(_LogSimplex)
 def _(constraint: _LogSimplex) -> Transform:
     return LogRatioTransform()
+
+
+@biject_to.register(hypersimplex)
+@transform_to.register(hypersimplex)
+def _(constraint: hypersimplex) -> Transform:
+    return HypersimplexTransform(constraint.size)
+
+
+@biject_to.register(logit_hypersimplex)
+@transform_to.register(logit_hypersimplex)
+def _(constraint: logit_hypersimplex) -> Transform:
+    return LogitHypersimplexTransform(constraint.size)

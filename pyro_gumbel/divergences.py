@@ -35,7 +35,7 @@ def kl_of_masses(log_q: Tensor, log_p: Tensor) -> Tensor:
 def _log_masses(law: Distribution) -> Tensor:
     """The log mass of each outcome over a last dimension, -inf where it is 0."""
     if isinstance(law, Row):
-        return law._log_masses(law._location)
+        return law._log_masses(law._x)
     row: type[Row] = OneBit
     plain: Any = law
     if isinstance(law, OneHotCategorical):

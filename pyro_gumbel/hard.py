@@ -15,12 +15,19 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
+from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.parameters import Temperature
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
-__all__ = ["BernoulliStraightThrough", "CategoricalStraightThrough", "StraightThrough"]
+__all__ = [
+    "BernoulliStraightThrough",
+    "CategoricalStraightThrough",
+    "PlackettLuceStraightThrough",
+    "StraightThrough",
+    "SubsetStraightThrough",
+]
 
 _PATHWISE = "returned by rsample"
 
@@ -28,6 +35,8 @@ _PATHWISE = "returned by rsample"
 class StraightThrough(Row):
     """The hard law of a row, mixed in before the row and the discrete class."""
 
+    has_rsample = True
+    _has_temperature = True
     _integers = True
 
     def __init__(
@@ -40,13 +49,12 @@ class StraightThrough(Row):
         validate_args: bool | None = None,
     ) -> None:
         self.estimator = named(estimator)
-        super().__init__(temperature, probs, logits, validate_args=validate_args)
+        Row.__init__(self, probs, logits, temperature=temperature, validate_args=validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward is that of the estimator's surrogate."""
-        perturbed = self._perturbed(sample_shape)
+        logits, perturbed = self._contest(sample_shape)
         hard = self._harden(perturbed.detach())
-        logits = self._location.expand(hard.shape)
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate).to(self._raw.dtype)
         return remember(sample, _PATHWISE, True)
@@ -54,7 +62,23 @@ class StraightThrough(Row):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
         with torch.no_grad():
-            return self._harden(self._perturbed(sample_shape)).to(self._raw.dtype)
+            return self._harden(self._contest(sample_shape)[1]).to(self._raw.dtype)
+
+    def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
+        """x and z = x + noise of the full shape of a draw: the sample is what z chooses."""
+        perturbed = self._perturbed(sample_shape)
+        return self._location.expand(perturbed.shape), perturbed
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """Pathwise for what `rsample` returned; an enumerated value is weighed by its score."""
+        log_prob = self.log_prob(value)
+        if value.requires_grad or recall(value, _PATHWISE):
+            return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
+        return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
+
+
+class _OfOne(StraightThrough):
+    """One outcome of a few, whose masses are looked up in a table."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.
@@ -64,21 +88,14 @@ class StraightThrough(Row):
         """
         self._validate_sample(value)
         weights = self._one_hot(value.to(torch.promote_types(value.dtype, self._dtype)))
-        impossible, log_masses = _split(self._log_masses(self._location))
+        impossible, log_masses = _split(self._log_masses(self._x))
         mass = (weights * log_masses).sum(-1)
         excluded = (impossible & (weights > 0)).any(-1)
         return self._over_batch(torch.where(excluded, -torch.inf, mass))
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        """Pathwise for what `rsample` returned; an enumerated value is weighed by its score."""
-        log_prob = self.log_prob(value)
-        if value.requires_grad or recall(value, _PATHWISE):
-            return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
-        return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
-
     def entropy(self) -> Tensor:
         """-sum p log p in nats, finite with finite gradients at probabilities of 0 and 1."""
-        _, log_masses = _split(self._log_masses(self._location))
+        _, log_masses = _split(self._log_masses(self._x))
         return self._over_batch(-(log_masses.exp() * log_masses).sum(-1))
 
     @property
@@ -94,7 +111,7 @@ class StraightThrough(Row):
     @property
     def mode(self) -> Tensor:
         """A most probable value; of equals the first (for one bit 1)."""
-        return self._like_param(self._harden(self._location))
+        return self._like_param(self._harden(self._x))
 
     @property
     def param_shape(self) -> torch.Size:
@@ -102,7 +119,28 @@ class StraightThrough(Row):
         return self._batch_shape + self._event_shape
 
 
-class BernoulliStraightThrough(StraightThrough, OneBit, Bernoulli):
+class _OfSize(StraightThrough):
+    """`size` of the categories."""
+
+    arg_constraints = OneOfK.arg_constraints
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        size: int,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        estimator: str | Estimator = "gumbel_softmax",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.estimator = named(estimator)
+        Row.__init__(
+            self, probs, logits, temperature=temperature, size=size, validate_args=validate_args
+        )
+
+
+class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):
     r"""A Bernoulli bit D whose sample carries the gradient of a soft one.
 
     The law is the discrete one at every temperature::
@@ -136,7 +174,7 @@ class BernoulliStraightThrough(StraightThrough, OneBit, Bernoulli):
     )
 
 
-class CategoricalStraightThrough(StraightThrough, OneOfK, OneHotCategorical):
+class CategoricalStraightThrough(_OfOne, OneOfK, OneHotCategorical):
     r"""A one-hot categorical vector D whose sample carries the gradient of a soft one.
 
     The law is the discrete one at every temperature::
@@ -170,6 +208,65 @@ class CategoricalStraightThrough(StraightThrough, OneOfK, OneHotCategorical):
         "draw it from a CategoricalStraightThrough in the guide too, or make this law soft: "
         "RelaxedCategorical"
     )
+
+
+class SubsetStraightThrough(_OfSize, Subset):
+    r"""An m-hot vector D whose sample carries the gradient of a soft one.
+
+    The law is that of `Subset` at every temperature, its mass extended to real D as there.
+    `rsample` and `sample` return exactly m-hot vectors; the backward of `rsample` is the
+    estimator's, by default that of s = sigmoid(z / tau - c) with sum(s) = m, the value that a
+    `RelaxedSubset` has at the same z = x + g, D the m largest of z. The sigmoid on the hypersimplex
+    is that of Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
+    https://arxiv.org/abs/1906.08707.
+
+    >>> SubsetStraightThrough(0.5, 2, logits=torch.randn(3, 10)).rsample().sum(-1)
+    tensor([2., 2., 2.])
+
+    :param temperature: tau > 0 of the surrogate, as in `CategoricalStraightThrough`.
+    :param size: m, a Python int from 1 to k.
+    :param probs: non-negative weights of a single draw, categories in the last dimension;
+        normalised.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given, with at least m possible categories in every row.
+    :param estimator: as in `BernoulliStraightThrough`.
+    :param validate_args: as in `BernoulliStraightThrough`.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    """
+
+
+class PlackettLuceStraightThrough(_OfSize, PlackettLuce):
+    r"""One-hot rows D_1, ..., D_m, in the order of the draws, that carry the gradient of soft ones.
+
+    The law is that of `PlackettLuce` at every temperature, its mass extended to real D as there.
+    Each row is drawn like a `CategoricalStraightThrough` from the categories that the rows before
+    it have left, with noise of its own; its backward is the estimator's with the logits of the
+    taken at -inf. The earlier winners are held fixed there, which adds to the bias from the second
+    row on.
+
+    >>> PlackettLuceStraightThrough(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
+    torch.Size([5, 3, 4])
+
+    :param temperature: tau > 0 of the surrogate, as in `CategoricalStraightThrough`.
+    :param size: m, a Python int from 1 to k.
+    :param probs: non-negative weights of the first draw, categories in the last dimension;
+        normalised. The event shape is (m, k).
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given, with at least m possible categories in every row.
+    :param estimator: as in `BernoulliStraightThrough`.
+    :param validate_args: as in `BernoulliStraightThrough`.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    """
+
+    def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
+        logits, perturbed = super()._contest(sample_shape)
+        untaken = self._untaken(perturbed.detach())
+        return (
+            torch.where(untaken, logits, -torch.inf),
+            torch.where(untaken, perturbed, -torch.inf),
+        )
 
 
 def _split(log_masses: Tensor) -> tuple[Tensor, Tensor]:

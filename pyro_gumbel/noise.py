@@ -1,21 +1,31 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Gumbel and logistic noise, right at both ends of the float range.
+r"""Gumbel and logistic noise, right at both ends of the float range; noise given its winner.
 
 `torch.rand` gives multiples of 2^-24 in float32: it is 0 once in 17 million draws, and the
 distance to 1 is as coarse. A Gumbel variate -log(-log(u)) of such a u is infinite once in 17
 million draws, and a category less likely than 6e-8 either never wins or wins far too often. Here
 a second variate fills the cell that the first one chose, so that both U and 1 - U are exact to
 their last digit, down to 2^-48; what little is left is clamped to the smallest normal number.
+
+**Noise given that an untaken category wins.** Drawing z = x + g anew until the winner is one that
+is not yet taken has no bound on the number of draws. The same law without a loop: the waiting
+times e_j = exp(-z_j) are independent exponentials with rates exp(x_j), and the first of them is
+exponential with rate Z = sum_j exp(x_j), whichever it is. Let M be the first among the untaken,
+exponential with rate Z_R, the sum over the untaken. Then M' = M Z_R / Z has the law of the first of
+all. The untaken run on as they do after M, the taken, without memory, as they would from M' on:
+
+    z_j = -log(e_j - M + M') if j is untaken,    -log(e_j + M') if it is taken.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["exponential", "gumbel", "logistic", "uniform"]
+__all__ = ["exponential", "gumbel", "logistic", "uniform", "won_by_the_untaken"]
 
 _CELLS = 2.0**24
 
@@ -50,3 +60,26 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) 
     """L = log U - log(1 - U) ~ Logistic(0, 1), the difference of two Gumbel variates."""
     u, complement = uniform(shape, dtype=dtype, device=device)
     return u.log() - complement.log()
+
+
+def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Tensor:
+    """Perturbed logits given that their winner is untaken, from ones without that condition.
+
+    The winner is the largest of the untaken in `perturbed`. Where nothing is taken they are
+    returned as they are.
+
+    :param perturbed: z = x + g, categories in the last dimension.
+    :param logits: x, which broadcasts with z.
+    :param untaken: a mask of the shape of z; of the untaken at least one has a finite logit.
+    """
+    possible = perturbed > -math.inf
+    z = torch.where(possible, perturbed, 0.0)
+    first = torch.where(untaken & possible, z, -math.inf).amax(-1, keepdim=True)  # -log M
+    share = torch.where(untaken, logits, -math.inf).logsumexp(-1, keepdim=True)
+    minus_log_m = first - (share - logits.logsumexp(-1, keepdim=True))  # -log M'
+    runs_on = untaken & (z < first)
+    log_lead = torch.where(runs_on, torch.expm1(torch.where(runs_on, z - first, -1.0)), -1.0)
+    waits = torch.where(untaken & ~runs_on, -math.inf, torch.log(-log_lead) - z)
+    conditioned = -torch.logaddexp(waits, -minus_log_m)
+    conditioned = torch.where(untaken.all(-1, keepdim=True), z, conditioned)
+    return torch.where(possible, conditioned, -math.inf)

@@ -23,6 +23,7 @@ __all__ = [
     "in_program",
     "joint_batch_shape",
     "read_parameter",
+    "read_size",
     "read_temperature",
     "require",
 ]
@@ -50,7 +51,24 @@ def read_parameter(
     return name, parameter
 
 
-def read_temperature(owner: str, temperature: Temperature, like: Tensor) -> Tensor:
+def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> int:
+    """How many of the categories are chosen: from 1 to all of them, or to one fewer."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(
+            f"{owner}: `size` must be a Python int, got {type(size).__name__}; write size=2 to "
+            "choose two of the categories"
+        )
+    most = categories if all_of_them else categories - 1
+    if not 1 <= size <= most:
+        limit = "the number of categories" if all_of_them else "one less than there are categories"
+        remedy = f"write size={max(1, most)}"
+        if size == categories:
+            remedy = "use Subset or PlackettLuce, the discrete laws, where all are chosen"
+        raise ValueError(f"{owner}: `size` must be from 1 to {limit}, {most}, got {size}; {remedy}")
+    return size
+
+
+def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
     """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
     given = temperature() if callable(temperature) else temperature
     return _as_float_tensor(owner, "temperature", given, like)

@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
-from pyro_gumbel.links import Link, clamped_log, interval, simplex
+from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
 from pyro_gumbel.parameters import (
     Temperature,
     brief,
@@ -27,11 +27,12 @@ from pyro_gumbel.parameters import (
     in_program,
     joint_batch_shape,
     read_parameter,
+    read_size,
     read_temperature,
     require,
 )
 
-__all__ = ["OneBit", "OneOfK", "Row"]
+__all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row"]
 
 
 class Row:
@@ -41,10 +42,12 @@ class Row:
     its noise, and says what `probs` and `logits` mean; a column says what a value is.
     """
 
-    link: ClassVar[Link]
+    link: Link
     noise: ClassVar[Callable[..., Tensor]]
     has_rsample = True
 
+    _parameter_dim: ClassVar[int]  # dimensions of a parameter that are not of the batch
+    _has_temperature: ClassVar[bool] = True
     _integers: ClassVar[bool] = False  # whether a value may be of integers
     _support_text: ClassVar[str]  # what a value must be, and what to write if it is not
     _remedy: ClassVar[str]
@@ -52,11 +55,15 @@ class Row:
     _batch_shape: torch.Size
     _event_shape: torch.Size
     _validate_args: bool
+    size: int
 
     if TYPE_CHECKING:  # of the Distribution class, or of the rows below
         _extended_shape: Callable[[Any], torch.Size]
         support: Any
 
+        def log_prob(self, value: Tensor) -> Tensor: ...
+        @property
+        def mean(self) -> Tensor: ...
         @property
         def probs(self) -> Tensor: ...
         @property
@@ -64,34 +71,43 @@ class Row:
 
     def __init__(
         self,
-        temperature: Temperature,
-        probs: Tensor | float | None = None,
-        logits: Tensor | float | None = None,
+        probs: Tensor | float | None,
+        logits: Tensor | float | None,
         *,
-        validate_args: bool | None = None,
+        temperature: Temperature | None = None,
+        size: int | None = None,
+        validate_args: bool | None,
     ) -> None:
+        """Read and check everything; the columns have the signatures that a user sees."""
         # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
         owner = type(self).__name__
-        self._given, self._raw = read_parameter(owner, probs, logits, self.link.event_dim)
-        self._raw_temperature = read_temperature(owner, temperature, self._raw)
-        self._batch_shape, self._event_shape = self.infer_shapes(
-            self._raw_temperature.shape, **{self._given: self._raw.shape}
-        )
+        self._given, self._raw = read_parameter(owner, probs, logits, self._parameter_dim)
+        shapes: dict[str, Any] = {self._given: self._raw.shape, "size": size}
+        if self._has_temperature:
+            self._raw_temperature = read_temperature(owner, temperature, self._raw)
+            shapes["temperature"] = self._raw_temperature.shape
+        self._batch_shape, self._event_shape = self.infer_shapes(**shapes)
+        if size is not None:
+            self.size = size
         if validate_args is not None:
             self._validate_args = validate_args
         if self._checks_values:
-            self._check_temperature()
+            if self._has_temperature:
+                self._check_temperature()
             self._check_parameter()
 
     @classmethod
     def infer_shapes(
         cls,
-        temperature: torch.Size | tuple[int, ...],
+        temperature: torch.Size | tuple[int, ...] = (),
         probs: torch.Size | tuple[int, ...] | None = None,
         logits: torch.Size | tuple[int, ...] | None = None,
+        *,
+        size: int | None = None,
     ) -> tuple[torch.Size, torch.Size]:
         """The batch shape and the event shape from the shapes of the arguments.
 
+        :param size: the argument itself, which has no shape, where the class has it.
         :raises ValueError: where the temperature's shape does not go with the batch shape.
         """
         if (probs is None) == (logits is None):
@@ -100,9 +116,14 @@ class Row:
                 f"`logits`; write {cls.__name__}.infer_shapes(temperature=(), logits=logits.shape)"
             )
         shape = torch.Size(probs if logits is None else logits)  # type: ignore[arg-type]
-        cut = len(shape) - cls.link.event_dim
+        cut = len(shape) - cls._parameter_dim
         joint = joint_batch_shape(cls.__name__, torch.Size(temperature), shape[:cut])
-        return joint, shape[cut:]
+        return joint, cls._event_shape_of(shape[cut:], size)
+
+    @classmethod
+    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
+        """The event shape, from the shape of the categories and the size."""
+        return categories
 
     def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
         """The same law over a larger batch, without copying a tensor."""
@@ -119,10 +140,17 @@ class Row:
         return new
 
     def __repr__(self) -> str:
+        parts: dict[str, Any] = {
+            self._given: tuple(self._raw.shape),
+            "batch_shape": tuple(self._batch_shape),
+            "event_shape": tuple(self._event_shape),
+        }
+        if "size" in self.__dict__:
+            parts = {"size": self.size, **parts}
+        if self._has_temperature:
+            parts = {"temperature": brief(self.temperature), **parts}
         return (
-            f"{type(self).__name__}(temperature: {brief(self.temperature)}, "
-            f"{self._given}: {tuple(self._raw.shape)}, "
-            f"batch_shape: {tuple(self._batch_shape)}, event_shape: {tuple(self._event_shape)})"
+            f"{type(self).__name__}({', '.join(f'{name}: {is_}' for name, is_ in parts.items())})"
         )
 
     @property
@@ -138,16 +166,21 @@ class Row:
         return torch.promote_types(self._raw.dtype, torch.float32)
 
     @property
-    def _location(self) -> Tensor:
-        """x, as it broadcasts: unnormalised logits, infinite where a probability is 0 or 1."""
+    def _x(self) -> Tensor:
+        """x, unnormalised logits, infinite where a probability is 0 or 1."""
         raw = self._raw.to(self._dtype)
         return raw if self._given == "logits" else self._location_of(raw)
 
     @property
+    def _location(self) -> Tensor:
+        """x, as it broadcasts with a draw."""
+        return self._x
+
+    @property
     def _tau(self) -> Tensor:
-        """The temperature, as it broadcasts with x."""
+        """The temperature, as it broadcasts with a draw."""
         tau = self.temperature.to(self._dtype)
-        return tau.unsqueeze(-1) if self.link.event_dim and tau.dim() else tau
+        return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
 
     def _perturbed(self, sample_shape: torch.Size) -> Tensor:
         """z = x + noise, of the full shape of a draw."""
@@ -157,11 +190,16 @@ class Row:
     @property
     def _param(self) -> Tensor:
         """The given parameter over the whole batch; torch's name for it."""
-        return self._raw.expand(self._batch_shape + self._event_shape)
+        return self._raw.expand(self._param_shape)
+
+    @property
+    def _param_shape(self) -> torch.Size:
+        own = len(self._event_shape) - self._parameter_dim
+        return self._batch_shape + self._event_shape[own:]
 
     def _like_param(self, value: Tensor) -> Tensor:
         """`value` in the parameter's dtype and over the whole batch."""
-        return value.to(self._raw.dtype).expand(self._batch_shape + self._event_shape)
+        return value.to(self._raw.dtype).expand(self._param_shape)
 
     def _over_batch(self, log_prob: Tensor) -> Tensor:
         """`log_prob` over the whole batch, where value and parameters were smaller."""
@@ -184,8 +222,7 @@ class Row:
         """A value of the row as weights on the outcomes of `_log_masses`."""
         raise NotImplementedError
 
-    @classmethod
-    def _harden(cls, perturbed: Tensor) -> Tensor:
+    def _harden(self, perturbed: Tensor) -> Tensor:
         """The vertex that perturbed logits choose."""
         raise NotImplementedError
 
@@ -225,6 +262,7 @@ class OneBit(Row):
 
     link = interval
     noise = staticmethod(noise.logistic)
+    _parameter_dim = 0
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         "probs": constraints.unit_interval,
@@ -234,12 +272,12 @@ class OneBit(Row):
     @property
     def logits(self) -> Tensor:
         """The log-odds, unclamped: infinite where a probability is 0 or 1."""
-        return self._like_param(self._location)
+        return self._like_param(self._x)
 
     @property
     def probs(self) -> Tensor:
         """The probability of 1."""
-        return self._like_param(self._raw if self._given == "probs" else self._location.sigmoid())
+        return self._like_param(self._raw if self._given == "probs" else self._x.sigmoid())
 
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
@@ -256,8 +294,7 @@ class OneBit(Row):
     def _one_hot(cls, value: Tensor) -> Tensor:
         return torch.stack([1 - value, value], -1)
 
-    @classmethod
-    def _harden(cls, perturbed: Tensor) -> Tensor:
+    def _harden(self, perturbed: Tensor) -> Tensor:
         return (perturbed >= 0).to(perturbed.dtype)
 
     def _check_parameter(self) -> None:
@@ -271,8 +308,10 @@ class OneBit(Row):
 class OneOfK(Row):
     """One of k: `probs` non-negative weights over the last dimension, `logits` their logarithms."""
 
-    link = simplex
+    link: Link = simplex
+    size = 1  # how many are chosen
     noise = staticmethod(noise.gumbel)
+    _parameter_dim = 1
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         "probs": constraints.independent(constraints.nonnegative, 1),
@@ -282,7 +321,7 @@ class OneOfK(Row):
     @property
     def logits(self) -> Tensor:
         """log p, normalised and unclamped: -inf where p is 0."""
-        return self._like_param(self._log_masses(self._location))
+        return self._like_param(self._log_masses(self._x))
 
     @property
     def probs(self) -> Tensor:
@@ -291,7 +330,7 @@ class OneOfK(Row):
             weights = self._raw.to(self._dtype)
             weights = weights / weights.detach().amax(-1, keepdim=True)
             return self._like_param(weights / weights.sum(-1, keepdim=True))
-        return self._like_param(self._location.softmax(-1))
+        return self._like_param(self._x.softmax(-1))
 
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
@@ -305,8 +344,7 @@ class OneOfK(Row):
     def _one_hot(cls, value: Tensor) -> Tensor:
         return value
 
-    @classmethod
-    def _harden(cls, perturbed: Tensor) -> Tensor:
+    def _harden(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)
         return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
 
@@ -314,13 +352,54 @@ class OneOfK(Row):
         x = self._raw
         if self._given == "probs":
             self._require(
-                ((x >= 0) & x.isfinite()).all(-1) & (x.sum(-1) > 0),
-                "non-negative and finite, not all 0 in a row",
+                ((x >= 0) & x.isfinite()).all(-1) & ((x > 0).sum(-1) >= self.size),
+                f"non-negative and finite, with {self.size} or more positive in every row",
                 "write logits=... for log weights",
             )
         else:
             self._require(
-                ~(x.isnan() | x.isposinf()).any(-1) & x.isfinite().any(-1),
-                "below infinity and not NaN, with a finite entry in every row",
+                ~(x.isnan() | x.isposinf()).any(-1) & (x.isfinite().sum(-1) >= self.size),
+                f"below infinity and not NaN, with {self.size} or more finite in every row",
                 "write a logit of -inf only for a category that cannot occur",
             )
+
+
+class MOfK(OneOfK):
+    """m of k, drawn one after the other without replacement; `size` is m."""
+
+    _all_of_them: ClassVar[bool] = True  # whether all categories may be chosen
+
+    @property
+    def link(self) -> Link:  # type: ignore[override]
+        return Hypersimplex(self.size)
+
+    @classmethod
+    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
+        read_size(cls.__name__, size, categories[-1], all_of_them=cls._all_of_them)
+        return categories
+
+    def _harden(self, perturbed: Tensor) -> Tensor:
+        winners = perturbed.topk(self.size, -1).indices
+        return torch.zeros_like(perturbed).scatter(-1, winners, 1.0)
+
+
+class Ranking(OneOfK):
+    """m of k in the order of the draws: a row a draw, each one of those that are left."""
+
+    @classmethod
+    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
+        m = read_size(cls.__name__, size, categories[-1], all_of_them=True)
+        return torch.Size((m, *categories))
+
+    @property
+    def _location(self) -> Tensor:
+        return self._x.unsqueeze(-2)
+
+    def _untaken(self, rows: Tensor) -> Tensor:
+        """Which categories are left for each row; a row's winner is its largest entry of those."""
+        categories = torch.arange(rows.shape[-1], device=rows.device)
+        left = [torch.ones_like(rows[..., 0, :], dtype=torch.bool)]
+        for row in rows.unbind(-2)[:-1]:
+            winner = torch.where(left[-1], row, -math.inf).argmax(-1, keepdim=True)
+            left.append(left[-1] & (categories != winner))
+        return torch.stack(left, -2)
