@@ -13,7 +13,12 @@ import math
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import SoftmaxTransform, StickBreakingTransform, Transform
+from torch.distributions.transforms import (
+    IndependentTransform,
+    SoftmaxTransform,
+    StickBreakingTransform,
+    Transform,
+)
 from torch.nn.functional import pad
 
 from pyro_gumbel.links import Hypersimplex
@@ -27,6 +32,7 @@ __all__ = [
     "logit_hypersimplex",
     "ranking",
     "simplex",
+    "simplex_rows",
     "subset",
     "tolerance",
 ]
@@ -123,8 +129,18 @@ class ranking(_OfSize):
         return hard & one_each & (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
 
 
+class _SimplexRows(constraints.Constraint):
+    """Rows over the last two dimensions, each on the simplex."""
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        return simplex.check(value).all(-1)
+
+
 simplex = _Simplex()
 log_simplex = _LogSimplex()
+simplex_rows = _SimplexRows()
 
 
 class _DifferencesTransform(Transform):
@@ -233,6 +249,16 @@ def _(constraint: _Simplex) -> Transform:
 @transform_to.register(_Simplex)
 def _(constraint: _Simplex) -> Transform:
     return SoftmaxTransform()
+
+
+@biject_to.register(_SimplexRows)
+def _(constraint: _SimplexRows) -> Transform:
+    return IndependentTransform(StickBreakingTransform(), 1)
+
+
+@transform_to.register(_SimplexRows)
+def _(constraint: _SimplexRows) -> Transform:
+    return IndependentTransform(SoftmaxTransform(), 1)
 
 
 @biject_to.register(_LogSimplex)

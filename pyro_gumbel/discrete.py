@@ -190,8 +190,9 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """A most probable value: the m largest logits."""
-        return self._like_param(self._harden(self._x))
+        """A most probable value: the m largest logits, of equals the first."""
+        rows = _in_order(self._x, self.size, stable=True)
+        return self._like_param(rows.sum(-2))
 
 
 class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
@@ -237,13 +238,7 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
             noisy = noise.gumbel(
                 (*shape[:-2], shape[-1]), dtype=self._dtype, device=self._raw.device
             )
-            return self._in_order(self._x + noisy).to(self._raw.dtype)
-
-    def _in_order(self, scores: Tensor) -> Tensor:
-        """The rows of the m largest, the largest first."""
-        winners = scores.topk(self.size, -1).indices
-        rows = scores.new_zeros((*winners.shape, scores.shape[-1]))
-        return rows.scatter(-1, winners.unsqueeze(-1), 1.0)
+            return _in_order(self._x + noisy, self.size).to(self._raw.dtype)
 
     def _nearest_and_mass(self, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         left = torch.where(self._untaken(value), x.unsqueeze(-2), -math.inf)
@@ -271,9 +266,19 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """A most probable value: the m largest logits, the largest first."""
-        rows = self._in_order(self._x).to(self._raw.dtype)
+        """A most probable value: the m largest logits, the largest first, of equals the first."""
+        rows = _in_order(self._x, self.size, stable=True).to(self._raw.dtype)
         return rows.expand(self._batch_shape + self._event_shape)
+
+
+def _in_order(scores: Tensor, size: int, *, stable: bool = False) -> Tensor:
+    """A one-hot row for each of the `size` largest scores, the largest first."""
+    if stable:
+        winners = scores.sort(dim=-1, descending=True, stable=True).indices[..., :size]
+    else:
+        winners = scores.topk(size, -1).indices
+    rows = scores.new_zeros((*winners.shape, scores.shape[-1]))
+    return rows.scatter(-1, winners.unsqueeze(-1), 1.0)
 
 
 def m_hot(value: Tensor) -> Tensor:

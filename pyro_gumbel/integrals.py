@@ -188,9 +188,9 @@ def inclusion_probabilities(logits: Tensor, size: int) -> Tensor:
     leading = x >= boundary
     total = torch.zeros_like(logits)
     for t in _blocks(nodes, x.numel() * (2 + m.bit_length())):
-        u = _above(logits, t)
-        density = (u - u.exp()).clamp(min=-700).exp()  # f_i(t), of Gumbel noise
-        miss = torch.exp(-u.clamp(max=6.5).exp())  # P(z_i < t)
+        u = _above(logits, t).clamp(max=6.5)
+        density = (u - u.exp()).exp()  # f_i(t), of Gumbel noise
+        miss = torch.exp(-u.exp())  # P(z_i < t)
         if m <= k / 2:
             few = _fewer_among_the_others(miss, m)
         else:

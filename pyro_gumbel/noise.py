@@ -76,10 +76,12 @@ def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Te
     z = torch.where(possible, perturbed, 0.0)
     first = torch.where(untaken & possible, z, -math.inf).amax(-1, keepdim=True)  # -log M
     share = torch.where(untaken, logits, -math.inf).logsumexp(-1, keepdim=True)
-    minus_log_m = first - (share - logits.logsumexp(-1, keepdim=True))  # -log M'
-    runs_on = untaken & (z < first)
-    log_lead = torch.where(runs_on, torch.expm1(torch.where(runs_on, z - first, -1.0)), -1.0)
-    waits = torch.where(untaken & ~runs_on, -math.inf, torch.log(-log_lead) - z)
-    conditioned = -torch.logaddexp(waits, -minus_log_m)
+    winner = first - (share - logits.logsumexp(-1, keepdim=True))  # -log M'
+    # log(e_j - M) = -z_j + log(1 - exp(z_j - first)) of the untaken, log(e_j) = -z_j of the taken
+    behind = untaken & (z < first)
+    lag = torch.where(behind, z - first, -1.0)
+    log_wait = torch.where(behind, torch.log(-torch.expm1(lag)), 0.0) - z
+    conditioned = -torch.logaddexp(log_wait, -winner)
+    conditioned = torch.where(untaken & ~behind, winner, conditioned)
     conditioned = torch.where(untaken.all(-1, keepdim=True), z, conditioned)
     return torch.where(possible, conditioned, -math.inf)

@@ -389,7 +389,7 @@ class Ranking(OneOfK):
     @classmethod
     def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
         m = read_size(cls.__name__, size, categories[-1], all_of_them=True)
-        return torch.Size((m, *categories))
+        return torch.Size((m, int(categories[-1])))
 
     @property
     def _location(self) -> Tensor:

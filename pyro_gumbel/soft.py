@@ -15,7 +15,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_gumbel.constraints import hypersimplex, log_simplex, logit_hypersimplex, simplex
+from pyro_gumbel.constraints import (
+    hypersimplex,
+    log_simplex,
+    logit_hypersimplex,
+    simplex,
+    simplex_rows,
+)
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.noise import won_by_the_untaken
 from pyro_gumbel.parameters import Temperature
@@ -336,7 +342,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
     :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
     """
 
-    support = constraints.independent(simplex, 1)
+    support = simplex_rows
     _support_text = "rows on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True)"
 

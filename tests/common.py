@@ -13,34 +13,76 @@ from pyro_gumbel import (
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
+    LogitRelaxedSubset,
+    PlackettLuce,
+    PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    Subset,
+    SubsetStraightThrough,
 )
 
 # The chance of a false alarm of one statistical test.
 ALPHA = 2e-5
 
+# The rows of the table.
 ONE_BIT = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
 ONE_OF_K = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
-VALUES = [RelaxedBernoulli, RelaxedCategorical]
-COORDINATES = [LogitRelaxedBernoulli, ExpRelaxedCategorical]
-HARD = [BernoulliStraightThrough, CategoricalStraightThrough]
+SUBSETS = [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough]
+RANKINGS = [RelaxedPlackettLuce, PlackettLuceStraightThrough]
+
+ONE = ONE_BIT + ONE_OF_K
+
+# The columns.
+WITHOUT_TEMPERATURE = [Subset, PlackettLuce]
+VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
+COORDINATES = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
+HARD = [
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    SubsetStraightThrough,
+    PlackettLuceStraightThrough,
+]
 SOFT = VALUES + COORDINATES
-ALL = ONE_BIT + ONE_OF_K
+ALL = ONE_BIT + ONE_OF_K + SUBSETS + RANKINGS
+SIZED = [*SUBSETS, *RANKINGS, *WITHOUT_TEMPERATURE]
+
+
+def size_for(k):
+    """How many of k categories the tests choose: 1 of 2, 2 of 3 and of 4, 5 of 10 and more."""
+    return max(1, min(k - 1, (k + 1) // 2, 5))
+
+
+def param_shape(cls, k=3):
+    """The shape of a parameter without batch."""
+    return () if cls in ONE_BIT else (k,)
 
 
 def event_shape(cls, k=3):
     """The event shape of a class, with k categories where it has categories."""
-    return (k,) if cls in ONE_OF_K else ()
+    rows = (size_for(k),) if cls in (PlackettLuce, *RANKINGS) else ()
+    return (*rows, *param_shape(cls, k))
+
+
+def law_of(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
+    """A law of the class; one with a size chooses `size_for` of its categories."""
+    if cls not in SIZED:
+        return cls(temperature, probs, logits, **keywords)
+    if size is None:
+        size = size_for(int((logits if probs is None else probs).shape[-1]))
+    arguments = (size,) if cls in WITHOUT_TEMPERATURE else (temperature, size)
+    return cls(*arguments, probs, logits, **keywords)
 
 
 def make(cls, temperature=0.5, batch_shape=(2,), k=3, dtype=torch.float32, parameter="logits"):
     """A distribution of the class with random parameters, which require a gradient."""
-    logits = torch.randn((*batch_shape, *event_shape(cls, k)), dtype=torch.float64)
+    logits = torch.randn((*batch_shape, *param_shape(cls, k)), dtype=torch.float64)
     if parameter == "probs":
-        logits = logits.softmax(-1) if cls in ONE_OF_K else logits.sigmoid()
+        logits = logits.sigmoid() if cls in ONE_BIT else logits.softmax(-1)
     given = logits.to(dtype).requires_grad_()
-    return cls(temperature, **{parameter: given}, validate_args=True)
+    return law_of(cls, temperature, **{parameter: given}, validate_args=True)
 
 
 def assert_same_mean(samples, expected):

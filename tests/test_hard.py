@@ -11,20 +11,37 @@ from scipy import stats
 from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
+    PlackettLuce,
+    PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedSubset,
+    Subset,
+    SubsetStraightThrough,
     estimators,
 )
-from tests.common import ALPHA, HARD, ONE_OF_K, assert_counts, assert_same_mean, make
+from tests.common import ALPHA, HARD, ONE_BIT, assert_counts, assert_same_mean, law_of, make
 
 SOFT_OF = {
     BernoulliStraightThrough: RelaxedBernoulli,
     CategoricalStraightThrough: RelaxedCategorical,
+    SubsetStraightThrough: RelaxedSubset,
 }
 PLAIN_OF = {
     BernoulliStraightThrough: dist.Bernoulli,
     CategoricalStraightThrough: dist.OneHotCategorical,
+    SubsetStraightThrough: Subset,
+    PlackettLuceStraightThrough: PlackettLuce,
 }
+
+
+def plain_of(law, **parameter):
+    """The plain discrete law of the row, with the same parameter."""
+    plain = PLAIN_OF[type(law)]
+    return plain(law.size, **parameter) if plain in (Subset, PlackettLuce) else plain(**parameter)
+
+
+HARD_ONE = [BernoulliStraightThrough, CategoricalStraightThrough]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ZEROS = {
     BernoulliStraightThrough: [0.0, 0.3, 1.0],
@@ -40,7 +57,7 @@ INFINITE = {
 def test_it_is_the_discrete_class(cls):
     law = make(cls)
     assert isinstance(law, PLAIN_OF[cls])
-    assert law.support is PLAIN_OF[cls].support
+    assert law.support == plain_of(law, logits=law.logits).support
     assert law.has_enumerate_support
     assert law.has_rsample
 
@@ -50,7 +67,7 @@ def test_it_is_the_discrete_class(cls):
 def test_it_has_the_discrete_law(cls, parameter):
     """Mass, mean, variance, mode, entropy and support, against the plain class."""
     law = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
-    plain = PLAIN_OF[cls](**{parameter: law._raw})
+    plain = plain_of(law, **{parameter: law._raw})
     for name in ("mean", "variance", "mode", "probs", "logits", "param_shape"):
         torch.testing.assert_close(getattr(law, name), getattr(plain, name))
     torch.testing.assert_close(law.entropy(), plain.entropy())
@@ -74,8 +91,9 @@ def test_samples_are_exactly_hard(cls, temperature, dtype):
     assert not drawn.requires_grad
     assert drawn.dtype == dtype
     assert ((drawn == 0) | (drawn == 1)).all()
-    if cls in ONE_OF_K:
-        assert (drawn.sum(-1) == 1).all()
+    if cls not in ONE_BIT:
+        assert (drawn.sum(-1) == (law.size if cls is SubsetStraightThrough else 1)).all()
+    assert law.support.check(drawn).all()
     assert law.log_prob(pathwise).isfinite().all()
 
 
@@ -110,11 +128,11 @@ def test_a_category_of_probability_one_in_a_million():
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", SOFT_OF)
 def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
     tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
     hard = make(cls, tau, (2,), 4, torch.float64, parameter)
-    soft = SOFT_OF[cls](tau, **{parameter: hard._raw})
+    soft = law_of(SOFT_OF[cls], tau, **{parameter: hard._raw})
     weight = torch.randn(3, *hard.batch_shape, *hard.event_shape, dtype=torch.float64)
     gradients = []
     for law in (hard, soft):
@@ -124,7 +142,7 @@ def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", HARD_ONE)
 def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
     law = make(cls, 0.5, (3,), 4, torch.float64)
     law._validate_args = False
@@ -140,7 +158,7 @@ def test_second_derivatives(cls):
     raw = make(cls, dtype=torch.float64)._raw
 
     def draw(raw):
-        law = cls(0.5, logits=raw)
+        law = law_of(cls, 0.5, logits=raw)
         value = law.sample()
         return law.log_prob(value) + law.entropy()
 
@@ -198,12 +216,12 @@ def test_the_one_place_of_straight_through():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", HARD_ONE)
 def test_impossible_outcomes(cls, parameter, dtype):
     """Never drawn, score -inf, add 0 where the value is 0, and pass finite gradients."""
     numbers = (ZEROS if parameter == "probs" else INFINITE)[cls]
     raw = torch.tensor(numbers, dtype=dtype, requires_grad=True)
-    law = cls(0.1, **{parameter: raw}, validate_args=True)
+    law = law_of(cls, 0.1, **{parameter: raw}, validate_args=True)
     draws = law.rsample((1000,))
     assert (draws[:, 0] == 0).all()
     log_prob = law.log_prob(draws)
@@ -213,7 +231,7 @@ def test_impossible_outcomes(cls, parameter, dtype):
         (gradient,) = torch.autograd.grad(output.float().sum(), raw, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient[0] == 0
-    if cls in ONE_OF_K:
+    if cls not in ONE_BIT:
         impossible = torch.tensor([1.0, 0.0, 0.0])
         assert law.logits[0] == -math.inf
         assert law.log_prob(impossible) == -math.inf
@@ -226,11 +244,11 @@ def test_impossible_outcomes(cls, parameter, dtype):
         assert entropy.tolist()[::2] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", HARD_ONE)
 def test_the_gradient_in_the_value_is_zero_at_an_impossible_outcome(cls):
-    value = torch.tensor([0.0, 1.0, 1.0] if cls not in ONE_OF_K else [0.0, 1.0, 0.0])
+    value = torch.tensor([0.0, 1.0, 1.0] if cls in ONE_BIT else [0.0, 1.0, 0.0])
     value.requires_grad_()
-    law = cls(0.5, probs=torch.tensor(ZEROS[cls]))
+    law = law_of(cls, 0.5, probs=torch.tensor(ZEROS[cls]))
     (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
     assert slope.isfinite().all()
     assert slope[0] == 0
@@ -242,7 +260,7 @@ def test_the_mode_is_most_probable(cls):
     support = law.enumerate_support()
     best = law.log_prob(support).max(0).values
     torch.testing.assert_close(law.log_prob(law.mode), best)
-    tie = cls(0.5, logits=torch.zeros(law.event_shape))
+    tie = law_of(cls, 0.5, logits=torch.zeros(law.param_shape[1:]))
     assert tie.mode.flatten()[0] == 1
 
 

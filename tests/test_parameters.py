@@ -6,6 +6,7 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import numpy as np
 import pyro.distributions as dist
@@ -17,21 +18,40 @@ from pyro_gumbel import (
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
+    LogitRelaxedSubset,
+    PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    SubsetStraightThrough,
 )
-from tests.common import ALL, HARD, ONE_BIT, ONE_OF_K, SOFT, event_shape, make
+from tests.common import (
+    ALL,
+    HARD,
+    ONE_BIT,
+    ONE_OF_K,
+    RANKINGS,
+    SIZED,
+    SOFT,
+    SUBSETS,
+    WITHOUT_TEMPERATURE,
+    event_shape,
+    law_of,
+    make,
+    param_shape,
+)
 
 # Temperature.
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_one_element_is_a_scalar(cls):
-    logits = torch.randn(4, *event_shape(cls))
+    logits = torch.randn(4, *param_shape(cls))
     torch.manual_seed(0)
-    expected = cls(0.5, logits=logits).rsample()
+    expected = law_of(cls, 0.5, logits=logits).rsample()
     for temperature in (torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([[0.5]]), lambda: 0.5):
-        law = cls(temperature, logits=logits)
+        law = law_of(cls, temperature, logits=logits)
         assert law.batch_shape == (4,)
         assert law.temperature.shape == ()
         torch.manual_seed(0)
@@ -47,17 +67,17 @@ def test_one_element_is_a_scalar(cls):
 def test_temperature_is_part_of_the_batch_shape(cls, temperature, batch, joint):
     """Each batch element has its own temperature: compare with one law an element."""
     tau = torch.rand(temperature, dtype=torch.float64) + 0.2
-    logits = torch.randn((*batch, *event_shape(cls)), dtype=torch.float64)
-    law = cls(tau, logits=logits)
+    logits = torch.randn((*batch, *param_shape(cls)), dtype=torch.float64)
+    law = law_of(cls, tau, logits=logits)
     assert law.batch_shape == joint
     assert law.rsample((2,)).shape == (2, *joint, *event_shape(cls))
     value = law.sample()
     score = law.log_prob(value)
     assert score.shape == joint
     full_tau = tau.expand(joint)
-    full_logits = logits.expand(*joint, *event_shape(cls))
+    full_logits = logits.expand(*joint, *param_shape(cls))
     for index in np.ndindex(*joint):
-        one = cls(full_tau[index], logits=full_logits[index])
+        one = law_of(cls, full_tau[index], logits=full_logits[index])
         torch.testing.assert_close(score[index], one.log_prob(value[index].clone()))
 
 
@@ -78,30 +98,30 @@ def test_a_callable_temperature_is_called_once_in_the_constructor():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("cls", ALL)
 def test_temperature_takes_the_dtype_of_the_parameters(cls, dtype):
-    logits = torch.zeros(2, *event_shape(cls), dtype=dtype)
+    logits = torch.zeros(2, *param_shape(cls), dtype=dtype)
     for temperature in (0.5, 1, torch.tensor(0.5, dtype=torch.float64), np.float32(0.5)):
-        law = cls(temperature, logits=logits)
+        law = law_of(cls, temperature, logits=logits)
         assert law.temperature.dtype == dtype
         assert law.rsample().dtype == dtype
 
 
 @pytest.mark.parametrize("cls", ONE_BIT)
 def test_a_number_takes_the_default_dtype(cls):
-    assert cls(0.5, 0.3).sample().dtype == torch.float32
+    assert law_of(cls, 0.5, 0.3).sample().dtype == torch.float32
     torch.set_default_dtype(torch.float64)
-    assert cls(0.5, probs=0.3).sample().dtype == torch.float64
-    assert cls(0.5, logits=1).batch_shape == ()
+    assert law_of(cls, 0.5, probs=0.3).sample().dtype == torch.float64
+    assert law_of(cls, 0.5, logits=1).batch_shape == ()
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_default_device(cls):
     torch.set_default_device("meta")
     try:
-        law = cls(0.5, logits=torch.zeros(2, *event_shape(cls)), validate_args=False)
+        law = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
         assert law.rsample().device.type == "meta"
         assert law.log_prob(law.rsample()).shape == (2,)
         if cls in ONE_BIT:
-            assert cls(0.5, probs=0.3).sample().device.type == "meta"
+            assert law_of(cls, 0.5, probs=0.3).sample().device.type == "meta"
     finally:
         torch.set_default_device(None)
 
@@ -126,7 +146,7 @@ def test_shapes(cls, batch):
 @pytest.mark.parametrize("cls", ALL)
 def test_samples_of_a_batch_are_independent(cls):
     """No noise shared over the sample shape, the batch or an expanded dimension."""
-    law = make(cls, 1.0, (3,), 50).expand([40, 3])
+    law = make(cls, 1.0, (3,), 20).expand([40, 3])
     rows = law.sample((2,)).reshape(240, -1)
     if cls not in HARD:
         assert rows.unique(dim=0).shape[0] == 240
@@ -148,7 +168,7 @@ def test_expand(cls, parameter):
     torch.testing.assert_close(wide.log_prob(value), law.log_prob(value).expand(5, 2, 4))
     for name in ("probs", "logits"):
         torch.testing.assert_close(getattr(wide, name)[0], getattr(law, name))
-        assert getattr(wide, name).shape == wide.shape()
+        assert getattr(wide, name).shape == (5, 2, 4, *param_shape(cls))
     law.has_rsample_(False)
     assert law.expand([5, 2, 4]).has_rsample is False
     assert cls.has_rsample is True
@@ -190,13 +210,14 @@ def test_mask(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_infer_shapes(cls):
-    event = event_shape(cls)
-    assert cls.infer_shapes((), probs=(4, *event)) == ((4,), event)
-    assert cls.infer_shapes(temperature=(2, 4), logits=(4, *event)) == ((2, 4), event)
-    assert cls.infer_shapes(temperature=(1,), logits=event) == ((), event)
+    event, own = event_shape(cls), param_shape(cls)
+    infer = partial(cls.infer_shapes, size=2) if cls in SIZED else cls.infer_shapes
+    assert infer((), probs=(4, *own)) == ((4,), event)
+    assert infer(temperature=(2, 4), logits=(4, *own)) == ((2, 4), event)
+    assert infer(temperature=(1,), logits=own) == ((), event)
     with pytest.raises(ValueError, match="temperature"):
-        cls.infer_shapes(temperature=(5,), logits=(4, *event))
-    for both in ({}, {"probs": event, "logits": event}):
+        infer(temperature=(5,), logits=(4, *own))
+    for both in ({}, {"probs": own, "logits": own}):
         with pytest.raises(ValueError, match=r"`probs` and `logits`; write"):
             cls.infer_shapes(temperature=(), **both)
 
@@ -214,7 +235,7 @@ def test_a_single_category(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
-    plain = dist.OneHotCategorical if cls in ONE_OF_K else dist.Bernoulli
+    plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
     for parameter in ("probs", "logits"):
         law = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
         theirs = plain(**{parameter: law._raw})
@@ -222,13 +243,13 @@ def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
         torch.testing.assert_close(law.logits, theirs.logits)
 
 
-@pytest.mark.parametrize("cls", ONE_OF_K)
+@pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
 def test_probs_are_normalised_and_logits_shift_invariant(cls):
     weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
     laws = [
-        cls(0.5, probs=weights),
-        cls(0.5, probs=weights / 8),
-        cls(0.5, logits=weights.log() + 100),
+        law_of(cls, 0.5, probs=weights),
+        law_of(cls, 0.5, probs=weights / 8),
+        law_of(cls, 0.5, logits=weights.log() + 100),
     ]
     torch.manual_seed(0)
     value = laws[0].sample((5,))
@@ -239,9 +260,9 @@ def test_probs_are_normalised_and_logits_shift_invariant(cls):
         torch.testing.assert_close(law.sample((5,)), value)
 
 
-@pytest.mark.parametrize("cls", ONE_OF_K)
+@pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
 def test_weights_whose_sum_overflows_are_normalised(cls):
-    law = cls(0.5, probs=torch.tensor([3e38, 1e38]))
+    law = law_of(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
     torch.testing.assert_close(law.probs, torch.tensor([0.75, 0.25]))
 
 
@@ -316,7 +337,7 @@ BAD_FOR_HARD = [
 
 def bad_calls():
     for cls in ALL:
-        rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls in ONE_OF_K else BAD_FOR_A_BIT)
+        rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls not in ONE_BIT else BAD_FOR_A_BIT)
         rows = rows + (BAD_FOR_HARD if cls in HARD else [])
         for i, row in enumerate(rows):
             yield pytest.param(cls, *row, id=f"{cls.__name__}-{i}")
@@ -325,7 +346,7 @@ def bad_calls():
 @pytest.mark.parametrize(("cls", "arguments", "keywords", "error", "words"), list(bad_calls()))
 def test_bad_arguments(cls, arguments, keywords, error, words):
     with pytest.raises(error) as caught:
-        cls(*arguments, **keywords, validate_args=True)
+        law_of(cls, *arguments, **keywords, validate_args=True, size=1)
     for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
         assert word in str(caught.value)
 
@@ -336,8 +357,8 @@ def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
         BAD_ARGUMENTS[:2] + BAD_ARGUMENTS[7:16] + BAD_ARGUMENTS[-2:]
     ):
         with pytest.raises(error):
-            cls(*arguments, **keywords, validate_args=False)
-    law = cls(-1.0, logits=torch.zeros(3), validate_args=False)
+            law_of(cls, *arguments, **keywords, validate_args=False, size=1)
+    law = law_of(cls, -1.0, logits=torch.zeros(3), validate_args=False)
     with pytest.raises(ValueError, match="value"):
         law.log_prob(torch.zeros(5, 2))
 
@@ -355,6 +376,23 @@ BAD_VALUES = {
     ],
     BernoulliStraightThrough: [
         (torch.tensor([0.5, 1.0]), ValueError, ["0 or 1", "0.5", "RelaxedBernoulli"]),
+    ],
+    RelaxedSubset: [
+        (torch.tensor([0.5, 0.6]), ValueError, ["hypersimplex", "sum `size`", "write"]),
+        (torch.tensor([-0.5, 1.5]), ValueError, ["in [0, 1]", "-0.5"]),
+    ],
+    LogitRelaxedSubset: [
+        (torch.tensor([2.0, 2.0]), ValueError, ["logits", "sum to `size`", "value.logit()"]),
+    ],
+    SubsetStraightThrough: [
+        (torch.tensor([0.5, 0.5]), ValueError, ["m-hot", "RelaxedSubset", "guide"]),
+        (torch.tensor([1.0, 1.0]), ValueError, ["m-hot"]),
+    ],
+    RelaxedPlackettLuce: [
+        (torch.tensor([[0.5, 0.6]]), ValueError, ["simplex", "value.sum(-1, keepdim=True)"]),
+    ],
+    PlackettLuceStraightThrough: [
+        (torch.tensor([[0.5, 0.5]]), ValueError, ["one-hot rows", "RelaxedPlackettLuce", "guide"]),
     ],
     CategoricalStraightThrough: [
         (torch.tensor([0.5, 0.5]), ValueError, ["one-hot", "RelaxedCategorical", "guide"]),
@@ -374,10 +412,9 @@ BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as
 
 @pytest.mark.parametrize("cls", ALL)
 def test_bad_values(cls):
-    law = cls(0.5, logits=torch.zeros(2), validate_args=True)
-    for value, error, words in (
-        BAD_VALUES[cls] + BAD_ANYWHERE + (BAD_FOR_SOFT if cls in SOFT else [])
-    ):
+    law = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=True)
+    anywhere = BAD_ANYWHERE[2:] if cls in RANKINGS else BAD_ANYWHERE
+    for value, error, words in BAD_VALUES[cls] + anywhere + (BAD_FOR_SOFT if cls in SOFT else []):
         with pytest.raises(error) as caught:
             law.log_prob(value)
         for word in [cls.__name__, *words]:
@@ -386,9 +423,51 @@ def test_bad_values(cls):
 
 @pytest.mark.parametrize("cls", HARD)
 def test_a_hard_value_may_be_of_integers(cls):
-    law = cls(0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
-    value = torch.tensor([0, 1])
+    law = law_of(cls, 0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
+    value = torch.tensor([[0, 1]] if cls in RANKINGS else [0, 1])
     torch.testing.assert_close(law.log_prob(value), law.log_prob(value.float()))
+
+
+BAD_SIZES = [
+    (0, ValueError, ["`size`", "from 1 to", "got 0", "write size="]),
+    (-1, ValueError, ["`size`", "got -1"]),
+    (6, ValueError, ["`size`", "got 6", "write size="]),
+    (2.0, TypeError, ["`size`", "Python int", "float", "write size=2"]),
+    (torch.tensor(2), TypeError, ["`size`", "Tensor"]),
+    (True, TypeError, ["`size`", "bool"]),
+    (None, TypeError, ["`size`", "NoneType"]),
+]
+
+
+@pytest.mark.parametrize("cls", SIZED)
+def test_bad_sizes(cls):
+    for size, error, words in BAD_SIZES:
+        first = () if cls in WITHOUT_TEMPERATURE else (0.5,)
+        with pytest.raises(error) as caught:
+            cls(*first, size, logits=torch.zeros(2, 5), validate_args=False)
+        for word in [cls.__name__, *words]:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", SIZED)
+def test_all_categories_can_be_chosen_of_discrete_laws_and_in_order(cls):
+    if cls in (RelaxedSubset, LogitRelaxedSubset):
+        with pytest.raises(
+            ValueError, match=r"`size` must be from 1 to one less.*4, got 5.*Subset"
+        ):
+            law_of(cls, 0.5, logits=torch.zeros(5), size=5)
+    else:
+        law = law_of(cls, 0.5, logits=torch.randn(7, 5), size=5, validate_args=True)
+        assert law.log_prob(law.sample()).isfinite().all()
+
+
+@pytest.mark.parametrize("cls", SIZED)
+def test_too_few_possible_categories(cls):
+    logits = torch.tensor([0.0, 1.0, -math.inf, -math.inf])
+    with pytest.raises(ValueError, match=r"`logits` must be.* 3 or more finite in every row"):
+        law_of(cls, 0.5, logits=logits, size=3, validate_args=True)
+    with pytest.raises(ValueError, match=r"`probs` must be.* 3 or more positive in every row"):
+        law_of(cls, 0.5, probs=torch.tensor([0.5, 0.5, 0.0, 0.0]), size=3, validate_args=True)
 
 
 def test_a_surrogate_of_the_wrong_kind_is_an_error():
@@ -433,7 +512,7 @@ def test_copies(cls, parameter, through):
 def test_a_law_with_a_learnt_temperature_can_be_copied(cls):
     for dtype in (torch.float32, torch.float64):
         tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
-        twin = copy.deepcopy(cls(tau, logits=torch.zeros(2, *event_shape(cls))))
+        twin = copy.deepcopy(law_of(cls, tau, logits=torch.zeros(2, *param_shape(cls))))
         assert twin.temperature.shape == ()
         assert twin.temperature.dtype == torch.float32
 

@@ -15,18 +15,24 @@ from pyro_gumbel import (
     LogitRelaxedBernoulli,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedSubset,
+    links,
 )
 from tests.common import (
     ALL,
     ALPHA,
     COORDINATES,
-    ONE_OF_K,
+    ONE_BIT,
+    RANKINGS,
     SOFT,
+    SUBSETS,
     VALUES,
     assert_counts,
     assert_same_mean,
-    event_shape,
+    law_of,
     make,
+    param_shape,
+    size_for,
     z_bound,
 )
 
@@ -93,7 +99,7 @@ def test_values_and_coordinates_are_one_law(soft, coordinates, back):
 
 @pytest.mark.parametrize("cls", [RelaxedCategorical, ExpRelaxedCategorical])
 def test_a_category_that_cannot_occur_never_does(cls):
-    law = cls(0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
+    law = law_of(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
     draws = law.sample((1000,))
     nothing = 0.0 if cls is RelaxedCategorical else -math.inf
     assert (draws[:, 1] == nothing).all()
@@ -116,7 +122,7 @@ def assert_finite(**tensors):
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("cls", ALL)
 def test_own_samples_are_finite(cls, parameter, k, dtype):
-    if k != 2 and cls not in ONE_OF_K:
+    if k != 2 and cls in ONE_BIT:
         return
     for temperature in TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
@@ -156,12 +162,17 @@ def boundary(cls, k, dtype):
     """Values at and next to the boundary of the support."""
     finfo = torch.finfo(dtype)
     edge = [0.0, 1.0, finfo.tiny * finfo.eps, finfo.tiny / 2, 2 * finfo.tiny, 1 - finfo.eps / 2]
-    if cls not in ONE_OF_K:
+    if cls in ONE_BIT:
         return torch.tensor(edge, dtype=dtype)
     rows = []
     for number in edge:
         row = torch.zeros(k, dtype=dtype)
         row[0], row[1] = number, 1 - number
+        others = range(2, 1 + size_for(k))
+        if cls is RelaxedSubset:
+            row[2 : 1 + size_for(k)] = 1
+        if cls in RANKINGS:
+            row = torch.stack([row, *(torch.eye(k, dtype=dtype)[i] for i in others)])
         rows.append(row)
     return torch.stack(rows)
 
@@ -171,7 +182,7 @@ def boundary(cls, k, dtype):
 @pytest.mark.parametrize("cls", VALUES)
 def test_boundary_values_are_finite(cls, k, dtype):
     half = dtype == torch.float16
-    if (k != 2 and cls not in ONE_OF_K) or (half and k > 64):
+    if (k != 2 and cls in ONE_BIT) or (half and k > 64):
         return
     for temperature in [1.0, 0.1] if half else TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
@@ -187,7 +198,7 @@ def test_boundary_values_are_finite(cls, k, dtype):
 def test_impossible_outcomes_pass_no_nan(cls):
     raw = torch.tensor([0.0, 0.3, 1.0], requires_grad=True)
     tau = torch.tensor(0.1, requires_grad=True)
-    law = cls(tau, probs=raw, validate_args=True)
+    law = law_of(cls, tau, probs=raw, validate_args=True)
     value = law.rsample((7,))
     log_prob = law.log_prob(value)
     assert log_prob.isfinite().all()
@@ -199,9 +210,9 @@ def test_impossible_outcomes_pass_no_nan(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_subnormal_probabilities_pass_finite_gradients(cls, tiny):
     """Where softmax underflows gradually, between a logit of -87 and one of -103."""
-    probs = torch.tensor([1.0, tiny] if cls in ONE_OF_K else tiny, requires_grad=True)
+    probs = torch.tensor([1.0, tiny] if cls not in ONE_BIT else tiny, requires_grad=True)
     tau = torch.tensor(100.0, requires_grad=True)
-    law, other = cls(tau, probs=probs), cls(0.7, probs=torch.full_like(probs, 0.5))
+    law, other = law_of(cls, tau, probs=probs), law_of(cls, 0.7, probs=torch.full_like(probs, 0.5))
     value = law.rsample((50,))
     total = (law.log_prob(value) - other.log_prob(value)).sum() + value.sum()
     assert_finite(**dict(zip("pt", torch.autograd.grad(total, [probs, tau]), strict=True)))
@@ -215,7 +226,7 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
     for numbers in ([0.0, 1.0, lowest], [1e38, 0.0, -1.0], [-1e38, -2e38, -1e38]):
         raw = torch.tensor(numbers, requires_grad=True)
         tau = torch.tensor(temperature, requires_grad=True)
-        value = cls(tau, logits=raw).rsample((20,))
+        value = law_of(cls, tau, logits=raw).rsample((20,))
         assert not value.isnan().any()
         total = torch.where(value.isinf(), 0.0, value).sum()
         assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
@@ -224,11 +235,11 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
 @pytest.mark.parametrize("cls", SOFT)
 def test_forward_mode(cls):
     """torch.func.hessian is forward over reverse; of a single bit too."""
-    logits = torch.randn(event_shape(cls))
-    value = cls(0.5, logits=logits).sample().clone()
+    logits = torch.randn(param_shape(cls))
+    value = law_of(cls, 0.5, logits=logits).sample().clone()
 
     def score(logits, value):
-        return cls(0.5, logits=logits, validate_args=False).log_prob(value)
+        return law_of(cls, 0.5, logits=logits, validate_args=False).log_prob(value)
 
     for argument in (0, 1):
         found = torch.func.hessian(score, argument)(logits, value)
@@ -252,10 +263,10 @@ def test_the_mean_log_density_of_a_saturated_bit_is_right():
 def test_float32_scores_what_float64_scores():
     """Own float32 samples, at every temperature, to a few units in the last place of the sum."""
     for temperature in TEMPERATURES:
-        for cls in VALUES:
+        for cls in (RelaxedBernoulli, RelaxedCategorical, RelaxedSubset):
             law = make(cls, temperature, (300,), 10)
             value = law.sample()
-            exact = cls(temperature, logits=law._raw.detach().double(), validate_args=False)
+            exact = law_of(cls, temperature, logits=law._raw.detach().double(), validate_args=False)
             coordinates = value._pyro_gumbel_memory.content.double()
             x, tau = exact._location, exact._tau
             expected = exact.link.log_density(coordinates, x, tau, of_values=True)
@@ -277,7 +288,7 @@ def at_fixed_noise(function):
 
 
 def gradient_inputs(cls, parameter):
-    shape = (3, 4) if cls in ONE_OF_K else (3,)
+    shape = (3, 4) if cls not in ONE_BIT else (3,)
     raw = torch.randn(shape, dtype=torch.float64)
     if parameter == "probs":
         raw = raw.sigmoid() * 0.8 + 0.1
@@ -290,7 +301,7 @@ def gradient_inputs(cls, parameter):
 def test_gradients_of_rsample(cls, parameter):
     @at_fixed_noise
     def draw(raw, tau):
-        return cls(tau, **{parameter: raw}).rsample((2,))
+        return law_of(cls, tau, **{parameter: raw}).rsample((2,))
 
     inputs = gradient_inputs(cls, parameter)
     assert gradcheck(draw, inputs)
@@ -305,9 +316,14 @@ def test_gradients_of_log_prob(cls, parameter):
     free = torch.randn(inputs[0].shape, dtype=torch.float64, requires_grad=True)
 
     def score(raw, tau, free):
-        law = cls(tau, **{parameter: raw}, validate_args=False)
-        if cls in ONE_OF_K:
-            v = free.log_softmax(-1)
+        law = law_of(cls, tau, **{parameter: raw}, validate_args=False)
+        if cls not in ONE_BIT:
+            link = links.Hypersimplex(2) if cls in SUBSETS else links.simplex
+            if cls in RANKINGS:
+                free = torch.stack([free, free.flip(-1)], -2)  # with another winner
+            v = link.coordinates(free, torch.ones_like(tau[0]))
+            if cls is RelaxedSubset:
+                return law.log_prob(v.sigmoid())
             return law.log_prob(v if cls in COORDINATES else v.exp())
         return law.log_prob(free if cls in COORDINATES else free.sigmoid())
 
@@ -319,7 +335,7 @@ def test_gradients_of_log_prob(cls, parameter):
 def test_gradients_of_log_prob_of_own_samples(cls):
     @at_fixed_noise
     def score(raw, tau):
-        law = cls(tau, logits=raw)
+        law = law_of(cls, tau, logits=raw)
         return law.log_prob(law.rsample((2,)))
 
     inputs = gradient_inputs(cls, "logits")
@@ -327,13 +343,13 @@ def test_gradients_of_log_prob_of_own_samples(cls):
     assert gradgradcheck(score, inputs)
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
 def test_total_derivative_of_own_score(cls):
     """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
     law = make(cls, 0.05, (100,), 10)
     value = law.rsample()
     (found,) = torch.autograd.grad(law.log_prob(value).sum(), law._raw)
-    k = 10 if cls in ONE_OF_K else 2
+    k = 10 if cls not in ONE_BIT else 2
     torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
 
 

@@ -7,14 +7,24 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from tests.common import ALL, HARD, ONE_OF_K, VALUES, event_shape
+from tests.common import (
+    ALL,
+    HARD,
+    ONE_OF_K,
+    RANKINGS,
+    SUBSETS,
+    VALUES,
+    event_shape,
+    law_of,
+    param_shape,
+)
 
 TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbers
 
 
 def draw_and_score(cls, temperature=2.0, **keywords):
     def function(logits):
-        law = cls(temperature, logits=logits, **keywords)
+        law = law_of(cls, temperature, logits=logits, **keywords)
         value = law.rsample()
         return value, law.log_prob(value)
 
@@ -23,7 +33,7 @@ def draw_and_score(cls, temperature=2.0, **keywords):
 
 def assert_scores(cls, logits, value, score, temperature=2.0):
     """The score that an ordinary call gives; from the values alone, so not at low temperature."""
-    law = cls(temperature, logits=logits)
+    law = law_of(cls, temperature, logits=logits)
     torch.testing.assert_close(score, law.log_prob(value), rtol=1e-4, atol=1e-4)
 
 
@@ -33,29 +43,29 @@ def assert_scores(cls, logits, value, score, temperature=2.0):
 @pytest.mark.parametrize("cls", ALL)
 def test_vmap_over_the_logits(cls):
     """With validation on; the same noise in no two rows."""
-    logits = torch.randn(6, 4, *event_shape(cls))
+    logits = torch.randn(6, 4, *param_shape(cls))
     function = draw_and_score(cls, validate_args=True)
     value, score = torch.vmap(function, randomness="different")(logits)
-    assert value.shape == logits.shape
+    assert value.shape == (6, 4, *event_shape(cls))
     assert score.shape == (6, 4)
     assert_scores(cls, logits, value, score)
-    same = torch.vmap(function, randomness="different")(torch.zeros(50, 1, *event_shape(cls)))[0]
+    same = torch.vmap(function, randomness="different")(torch.zeros(50, 1, *param_shape(cls)))[0]
     assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in HARD else 50)
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_vmap_where_the_logits_are_not_batched(cls):
-    logits = torch.randn(40, *event_shape(cls))
+    logits = torch.randn(40, *param_shape(cls))
     function = draw_and_score(cls)
     value, score = torch.vmap(lambda _: function(logits), randomness="different")(torch.zeros(5))
-    assert value.shape == (5, *logits.shape)
+    assert value.shape == (5, 40, *event_shape(cls))
     assert value.reshape(5, -1).unique(dim=0).shape[0] == 5
     assert_scores(cls, logits, value, score)
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_gradients_under_vmap(cls):
-    logits = torch.randn(6, *event_shape(cls))
+    logits = torch.randn(6, *param_shape(cls))
 
     def loss(logits):
         value, score = draw_and_score(cls)(logits)
@@ -69,16 +79,16 @@ def test_gradients_under_vmap(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_vmap_over_the_temperature(cls):
-    logits = torch.randn(4, *event_shape(cls))
+    logits = torch.randn(4, *param_shape(cls))
     temperature = torch.tensor([0.3, 1.0, 3.0])
 
     def score(tau, value):
-        return cls(tau, logits=logits).log_prob(value)
+        return law_of(cls, tau, logits=logits).log_prob(value)
 
-    value = cls(1.0, logits=logits).sample((3,)).clone()
+    value = law_of(cls, 1.0, logits=logits).sample((3,)).clone()
     found = torch.vmap(score)(temperature, value)
     expected = torch.stack(
-        [cls(t, logits=logits).log_prob(v) for t, v in zip(temperature, value, strict=True)]
+        [law_of(cls, t, logits=logits).log_prob(v) for t, v in zip(temperature, value, strict=True)]
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -98,13 +108,14 @@ def test_compile_with_a_value_from_inside(cls, temperature):
 
     Before torch 2.8 a value forgets inside a compiled function.
     """
-    logits = torch.randn(100, *event_shape(cls), requires_grad=True)
+    logits = torch.randn(100, *param_shape(cls), requires_grad=True)
     function = draw_and_score(cls, temperature, validate_args=False)
     value, score = compiled(function)(logits)
-    expected = cls(temperature, logits=logits, validate_args=False).log_prob(value)
+    expected = law_of(cls, temperature, logits=logits, validate_args=False).log_prob(value)
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
     if cls in VALUES and temperature == 0.02 and TorchVersion(torch.__version__) >= "2.8":
-        forgotten = cls(temperature, logits=logits, validate_args=False).log_prob(value.clone())
+        law = law_of(cls, temperature, logits=logits, validate_args=False)
+        forgotten = law.log_prob(value.clone())
         assert (score - forgotten).abs().max() > 1
     (gradient,) = torch.autograd.grad((score + value.sum()).sum(), logits)
     assert gradient.isfinite().all()
@@ -112,23 +123,27 @@ def test_compile_with_a_value_from_inside(cls, temperature):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_compile_with_a_value_from_outside(cls):
-    logits = torch.randn(100, *event_shape(cls))
+    logits = torch.randn(100, *param_shape(cls))
 
     def score(logits, value):
-        return cls(0.02, logits=logits, validate_args=False).log_prob(value)
+        return law_of(cls, 0.02, logits=logits, validate_args=False).log_prob(value)
 
     function = compiled(score)
-    for value in (cls(0.02, logits=logits).sample(), cls(0.02, logits=logits).sample().clone()):
+    law = law_of(cls, 0.02, logits=logits)
+    for value in (law.sample(), law.sample().clone()):
         torch.testing.assert_close(function(logits, value), score(logits, value))
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_compiled_samples_have_their_law(cls):
-    logits = torch.zeros(5000, *event_shape(cls, 4))
+    logits = torch.zeros(5000, *param_shape(cls, 4))
     value, _ = compiled(draw_and_score(cls, validate_args=False))(logits)
-    if cls in ONE_OF_K:
+    if cls in ONE_OF_K + RANKINGS:
         share = (value.argmax(-1) == 0).float().mean()
         assert abs(share - 0.25) < 0.03
+    elif cls in SUBSETS:
+        chosen = value.topk(2, -1).indices
+        assert abs((chosen == 0).any(-1).float().mean() - 0.5) < 0.03
     elif cls in HARD or cls in VALUES:
         assert abs((value > 0.5).float().mean() - 0.5) < 0.03
     else:
@@ -138,7 +153,7 @@ def test_compiled_samples_have_their_law(cls):
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", ALL)
 def test_inductor(cls):
-    logits = torch.randn(100, *event_shape(cls))
+    logits = torch.randn(100, *param_shape(cls))
     value, score = compiled(draw_and_score(cls, validate_args=False), "inductor")(logits)
     assert_scores(cls, logits, value, score)
 
@@ -150,10 +165,10 @@ def test_inductor(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_trace_of_rsample(cls):
     """The traced sampler draws anew at every call, for other logits too."""
-    logits = torch.randn(50, *event_shape(cls))
+    logits = torch.randn(50, *param_shape(cls))
     function = draw_and_score(cls, validate_args=True)
     traced = torch.jit.trace(function, (logits,), check_trace=False)
-    other = torch.randn(50, *event_shape(cls))
+    other = torch.randn(50, *param_shape(cls))
     draws = [traced(other)[0] for _ in range(3)]
     assert not torch.equal(draws[0], draws[1])
     value, score = traced(other)
@@ -164,13 +179,13 @@ def test_trace_of_rsample(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_trace_of_log_prob_bakes_in_no_memory(cls):
     """Traced with one own sample, it scores any other value for what it is."""
-    logits = torch.randn(50, *event_shape(cls))
-    own = cls(0.5, logits=logits).sample()
+    logits = torch.randn(50, *param_shape(cls))
+    own = law_of(cls, 0.5, logits=logits).sample()
 
     def score(logits, value):
-        return cls(0.5, logits=logits).log_prob(value)
+        return law_of(cls, 0.5, logits=logits).log_prob(value)
 
     traced = torch.jit.trace(score, (logits, own), check_trace=False)
-    other = cls(0.5, logits=logits).sample().clone()
+    other = law_of(cls, 0.5, logits=logits).sample().clone()
     torch.testing.assert_close(traced(logits, other), score(logits, other))
     assert not torch.equal(traced(logits, other), traced(logits, own))
