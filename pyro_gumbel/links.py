@@ -30,9 +30,10 @@ top m lack of 1 must balance what the rest hold,
     logsumexp_rest logsigmoid(v' - c) = logsumexp_top logsigmoid(c - v'),
 
 each side steep in c. The root lies in v'_(m+1) - log m <= c <= v'_(m) + log(k - m), v'_(j) the
-j-th largest, and Newton's method from the middle, kept inside, takes five steps or fewer (k to
-100,000, tau from .001 to 100). The link is the sigmoid of Amos, Koltun and Kolter, "The limited
-multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707.
+j-th largest, and Newton's method from the middle, kept inside, takes four steps in float32 and
+five in float64 (the most seen at k to 100,000, tau from .001 to 100). The link is the sigmoid of
+Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
+https://arxiv.org/abs/1906.08707.
 
 **Density on the simplex and on the hypersimplex.** Each z_i has density
 exp(-(z_i - x_i) - exp(x_i - z_i)). The coordinates determine z up to a common shift c:
@@ -84,8 +85,6 @@ __all__ = [
     "interval",
     "simplex",
 ]
-
-_NEWTON_STEPS = 6
 
 
 class Link:
@@ -254,13 +253,10 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         return f"Hypersimplex({self.size})"
 
     def normalise(self, scaled: Tensor) -> Tensor:
-        possible = scaled > -math.inf
-        point = torch.where(possible, math.inf, -math.inf).to(scaled.dtype)
-        certain = possible.sum(-1, keepdim=True) <= self.size
-        return torch.where(certain, point, scaled - self._threshold(scaled))
+        return torch.where(scaled == -math.inf, scaled, scaled - self._threshold(scaled))
 
     def _threshold(self, scaled: Tensor) -> Tensor:
-        """The root c of the balance, where more than m are finite."""
+        """The root c of the balance; -inf where there is nothing but the top m."""
         m, k = self.size, scaled.shape[-1]
         if m == k:
             scaled = pad(scaled, (0, 1), value=-math.inf)
@@ -269,12 +265,12 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         high = largest[..., m - 1 : m] + math.log(max(k - m, 1))
         low = largest[..., m:] - math.log(m)
         c = (low + high) / 2
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(5 if scaled.dtype == torch.float64 else 4):
             held, fall = _log_sum_and_slope(rest - c)
             lacked, rise = _log_sum_and_slope(c - top)
             step = (held - lacked) / (fall + rise)
             c = torch.minimum(torch.maximum(c + step, low), high)
-        return c
+        return torch.where(low == -math.inf, low, c)
 
     def log_slopes(self, coordinates: Tensor) -> Tensor:
         return _log_slope(coordinates)
@@ -332,9 +328,11 @@ def _largest(z: Tensor, j: int) -> Tensor:
 def _log_sum_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
     """logsumexp(logsigmoid(u)) and its derivative along a common shift of u."""
     terms = logsigmoid(u)
-    total = terms.logsumexp(-1, keepdim=True)
-    shares = (terms - total).exp()
-    return total, 1 - (shares * terms.exp()).sum(-1, keepdim=True)
+    largest = terms.amax(-1, keepdim=True)
+    shares = (terms - largest).exp()
+    total = shares.sum(-1, keepdim=True)
+    mean_sigmoid = largest.exp() * (shares * shares).sum(-1, keepdim=True) / total
+    return largest + total.log(), 1 - mean_sigmoid
 
 
 def _log_slope(v: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def read_parameter(
     if (probs is None) == (logits is None):
         raise ValueError(
             f"{owner}: expected exactly one of `probs` and `logits`, got "
-            f"{'neither' if probs is None else 'both'}; write {owner}(temperature, logits=logits)"
+            f"{'neither' if probs is None else 'both'}; write {owner}(..., logits=logits)"
         )
     name, given = ("probs", probs) if logits is None else ("logits", logits)
     parameter = _as_float_tensor(owner, name, given)

@@ -255,7 +255,7 @@ class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
     https://arxiv.org/abs/1906.08707, at Gumbel-perturbed logits. At k = 2, m = 1 it is
     `RelaxedBernoulli` at temperature 2 tau.
 
-    >>> RelaxedSubset(0.5, 3, logits=torch.zeros(10)).sample().sum()
+    >>> RelaxedSubset(0.5, 3, logits=torch.zeros(10)).sample().sum().round()
     tensor(3.)
 
     :param temperature: tau > 0, as in `RelaxedCategorical`.
@@ -290,7 +290,7 @@ class LogitRelaxedSubset(_OfSize, _Coordinates, MOfK, TorchDistribution):
     is the density of the k - 1 differences v_i - v_k. Does not saturate: the site to use at low
     temperature under NUTS, in an autoguide, or wherever a value is copied or stored.
 
-    >>> LogitRelaxedSubset(0.1, 2, probs=torch.ones(4)).sample().sigmoid().sum()
+    >>> LogitRelaxedSubset(0.1, 2, probs=torch.ones(4)).sample().sigmoid().sum().round()
     tensor(2.)
 
     :param temperature: tau > 0, as in `RelaxedCategorical`.

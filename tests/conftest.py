@@ -7,6 +7,10 @@ import torch
 from torch.distributions import Distribution
 
 
+# Tensors are small: a second thread only waits, and on a busy machine it waits long.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_process():
     """Seeds set, an empty parameter store, and every global of torch as the tests found it.

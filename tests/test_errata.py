@@ -10,7 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, noise
+from pyro_gumbel import (
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    m_hot,
+    noise,
+)
 from pyro_gumbel.links import simplex
 from tests.common import ALPHA, assert_counts, assert_same_mean
 
@@ -48,6 +55,28 @@ def test_the_limit_of_the_softmax():
     assert printed[0] > 1
     winners = RelaxedCategorical(COLD, probs=weights).sample((DRAWS,)).argmax(-1)
     assert_counts(winners.bincount(minlength=3), weights / weights.sum())
+
+
+def test_repeats_are_equal_winners():
+    """Soft columns never repeat; by their winners every second pair of two equal ones does."""
+    columns = RelaxedCategorical(0.5, probs=torch.ones(2)).sample((DRAWS, 2))
+    assert not (columns[:, 0] == columns[:, 1]).all(-1).any()
+    equal = (columns[:, 0].argmax(-1) == columns[:, 1].argmax(-1)).sum().item()
+    assert_counts([DRAWS - equal, equal], [0.5, 0.5])
+
+
+def test_the_maximum_of_columns_does_not_sum_to_their_number():
+    law = RelaxedPlackettLuce(0.5, 2, probs=torch.ones(4))
+    assert m_hot(law.sample((DRAWS,))).sum(-1).mean().item() == pytest.approx(1.78, abs=0.01)
+    sums = RelaxedSubset(0.5, 2, probs=torch.ones(4)).sample((DRAWS,)).sum(-1)
+    torch.testing.assert_close(sums, torch.full((DRAWS,), 2.0))
+
+
+def test_the_sum_runs_over_all_categories():
+    """Over d < k of them the entries would not sum to 1."""
+    z = torch.randn(5).exp()
+    assert (z / z[:3].sum()).sum() > 1
+    torch.testing.assert_close(simplex(z.log(), torch.ones(1)), z / z.sum())
 
 
 def test_the_mean_of_a_gumbel_variate_is_not_its_location():

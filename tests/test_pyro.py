@@ -43,30 +43,31 @@ from pyro_gumbel import (
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
+    LogitRelaxedSubset,
+    PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    SubsetStraightThrough,
+    m_hot,
 )
+from pyro_gumbel.links import Hypersimplex
 from tests.common import (
     ALL,
     ALPHA,
+    COORDINATES,
     HARD,
     ONE_BIT,
+    SUBSETS,
     assert_same_mean,
     event_shape,
+    law_of,
     make,
     z_bound,
 )
 
 T = 0.5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors are tiny: a second thread only waits, and on a busy machine it waits long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # One of three and one bit, seen through the mean of a normal variate.
@@ -79,6 +80,16 @@ KINDS = {
         lambda temperature, logits: dist.Bernoulli(logits=logits),
     ),
 }
+KINDS["soft set"] = (lambda t, logits: RelaxedSubset(t, 2, logits=logits), RelaxedBernoulli)
+KINDS["hard set"] = (
+    lambda t, logits: SubsetStraightThrough(t, 2, logits=logits),
+    BernoulliStraightThrough,
+)
+KINDS["soft order"] = (lambda t, logits: RelaxedPlackettLuce(t, 2, logits=logits), RelaxedBernoulli)
+KINDS["hard order"] = (
+    lambda t, logits: PlackettLuceStraightThrough(t, 2, logits=logits),
+    BernoulliStraightThrough,
+)
 KINDS["hard without rsample"] = tuple(
     lambda temperature, logits, cls=cls: cls(temperature, logits=logits).has_rsample_(False)
     for cls in KINDS["hard"]
@@ -122,7 +133,7 @@ def latents(kind, infer, name, z_logits, b_logit):
 def model(kind, context, observed=True, **infer):
     with inside(context) as data:
         z, b = latents(kind, infer, "p", [0.3, -0.2, 0.1], 0.4)
-        mean = z @ MEANS + b * SHIFT
+        mean = (m_hot(z) if "order" in kind else z) @ MEANS + b * SHIFT
         pyro.sample("x", dist.Normal(mean, 1.0), obs=data if observed else None)
 
 
@@ -189,6 +200,18 @@ def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, conte
         assert gradient.any()
     count = evaluations * elbo.num_particles
     assert_mean_loss(losses.mean(), count, particle_losses(kind, context))
+
+
+@pytest.mark.parametrize(
+    ("objective", "context"),
+    [
+        *(("Trace_ELBO", context) for context in CONTEXTS),
+        *((objective, "plate") for objective in ("TraceMeanField_ELBO", "TraceGraph_ELBO")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["soft set", "hard set", "soft order", "hard order"])
+def test_objectives_with_sets_and_orders(kind, objective, context):
+    test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, context)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -509,13 +532,17 @@ class Posterior:
     def model(self):
         logits = torch.tensor(self.logits, dtype=self.dtype)
         logits = logits[0] if self.cls in ONE_BIT else logits
-        v = pyro.sample("v", self.cls(self.temperature, logits=logits))
+        v = pyro.sample("v", law_of(self.cls, self.temperature, logits=logits))
         mean = self.soft(v) @ torch.tensor(self.means, dtype=self.dtype)
         pyro.sample("x", dist.Normal(mean, self.scale), obs=torch.tensor(self.x, dtype=self.dtype))
 
     def soft(self, v):
         """The value of a site over the outcomes."""
-        to_value = {LogitRelaxedBernoulli: torch.sigmoid, ExpRelaxedCategorical: torch.exp}
+        to_value = {
+            LogitRelaxedBernoulli: torch.sigmoid,
+            ExpRelaxedCategorical: torch.exp,
+            LogitRelaxedSubset: torch.sigmoid,
+        }
         s = to_value[self.cls](v) if self.cls in to_value else v
         return torch.stack([s, 1 - s], -1) if self.cls in ONE_BIT else s
 
@@ -523,16 +550,25 @@ class Posterior:
         """The log-ratios of a site's value."""
         if self.cls is LogitRelaxedBernoulli:
             return v.unsqueeze(-1)
-        log_s = v if self.cls is ExpRelaxedCategorical else self.soft(v).log()
-        return log_s[..., :-1] - log_s[..., -1:]
+        if self.cls is RelaxedSubset:
+            v = v.logit()
+        elif self.cls not in COORDINATES:
+            v = self.soft(v).log()
+        return v[..., :-1] - v[..., -1:]
 
     def log_joint(self, y):
-        """By the formula, in float64: the Concrete density of log-ratios, and the normal one."""
+        """By the formula, in float64: the Concrete density of log-ratios, and the normal one.
+
+        The differences of the coordinates of a set have the same law.
+        """
         k, tau = y.shape[-1] + 1, self.temperature
         v = pad(y, (0, 1)).log_softmax(-1)
         d = torch.tensor(self.logits, dtype=torch.float64) - tau * v
         prior = math.lgamma(k) + (k - 1) * math.log(tau) + (d - d.logsumexp(-1, True)).sum(-1)
-        mean = v.exp() @ torch.tensor(self.means, dtype=torch.float64)
+        soft = v.exp()
+        if self.cls in SUBSETS:
+            soft = Hypersimplex(2)(v, torch.ones(1, dtype=torch.float64))
+        mean = soft @ torch.tensor(self.means, dtype=torch.float64)
         residual = (self.x - mean) / self.scale
         return prior - residual**2 / 2 - math.log(self.scale) - math.log(2 * math.pi) / 2
 
@@ -583,6 +619,8 @@ class Posterior:
 SITES = [  # a class, temperature and dtype that NUTS and autoguides can be used with
     *product([RelaxedBernoulli, RelaxedCategorical], [0.5, 1.0], [torch.float64]),
     *product([LogitRelaxedBernoulli, ExpRelaxedCategorical], [0.1], [torch.float32, torch.float64]),
+    (RelaxedSubset, 0.5, torch.float64),
+    (LogitRelaxedSubset, 0.1, torch.float32),
 ]
 
 

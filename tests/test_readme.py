@@ -11,7 +11,7 @@ import pyro
 import pytest
 
 import pyro_gumbel
-from pyro_gumbel import hard, soft
+from pyro_gumbel import discrete, hard, soft
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def test_every_linked_file_exists():
             assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [soft, hard])
+@pytest.mark.parametrize("module", [discrete, soft, hard])
 def test_docstring_examples(module):
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
     result = doctest.testmod(module, extraglobs=names)
