@@ -21,11 +21,8 @@ early and keeps what is there.
 
 import argparse
 import math
-import signal
-import threading
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +38,8 @@ from pyro.nn import PyroModule, pyro_method
 from pyro.optim import Adam
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from options import option_parser, positive_number, training_steps, whole_number
 from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
@@ -130,9 +127,8 @@ def train(vae: VAE, images: Tensor, held_out: Tensor, options: argparse.Namespac
     # The divergence of hard laws is exact; that of relaxed ones is estimated from the sample.
     elbo = Trace_ELBO() if options.soft else TraceMeanField_ELBO()
     svi = SVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), elbo)
-    curve, stop = Curve(), stop_at_ctrl_c()
-    bar = tqdm(range(1, options.steps + 1), desc="training", unit="step")
-    for step in bar:
+    curve = Curve()
+    for step, bar in training_steps(options.steps):
         temperature = temperature_at(step, options.steps, options.temperature)
         batch = images[torch.randint(len(images), (BATCH,))]
         curve.train.append(-svi.step(batch, temperature, options.soft) / BATCH)
@@ -140,23 +136,7 @@ def train(vae: VAE, images: Tensor, held_out: Tensor, options: argparse.Namespac
         bar.set_postfix_str(f"ELBO {recent:.2f}, temperature {temperature:.2f}", refresh=False)
         if step % math.ceil(options.steps / 20) == 0:
             curve.test[step] = discrete_elbo(vae, held_out[:1000])
-        if stop.is_set():
-            bar.close()
-            print(f"stopped by Ctrl-C after {step} steps")
-            break
     return curve
-
-
-def stop_at_ctrl_c() -> threading.Event:
-    """An event that the first Ctrl-C sets; the second one ends the program, as ever."""
-    stop = threading.Event()
-
-    def handle(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, handle)
-    return stop
 
 
 @torch.no_grad()
@@ -230,43 +210,8 @@ def archive(text: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train_images) / 255, torch.from_numpy(test_images) / 255
 
 
-def whole_number(least: int, example: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `least`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of {least} or more, got {text!r}; write e.g. {example}"
-            )
-        return int(text)
-
-    return read
-
-
-def positive_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}; write e.g. 0.5")
-    return number
-
-
-def png_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"expected a name that ends in .png, in a folder that exists, got {text!r}; "
-            "write e.g. digits_vae.png"
-        )
-    return path
-
-
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser(__doc__, steps=5000, out="digits_vae.png")
     add = parser.add_argument
     add("--latents", choices=LATENTS, default="categorical")
     add("--variables", type=whole_number(1, 8), help="how many (default: 8, or 32 bits)")
@@ -278,14 +223,11 @@ def parse_options() -> argparse.Namespace:
         default=0.5,
         help="the floor that it falls to from 1 (default: 0.5); from 1 on it is constant",
     )
-    add("--steps", type=whole_number(1, 5000), default=5000, help="default: 5000")
-    add("--seed", type=whole_number(0, 0), default=0, help="default: 0")
     add(
         "--data",
         type=archive,
         help="an .npz file of grey images, uint8 arrays x_train and x_test (default: the digits)",
     )
-    add("--out", type=png_path, default="digits_vae.png", help="default: digits_vae.png")
     return parser.parse_args()
 
 

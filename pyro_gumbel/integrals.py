@@ -20,7 +20,7 @@ The logarithm of the integrand is concave, with its mode where
 
 between h = -log(m + 1) and 0. With a = e^{-h} there, concavity leaves at a distance delta below
 the mode at most -a (e^delta - 1 - delta), and above it at most -a (delta + e^-delta - 1). The
-trapezoid rule runs over what is within 40 nats of the mode, in 144 steps; on an analytic integrand
+trapezoid rule runs over what is within 40 nats of the mode, in 160 steps; on an analytic integrand
 that has died down at both ends it converges geometrically. The derivative is a mean of phi,
 
     d log P / d d_i = E_h[phi(d_i - h)],    h by its weight in the sum.
@@ -50,7 +50,7 @@ from torch.nn.functional import pad
 
 __all__ = ["inclusion_probabilities", "log_subset_mass"]
 
-_STEPS = 144
+_STEPS = 160
 _NATS = 40.0
 _FFT_FROM = 16  # outcomes of a count, from where on a convolution goes through the FFT
 _BLOCK = 2**20  # numbers in a temporary tensor, where that can be chosen
@@ -59,7 +59,7 @@ _BLOCK = 2**20  # numbers in a temporary tensor, where that can be chosen
 def log_subset_mass(advantages: Tensor) -> Tensor:
     """log P(S), to 1e-10.
 
-    Memory is that of `advantages`, in the gradient too; second derivatives take 144 times that.
+    Memory is that of `advantages`, in the gradient too; second derivatives take 160 times that.
 
     :param advantages: d_i = x_i - A of the members of S over the last dimension, in float64.
     """

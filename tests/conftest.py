@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.distributions import Distribution
 
-
 # Tensors are small: a second thread only waits, and on a busy machine it waits long.
 torch.set_num_threads(1)
 

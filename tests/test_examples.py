@@ -3,7 +3,7 @@
 
 """The examples, run as a user runs them."""
 
-import importlib.util
+import importlib
 import math
 import os
 import re
@@ -14,37 +14,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 
 for needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
 
 ROOT = Path(__file__).parent.parent
-DIGITS_VAE = str(ROOT / "examples" / "digits_vae.py")
+EXAMPLES = ROOT / "examples"
 
 
-@pytest.fixture(scope="module")
-def digits_vae():
-    """The example as a module."""
-    spec = importlib.util.spec_from_file_location("digits_vae", DIGITS_VAE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(script):
+    """An example as a module, which finds beside it what the examples share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+        return importlib.import_module(script)
 
 
-def command(*options):
-    return [sys.executable, "-W", "error", DIGITS_VAE, *map(str, options)]
+def command(script, *options):
+    return [sys.executable, "-W", "error", str(EXAMPLES / f"{script}.py"), *map(str, options)]
 
 
 def environment():
-    """The example imports the package that lies beside it, wherever it is run."""
+    """An example imports the package that lies beside it, wherever it is run."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
 
 
-def run(folder, *options):
-    """Run the example in `folder`, away from the repository."""
+def run(folder, script, *options):
+    """Run an example in `folder`, away from the repository."""
     return subprocess.run(
-        command(*options),
+        command(script, *options),
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -53,8 +53,22 @@ def run(folder, *options):
     )
 
 
+def number(pattern, output):
+    """The number that the group of `pattern` matches, at the start of a line."""
+    return float(re.search("^" + pattern, output, re.MULTILINE)[1])
+
+
 def held_out_elbo(output):
-    return float(re.search(r"^held-out ELBO: (\S+) nats an image", output, re.MULTILINE)[1])
+    return number(r"held-out ELBO: (\S+) nats an image", output)
+
+
+BY_F_SCORE = "on the best by F-score"
+
+
+def accuracy_and_log_loss(which, output):
+    """Of the regression on one of the choices of `feature_selection`."""
+    line = rf"  {which}: "
+    return number(line + r"(\S+)%", output), number(line + r"\S+ log loss (\S+)$", output)
 
 
 def assert_picture(path):
@@ -68,17 +82,54 @@ def assert_picture(path):
 @pytest.mark.parametrize("latents", ["categorical", "bernoulli"])
 def test_few_steps(tmp_path, latents, soft):
     picture = tmp_path / "x.png"
-    done = run(tmp_path, "--steps", 20, "--latents", latents, *soft, "--out", picture)
+    done = run(tmp_path, "digits_vae", "--steps", 20, "--latents", latents, *soft, "--out", picture)
     assert done.returncode == 0, done.stderr
     assert math.isfinite(held_out_elbo(done.stdout))
     assert "(360 images, 20 samples each)" in done.stdout
     assert_picture(picture)
 
 
-def test_equal_seeds_give_equal_results(tmp_path):
-    first, again = (run(tmp_path, "--steps", 2, "--seed", 3) for _ in range(2))
-    assert held_out_elbo(first.stdout) == held_out_elbo(again.stdout)
-    assert_picture(tmp_path / "digits_vae.png")
+@pytest.mark.parametrize("soft", [[], ["--soft"]], ids=["hard", "soft"])
+def test_a_few_steps_of_feature_selection(tmp_path, soft):
+    options = ["--steps", 5, "--size", 3, *soft, "--temperature", 0.7, "--out", "x.png"]
+    done = run(tmp_path, "feature_selection", *options)
+    assert done.returncode == 0, done.stderr
+    probabilities = re.findall(r"[a-z] \((0\.\d\d)\)", done.stdout)
+    assert len(probabilities) == 3
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert "held-out accuracy (171 tumours)" in done.stdout
+    for which in ("on all features", "on 3 at random, mean of 100", BY_F_SCORE, "on the chosen"):
+        accuracy, log_loss = accuracy_and_log_loss(which, done.stdout)
+        assert 60 < accuracy <= 100
+        assert 0 < log_loss < 1
+    assert_picture(tmp_path / "x.png")
+
+
+def test_a_few_steps_of_ranking(tmp_path):
+    options = ["--steps", 5, "--items", 4, "--size", 2, "--judges", 30, "--out", "x.png"]
+    done = run(tmp_path, "ranking", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("top 2 of 4 items from 30 judges\n")
+    assert -1 <= number(r"Kendall's tau .*: (\S+)$", done.stdout) <= 1
+    assert number(r"root mean square error .*: (\S+)$", done.stdout) > 0
+    assert 0 <= number(r"true log-worths .*: (\d+) of 4$", done.stdout) <= 4
+    assert_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking"])
+def test_equal_seeds_give_equal_results(tmp_path, script):
+    runs = [run(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
+    first, again = (done.stdout[: done.stdout.index("wrote ")] for done in runs)
+    assert first == again
+    assert_picture(tmp_path / f"{script}.png")
+
+
+@pytest.mark.parametrize("items", [2, 3, 10])
+def test_kendall_tau(items):
+    """As scipy has it."""
+    first, second = torch.randn(2, items, generator=torch.Generator().manual_seed(items))
+    expected = scipy.stats.kendalltau(first, second).statistic
+    assert load("ranking").kendall_tau(first, second) == pytest.approx(expected)
 
 
 def write_archive(path, **changes):
@@ -91,7 +142,7 @@ def write_archive(path, **changes):
 def test_own_images(tmp_path):
     write_archive(tmp_path / "own.npz")
     options = ["--variables", 3, "--categories", 4, "--temperature", 2, "--out", "own.png"]
-    done = run(tmp_path, "--data", "own.npz", "--steps", 5, *options)
+    done = run(tmp_path, "digits_vae", "--data", "own.npz", "--steps", 5, *options)
     assert done.returncode == 0, done.stderr
     assert math.isfinite(held_out_elbo(done.stdout))
     assert "(10 images, 20 samples each)" in done.stdout
@@ -100,7 +151,7 @@ def test_own_images(tmp_path):
 
 def test_ctrl_c_keeps_what_is_there(tmp_path):
     process = subprocess.Popen(
-        command("--steps", 10_000_000, "--out", "x.png"),
+        command("digits_vae", "--steps", 10_000_000, "--out", "x.png"),
         cwd=tmp_path,
         env={**environment(), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -125,36 +176,56 @@ def test_ctrl_c_keeps_what_is_there(tmp_path):
 WHOLE = "expected a whole number of {} or more, got '{}'; write e.g. {}"
 ARRAYS = "expected x_train and x_test of dtype uint8 and shape (images, height, width)"
 
-BAD_OPTIONS = [
-    (["--steps", "0"], "argument --steps: " + WHOLE.format(1, 0, 5000)),
-    (["--steps", "many"], "argument --steps: " + WHOLE.format(1, "many", 5000)),
-    (["--seed", "-1"], "argument --seed: " + WHOLE.format(0, -1, 0)),
-    (["--variables", "0"], "argument --variables: " + WHOLE.format(1, 0, 8)),
-    (["--categories", "1"], "argument --categories: " + WHOLE.format(2, 1, 8)),
-    (["--temperature", "-1"], "expected a number above 0, got '-1'; write e.g. 0.5"),
-    (["--temperature", "nan"], "expected a number above 0, got 'nan'; write e.g. 0.5"),
-    (["--temperature", "cold"], "expected a number above 0, got 'cold'; write e.g. 0.5"),
-    (["--latents", "gaussian"], "argument --latents: invalid choice: 'gaussian'"),
-    (["--out", "nowhere/x.png"], "in a folder that exists, got 'nowhere/x.png'; write e.g."),
-    (["--out", "x"], "expected a name that ends in .png, in a folder that exists, got 'x'"),
-    (["--data", "none.npz"], "got 'none.npz' ([Errno 2] No such file or directory: 'none.npz')"),
-    (["--data", "text.npz"], "an .npz file with arrays x_train and x_test, got 'text.npz'"),
-    (["--data", "array.npy"], "an .npz file with arrays x_train and x_test, got 'array.npy'"),
-    (["--data", "no_test.npz"], "x_test is not a file in the archive"),
-    (["--data", "no_test.npz"], "write it with numpy.savez('images.npz', x_train=..., x_test=...)"),
-    (["--data", "floats.npz"], ARRAYS + ", with one height and width, got float64 (40, 5, 7)"),
-    (["--data", "floats.npz"], "write (255 * grey).astype('uint8') for grey values in [0, 1]"),
-    (["--data", "flat.npz"], "got uint8 (10, 35) for x_test"),
-    (["--data", "unlike.npz"], "got uint8 (10, 7, 5) for x_test"),
-    (["--data", "empty.npz"], "got uint8 (0, 5, 7) for x_train"),
+BETWEEN = "expected a whole number from {} to {}, got '{}'; write e.g. {}"
+BAD_OPTIONS = {
+    "digits_vae": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 5000)),
+        ("--steps many", "argument --steps: " + WHOLE.format(1, "many", 5000)),
+        ("--seed -1", "argument --seed: " + WHOLE.format(0, -1, 0)),
+        ("--variables 0", "argument --variables: " + WHOLE.format(1, 0, 8)),
+        ("--categories 1", "argument --categories: " + WHOLE.format(2, 1, 8)),
+        ("--temperature -1", "expected a number above 0, got '-1'; write e.g. 0.5"),
+        ("--temperature nan", "expected a number above 0, got 'nan'; write e.g. 0.5"),
+        ("--temperature cold", "expected a number above 0, got 'cold'; write e.g. 0.5"),
+        ("--latents gaussian", "argument --latents: invalid choice: 'gaussian'"),
+        ("--out nowhere/x.png", "in a folder that exists, got 'nowhere/x.png'; write e.g."),
+        ("--out x", "expected a name that ends in .png, in a folder that exists, got 'x'"),
+        ("--data none.npz", "got 'none.npz' ([Errno 2] No such file or directory: 'none.npz')"),
+        ("--data text.npz", "an .npz file with arrays x_train and x_test, got 'text.npz'"),
+        ("--data array.npy", "an .npz file with arrays x_train and x_test, got 'array.npy'"),
+        ("--data no_test.npz", "x_test is not a file in the archive"),
+        ("--data no_test.npz", "write it with numpy.savez('images.npz', x_train=..., x_test=...)"),
+        ("--data floats.npz", ARRAYS + ", with one height and width, got float64 (40, 5, 7)"),
+        ("--data floats.npz", "write (255 * grey).astype('uint8') for grey values in [0, 1]"),
+        ("--data flat.npz", "got uint8 (10, 35) for x_test"),
+        ("--data unlike.npz", "got uint8 (10, 7, 5) for x_test"),
+        ("--data empty.npz", "got uint8 (0, 5, 7) for x_train"),
+    ],
+    "feature_selection": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 1000)),
+        ("--size 0", "argument --size: " + BETWEEN.format(1, 29, 0, 5)),
+        ("--size 30", "argument --size: " + BETWEEN.format(1, 29, 30, 5)),
+        ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
+        ("--out x", "got 'x'; write e.g. feature_selection.png"),
+    ],
+    "ranking": [
+        ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
+        ("--judges 0", "argument --judges: " + WHOLE.format(1, 0, 200)),
+        ("--size 0", "argument --size: " + WHOLE.format(1, 0, 3)),
+        ("--size 11", "at most the number of items, 10, got 11; write e.g. --size 10"),
+        ("--items 2", "at most the number of items, 2, got 3; write e.g. --size 2"),
+        ("--out x", "got 'x'; write e.g. ranking.png"),
+    ],
+}
+BAD_LINES = [
+    pytest.param(script, options.split(), words, id=f"{script} {options}")
+    for script, cases in BAD_OPTIONS.items()
+    for options, words in cases
 ]
 
 
-NAMES = [" ".join(options) for options, _ in BAD_OPTIONS]
-
-
-@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS, ids=NAMES)
-def test_bad_options(tmp_path, monkeypatch, capsys, digits_vae, options, words):
+@pytest.mark.parametrize(("script", "options", "words"), BAD_LINES)
+def test_bad_options(tmp_path, monkeypatch, capsys, script, options, words):
     monkeypatch.chdir(tmp_path)
     Path("text.npz").write_text("no archive")
     np.save("array.npy", np.zeros((40, 5, 7), "uint8"))
@@ -163,9 +234,9 @@ def test_bad_options(tmp_path, monkeypatch, capsys, digits_vae, options, words):
     write_archive("flat.npz", x_test=np.zeros((10, 35), "uint8"))
     write_archive("unlike.npz", x_test=np.zeros((10, 7, 5), "uint8"))
     write_archive("empty.npz", x_train=np.zeros((0, 5, 7), "uint8"))
-    monkeypatch.setattr(sys, "argv", ["digits_vae.py", *options])
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
     with pytest.raises(SystemExit) as stopped:
-        digits_vae.parse_options()
+        load(script).parse_options()
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
 
@@ -179,11 +250,34 @@ def independent_pixels_elbo(train_images, test_images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latents", ["categorical", "bernoulli"])
-def test_the_latent_variables_are_used(tmp_path, digits_vae, latents):
+def test_the_latent_variables_are_used(tmp_path, latents):
     """An image costs 2 nats less than without them, and than before the training."""
+    digits_vae = load("digits_vae")
     train_images, test_images = digits_vae.digits(seed=0)
     untrained = digits_vae.VAE(64, "categorical", (8, 8))
     without = independent_pixels_elbo(train_images, test_images)
     before = digits_vae.discrete_elbo(untrained, test_images.flatten(1))
-    done = run(tmp_path, "--seed", 0, "--latents", latents)
+    done = run(tmp_path, "digits_vae", "--seed", 0, "--latents", latents)
     assert held_out_elbo(done.stdout) > max(without, before) + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [[], ["--soft"]], ids=["hard", "soft"])
+def test_the_chosen_features_are_better_together(tmp_path, soft):
+    """On tumours not seen they predict better than the best univariate scores, or chance."""
+    done = run(tmp_path, "feature_selection", "--seed", 0, *soft)
+    accuracy, log_loss = accuracy_and_log_loss("on the chosen", done.stdout)
+    univariate_accuracy, univariate_loss = accuracy_and_log_loss(BY_F_SCORE, done.stdout)
+    _, random_loss = accuracy_and_log_loss("on 5 at random, mean of 100", done.stdout)
+    assert log_loss < univariate_loss
+    assert log_loss < 0.75 * random_loss
+    assert accuracy > univariate_accuracy - 2  # of 171 tumours: 3 of them are within chance
+
+
+@pytest.mark.slow
+def test_the_true_ranking_is_found(tmp_path):
+    """And the intervals are as wide as they say: fewer than 7 of 10 inside has a chance of 1 %."""
+    done = run(tmp_path, "ranking", "--seed", 0)
+    assert number(r"Kendall's tau .*: (\S+)$", done.stdout) > 0.8
+    assert number(r"root mean square error .*: (\S+)$", done.stdout) < 0.3
+    assert number(r"true log-worths .*: (\d+) of 10$", done.stdout) >= 7
