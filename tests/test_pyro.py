@@ -188,7 +188,11 @@ OBJECTIVES = {
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, context):
-    elbo = OBJECTIVES[objective]()
+    assert_objective(OBJECTIVES[objective](), kind, context, 20_000)
+
+
+def assert_objective(elbo, kind, context, n):
+    """The mean loss is that of `n` particles by hand, and all parameters have gradients."""
     evaluations = 100 if elbo.num_particles == 1 else 3
     p, q = partial(model, kind, context), partial(guide, kind, context)
     losses = torch.tensor([elbo.loss_and_grads(p, q) for _ in range(evaluations)])
@@ -199,7 +203,7 @@ def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, conte
         assert gradient.isfinite().all()
         assert gradient.any()
     count = evaluations * elbo.num_particles
-    assert_mean_loss(losses.mean(), count, particle_losses(kind, context))
+    assert_mean_loss(losses.mean(), count, particle_losses(kind, context, n))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,9 @@ def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, conte
 )
 @pytest.mark.parametrize("kind", ["soft set", "hard set", "soft order", "hard order"])
 def test_objectives_with_sets_and_orders(kind, objective, context):
-    test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, context)
+    elbo = OBJECTIVES[objective]()
+    elbo.num_particles = 500  # a set's mass is a quadrature
+    assert_objective(elbo, kind, context, 5_000)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
