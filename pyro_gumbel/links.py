@@ -247,7 +247,7 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         return isinstance(other, Hypersimplex) and other.size == self.size
 
     def __hash__(self) -> int:
-        return hash((Hypersimplex, self.size))
+        return hash(Hypersimplex)  # of any size: torch.compile asks before there is one
 
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"

@@ -17,12 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 __all__ = ["recall", "remember"]
-
-# Before 2.8 torch.compile cannot attach an attribute to a tensor that the program makes.
-_COMPILES_ATTRIBUTES = TorchVersion(torch.__version__) >= "2.8"
 
 
 class _Memory:
@@ -60,8 +56,6 @@ def _version(value: Tensor) -> int:
 
 def remember(value: Tensor, key: object, content: Any) -> Tensor:
     """Attach `content` to `value` under `key`, and return `value`."""
-    if torch.compiler.is_compiling() and not _COMPILES_ATTRIBUTES:
-        return value
     value._pyro_gumbel_memory = _Memory(value, key, content)  # type: ignore[attr-defined]
     return value
 

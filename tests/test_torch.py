@@ -5,7 +5,6 @@
 
 import pytest
 import torch
-from torch.torch_version import TorchVersion
 
 from tests.common import (
     ALL,
@@ -105,16 +104,13 @@ def compiled(function, backend="aot_eager"):
     ("cls", "temperature"), [*((cls, 0.02) for cls in ALL), *((cls, 0.5) for cls in VALUES)]
 )
 def test_compile_with_a_value_from_inside(cls, temperature):
-    """Scored exactly, through the memory, where the values have saturated too.
-
-    Before torch 2.8 a value forgets inside a compiled function.
-    """
+    """Scored exactly, through the memory, where the values have saturated too."""
     logits = torch.randn(100, *param_shape(cls), requires_grad=True)
     function = draw_and_score(cls, temperature, validate_args=False)
     value, score = compiled(function)(logits)
     expected = law_of(cls, temperature, logits=logits, validate_args=False).log_prob(value)
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
-    if cls in VALUES and temperature == 0.02 and TorchVersion(torch.__version__) >= "2.8":
+    if cls in VALUES and temperature == 0.02:
         law = law_of(cls, temperature, logits=logits, validate_args=False)
         forgotten = law.log_prob(value.clone())
         assert (score - forgotten).abs().max() > 1
