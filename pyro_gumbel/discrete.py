@@ -3,7 +3,7 @@
 
 """The discrete laws that Pyro lacks: m of k without replacement, unordered and in order.
 
-Their masses and inclusion probabilities are derived in `pyro_gumbel.integrals`.
+Their masses and inclusion probabilities are derived in `pyro_gumbel.masses`.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_gumbel import noise
 from pyro_gumbel.constraints import ranking, subset
-from pyro_gumbel.integrals import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
 
 __all__ = ["ENUMERABLE", "PlackettLuce", "Subset", "m_hot"]

@@ -3,8 +3,9 @@
 
 """Kullback-Leibler divergences, registered for this package's types only.
 
-Hard with hard, and hard with the plain discrete class of its row: the sum over outcomes, which
-torch's own makes NaN in the gradient, or in the value, where a probability is 0.
+Soft with soft: exact, at any two temperatures, as derived in `pyro_gumbel.integrals`. Hard with
+hard, and hard with the plain discrete class of its row: the sum over outcomes, which torch's own
+makes NaN in the gradient, or in the value, where a probability is 0.
 """
 
 import math
@@ -14,22 +15,31 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical, register_kl
 
+from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.hard import BernoulliStraightThrough, CategoricalStraightThrough
+from pyro_gumbel.integrals import relaxed_divergence
+from pyro_gumbel.masses import kl_of_masses
 from pyro_gumbel.rows import OneBit, OneOfK, Row
+from pyro_gumbel.soft import (
+    ExpRelaxedCategorical,
+    LogitRelaxedBernoulli,
+    LogitRelaxedSubset,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedSubset,
+)
 
-__all__ = ["kl_of_masses"]
+
+def _kl_of_soft(q: Any, p: Any) -> Tensor:
+    _require_alike(q, p)
+    laws = (argument for law in (q, p) for argument in (law._log_masses(law._x), law.temperature))
+    divergence = relaxed_divergence(*laws, size=getattr(q, "size", 1))
+    return _over_joint_batch(divergence.to(torch.promote_types(q._dtype, p._dtype)), q, p)
 
 
-def kl_of_masses(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """sum_i q_i (log q_i - log p_i) over the last dimension.
-
-    An outcome that q excludes adds 0; one that only p excludes makes it infinite.
-    """
-    counts = ~log_q.isneginf()
-    inside = counts & ~log_p.isneginf()
-    ratio = torch.where(inside, log_q, 0.0) - torch.where(inside, log_p, 0.0)
-    total = (torch.where(inside, log_q, 0.0).exp() * ratio).sum(-1)
-    return torch.where((counts & ~inside).any(-1), torch.inf, total)
+def _kl_of_few(q: Distribution, p: Distribution) -> Tensor:
+    _require_alike(q, p)
+    return _over_joint_batch(kl_of_masses(_log_masses(q), _log_masses(p)), q, p)
 
 
 def _log_masses(law: Distribution) -> Tensor:
@@ -47,15 +57,47 @@ def _log_masses(law: Distribution) -> Tensor:
     return row._log_masses(torch.where(sure, row._location_of(plain.probs), plain.logits))
 
 
-def _kl(q: Distribution, p: Distribution) -> Tensor:
-    divergence = kl_of_masses(_log_masses(q), _log_masses(p))
+def _kl_of_many(q: Any, p: Any) -> Tensor:
+    """By enumeration; NotImplementedError, where there is too much of that, is `q`'s own."""
+    _require_alike(q, p)
+    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    values = q.expand(batch).enumerate_support(expand=False)
+    return kl_of_masses(*(law.expand(batch).log_prob(values).movedim(0, -1) for law in (q, p)))
+
+
+def _require_alike(q: Any, p: Any) -> None:
+    """Raise a ValueError unless both laws have as many categories and choose as many of them."""
+    shapes = [(tuple(law.event_shape), getattr(law, "size", 1)) for law in (q, p)]
+    if shapes[0] != shapes[1]:
+        (event_q, size_q), (event_p, size_p) = shapes
+        raise ValueError(
+            f"kl_divergence(q, p): {type(q).__name__} and {type(p).__name__} must have the same "
+            f"event shape and `size`, got {event_q} and {event_p}, size {size_q} and {size_p}; "
+            "write both with the same number of categories and the same size"
+        )
+
+
+def _over_joint_batch(divergence: Tensor, q: Distribution, p: Distribution) -> Tensor:
     return divergence.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
+
+for _soft in (
+    RelaxedBernoulli,
+    LogitRelaxedBernoulli,
+    RelaxedCategorical,
+    ExpRelaxedCategorical,
+    RelaxedSubset,
+    LogitRelaxedSubset,
+):
+    register_kl(_soft, _soft)(_kl_of_soft)
 
 for _hard, _plain in (
     (BernoulliStraightThrough, Bernoulli),
     (CategoricalStraightThrough, OneHotCategorical),
 ):
-    register_kl(_hard, _hard)(_kl)
-    register_kl(_hard, _plain)(_kl)
-    register_kl(_plain, _hard)(_kl)
+    register_kl(_hard, _hard)(_kl_of_few)
+    register_kl(_hard, _plain)(_kl_of_few)
+    register_kl(_plain, _hard)(_kl_of_few)
+
+for _law in (Subset, PlackettLuce):  # and, by inheritance, the hard laws
+    register_kl(_law, _law)(_kl_of_many)

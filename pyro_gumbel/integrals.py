@@ -1,243 +1,358 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Probabilities of sets of winners, as integrals over one common threshold.
+r"""Divergences, entropies and moments of relaxed laws, all from one function of one integral.
 
-Symbols: x the logits, z = x + g the perturbed logits, g iid Gumbel(0, 1), S the set of the m
-largest z. All is computed in float64.
+Symbols: x the logits, tau the temperature, k the number of categories, E_i iid Exp(1) variates,
+g_i = -log E_i iid Gumbel(0, 1), s = softmax((x + g) / tau) a soft value, v = log s its coordinates;
+gamma is Euler's constant, psi the digamma function. All is computed in float64.
 
-**The mass of a set.** S wins where all its members exceed the largest z outside, which is
-Gumbel with location A, the logsumexp of the x outside. With h that largest less A, d_i = x_i - A
-and P(z_i > A + h) = 1 - exp(-exp(d_i - h)) (Kool, van Hoof and Welling, "Estimating gradients for
-discrete random variables by sampling without replacement" (2020),
-https://arxiv.org/abs/2002.06043, appendix B):
+**The function.** With S = sum_i exp(b_i) E_i^r for log weights b and an exponent r,
 
-    P(S) = \int exp(-h - e^{-h}) prod_{i in S} (1 - exp(-exp(d_i - h))) dh.
+    L(b, r) = E log S.
 
-The logarithm of the integrand is concave, with its mode where
+Since log S = \int exp(-e^u) - exp(-S e^u) du (Frullani) and the E_i are independent,
 
-    e^{-h} = 1 + sum_i phi(d_i - h),    phi(u) = e^u / (exp(e^u) - 1) in (0, 1),
+    L(b, r) = \int exp(-e^u) - prod_i psi_r(b_i + u) du,    psi_r(u) = E exp(-e^u E^r).
 
-between h = -log(m + 1) and 0. With a = e^{-h} there, concavity leaves at a distance delta below
-the mode at most -a (e^delta - 1 - delta), and above it at most -a (delta + e^-delta - 1). The
-trapezoid rule runs over what is within 40 nats of the mode, in 160 steps; on an analytic integrand
-that has died down at both ends it converges geometrically. The derivative is a mean of phi,
+One term alone has L = b_1 - r gamma. Subtract that of the single term c, for any c:
 
-    d log P / d d_i = E_h[phi(d_i - h)],    h by its weight in the sum.
+    L(b, r) = c - r gamma + \int psi_r(c + u) - prod_i psi_r(b_i + u) du.
 
-(Inclusion-exclusion over subsets cancels catastrophically; summing over orders costs m! terms.)
+**Large exponents.** psi_r(u) = P(E' > e^u E^r), E' another Exp(1). Solved for E that is
+1 - psi_{1/r}(-u / r) if r > 1, and psi_{1/r}(-u / r) if r < -1. With rho = r or 1 / r, whichever
+is in [-1, 1], R = max(1, |r|) and u = R w, all that is ever integrated is
 
-**Inclusion.** i is in S where fewer than m of the independent events z_j > t, j other than i,
-happen at t = z_i, whose density is f_i:
+    F(w) = E (1 - exp(-e^w E^rho)),    log psi_r(R w) = log(1 - F(w)), or log F(-w) if r > 1,
 
-    P(i in S) = \int f_i(t) P(N_{-i}(t) < m) dt = 1 - \int f_i(t) P(N_{-i}(t) >= m) dt.
+    L(b, r) = c - r gamma + R \int exp f(w) - exp sum_i f((b_i - c) / R + w) dw,
 
-Categories with the m largest logits take the second form, the others the first; then every
-integrand lives near the m-th largest logit. The counts N_{-i}, "all but one", come from a tree over
-the categories: up it goes the law of the count within each node, and down it, for each count that
-the node may have, the probability that together with those outside there are fewer than m.
-Nothing is subtracted on either way. (Long laws are convolved by FFT, with an error of eps.)
-Where m > k / 2 the tree counts the events that do not happen.
+f(w) = log psi_r(R w). Here c is R logsumexp(b / R), so that both integrands leave 1 together.
+
+**Quadrature.** The trapezoid rule, over y = log E for F and over w: on an analytic integrand that
+has died down at both ends it converges geometrically. Step 0.3 is right to 1e-13, but for r > 1:
+there log S approaches a maximum of k variates, the integrand falls from 1 to 0 within some
+1 / log k of w, and the step is 0.62 / (1 + log k).
+
+**One mesh for all categories.** f is tabulated once, on a mesh of which the nodes w are points.
+Between its points f is interpolated (12 points, Lagrange, to 1e-13). The weights of the twelve do
+not depend on w: so the sum over the categories is taken of the weights, as an array over the mesh,
+and one product with the matrix of f at (mesh point + node) makes the sum at all nodes.
+
+**Moments.** dL/db_i = E exp(b_i) E_i^r / S. With b = x / tau and r = -1 / tau the fraction is s_i:
+
+    E s_i = dL/db_i = -\int f'(w_i) P dw,    w_i = (b_i - c) / R + w, P = exp sum_i f(w_i),
+    E s_i s_j = -d2L/db_i db_j = \int f'(w_i) f'(w_j) P dw / R,    i != j,
+    E s_i^2 = E s_i - d2L/db_i^2 = E s_i + \int (f''(w_i) + f'(w_i)^2) P dw / R.
+
+**Entropy.** x - tau v is log E up to a common constant, so of the density in `pyro_gumbel.links`
+
+    log p(v) = log (k-1)! + (k-1) log tau + sum_i log E_i - k log sum_i E_i,
+
+where E log E_i = -gamma, and sum_i E_i is a Gamma(k) variate, E log sum_i E_i = psi(k):
+
+    H(v) = -log (k-1)! - (k-1) log tau + k gamma + k psi(k),
+    H(s) = H(v) + E sum_i v_i = H(v) + (sum_i x_i + k gamma) / tau - k L(x / tau, -1 / tau).
+
+**Divergence.** Of the laws (x, tau) and (x', tau') put the second density at a draw of the first:
+x' - tau' v is b + r log E up to a common constant, b = x' - r x, r = tau' / tau. So
+
+    log p'(v) = log (k-1)! + (k-1) log tau' + sum_i (b_i + r log E_i) - k log S,
+    KL = (k-1) log(tau / tau') - k (gamma + psi(k)) + r k gamma - sum_i b_i + k L(b, r).
+
+The common constant is all that a link adds: value, coordinates and subset have the same divergence
+(of subsets: those of equal size). A bit is k = 2 with logits (x, 0), and at equal temperatures
+
+    KL = delta coth(delta / 2) - 2,    delta = x' - x.
+
+The law with some logits of -inf is that of the others, with their number for k. (At r = 1 the
+function of two terms and hence the last line is elementary; the rest is new to us. The densities
+are those of Maddison, Mnih and Teh, "The Concrete distribution" (2017),
+https://arxiv.org/abs/1611.00712.)
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["inclusion_probabilities", "log_subset_mass"]
+from pyro_gumbel.parameters import known
 
-_STEPS = 160
-_NATS = 40.0
-_FFT_FROM = 16  # outcomes of a count, from where on a convolution goes through the FFT
-_BLOCK = 2**20  # numbers in a temporary tensor, where that can be chosen
+__all__ = [
+    "expected_log_sum",
+    "relaxed_divergence",
+    "relaxed_entropy",
+    "softmax_mean",
+    "softmax_second_moments",
+]
+
+_EULER = 0.5772156649015329
+_LARGEST = 1000.0  # of |r|, in which the error is proportional
+_NATS = 34.0  # what is smaller than exp(-34) is 0
+_POINTS = 14  # of the interpolation
+_BLOCK = 2**22  # numbers in a temporary tensor, where that can be chosen
 
 
-def log_subset_mass(advantages: Tensor) -> Tensor:
-    """log P(S), to 1e-10.
+def expected_log_sum(log_weights: Tensor, exponent: Tensor) -> Tensor:
+    """L(b, r) = E log sum_i exp(b_i) E_i^r, to 1e-12 max(1, |r|), with derivatives of any order.
 
-    Memory is that of `advantages`, in the gradient too; second derivatives take 160 times that.
-
-    :param advantages: d_i = x_i - A of the members of S over the last dimension, in float64.
+    :param log_weights: b, over the last dimension; -inf for a term that is not there.
+    :param exponent: r, of a shape that broadcasts with the batch shape.
+    :raises NotImplementedError: for |r| > 1000.
     """
-    compiling = torch.compiler.is_compiling()
-    function = _LogSubsetMass if compiling else _LogSubsetMassInForwardMode
-    return function.apply(advantages)
+    r = exponent.double()
+    scale, centre, below = _scaled(log_weights, r)
+    return scale * (centre + _over_batch(_excess, below, r)) - _EULER * r
 
 
-class _LogSubsetMass(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(d: Tensor) -> Tensor:
-        h, step = _nodes(d)
-        parts = [_log_integrand(d, part).logsumexp(-1) for part in _blocks(h, d.numel())]
-        return torch.stack(parts).logsumexp(0) + step.log()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.unsqueeze(-1) * _slopes(*ctx.saved_tensors)
+def softmax_mean(logits: Tensor, temperature: Tensor) -> Tensor:
+    """E softmax((x + g) / tau) over the last dimension."""
+    r = -1 / temperature.double()
+    *_, below = _scaled(-r.unsqueeze(-1) * logits, r)
+    return _over_batch(_shares, below, r)
 
 
-class _LogSubsetMassInForwardMode(_LogSubsetMass):
-    """The same for torch.func.jvp too, which torch.compile knows not."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return (tangent * _slopes(*ctx.saved_tensors)).sum(-1)
-
-
-def _slopes(d: Tensor, log_mass: Tensor) -> Tensor:
-    """d log P / d d_i: the mean of phi(d_i - h)."""
-    h, step = _nodes(d.detach())
-    log_scale = (step.log() - log_mass).unsqueeze(-1)
-    total = torch.zeros_like(d)
-    for part in _blocks(h, d.numel()):
-        weights = (_log_integrand(d, part) + log_scale).exp()
-        total = total + (weights.unsqueeze(-1) * _phi(_above(d, part))).sum(-2)
-    return total
+def softmax_second_moments(logits: Tensor, temperature: Tensor) -> Tensor:
+    """E s_i s_j of s = softmax((x + g) / tau), over the last two dimensions."""
+    r = -1 / temperature.double()
+    *_, below = _scaled(-r.unsqueeze(-1) * logits, r)
+    return _over_batch(_products, below, r)
 
 
-def _nodes(d: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes h of the trapezoid rule, over a last dimension, and their distance."""
-    m = d.shape[-1]
+def relaxed_entropy(logits: Tensor, temperature: Tensor, *, of_values: bool) -> Tensor:
+    """H(s) of the values or H(v) of the coordinates; 0 where one finite logit is left.
 
-    def slope(h: Tensor) -> Tensor:
-        return torch.exp(-h) - 1 - _phi(_above(d, h)).sum(-1)
-
-    start = d.new_zeros((*d.shape[:-1], 1))
-    mode = _bisected(slope, start - math.log(m + 1), start, steps=20)
-    a = mode.neg().exp()
-    peak = _log_integrand(d, mode)
-
-    def height(h: Tensor) -> Tensor:
-        return _log_integrand(d, h) - peak + _NATS
-
-    low = mode - (2 * _NATS / a).sqrt().clamp(max=3.8)
-    far = mode + _NATS / a + (2 * _NATS / a).sqrt().clamp(max=1)
-    high = _bisected(height, mode, far, steps=10)
-    steps = torch.linspace(0, 1, _STEPS + 1, dtype=d.dtype, device=d.device)
-    return low + (high - low) * steps, ((high - low) / _STEPS).squeeze(-1)
+    :param logits: x, over the last dimension.
+    """
+    x, tau = logits.double(), temperature.double()
+    out = x.isneginf()
+    k = (~out).sum(-1).double()
+    entropy = k * (_EULER + torch.digamma(k)) - torch.lgamma(k) - (k - 1) * tau.log()
+    if of_values:
+        b = _centred(x, out) / tau.unsqueeze(-1)
+        entropy = entropy + k * (_EULER / tau - expected_log_sum(b, -1 / tau))
+    return entropy
 
 
-def _bisected(
-    function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, *, steps: int
+def relaxed_divergence(
+    logits_q: Tensor,
+    temperature_q: Tensor,
+    logits_p: Tensor,
+    temperature_p: Tensor,
+    *,
+    size: int = 1,
 ) -> Tensor:
-    """A point just above the root of a decreasing function."""
-    for _ in range(steps):
-        middle = (low + high) / 2
-        above = function(middle) > 0
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return high
+    """KL(q || p) of two relaxed laws over the same categories, at any two temperatures.
 
+    Infinite unless the same logits are -inf in both.
 
-def _blocks(h: Tensor, numbers: int) -> tuple[Tensor, ...]:
-    """The nodes in parts, so that a tensor over a part and `numbers` others stays small."""
-    return h.split(max(1, _BLOCK // max(1, numbers)), -1)
-
-
-def _above(d: Tensor, h: Tensor) -> Tensor:
-    """d_i - h for each node h, the members in the last dimension."""
-    return d.unsqueeze(-2) - h.unsqueeze(-1)
-
-
-def _log_integrand(d: Tensor, h: Tensor) -> Tensor:
-    """-h - e^-h + sum_i log(1 - exp(-exp(d_i - h))); below u = -40 the last logarithm is u."""
-    u = _above(d, h)
-    y = u.clamp(-40, 6.5).exp()
-    factors = u.clamp(max=0) + (-torch.expm1(-y) / y.clamp(max=1)).log()
-    return factors.sum(-1) - h - torch.exp(-h)
-
-
-def _phi(u: Tensor) -> Tensor:
-    """y / (e^y - 1) at y = e^u: the derivative of log(1 - exp(-e^u))."""
-    y = u.clamp(-40, 6.5).exp()
-    return y / torch.expm1(y)
-
-
-def inclusion_probabilities(logits: Tensor, size: int) -> Tensor:
-    """P(i is among the `size` largest of x + g), to 1e-12.
-
-    Time grows as k sqrt(size), memory as k, up to logarithms.
-
-    :param logits: x in float64, over the last dimension; -inf for what cannot win. At least
-        `size` are finite.
-    :param size: m, 1 <= m <= k.
+    :param logits_q: x of q, over the last dimension.
+    :param logits_p: x of p, likewise.
+    :param size: how many categories are chosen; if just as many are finite, the law is a point.
     """
-    m, k = size, logits.shape[-1]
-    if m == k:
-        return torch.ones_like(logits)
-    x = logits.detach()
-    ranked = x.sort(-1, descending=True).values
-    boundary = ranked[..., m - 1 : m]
-    low = boundary - math.log(_NATS + math.log(m))
-    high = ranked[..., m - 1 :].logsumexp(-1, keepdim=True) + _NATS
-    width = min(0.25, 0.6 / math.sqrt(m + 1))
-    count = math.ceil((math.log(_NATS + math.log(m)) + math.log(k - m + 1) + _NATS) / width)
-    steps = torch.linspace(0, 1, count + 1, dtype=x.dtype, device=x.device)
-    nodes = low + (high - low) * steps
-    step = (high - low) / count
-    leading = x >= boundary
-    total = torch.zeros_like(logits)
-    for t in _blocks(nodes, x.numel() * (2 + m.bit_length())):
-        u = _above(logits, t).clamp(max=6.5)
-        density = (u - u.exp()).exp()  # f_i(t), of Gumbel noise
-        miss = torch.exp(-u.exp())  # P(z_i < t)
-        if m <= k / 2:
-            few = _fewer_among_the_others(miss, m)
+    x_q, x_p = torch.broadcast_tensors(logits_q.double(), logits_p.double())
+    tau_q, tau_p = temperature_q.double(), temperature_p.double()
+    out_q, out_p = x_q.isneginf(), x_p.isneginf()
+    out = out_q & out_p
+    differ = (out_q ^ out_p).any(-1)
+    r = tau_p / tau_q
+    b = torch.where(out_p, 0.0, x_p) - r.unsqueeze(-1) * torch.where(out_q, 0.0, x_q)
+    k = (~out).sum(-1)
+    if x_q.shape[-1] == 2 and not r.requires_grad and known((r == 1).all(), otherwise=False):
+        divergence = _equal_bits(b[..., 1] - b[..., 0])
+    else:
+        b = _centred(torch.where(out, -torch.inf, b), out)
+        elementary = (k - 1) * (tau_q / tau_p).log() - k * (_EULER + torch.digamma(k.double()))
+        divergence = elementary + k * (r * _EULER + expected_log_sum(b, r))
+    divergence = torch.where(k <= size, 0.0, divergence)
+    return torch.where(differ, torch.inf, divergence)
+
+
+def _centred(x: Tensor, out: Tensor) -> Tensor:
+    """x less the mean of what is not out: then its sum is 0."""
+    total = torch.where(out, 0.0, x).sum(-1, keepdim=True)
+    return x - total / (~out).sum(-1, keepdim=True)
+
+
+def _equal_bits(delta: Tensor) -> Tensor:
+    """delta coth(delta / 2) - 2, by its series around 0."""
+    small = delta.abs() < 0.1
+    square = torch.where(small, delta, 0.0) ** 2
+    series = square / 6 * (1 - square / 60 * (1 - square / 42 * (1 - square / 40)))
+    far = torch.where(small, 1.0, delta)
+    return torch.where(small, series, far / torch.tanh(far / 2) - 2)
+
+
+def _scaled(log_weights: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """R, c / R and (b - c) / R."""
+    scale = exponent.abs().clamp(min=1)
+    scaled = log_weights.double().clamp(min=-1e100) / scale.unsqueeze(-1)
+    centre = scaled.logsumexp(-1, keepdim=True)
+    return scale, centre.squeeze(-1), scaled - centre
+
+
+def _over_batch(function: Callable[..., Tensor], below: Tensor, r: Tensor) -> Tensor:
+    """`function(mesh, below, r)` with below (G, n, k), r (G), of any batch shapes; in blocks."""
+    batch, k = torch.broadcast_shapes(below.shape[:-1], r.shape), below.shape[-1]
+    own = [len(batch) - r.dim() + d for d, length in enumerate(r.shape) if length > 1]
+    front = list(range(len(own)))
+    below, r = below.expand(*batch, k).movedim(own, front), r.flatten()
+    lead = below.shape[:-1]
+    below = below.reshape(len(r), math.prod(lead) // max(1, len(r)), k)
+
+    mesh = _Mesh(below, r)
+    groups = max(1, _BLOCK // (mesh.points * mesh.nodes))
+    numbers = min(groups, len(r)) * mesh.points * (k if function is _products else 1)
+    rows = max(1, _BLOCK // max(1, numbers))
+    call = partial(function, mesh)
+    if groups < len(r) or rows < below.shape[1]:  # else a graph would hold all blocks
+        call = partial(checkpoint, call, use_reentrant=False)
+    blocks = [
+        torch.cat([call(part, some) for part in parts.split(rows, 1)], 1)
+        for parts, some in zip(below.split(groups), r.split(groups), strict=True)
+    ]
+    result = torch.cat(blocks)
+    return result.reshape(lead + result.shape[2:]).movedim(front, own)
+
+
+def _excess(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+    """The integral of exp f(w) - exp sum_i f(w_i)."""
+    table, single = mesh.table(r)
+    survival = _Place(mesh, below).sums(table).exp()
+    return mesh.width * (single.unsqueeze(1).exp() - survival).sum(-1)
+
+
+def _shares(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+    """dL/db_i."""
+    place, table = _Place(mesh, below), mesh.table(r)[0]
+    by_point = place.sums(table).exp() @ table.mT
+    around = by_point.gather(-1, place.index.flatten(-2)).unflatten(-1, place.index.shape[-2:])
+    return -mesh.width * (around * place.weights(1)).sum(-1)
+
+
+def _products(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+    """-d2L/db_i db_j, and in the diagonal dL/db_i - d2L/db_i^2."""
+    place, table = _Place(mesh, below), mesh.table(r)[0]
+    survival = mesh.width * place.sums(table).exp().unsqueeze(-2)
+    slopes, curvatures = place.each(table, 1), place.each(table, 2)
+    scale = r.abs().clamp(min=1).reshape(-1, 1, 1, 1)
+    products = slopes * survival @ slopes.mT / scale
+    return products + ((curvatures / scale - slopes) * survival).sum(-1).diag_embed()
+
+
+class _Mesh:
+    """The mesh and, on every `stride`-th point of it, the nodes w: how many, how far apart."""
+
+    def __init__(self, below: Tensor, r: Tensor) -> None:
+        least, most, fold = -1.0, _LARGEST, 1.0
+        if r.numel():
+            least, most = known(r.min(), otherwise=least), known(r.max(), otherwise=most)
+            fold = known(_folded(r).abs().max(), otherwise=fold)
+        if max(-least, most) > _LARGEST:
+            raise NotImplementedError(
+                f"expected 1 / temperature, and the ratio of two temperatures, to be at most "
+                f"{_LARGEST:g}, got {max(-least, most):g}"
+            )
+        self.width = 0.3
+        if most < 0:
+            low, high = -_NATS * max(0.5, fold), 6.0
+        elif most <= 1:
+            low, high = -_NATS / (1 if least < 0 else 2), _NATS * most + 5
         else:
-            few = 1 - _fewer_among_the_others(1 - miss, k - m)
-        share = torch.where(leading.unsqueeze(-2), 1 - few, few)
-        total = total + (density * share).sum(-2)
-    integral = total * step
-    return torch.where(leading, 1 - integral, integral)
+            low, high = -_NATS / max(1, least) - 4, _NATS + 5
+            self.width = min(self.width, 0.62 / (1 + math.log(below.shape[-1])))
+        depth = high + _NATS  # farther down f is 0 at every node
+        if below.numel():
+            lowest = below.detach().amin((0, 1)).amin()
+            depth = min(depth, -known(lowest, otherwise=-depth))
+        self.stride = math.ceil(self.width / (0.1 if most > 1 else 0.15) - 1e-9)
+        self.step = self.width / self.stride
+        self.nodes = math.ceil((high - low) / self.width) + 1
+        self.low = low
+        self.depth = math.ceil(depth / self.step)
+        self.points = self.depth + _POINTS
+
+    def table(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """f at point + node, (G, points, nodes), and at 0 + node, (G, nodes)."""
+        span = self.stride * (self.nodes - 1)
+        zero = self.points - _POINTS // 2 - 1
+        steps = torch.arange(self.points + span, dtype=r.dtype, device=r.device) - zero
+        f = _log_survival(r, self.low + self.step * steps)
+        table = f.unfold(-1, span + 1, 1)[..., :: self.stride].contiguous()
+        return table, table[:, zero]
 
 
-def _fewer_among_the_others(misses: Tensor, size: int) -> Tensor:
-    """For each of independent events: P(fewer than `size` of the others happen).
+class _Place:
+    """Where log weights (b_i - c) / R lie on the mesh, and the interpolation there."""
 
-    :param misses: the probability that each does not happen, over the last dimension.
-    """
-    k = misses.shape[-1]
-    depth = (k - 1).bit_length()
-    misses = pad(misses, (0, 2**depth - k), value=1.0)
-    levels = [torch.stack([misses, 1 - misses], -1)[..., :size]]
-    for _ in range(depth - 1):
-        left, right = levels[-1][..., ::2, :], levels[-1][..., 1::2, :]
-        levels.append(_convolved(left, right)[..., :size])
-    # Of a node, with j = 0, 1, ...: P(fewer than `size` happen outside, if j happen inside).
-    few = misses.new_ones((*misses.shape[:-1], 1, size))
-    for law in reversed(levels):
-        inside = 1 if law is levels[0] else law.shape[-1]
-        left, right = law[..., ::2, :], law[..., 1::2, :]
-        pair = [_correlated(few, other, inside) for other in (right, left)]
-        few = torch.stack(pair, -2).flatten(-3, -2)
-    return few[..., :k, 0]
+    def __init__(self, mesh: _Mesh, below: Tensor) -> None:
+        self.mesh = mesh
+        position = (below / mesh.step).clamp(min=-mesh.depth)
+        point = position.detach().floor()
+        self.offset = position - point - 0.5
+        around = torch.arange(_POINTS, device=below.device)
+        self.index = (point.long() + mesh.depth).unsqueeze(-1) + around
+
+    def weights(self, derivative: int = 0) -> Tensor:
+        """Of the points around, for the function or one of its derivatives."""
+        rows = torch.tensor(_LAGRANGE, dtype=self.offset.dtype, device=self.offset.device)
+        for _ in range(derivative):
+            degrees = torch.arange(1, len(rows), device=rows.device)
+            rows = rows[1:] * degrees.unsqueeze(-1) / self.mesh.step
+        powers = [torch.ones_like(self.offset)]
+        for _ in rows[1:]:
+            powers.append(powers[-1] * self.offset)
+        return torch.stack(powers, -1) @ rows
+
+    def sums(self, table: Tensor) -> Tensor:
+        """sum_i f(w_i) at all nodes, (G, n, nodes)."""
+        index = self.index.flatten(-2)
+        empty = table.new_zeros((*index.shape[:-1], self.mesh.points))
+        return empty.scatter_add(-1, index, self.weights().flatten(-2)) @ table
+
+    def each(self, table: Tensor, derivative: int) -> Tensor:
+        """A derivative of f at w_i at all nodes, (G, n, k, nodes)."""
+        empty = table.new_zeros((*self.index.shape[:-1], self.mesh.points))
+        return empty.scatter_add(-1, self.index, self.weights(derivative)) @ table.unsqueeze(1)
 
 
-def _correlated(function: Tensor, law: Tensor, length: int) -> Tensor:
-    """E function(j + N) for j = 0, ..., length - 1, N a count with that law; 0 beyond its end."""
-    offset = law.shape[-1] - 1
-    full = _convolved(function, law.flip(-1))
-    return pad(full, (0, length))[..., offset : offset + length]
+def _folded(r: Tensor) -> Tensor:
+    """rho: r or 1 / r, whichever is in [-1, 1]."""
+    outside = r.abs() > 1
+    return torch.where(outside, 1 / torch.where(outside, r, 1.0), r)
 
 
-def _convolved(left: Tensor, right: Tensor) -> Tensor:
-    """The coefficients of the product of two polynomials."""
-    if left.shape[-1] > right.shape[-1]:
-        left, right = right, left
-    short, length = left.shape[-1], left.shape[-1] + right.shape[-1] - 1
-    if short > _FFT_FROM:
-        fast = 2 ** (length - 1).bit_length()
-        product = torch.fft.rfft(left, fast) * torch.fft.rfft(right, fast)
-        return torch.fft.irfft(product, fast)[..., :length]
-    terms = [left[..., i : i + 1] * pad(right, (i, short - 1 - i)) for i in range(short)]
-    return sum(terms[1:], terms[0])
+def _log_survival(r: Tensor, w: Tensor) -> Tensor:
+    """f(w) for each exponent, over a last dimension."""
+    y = torch.arange(-44, 4.25, 0.25, dtype=r.dtype, device=r.device)
+    weights = 0.25 * (y - y.exp()).exp()
+    r = r.unsqueeze(-1)
+    rising = torch.where(r > 1, -w, w)
+    rates = rising.exp().unsqueeze(-1) * (_folded(r) * y).exp().unsqueeze(-2)
+    failure = -torch.expm1(-rates) @ weights  # F
+    survival = torch.exp(-rates) @ weights  # 1 - F
+    chance, other = torch.where(r > 1, failure, survival), torch.where(r > 1, survival, failure)
+    return torch.where(
+        other < 0.5, torch.log1p(-other.clamp(max=0.5)), chance.clamp(min=1e-300).log()
+    )
+
+
+def _lagrange_coefficients() -> list[list[float]]:
+    """Of the weights of the interpolation points in the offset from their middle, by degree."""
+    points = [Fraction(2 * i + 1 - _POINTS, 2) for i in range(_POINTS)]
+    columns = []
+    for i, at in enumerate(points):
+        polynomial = [Fraction(1)]
+        for other in points[:i] + points[i + 1 :]:
+            shifted = [Fraction(0), *polynomial]
+            scaled = [-other * c for c in polynomial] + [Fraction(0)]
+            polynomial = [(a + b) / (at - other) for a, b in zip(shifted, scaled, strict=True)]
+        columns.append([float(c) for c in polynomial])
+    return [list(degree) for degree in zip(*columns, strict=True)]
+
+
+_LAGRANGE = _lagrange_coefficients()

@@ -136,24 +136,26 @@ def check_value(
 
 def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
     """Raise a ValueError unless `valid` everywhere; say nothing where values cannot be read."""
-    try:
-        holds = bool(valid.all())
-    except RuntimeError:  # under vmap a tensor has no value
-        return
-    if not holds:
+    if not known(valid.all(), otherwise=True):
         wrong = got[~valid.expand(got.shape[: valid.dim()])] if valid.dim() else got
         first = ", ".join(f"{number:.6g}" for number in wrong.detach().flatten()[:8].tolist())
         raise ValueError(f"{expected}, got e.g. {first}; {remedy}")
 
 
+def known(tensor: Tensor, otherwise: Any) -> Any:
+    """The number or truth that a tensor holds; `otherwise` where there is none to read."""
+    if in_program():
+        return otherwise
+    try:
+        return tensor.item()
+    except RuntimeError:  # under vmap
+        return otherwise
+
+
 def brief(tensor: Tensor) -> str:
     """The number, if this is a scalar that can be read, or else the shape."""
-    if tensor.dim() == 0 and not in_program():
-        try:
-            return f"{tensor.item():.4g}"
-        except RuntimeError:
-            pass
-    return str(tuple(tensor.shape))
+    number = known(tensor, otherwise=None) if tensor.dim() == 0 else None
+    return str(tuple(tensor.shape)) if number is None else f"{number:.4g}"
 
 
 def in_program() -> bool:

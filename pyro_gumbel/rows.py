@@ -222,6 +222,11 @@ class Row:
         """A value of the row as weights on the outcomes of `_log_masses`."""
         raise NotImplementedError
 
+    @classmethod
+    def _from_one_hot(cls, weights: Tensor) -> Tensor:
+        """The inverse."""
+        raise NotImplementedError
+
     def _harden(self, perturbed: Tensor) -> Tensor:
         """The vertex that perturbed logits choose."""
         raise NotImplementedError
@@ -294,6 +299,10 @@ class OneBit(Row):
     def _one_hot(cls, value: Tensor) -> Tensor:
         return torch.stack([1 - value, value], -1)
 
+    @classmethod
+    def _from_one_hot(cls, weights: Tensor) -> Tensor:
+        return weights[..., 1]
+
     def _harden(self, perturbed: Tensor) -> Tensor:
         return (perturbed >= 0).to(perturbed.dtype)
 
@@ -343,6 +352,10 @@ class OneOfK(Row):
     @classmethod
     def _one_hot(cls, value: Tensor) -> Tensor:
         return value
+
+    @classmethod
+    def _from_one_hot(cls, weights: Tensor) -> Tensor:
+        return weights
 
     def _harden(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)

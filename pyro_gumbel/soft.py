@@ -8,7 +8,8 @@ the coordinates themselves, which survive any tensor operation. The densities ar
 `pyro_gumbel.links`.
 """
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -22,9 +23,11 @@ from pyro_gumbel.constraints import (
     simplex,
     simplex_rows,
 )
+from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_moments
 from pyro_gumbel.memory import recall, remember
+from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
-from pyro_gumbel.parameters import Temperature
+from pyro_gumbel.parameters import Temperature, known, require
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
 
 __all__ = [
@@ -88,11 +91,14 @@ class _Values(_Soft):
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
         self._validate_sample(value)
+        v = self._coordinates_of(value)
+        return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
+
+    def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)
         if v is None:
             v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
-        v = v.to(torch.promote_types(v.dtype, self._dtype))
-        return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
+        return v.to(torch.promote_types(v.dtype, self._dtype))
 
 
 class _Coordinates(_Soft):
@@ -107,6 +113,79 @@ class _Coordinates(_Soft):
         self._validate_sample(value)
         v = value.to(torch.promote_types(value.dtype, self._dtype))
         return self._over_batch(self._score(v, value, -torch.inf, torch.inf, of_values=False))
+
+
+class _OfOne(_Soft):
+    """One outcome of a few, of which all is known that `pyro_gumbel.integrals` derives."""
+
+    def entropy(self) -> Tensor:
+        """-E log_prob, the differential entropy in nats; 0 where the law is a point."""
+        exact = relaxed_entropy(*self._outcomes, of_values=isinstance(self, _Values))
+        return self._over_batch(exact.to(self._dtype))
+
+    @property
+    def _outcomes(self) -> tuple[Tensor, Tensor]:
+        """Logits of the outcomes over a last dimension, and the temperature."""
+        return self._log_masses(self._x), self.temperature
+
+
+class _ValuesOfOne(_OfOne, _Values):
+    """One outcome of a few, as a soft value."""
+
+    _most_probable: ClassVar[str]  # what to write instead of a mode that does not exist
+
+    @property
+    def mean(self) -> Tensor:
+        """E s, exact; tends to `probs` as the temperature falls."""
+        return self._like_param(self._from_one_hot(softmax_mean(*self._outcomes)))
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each entry, exact."""
+        variances = self._covariances.diagonal(dim1=-2, dim2=-1)
+        return self._like_param(self._from_one_hot(variances))
+
+    @property
+    def _covariances(self) -> Tensor:
+        mean = softmax_mean(*self._outcomes)
+        return softmax_second_moments(*self._outcomes) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+
+    @property
+    def mode(self) -> Tensor:
+        """The value at which the density is largest, differentiable in the parameters.
+
+        :raises NotImplementedError: where there is none: below temperature k - 1, k the number of
+            possible outcomes, the density is unbounded.
+        """
+        logits, temperature = self._outcomes
+        bounded = temperature >= logits.isfinite().sum(-1) - 1
+        if not known(bounded.all(), otherwise=True):
+            raise NotImplementedError(
+                f"{type(self).__name__}: the density has a largest value from temperature k - 1 "
+                f"on, with k possible outcomes, and is unbounded below; {self._most_probable}"
+            )
+        return self._like_param(self._from_one_hot(density_mode(logits, temperature)))
+
+
+class _Bit(_OfOne):
+    """One bit, whose coordinate v = (x + L) / tau is logistic."""
+
+    def _probability_below(self, v: Tensor) -> Tensor:
+        x, end = self._x, v.isinf()
+        height = torch.where(x.isinf(), 0.0, self._tau * torch.where(end, 0.0, v)) - x
+        at_end = (v > 0) | x.isneginf()
+        return self._over_batch(torch.where(end, at_end.to(height.dtype), height.sigmoid()))
+
+    def _quantile(self, probability: Tensor) -> Tensor:
+        require(
+            (probability >= 0) & (probability <= 1),
+            f"{type(self).__name__}.icdf: `value` must be a probability, in [0, 1]",
+            probability,
+            "write .cdf(value) for the probability of less than `value`",
+        )
+        noise = torch.logit(probability.to(self._dtype))
+        noise = torch.where(self._x.isinf(), 0.0, noise)
+        return self._over_batch((self._x + noise) / self._tau)
 
 
 class _OfSize(_Soft):
@@ -126,7 +205,7 @@ class _OfSize(_Soft):
         )
 
 
-class RelaxedBernoulli(_Values, OneBit, TorchDistribution):
+class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
     r"""A bit relaxed to the unit interval: s = sigmoid((x + L) / tau), L standard logistic.
 
     With v = logit(s), sigma the sigmoid and d = x - tau v::
@@ -153,9 +232,22 @@ class RelaxedBernoulli(_Values, OneBit, TorchDistribution):
     support = constraints.unit_interval
     _support_text = "in [0, 1]"
     _remedy = "write value.sigmoid() if these are logits, or use LogitRelaxedBernoulli"
+    _most_probable = "write probs.round() for the more probable bit, the probs.argmax of two"
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(S <= value) = sigmoid(tau logit(value) - x)."""
+        self._validate_sample(value)
+        v = recall(value, self.link)
+        v = torch.logit(value.to(torch.promote_types(value.dtype, self._dtype))) if v is None else v
+        return self._probability_below(v)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The s with P(S <= s) = `value`: sigmoid((x + logit(value)) / tau)."""
+        v = self._quantile(value)
+        return remember(self.link.value(v).to(self._raw.dtype), self.link, v)
 
 
-class LogitRelaxedBernoulli(_Coordinates, OneBit, TorchDistribution):
+class LogitRelaxedBernoulli(_Bit, _Coordinates, OneBit, TorchDistribution):
     r"""The logit of a `RelaxedBernoulli`: v = (x + L) / tau, on the real line.
 
     ::
@@ -180,8 +272,33 @@ class LogitRelaxedBernoulli(_Coordinates, OneBit, TorchDistribution):
     _support_text = "real"
     _remedy = "write torch.logit(value) if this is a soft bit, or use RelaxedBernoulli"
 
+    @property
+    def mean(self) -> Tensor:
+        """x / tau."""
+        return self._like_param(self._x / self._tau)
 
-class RelaxedCategorical(_Values, OneOfK, TorchDistribution):
+    @property
+    def mode(self) -> Tensor:
+        """x / tau."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """pi^2 / (3 tau^2)."""
+        variance = math.pi**2 / 3 / self._tau**2
+        return self._like_param(torch.where(self._x.isinf(), 0.0, variance))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(V <= value) = sigmoid(tau value - x)."""
+        self._validate_sample(value)
+        return self._probability_below(value.to(torch.promote_types(value.dtype, self._dtype)))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The v with P(V <= v) = `value`: (x + logit(value)) / tau."""
+        return self._quantile(value).to(self._raw.dtype)
+
+
+class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
     r"""A one-hot vector relaxed to the simplex: s = softmax((x + g) / tau), g iid Gumbel(0, 1).
 
     With v = log(s) and k categories::
@@ -210,9 +327,16 @@ class RelaxedCategorical(_Values, OneOfK, TorchDistribution):
     support = simplex
     _support_text = "on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True), or use ExpRelaxedCategorical for logs"
+    _most_probable = "write probs.argmax(-1) for the most probable category"
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Cov(s_i, s_j), exact; its shape is the batch shape and (k, k)."""
+        covariances = self._covariances.to(self._raw.dtype)
+        return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
 
-class ExpRelaxedCategorical(_Coordinates, OneOfK, TorchDistribution):
+class ExpRelaxedCategorical(_OfOne, _Coordinates, OneOfK, TorchDistribution):
     r"""The logarithm of a `RelaxedCategorical`: v = log_softmax((x + g) / tau).
 
     ::

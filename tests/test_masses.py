@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_gumbel import Subset
-from pyro_gumbel.integrals import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
 
 SPREADS = [0.0, 0.1, 1.0, 3.0, 10.0, 50.0]
 
