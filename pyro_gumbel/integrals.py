@@ -113,7 +113,7 @@ def softmax_mean(logits: Tensor, temperature: Tensor) -> Tensor:
     """E softmax((x + g) / tau) over the last dimension."""
     r = -1 / temperature.double()
     *_, below = _scaled(-r.unsqueeze(-1) * logits, r)
-    return _over_batch(_shares, below, r)
+    return torch.where(logits.isneginf(), 0.0, _over_batch(_shares, below, r))
 
 
 def softmax_second_moments(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _equal_bits(delta: Tensor) -> Tensor:
 
 def _scaled(log_weights: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """R, c / R and (b - c) / R."""
-    scale = exponent.abs().clamp(min=1)
+    scale = _scale(exponent)
     scaled = log_weights.double().clamp(min=-1e100) / scale.unsqueeze(-1)
     centre = scaled.logsumexp(-1, keepdim=True)
     return scale, centre.squeeze(-1), scaled - centre
@@ -204,7 +204,7 @@ def _over_batch(function: Callable[..., Tensor], below: Tensor, r: Tensor) -> Te
     lead = below.shape[:-1]
     below = below.reshape(len(r), math.prod(lead) // max(1, len(r)), k)
 
-    mesh = _Mesh(below, r)
+    mesh = _Mesh(below, r, matched=function is _excess)
     groups = max(1, _BLOCK // (mesh.points * mesh.nodes))
     numbers = min(groups, len(r)) * mesh.points * (k if function is _products else 1)
     rows = max(1, _BLOCK // max(1, numbers))
@@ -239,7 +239,7 @@ def _products(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
     place, table = _Place(mesh, below), mesh.table(r)[0]
     survival = mesh.width * place.sums(table).exp().unsqueeze(-2)
     slopes, curvatures = place.each(table, 1), place.each(table, 2)
-    scale = r.abs().clamp(min=1).reshape(-1, 1, 1, 1)
+    scale = _scale(r).reshape(-1, 1, 1, 1)
     products = slopes * survival @ slopes.mT / scale
     return products + ((curvatures / scale - slopes) * survival).sum(-1).diag_embed()
 
@@ -247,7 +247,7 @@ def _products(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
 class _Mesh:
     """The mesh and, on every `stride`-th point of it, the nodes w: how many, how far apart."""
 
-    def __init__(self, below: Tensor, r: Tensor) -> None:
+    def __init__(self, below: Tensor, r: Tensor, *, matched: bool) -> None:
         least, most, fold = -1.0, _LARGEST, 1.0
         if r.numel():
             least, most = known(r.min(), otherwise=least), known(r.max(), otherwise=most)
@@ -259,7 +259,7 @@ class _Mesh:
             )
         self.width = 0.3
         if most < 0:
-            low, high = -_NATS * max(0.5, fold), 6.0
+            low, high = -_NATS * (max(0.5, fold) if matched else 1), 6.0
         elif most <= 1:
             low, high = -_NATS / (1 if least < 0 else 2), _NATS * most + 5
         else:
@@ -318,6 +318,11 @@ class _Place:
         """A derivative of f at w_i at all nodes, (G, n, k, nodes)."""
         empty = table.new_zeros((*self.index.shape[:-1], self.mesh.points))
         return empty.scatter_add(-1, self.index, self.weights(derivative)) @ table.unsqueeze(1)
+
+
+def _scale(r: Tensor) -> Tensor:
+    """R, whose derivative is 0 up to |r| = 1: where `_folded` begins to be 1 / r."""
+    return torch.where(r.abs() > 1, r.abs(), 1.0)
 
 
 def _folded(r: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 
 import torch
 from scipy import stats
+from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -83,6 +84,25 @@ def make(cls, temperature=0.5, batch_shape=(2,), k=3, dtype=torch.float32, param
         logits = logits.sigmoid() if cls in ONE_BIT else logits.softmax(-1)
     given = logits.to(dtype).requires_grad_()
     return law_of(cls, temperature, **{parameter: given}, validate_args=True)
+
+
+def noise_shares(k):
+    """log(E_i / sum_j E_j) of k = 2 or 3 exponential variates, as nodes and weights.
+
+    The shares are uniform on the simplex; by the tanh-sinh rule, exact also for functions of their
+    logarithms: to 1e-11 for k = 2, where more nodes are cheap, and 1e-9 for k = 3.
+    """
+    step = 0.002 if k == 2 else 0.01
+    t = torch.arange(-4, 4 + step, step, dtype=torch.float64)
+    logit = math.pi * torch.sinh(t)
+    left, right = logsigmoid(logit), logsigmoid(-logit)
+    weights = step * (left + right).exp() * math.pi * torch.cosh(t)
+    if k == 2:
+        return torch.stack([left, right], -1), weights
+    rest = right.unsqueeze(-1)
+    parts = torch.broadcast_tensors(left.unsqueeze(-1), rest + left, rest + right)
+    density = 2 * (weights * right.exp()).unsqueeze(-1) * weights
+    return torch.stack(parts, -1).flatten(0, 1), density.flatten()
 
 
 def assert_same_mean(samples, expected):

@@ -1,0 +1,285 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Means, variances, entropies, modes and quantiles of soft laws."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from pyro_gumbel import (
+    ExpRelaxedCategorical,
+    LogitRelaxedBernoulli,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedSubset,
+)
+from tests.common import assert_same_mean, make, noise_shares
+
+VALUES_OF_ONE = [RelaxedBernoulli, RelaxedCategorical]
+COORDINATES_OF_ONE = [LogitRelaxedBernoulli, ExpRelaxedCategorical]
+SOFT_OF_ONE = VALUES_OF_ONE + COORDINATES_OF_ONE
+COORDINATES_OF = dict(zip(VALUES_OF_ONE, COORDINATES_OF_ONE, strict=True))
+BITS = [RelaxedBernoulli, LogitRelaxedBernoulli]
+
+TEMPERATURES = [0.05, 0.1, 0.4, 0.5, 0.67, 1.0, 2.0, 5.0]
+LOGITS = {
+    RelaxedBernoulli: [[0.0], [1.5], [-20.0]],
+    RelaxedCategorical: [[0.0, 0.0, 0.0], [1.0, -0.5, 0.3], [8.0, -3.0, 7.5], [2.0, 0.0]],
+}
+CASES = [(cls, x) for cls in VALUES_OF_ONE for x in LOGITS[cls]]
+
+
+def over_noise(cls, temperature, logits):
+    """Coordinates of the law at the nodes of a quadrature over its noise, and the weights."""
+    x = torch.tensor(logits, dtype=torch.float64)
+    if cls is RelaxedBernoulli:
+        log_shares, weights = noise_shares(2)
+        return (x + log_shares[:, 1:] - log_shares[:, :1]).squeeze(-1) / temperature, weights
+    log_shares, weights = noise_shares(len(x))
+    return torch.log_softmax((x - log_shares) / temperature, -1), weights
+
+
+def law(cls, temperature, logits, **keywords):
+    x = torch.tensor(logits, dtype=torch.float64)
+    return cls(temperature, logits=x.squeeze(0) if len(x) == 1 else x, **keywords)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("cls", "logits"), CASES)
+def test_moments_are_those_over_all_noise(cls, logits, temperature):
+    v, weights = over_noise(cls, temperature, logits)
+    d = law(cls, temperature, logits)
+    s = d.link.value(v)
+    atol = 1e-9 if len(logits) == 3 else 1e-11
+    weights = weights.reshape(-1, *(1 for _ in d.event_shape))
+    mean = (weights * s).sum(0)
+    torch.testing.assert_close(d.mean, mean, rtol=0, atol=atol)
+    torch.testing.assert_close(d.variance, (weights * (s - mean) ** 2).sum(0), rtol=0, atol=atol)
+    if cls is RelaxedCategorical:
+        off = s - mean
+        products = off.unsqueeze(-1) * off.unsqueeze(-2)
+        expected = (weights.unsqueeze(-1) * products).sum(0)
+        torch.testing.assert_close(d.covariance_matrix, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("cls", "logits"), CASES)
+def test_entropies_are_those_over_all_noise(cls, logits, temperature):
+    v, weights = over_noise(cls, temperature, logits)
+    coordinates = law(COORDINATES_OF[cls], temperature, logits, validate_args=False)
+    log_prob = coordinates.log_prob(v)
+    entropy = -(weights * log_prob).sum()
+    torch.testing.assert_close(coordinates.entropy(), entropy, rtol=0, atol=1e-9)
+    d = law(cls, temperature, logits)
+    log_slopes = d.link.log_slopes(v).sum(-1) if d.event_shape else -(v.abs() + 2 * _tail(v))
+    entropy = -(weights * (log_prob - log_slopes)).sum()
+    torch.testing.assert_close(d.entropy(), entropy, rtol=1e-11, atol=1e-9)
+
+
+def _tail(v):
+    return torch.log1p(torch.exp(-v.abs()))
+
+
+def draws(cls, k, temperature, count, dtype=torch.float64):
+    torch.manual_seed(k)
+    d = cls(temperature, logits=2 * torch.randn(k, dtype=dtype))
+    return d, d.sample((count,))
+
+
+@pytest.mark.parametrize(
+    "k", [10, pytest.param(100, marks=pytest.mark.slow)], ids=lambda k: f"{k} categories"
+)
+@pytest.mark.parametrize("temperature", [0.1, 0.67, 2.0])
+def test_moments_of_many_categories_are_those_of_a_million_draws(k, temperature):
+    d, s = draws(RelaxedCategorical, k, temperature, 10**6)
+    assert_same_mean(s, d.mean)
+    assert_same_mean((s - d.mean) ** 2, d.variance)
+    assert_same_mean(-d.log_prob(s), d.entropy())
+    v = ExpRelaxedCategorical(temperature, logits=d.logits)
+    assert_same_mean(-v.log_prob(v.sample((10**5,))), v.entropy())
+
+
+@pytest.mark.parametrize("k", [2, 10, 1000])
+def test_means_sum_to_one_and_tend_to_the_probabilities(k):
+    x = 3 * torch.randn(4, k, dtype=torch.float64)
+    distances = []
+    for temperature in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01):
+        d = RelaxedCategorical(temperature, logits=x)
+        torch.testing.assert_close(d.mean.sum(-1), torch.ones(4, dtype=torch.float64))
+        assert (d.mean > 0).all()
+        distances.append((d.mean - d.probs).abs().max().item())
+        torch.testing.assert_close(
+            d.covariance_matrix.sum(-1), torch.zeros_like(d.mean), rtol=0, atol=1e-9
+        )
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 1e-2
+
+
+@pytest.mark.parametrize("cls", SOFT_OF_ONE)
+def test_moments_are_differentiable_in_logits_and_temperature(cls):
+    x = make(cls, dtype=torch.float64)._raw
+    temperature = torch.tensor([0.4, 2.5], dtype=torch.float64, requires_grad=True)
+
+    def moments(x, temperature):
+        d = cls(temperature, logits=x)
+        if cls is ExpRelaxedCategorical:
+            return d.entropy()
+        if cls is RelaxedCategorical:
+            return d.mean, d.variance, d.covariance_matrix, d.entropy()
+        probability = torch.tensor([0.3, 0.9], dtype=torch.float64)
+        value = torch.tensor([0.2, 0.6], dtype=torch.float64)
+        return d.mean, d.variance, d.entropy(), d.icdf(probability), d.cdf(value)
+
+    assert torch.autograd.gradcheck(moments, (x, temperature))
+
+
+@pytest.mark.parametrize("cls", VALUES_OF_ONE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_moments_of_lower_precision_are_those_of_float64_rounded(cls, dtype):
+    d = make(cls, 0.5, (4,), 5, dtype)
+    exact = cls(0.5, logits=d._raw.double())
+    for name in ("mean", "variance"):
+        assert getattr(d, name).dtype == dtype
+        expected = getattr(exact, name).to(dtype)
+        torch.testing.assert_close(getattr(d, name), expected, rtol=1e-5, atol=1e-7)
+    assert d.entropy().dtype == torch.float32
+    torch.testing.assert_close(d.entropy(), exact.entropy().float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", SOFT_OF_ONE)
+def test_moments_have_the_batch_shape(cls):
+    d = make(cls, torch.tensor([[0.5], [0.1], [2.0]]), (3, 4))
+    each = [make(cls, 0.3, ())._raw for _ in range(4)]
+    small = cls(
+        torch.tensor([0.5, 0.1, 2.0]).unsqueeze(-1), logits=torch.stack(each).expand(d._raw.shape)
+    )
+    names = ["entropy"] if cls is ExpRelaxedCategorical else ["entropy", "mean", "variance"]
+    for name in names:
+        whole = getattr(small.expand((2, 3, 4)), name)
+        whole = whole() if callable(whole) else whole
+        own = () if name == "entropy" else d.event_shape
+        assert whole.shape == (2, 3, 4, *own)
+        for i, temperature in enumerate([0.5, 0.1, 2.0]):
+            for j, logits in enumerate(each):
+                single = getattr(cls(temperature, logits=logits), name)
+                single = single() if callable(single) else single
+                torch.testing.assert_close(whole[1, i, j], single, rtol=1e-5, atol=1e-5)
+
+
+def test_impossible_categories_are_left_out():
+    x = torch.tensor([0.5, -math.inf, 1.0, -0.2], dtype=torch.float64, requires_grad=True)
+    alive = x.isfinite()
+    d, face = (RelaxedCategorical(2.3, logits=logits) for logits in (x, x[alive].detach()))
+    torch.testing.assert_close(d.mean[alive], face.mean)
+    torch.testing.assert_close(d.variance[alive], face.variance)
+    torch.testing.assert_close(d.mode[alive], face.mode)
+    torch.testing.assert_close(d.entropy(), face.entropy())
+    for moment in (d.mean, d.variance, d.mode):
+        assert moment[~alive].item() == pytest.approx(0, abs=1e-15)
+    total = d.mean[0] + d.variance.sum() + d.mode[0] + d.entropy()
+    (gradient,) = torch.autograd.grad(total, x)
+    assert gradient.isfinite().all()
+    assert gradient[~alive].item() == 0
+
+
+@pytest.mark.parametrize("cls", BITS)
+def test_a_sure_bit_is_a_point(cls):
+    x = torch.tensor([math.inf, -math.inf], requires_grad=True)
+    d = cls(0.5, logits=x)
+    point = torch.tensor([1.0, 0.0])
+    if cls is LogitRelaxedBernoulli:
+        point = torch.logit(point)
+    assert d.mean.tolist() == pytest.approx(point.tolist())
+    assert d.variance.tolist() == pytest.approx([0, 0])
+    assert d.entropy().tolist() == pytest.approx([0, 0])
+    assert d.cdf(point).tolist() == [1, 1]
+    assert d.cdf(torch.tensor(0.5)).tolist() == [0, 1]
+    assert d.icdf(torch.tensor([[0.0], [0.3], [1.0]])).tolist() == [point.tolist()] * 3
+    d = RelaxedCategorical(0.5, probs=torch.tensor([0.0, 1.0, 0.0]))
+    assert d.entropy().item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("cls", BITS)
+def test_the_distribution_function_is_that_of_the_samples(cls):
+    d = cls(0.7, logits=torch.tensor(0.8, dtype=torch.float64))
+    samples = d.sample((20_000,))
+    uniform = d.cdf(samples.clone())
+    assert stats.kstest(uniform.numpy(), "uniform").pvalue > 2e-5
+    torch.testing.assert_close(d.icdf(uniform), samples)
+    middle = d.icdf(torch.linspace(0.2, 0.8, 7, dtype=torch.float64)).clone()
+    slope = (d.cdf(middle + 1e-6) - d.cdf(middle - 1e-6)) / 2e-6
+    torch.testing.assert_close(slope, d.log_prob(middle).exp())
+
+
+def test_the_distribution_function_where_floats_saturate():
+    """A value that remembers its coordinate has the probability of that; the ends are exact."""
+    d = RelaxedBernoulli(0.05, logits=torch.tensor(0.5))
+    s = d.sample((1000,))
+    assert (s == 1).float().mean() > 0.3
+    assert stats.kstest(d.cdf(s).numpy(), "uniform").pvalue > 2e-5
+    assert d.cdf(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
+    quantile = d.icdf(torch.tensor(0.9))
+    assert quantile == 1
+    torch.testing.assert_close(d.cdf(quantile), torch.tensor(0.9))
+    assert d.log_prob(quantile) < d.log_prob(torch.tensor(1.0)) + 100
+
+
+def test_a_quantile_of_no_probability_is_refused():
+    for cls in BITS:
+        with pytest.raises(ValueError, match=r"icdf: `value` must be a probability.*got e.g. 1.5"):
+            cls(0.5, logits=torch.tensor(0.0)).icdf(torch.tensor([0.3, 1.5]))
+
+
+# Modes.
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(2, 1.01), (2, 1.5), (2, 4.0), (3, 2.0), (3, 3.5), (4, 3.1), (5, 9.0)]
+)
+def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
+    x = spread * torch.randn(k, dtype=torch.float64)
+    laws = [RelaxedCategorical(temperature, logits=x)]
+    if k == 2:
+        laws.append(RelaxedBernoulli(temperature, logits=x[0] - x[1]))
+    for d in laws:
+        highest = d.log_prob(d.mode)
+        assert (d.log_prob(d.sample((10_000,)).clone()) <= highest + 1e-12).all()
+        v = d.link.inverse(d.mode)
+        for scale in (1e-3, 1e-2, 0.1, 1.0):
+            near = v + scale * torch.randn(1000, *v.shape, dtype=torch.float64)
+            value = d.link.value(near if d.event_dim == 0 else near.log_softmax(-1))
+            assert (d.log_prob(value) <= highest + 1e-12).all()
+
+
+def test_the_mode_of_a_bit_at_temperature_1_is_its_likelier_end():
+    d = RelaxedBernoulli(1.0, logits=torch.tensor([-3.0, -0.1, 0.1, 3.0]))
+    assert d.mode.tolist() == pytest.approx([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("cls", VALUES_OF_ONE)
+def test_the_mode_is_differentiable(cls):
+    x = make(cls, 3.0, (3,), 3, torch.float64)._raw
+    temperature = torch.tensor([2.1, 2.5, 7.0], dtype=torch.float64, requires_grad=True)
+    mode = lambda x, temperature: cls(temperature, logits=x).mode  # noqa: E731
+    assert torch.autograd.gradcheck(mode, (x, temperature))
+
+
+@pytest.mark.parametrize(
+    ("cls", "temperature"), [(RelaxedBernoulli, 0.99), (RelaxedCategorical, 1.9)]
+)
+def test_an_unbounded_density_has_no_mode(cls, temperature):
+    with pytest.raises(NotImplementedError, match=r"unbounded below; .*probs.argmax"):
+        _ = make(cls, temperature).mode
+
+
+@pytest.mark.parametrize("name", ["mean", "variance", "mode"])
+def test_what_has_no_exact_form_is_refused(name):
+    d = make(RelaxedSubset)
+    with pytest.raises(NotImplementedError):
+        getattr(d, name)
+    with pytest.raises(NotImplementedError):
+        d.entropy()
