@@ -10,10 +10,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits_vae.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 test-all: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -m "slow or not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/.lint-installed
 	$(VENV)/bin/python -m ruff check
