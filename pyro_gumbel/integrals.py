@@ -278,11 +278,13 @@ class _Mesh:
 
     def table(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """f at point + node, (G, points, nodes), and at 0 + node, (G, nodes)."""
-        span = self.stride * (self.nodes - 1)
+        points = torch.arange(self.points, device=r.device)
+        nodes = self.stride * torch.arange(self.nodes, device=r.device)
         zero = self.points - _POINTS // 2 - 1
-        steps = torch.arange(self.points + span, dtype=r.dtype, device=r.device) - zero
-        f = _log_survival(r, self.low + self.step * steps)
-        table = f.unfold(-1, span + 1, 1)[..., :: self.stride].contiguous()
+        steps = torch.arange(self.points + self.stride * self.nodes, device=r.device) - zero
+        f = _log_survival(r, self.low + self.step * steps.double())
+        index = (points.unsqueeze(-1) + nodes).flatten()
+        table = f.index_select(-1, index).unflatten(-1, (self.points, self.nodes))
         return table, table[:, zero]
 
 

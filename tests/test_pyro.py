@@ -64,6 +64,7 @@ from tests.common import (
     event_shape,
     law_of,
     make,
+    param_shape,
     z_bound,
 )
 
@@ -218,6 +219,43 @@ def test_objectives_with_sets_and_orders(kind, objective, context):
     elbo = OBJECTIVES[objective]()
     elbo.num_particles = 500  # a set's mass is a quadrature
     assert_objective(elbo, kind, context, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("cls", "temperatures"),
+    [
+        (RelaxedBernoulli, (2 / 3, 0.5)),  # the two of Maddison et al. (2017)
+        (RelaxedCategorical, (0.5, 0.5)),
+        (LogitRelaxedSubset, (0.1, 1.0)),
+    ],
+)
+def test_the_divergence_of_soft_sites_has_no_monte_carlo_noise(cls, temperatures):
+    """A model without data: what is left of the mean-field ELBO is the same at each draw."""
+    x_q, x_p = (torch.randn(2, 3, *param_shape(cls, 4), dtype=torch.float64) for _ in range(2))
+
+    def q():
+        logits = pyro.param("logits", x_q.clone())
+        with pyro.plate("rows", 2):
+            pyro.sample("z", law_of(cls, temperatures[0], logits=logits).to_event(1))
+
+    def p():
+        with pyro.plate("rows", 2):
+            pyro.sample("z", law_of(cls, temperatures[1], logits=x_p).to_event(1))
+
+    losses, gradients_of_draws = [], []
+    for _ in range(1000):
+        losses.append(TraceMeanField_ELBO().loss_and_grads(p, q))
+        gradients_of_draws.append(gradients()["logits"])
+    assert torch.stack(gradients_of_draws).std(0).max() < 1e-15
+    assert gradients_of_draws[0].abs().max() > 1e-3
+    assert max(losses) - min(losses) < 1e-12
+    with torch.no_grad(), pyro.plate("particles", 20_000, dim=-2):
+        guide_trace = poutine.trace(q).get_trace()
+        model_trace = poutine.trace(poutine.replay(p, trace=guide_trace)).get_trace()
+    for trace in (guide_trace, model_trace):
+        trace.compute_log_prob()
+    ratios = guide_trace.nodes["z"]["log_prob"] - model_trace.nodes["z"]["log_prob"]
+    assert_same_mean(ratios.sum(-1), torch.tensor(losses[0]))
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -5,9 +5,12 @@
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
+from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical
 from tests.common import (
     ALL,
+    COORDINATES,
     HARD,
     ONE_OF_K,
     RANKINGS,
@@ -92,6 +95,36 @@ def test_vmap_over_the_temperature(cls):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def moments_and_divergence(cls, logits, temperature):
+    """What is exact of a soft law, as one number a batch element."""
+    d = law_of(cls, temperature, logits=logits, validate_args=False)
+    p = law_of(cls, 0.3, logits=torch.zeros_like(logits), validate_args=False)
+    total = kl_divergence(d, p)
+    if cls not in SUBSETS:
+        total = total + d.entropy()
+    if cls in (RelaxedBernoulli, RelaxedCategorical):
+        moments = d.mean + d.variance
+        total = total + (moments.square().sum(-1) if d.event_shape else moments)
+    return total
+
+
+@pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
+def test_vmap_of_what_is_exact(cls):
+    """Over logits and temperatures, and of its gradient."""
+    logits = torch.randn(3, *param_shape(cls), dtype=torch.float64)
+    temperature = torch.tensor([0.2, 0.3, 2.0], dtype=torch.float64)
+
+    def total(x, tau):
+        return moments_and_divergence(cls, x, tau)
+
+    expected = torch.stack([total(x, t) for x, t in zip(logits, temperature, strict=True)])
+    torch.testing.assert_close(torch.vmap(total)(logits, temperature), expected)
+    found = torch.vmap(torch.func.grad(total, argnums=(0, 1)))(logits, temperature)
+    leaves = logits.requires_grad_(), temperature.requires_grad_()
+    one_by_one = sum(total(x, t) for x, t in zip(*leaves, strict=True))
+    torch.testing.assert_close(found, torch.autograd.grad(one_by_one, leaves))
+
+
 # torch.compile. It switches torch's validation off for the process; a fixture switches it back.
 
 
@@ -145,6 +178,21 @@ def test_compiled_samples_have_their_law(cls):
         assert abs((value > 0.5).float().mean() - 0.5) < 0.03
     else:
         assert abs((value > 0).float().mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
+def test_compile_what_is_exact(cls):
+    logits = torch.randn(3, *param_shape(cls), dtype=torch.float64, requires_grad=True)
+
+    def function(x):
+        return moments_and_divergence(cls, x, 0.7)
+
+    law = law_of(cls, 0.5, logits=logits.detach())
+    kl_divergence(law, law)  # the first of a pair of types is a look-up that torch does not compile
+    found, expected = compiled(function)(logits), function(logits)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(value.sum(), logits)[0] for value in (found, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.slow
