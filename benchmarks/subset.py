@@ -14,17 +14,12 @@ and the sum of the p_j. It has no density. The contestants take turns in one pro
 medians.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
+from turns import medians, option_parser, read_options, write
 
 from pyro_gumbel import RelaxedSubset, Subset, SubsetStraightThrough
 
@@ -77,50 +72,26 @@ CONTESTANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def seconds(draw: Callable[[Tensor, int], Tensor], logits: Tensor, size: int) -> float:
-    """The seconds of one draw, forward and backward, in a turn of five."""
-    weights = torch.linspace(-1, 1, logits.shape[-1])
-    start = time.perf_counter()
-    for _ in range(5):
-        torch.autograd.grad((draw(logits, size) * weights).sum(), logits)
-    return (time.perf_counter() - start) / 5
-
-
-def medians(names: list[str], k: int, size: int, rows: int, repeats: int) -> dict[str, float]:
-    """The median seconds of each contestant, in turns after a round to warm up."""
+def in_turns(names: list[str], k: int, size: int, rows: int, repeats: int) -> dict[str, float]:
+    """The median seconds of a draw of each contestant, forward and backward."""
     logits = torch.randn(rows, k).requires_grad_()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats + 1):
-        for name in names:
-            times[name].append(seconds(CONTESTANTS[name], logits, size))
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    weights = torch.linspace(-1, 1, k)
 
+    def work(draw: Callable[[Tensor, int], Tensor]) -> None:
+        torch.autograd.grad((draw(logits, size) * weights).sum(), logits)
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+    return medians({name: partial(work, CONTESTANTS[name]) for name in names}, repeats)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser(__doc__, repeats=20)
     add = parser.add_argument
     add("--k", type=int, default=20_000, help="categories (default: 20000)")
     add("--size", type=int, default=50, help="how many are chosen (default: 50)")
     add("--rows", type=int, default=1, help="vectors a round (default: 1)")
-    add("--repeats", type=int, default=20, help="rounds of each (default: 20)")
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--out", type=Path, help="a JSON file for the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = read_options(parser)
 
-    found = medians(list(CONTESTANTS), options.k, options.size, options.rows, options.repeats)
+    found = in_turns(list(CONTESTANTS), options.k, options.size, options.rows, options.repeats)
     baseline = found["successive softmaxes"]
     print(f"k = {options.k}, size = {options.size}, rows = {options.rows}, float32, backward too")
     for name, taken in found.items():
@@ -130,17 +101,10 @@ def main() -> None:
     print("\ngrowth with size, milliseconds")
     for size in (1, 10, 100, 1000):
         ours = [name for name in CONTESTANTS if name != "successive softmaxes"]
-        growth[size] = medians(ours, options.k, size, options.rows, max(1, options.repeats // 4))
+        growth[size] = in_turns(ours, options.k, size, options.rows, max(1, options.repeats // 4))
         print(f"{size:5d}  " + "  ".join(f"{1e3 * taken:8.2f}" for taken in growth[size].values()))
-    if options.out:
-        result = {
-            "options": {name: str(value) for name, value in vars(options).items()},
-            "environment": environment(),
-            "seconds": found,
-            "ratios": {name: baseline / taken for name, taken in found.items()},
-            "growth": growth,
-        }
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    ratios = {name: baseline / taken for name, taken in found.items()}
+    write(options, {"seconds": found, "ratios": ratios, "growth": growth})
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ f(w) = log psi_r(R w). Here c is R logsumexp(b / R), so that both integrands lea
 
 **Quadrature.** The trapezoid rule, over y = log E for F and over w: on an analytic integrand that
 has died down at both ends it converges geometrically. Step 0.3 is right to 1e-13, but for r > 1:
-there log S approaches a maximum of k variates, the integrand falls from 1 to 0 within some
-1 / log k of w, and the step is 0.62 / (1 + log k).
+there S approaches its largest term, the integrand falls from 1 to 0 within some 1 / log k of w,
+and the step is 0.62 / (1 + log k).
 
 **One mesh for all categories.** f is tabulated once, on a mesh of which the nodes w are points.
-Between its points f is interpolated (12 points, Lagrange, to 1e-13). The weights of the twelve do
-not depend on w: so the sum over the categories is taken of the weights, as an array over the mesh,
-and one product with the matrix of f at (mesh point + node) makes the sum at all nodes.
+Between its points f is interpolated (Lagrange, to 1e-13). The weights of the points around
+(b_i - c) / R do for all nodes: so it is the weights that are summed over the categories, into an
+array over the mesh, and one product with the matrix of f at (mesh point + node) makes the sum of f
+at all nodes. Its size grows with the spread of the b, not with k.
 
 **Moments.** dL/db_i = E exp(b_i) E_i^r / S. With b = x / tau and r = -1 / tau the fraction is s_i:
 
@@ -65,10 +66,10 @@ The common constant is all that a link adds: value, coordinates and subset have 
 
     KL = delta coth(delta / 2) - 2,    delta = x' - x.
 
-The law with some logits of -inf is that of the others, with their number for k. (At r = 1 the
-function of two terms and hence the last line is elementary; the rest is new to us. The densities
-are those of Maddison, Mnih and Teh, "The Concrete distribution" (2017),
-https://arxiv.org/abs/1611.00712.)
+The law with some logits of -inf is that of the others, with their number for k.
+
+(Maddison, Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712,
+appendix C, have the densities and estimate the divergence from a sample.)
 """
 
 import math
@@ -294,7 +295,7 @@ class _Place:
     def __init__(self, mesh: _Mesh, below: Tensor) -> None:
         self.mesh = mesh
         position = (below / mesh.step).clamp(min=-mesh.depth)
-        point = position.detach().floor()
+        point = position.detach().floor().nan_to_num(0.0)  # of NaN the answer is NaN, as it is
         self.offset = position - point - 0.5
         around = torch.arange(_POINTS, device=below.device)
         self.index = (point.long() + mesh.depth).unsqueeze(-1) + around

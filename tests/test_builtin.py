@@ -12,7 +12,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -60,9 +60,7 @@ def test_a_hard_guide_reports_the_discrete_elbo(temperature):
     """log p(z) - log q(z) against a discrete prior; its mean is -KL, not a soft density's."""
     prior = dist.OneHotCategorical(torch.tensor([0.7, 0.1, 0.1, 0.1]))
     logits = torch.tensor([0.5, -0.5, 0.0, 0.3]).expand(20_000, 4)
-    exact = -torch.distributions.kl_divergence(
-        dist.OneHotCategorical(logits=logits[0]), prior
-    ).item()
+    exact = -kl_divergence(dist.OneHotCategorical(logits=logits[0]), prior).item()
     tau = torch.tensor(temperature)
     elbos = []
     for cls in (dist.RelaxedOneHotCategoricalStraightThrough, CategoricalStraightThrough):
@@ -183,15 +181,28 @@ def test_the_mean_log_density_of_a_bit_at_low_temperature():
     assert means[1] == pytest.approx(12.03, rel=0.02)
 
 
+def test_relaxed_laws_have_moments_and_a_divergence():
+    theirs, ours = theirs_and_ours(0.5, torch.tensor([0.3, -0.2, 1.0]))
+    for missing in (
+        lambda d: d.mean,
+        lambda d: d.variance,
+        lambda d: d.entropy(),
+        lambda d: kl_divergence(d, d.expand([2])),
+    ):
+        with pytest.raises(NotImplementedError):
+            missing(theirs)
+        assert missing(ours).isfinite().all()
+
+
 def test_probabilities_of_zero_and_one_have_an_entropy_and_a_divergence():
     """torch's discrete classes, which Pyro's are, have NaN gradients or clamp."""
     logits = torch.tensor([-math.inf, 0.0, 1.0], requires_grad=True)
     other = torch.tensor([0.3, 0.3, 0.4]).log()
     plain = dist.OneHotCategorical(logits=logits)
-    divergence = torch.distributions.kl_divergence(plain, dist.OneHotCategorical(logits=other))
+    divergence = kl_divergence(plain, dist.OneHotCategorical(logits=other))
     assert torch.autograd.grad(divergence, logits)[0].isnan().any()
     ours = CategoricalStraightThrough(0.5, logits=logits)
-    divergence = torch.distributions.kl_divergence(ours, dist.OneHotCategorical(logits=other))
+    divergence = kl_divergence(ours, dist.OneHotCategorical(logits=other))
     assert torch.autograd.grad(divergence + ours.entropy(), logits)[0].isfinite().all()
     sure = torch.tensor([-math.inf, math.inf])
     assert dist.Bernoulli(logits=sure, validate_args=False).entropy().isnan().any()

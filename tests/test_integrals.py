@@ -90,6 +90,34 @@ def test_many_terms_equal_the_literal_integral(groups, r):
     assert expected_log_sum(b, tensor(r)).item() == pytest.approx(exact, abs=1e-10)
 
 
+@pytest.mark.parametrize("r", [200.0, 1000.0, -200.0, -1000.0])
+def test_two_terms_and_a_large_exponent(r):
+    """r psi(2) + E log(a U^r + (1 - U)^r), which is nearly a maximum of two."""
+    b = 100.0
+    at = 1 / (1 + math.exp(b / r))
+    steps = [s * d for d in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4) for s in (-1, 1)]
+    cuts = sorted({0, at, 1, *(at + d for d in steps if 0 < at + d < 1)})
+
+    def integrand(u):
+        left, right = b + r * mpmath.log(u), r * mpmath.log(1 - u)
+        most = max(left, right)
+        return most + mpmath.log1p(mpmath.exp(min(left, right) - most))
+
+    exact = float(r * mpmath.digamma(2) + mpmath.quad(integrand, cuts))
+    found = expected_log_sum(tensor([b, 0.0]), tensor(r)).item()
+    assert found == pytest.approx(exact, abs=1e-12 * abs(r))
+
+
+@pytest.mark.parametrize("function", [expected_log_sum, softmax_mean, softmax_second_moments])
+def test_of_nan_the_answer_is_nan(function):
+    """As where validation is off."""
+    b = tensor([[0.0, math.nan, 1.0], [0.0, 0.0, 1.0]])
+    found = function(b, tensor(0.5))
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+    assert function(b, tensor(math.nan)).isnan().all()
+
+
 def test_nothing_random_is_left_at_exponent_0():
     b = torch.randn(4, 6, dtype=torch.float64)
     torch.testing.assert_close(expected_log_sum(b, tensor(0.0)), b.logsumexp(-1))
