@@ -207,8 +207,8 @@ def _over_batch(function: Callable[..., Tensor], below: Tensor, r: Tensor) -> Te
 
     mesh = _Mesh(below, r, matched=function is _excess)
     groups = max(1, _BLOCK // (mesh.points * mesh.nodes))
-    numbers = min(groups, len(r)) * mesh.points * (k if function is _products else 1)
-    rows = max(1, _BLOCK // max(1, numbers))
+    each = k * mesh.points if function is _products else max(k * _POINTS, mesh.points)
+    rows = max(1, _BLOCK // max(1, min(groups, len(r)) * each))
     call = partial(function, mesh)
     if groups < len(r) or rows < below.shape[1]:  # else a graph would hold all blocks
         call = partial(checkpoint, call, use_reentrant=False)

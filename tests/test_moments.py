@@ -83,6 +83,22 @@ def _tail(v):
     return torch.log1p(torch.exp(-v.abs()))
 
 
+def test_the_coordinate_of_a_bit_is_logistic():
+    x, temperature = torch.tensor([0.0, 1.5, -20.0], dtype=torch.float64), 0.4
+    d = LogitRelaxedBernoulli(temperature, logits=x)
+    exact = stats.logistic(loc=x.numpy() / temperature, scale=1 / temperature)
+    p = torch.tensor([0.1, 0.5, 0.999], dtype=torch.float64)
+    for found, expected in (
+        (d.mean, exact.mean()),
+        (d.mode, exact.median()),
+        (d.variance, exact.var()),
+        (d.entropy(), exact.entropy()),
+        (d.icdf(p), exact.ppf(p.numpy())),
+        (d.cdf(3 * p), exact.cdf(3 * p.numpy())),
+    ):
+        torch.testing.assert_close(found, torch.as_tensor(expected))
+
+
 def draws(cls, k, temperature, count, dtype=torch.float64):
     torch.manual_seed(k)
     d = cls(temperature, logits=2 * torch.randn(k, dtype=dtype))
