@@ -27,7 +27,7 @@ from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
-from pyro_gumbel.parameters import Temperature, known, require
+from pyro_gumbel.parameters import Temperature, check_value, known, require
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
 
 __all__ = [
@@ -91,14 +91,11 @@ class _Values(_Soft):
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
         self._validate_sample(value)
-        v = self._coordinates_of(value)
-        return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
-
-    def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)
         if v is None:
             v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
-        return v.to(torch.promote_types(v.dtype, self._dtype))
+        v = v.to(torch.promote_types(v.dtype, self._dtype))
+        return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
 
 
 class _Coordinates(_Soft):
@@ -177,12 +174,15 @@ class _Bit(_OfOne):
         return self._over_batch(torch.where(end, at_end.to(height.dtype), height.sigmoid()))
 
     def _quantile(self, probability: Tensor) -> Tensor:
-        require(
-            (probability >= 0) & (probability <= 1),
-            f"{type(self).__name__}.icdf: `value` must be a probability, in [0, 1]",
-            probability,
-            "write .cdf(value) for the probability of less than `value`",
-        )
+        owner = f"{type(self).__name__}.icdf"
+        check_value(owner, probability, self._batch_shape, self._event_shape, integers=False)
+        if self._checks_values:
+            require(
+                (probability >= 0) & (probability <= 1),
+                f"{owner}: `value` must be a probability, in [0, 1]",
+                probability,
+                "write .cdf(value) for the probability of less than `value`",
+            )
         noise = torch.logit(probability.to(self._dtype))
         noise = torch.where(self._x.isinf(), 0.0, noise)
         return self._over_batch((self._x + noise) / self._tau)
