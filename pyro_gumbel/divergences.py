@@ -32,7 +32,11 @@ from pyro_gumbel.soft import (
 
 def _kl_of_soft(q: Any, p: Any) -> Tensor:
     _require_alike(q, p)
-    laws = (argument for law in (q, p) for argument in (law._log_masses(law._x), law.temperature))
+    laws = (
+        argument
+        for law in (q, p)
+        for argument in (law._log_masses(law._x.double()), law.temperature)
+    )
     divergence = relaxed_divergence(*laws, size=getattr(q, "size", 1))
     return _over_joint_batch(divergence.to(torch.promote_types(q._dtype, p._dtype)), q, p)
 

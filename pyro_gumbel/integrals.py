@@ -27,7 +27,8 @@ is in [-1, 1], R = max(1, |r|) and u = R w, all that is ever integrated is
 
     L(b, r) = c - r gamma + R \int exp f(w) - exp sum_i f((b_i - c) / R + w) dw,
 
-f(w) = log psi_r(R w). Here c is R logsumexp(b / R), so that both integrands leave 1 together.
+f(w) = log psi_r(R w). Here c is R logsumexp(b / R); then, unless r > 1, both terms leave 1
+together.
 
 **Quadrature.** The trapezoid rule, over y = log E for F and over w: on an analytic integrand that
 has died down at both ends it converges geometrically. Step 0.3 is right to 1e-13, but for r > 1:
@@ -79,6 +80,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from pyro_gumbel.parameters import known
@@ -107,21 +109,23 @@ def expected_log_sum(log_weights: Tensor, exponent: Tensor) -> Tensor:
     """
     r = exponent.double()
     scale, centre, below = _scaled(log_weights, r)
-    return scale * (centre + _over_batch(_excess, below, r)) - _EULER * r
+    return scale * (centre + _in_blocks(_excess, below, r, matched=True)) - _EULER * r
 
 
 def softmax_mean(logits: Tensor, temperature: Tensor) -> Tensor:
     """E softmax((x + g) / tau) over the last dimension."""
     r = -1 / temperature.double()
-    *_, below = _scaled(-r.unsqueeze(-1) * logits, r)
-    return torch.where(logits.isneginf(), 0.0, _over_batch(_shares, below, r))
+    *_, below = _scaled(_divided(logits.double(), temperature), r)
+    return torch.where(logits.isneginf(), 0.0, _in_blocks(_shares, below, r))
 
 
 def softmax_second_moments(logits: Tensor, temperature: Tensor) -> Tensor:
     """E s_i s_j of s = softmax((x + g) / tau), over the last two dimensions."""
     r = -1 / temperature.double()
-    *_, below = _scaled(-r.unsqueeze(-1) * logits, r)
-    return _over_batch(_products, below, r)
+    *_, below = _scaled(_divided(logits.double(), temperature), r)
+    out = logits.isneginf()
+    products = _in_blocks(_products, below, r, rows_each=logits.shape[-1])
+    return torch.where(out.unsqueeze(-1) | out.unsqueeze(-2), 0.0, products)
 
 
 def relaxed_entropy(logits: Tensor, temperature: Tensor, *, of_values: bool) -> Tensor:
@@ -131,12 +135,14 @@ def relaxed_entropy(logits: Tensor, temperature: Tensor, *, of_values: bool) -> 
     """
     x, tau = logits.double(), temperature.double()
     out = x.isneginf()
-    k = (~out).sum(-1).double()
-    entropy = k * (_EULER + torch.digamma(k)) - torch.lgamma(k) - (k - 1) * tau.log()
+    k = (~out).sum(-1)
+    entropy = (
+        k * (_EULER + torch.digamma(k.double())) - torch.lgamma(k.double()) - (k - 1) * tau.log()
+    )
     if of_values:
-        b = _centred(x, out) / tau.unsqueeze(-1)
+        b = _divided(_centred(x, out), tau)
         entropy = entropy + k * (_EULER / tau - expected_log_sum(b, -1 / tau))
-    return entropy
+    return torch.where(k == 1, 0.0, entropy)
 
 
 def relaxed_divergence(
@@ -163,7 +169,7 @@ def relaxed_divergence(
     r = tau_p / tau_q
     b = torch.where(out_p, 0.0, x_p) - r.unsqueeze(-1) * torch.where(out_q, 0.0, x_q)
     k = (~out).sum(-1)
-    if x_q.shape[-1] == 2 and not r.requires_grad and known((r == 1).all(), otherwise=False):
+    if x_q.shape[-1] == 2 and known((r == 1).all(), otherwise=False) and _is_constant(r):
         divergence = _equal_bits(b[..., 1] - b[..., 0])
     else:
         b = _centred(torch.where(out, -torch.inf, b), out)
@@ -171,6 +177,17 @@ def relaxed_divergence(
         divergence = elementary + k * (r * _EULER + expected_log_sum(b, r))
     divergence = torch.where(k <= size, 0.0, divergence)
     return torch.where(differ, torch.inf, divergence)
+
+
+def _divided(x: Tensor, tau: Tensor) -> Tensor:
+    """x / tau, where an x of -inf passes no gradient."""
+    out = x.isneginf()
+    return torch.where(out, x, torch.where(out, 0.0, x) / tau.double().unsqueeze(-1))
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether nobody asks for a derivative in it."""
+    return not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is None
 
 
 def _centred(x: Tensor, out: Tensor) -> Tensor:
@@ -196,8 +213,23 @@ def _scaled(log_weights: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tens
     return scale, centre.squeeze(-1), scaled - centre
 
 
-def _over_batch(function: Callable[..., Tensor], below: Tensor, r: Tensor) -> Tensor:
-    """`function(mesh, below, r)` with below (G, n, k), r (G), of any batch shapes; in blocks."""
+def _in_blocks(
+    function: Callable[..., Tensor],
+    below: Tensor,
+    r: Tensor,
+    *,
+    matched: bool = False,
+    rows_each: int = 1,
+) -> Tensor:
+    """`function(mesh, below, r)` with below (G, n, k), r (G), of any batch shapes.
+
+    :param matched: whether the integrand is a difference whose terms leave 1 together.
+    :param rows_each: how many arrays over the mesh a batch element takes.
+    """
+    alike = r.numel() > 1 and known((r == r.flatten()[0]).all(), otherwise=False)
+    if alike and _is_constant(r):
+        batch = torch.broadcast_shapes(below.shape[:-1], r.shape)
+        below, r = below.expand(*batch, below.shape[-1]), r.flatten()[0]
     batch, k = torch.broadcast_shapes(below.shape[:-1], r.shape), below.shape[-1]
     own = [len(batch) - r.dim() + d for d, length in enumerate(r.shape) if length > 1]
     front = list(range(len(own)))
@@ -205,13 +237,13 @@ def _over_batch(function: Callable[..., Tensor], below: Tensor, r: Tensor) -> Te
     lead = below.shape[:-1]
     below = below.reshape(len(r), math.prod(lead) // max(1, len(r)), k)
 
-    mesh = _Mesh(below, r, matched=function is _excess)
+    mesh = _Mesh(below, r, matched=matched)
     groups = max(1, _BLOCK // (mesh.points * mesh.nodes))
-    each = k * mesh.points if function is _products else max(k * _POINTS, mesh.points)
+    each = max(k * _POINTS, rows_each * mesh.points)
     rows = max(1, _BLOCK // max(1, min(groups, len(r)) * each))
     call = partial(function, mesh)
     if groups < len(r) or rows < below.shape[1]:  # else a graph would hold all blocks
-        call = partial(checkpoint, call, use_reentrant=False)
+        call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
     blocks = [
         torch.cat([call(part, some) for part in parts.split(rows, 1)], 1)
         for parts, some in zip(below.split(groups), r.split(groups), strict=True)
@@ -253,10 +285,12 @@ class _Mesh:
         if r.numel():
             least, most = known(r.min(), otherwise=least), known(r.max(), otherwise=most)
             fold = known(_folded(r).abs().max(), otherwise=fold)
-        if max(-least, most) > _LARGEST:
+        if max(-least, most) > 1.01 * _LARGEST:  # a little more, where it was rounded
             raise NotImplementedError(
-                f"expected 1 / temperature, and the ratio of two temperatures, to be at most "
-                f"{_LARGEST:g}, got {max(-least, most):g}"
+                f"entropies, moments and divergences are exact for a `temperature` of at least "
+                f"{1 / _LARGEST:g} and a ratio p.temperature / q.temperature of at most "
+                f"{_LARGEST:g}, got 1 / temperature or a ratio of {max(-least, most):g}; "
+                f"write temperature.clamp(min={1 / _LARGEST:g})"
             )
         self.width = 0.3
         if most < 0:

@@ -16,10 +16,11 @@ to v, with a multiplier for sum(s) = 1, to 0:
 
     x_i - c = G(s_i),    G(s) = tau log s + log(tau + 1 - k s).
 
-G grows up to s = tau / k >= 1/2 and falls from there: no more than the largest entry, that of the
-largest logit, can be beyond. So t, this entry, fixes c, all others follow on the growing branch, by
-Newton's method from a point below, monotone because G is concave in log s; and t is bisected for a
-total of 1. At tau = k - 1 this may end at t = 1: the density has its supremum at the vertex.
+G grows up to s = tau / k >= 1 / 2 and falls from there: no more than one entry can be beyond, and
+that is the one of the largest logit. So t, this entry, fixes c; all others follow on the growing
+branch, by Newton's method from a point below, monotone because G is concave in log s; and t is
+bisected for a total of 1 (which it crossed once in all cases tried, of 2 to 10 categories). At
+tau = k - 1 this may end at t = 1: the density has its supremum at the vertex.
 """
 
 import torch
@@ -44,17 +45,17 @@ def density_mode(logits: Tensor, temperature: Tensor) -> Tensor:
     slack = (tau + 1 - k * s).clamp(min=1e-300)
     common = x - tau * s.clamp(min=1e-300).log() - slack.log()
     slope = tau.detach() - k * s
-    slope = torch.where(slope.abs() < 1e-9, 1e-9, slope)
+    level = slope.abs() < 1e-6
     room = (s * slack / (tau + 1)).detach()
-    share = torch.where(largest, 0.0, room / slope)
+    share = torch.where(largest, 0.0, room / torch.where(level, 1.0, slope))
     top_slope, top_room, top = (
         torch.where(largest, part, 0.0).sum(-1, keepdim=True) for part in (slope, room, common)
     )
     others = (share * common).sum(-1, keepdim=True)
-    mean = (top_slope * others + top_room * top) / (
-        top_slope * share.sum(-1, keepdim=True) + top_room
-    )
-    step = share * (common - mean)
+    weight = top_slope * share.sum(-1, keepdim=True) + top_room
+    flat = (weight.abs() < 1e-9 * top_room) | (level & ~largest).any(-1, keepdim=True)
+    mean = (top_slope * others + top_room * top) / torch.where(flat, 1.0, weight)
+    step = torch.where(flat, 0.0, share * (common - mean))
     return s + torch.where(largest, -step.sum(-1, keepdim=True), step)
 
 

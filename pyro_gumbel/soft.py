@@ -27,7 +27,7 @@ from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
-from pyro_gumbel.parameters import Temperature, check_value, known, require
+from pyro_gumbel.parameters import Temperature, brief, check_value, known, require
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
 
 __all__ = [
@@ -123,7 +123,7 @@ class _OfOne(_Soft):
     @property
     def _outcomes(self) -> tuple[Tensor, Tensor]:
         """Logits of the outcomes over a last dimension, and the temperature."""
-        return self._log_masses(self._x), self.temperature
+        return self._log_masses(self._x.double()), self.temperature
 
 
 class _ValuesOfOne(_OfOne, _Values):
@@ -138,8 +138,8 @@ class _ValuesOfOne(_OfOne, _Values):
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each entry, exact."""
-        variances = self._covariances.diagonal(dim1=-2, dim2=-1)
+        """The variance of each entry, to 1e-13."""
+        variances = self._covariances.diagonal(dim1=-2, dim2=-1).clamp(min=0)
         return self._like_param(self._from_one_hot(variances))
 
     @property
@@ -158,8 +158,9 @@ class _ValuesOfOne(_OfOne, _Values):
         bounded = temperature >= logits.isfinite().sum(-1) - 1
         if not known(bounded.all(), otherwise=True):
             raise NotImplementedError(
-                f"{type(self).__name__}: the density has a largest value from temperature k - 1 "
-                f"on, with k possible outcomes, and is unbounded below; {self._most_probable}"
+                f"{type(self).__name__}: `temperature` must be at least k - 1, with k possible "
+                "outcomes, for a largest density, and below that it is unbounded; got "
+                f"{brief(temperature)} with k up to {logits.shape[-1]}; {self._most_probable}"
             )
         return self._like_param(self._from_one_hot(density_mode(logits, temperature)))
 
@@ -181,11 +182,14 @@ class _Bit(_OfOne):
                 (probability >= 0) & (probability <= 1),
                 f"{owner}: `value` must be a probability, in [0, 1]",
                 probability,
-                "write .cdf(value) for the probability of less than `value`",
+                "write .cdf(value) if this is a value of the variable",
             )
-        noise = torch.logit(probability.to(self._dtype))
-        noise = torch.where(self._x.isinf(), 0.0, noise)
-        return self._over_batch((self._x + noise) / self._tau)
+        x, p = self._x, probability.to(torch.promote_types(probability.dtype, self._dtype))
+        end = (p <= 0) | (p >= 1)
+        noise = torch.logit(torch.where(end, 0.5, p))
+        quantile = torch.where(x.isinf(), 0.0, x + noise) / self._tau
+        quantile = torch.where(end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
+        return self._over_batch(torch.where(x.isinf(), x, quantile))
 
 
 class _OfSize(_Soft):
@@ -238,7 +242,11 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
         """P(S <= value) = sigmoid(tau logit(value) - x)."""
         self._validate_sample(value)
         v = recall(value, self.link)
-        v = torch.logit(value.to(torch.promote_types(value.dtype, self._dtype))) if v is None else v
+        if v is None:
+            s = value.to(torch.promote_types(value.dtype, self._dtype))
+            end = (s <= 0) | (s >= 1)
+            v = torch.logit(torch.where(end, 0.5, s))
+            v = torch.where(end, torch.where(s <= 0, -torch.inf, torch.inf), v)
         return self._probability_below(v)
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -275,7 +283,9 @@ class LogitRelaxedBernoulli(_Bit, _Coordinates, OneBit, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """x / tau."""
-        return self._like_param(self._x / self._tau)
+        x = self._x
+        sure = x.isinf()
+        return self._like_param(torch.where(sure, x, torch.where(sure, 0.0, x) / self._tau))
 
     @property
     def mode(self) -> Tensor:

@@ -223,6 +223,21 @@ def test_kl_and_its_gradient_are_0_between_equal_laws(cls, k, dtype, learnt):
             assert gradient.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
+def test_the_derivative_in_a_temperature_that_equals_the_other(cls):
+    """In forward mode too: two outcomes at equal temperatures have a formula without them."""
+    x = torch.randn(param_shape(cls, 2), dtype=torch.float64)
+
+    def kl(tau):
+        return kl_divergence(cls(tau, logits=x), cls(0.5, logits=torch.zeros_like(x)))
+
+    at = torch.tensor(0.5, dtype=torch.float64)
+    difference = (kl(at + 1e-5) - kl(at - 1e-5)) / 2e-5
+    assert difference.abs() > 1e-3
+    for slope in (torch.func.grad(kl)(at), torch.func.jvp(kl, (at,), (torch.ones_like(at),))[1]):
+        torch.testing.assert_close(slope, difference, rtol=1e-6, atol=0)
+
+
 def test_kl_of_bits_far_and_near():
     """delta coth(delta / 2) - 2, at 50 digits."""
     for delta in (1e-8, 1e-4, 0.099, 0.101, 1.0, 30.0, 800.0):

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import kl_divergence
 
 from pyro_gumbel import (
     ExpRelaxedCategorical,
@@ -201,6 +202,30 @@ def test_impossible_categories_are_left_out():
     assert gradient[~alive].item() == 0
 
 
+@pytest.mark.parametrize("cls", SOFT_OF_ONE)
+def test_what_is_impossible_passes_no_nan_to_a_learnt_temperature(cls):
+    x = torch.tensor([[0.5, -math.inf, 1.0], [0.0, 0.0, -math.inf]], requires_grad=True)
+    if cls in BITS:
+        x = torch.tensor([0.0, math.inf, -math.inf], requires_grad=True)
+    temperature = torch.tensor(2.3, requires_grad=True)
+    d, p = cls(temperature, logits=x), cls(0.7, logits=x)
+    found = [d.entropy(), kl_divergence(d, p)]
+    if cls in VALUES_OF_ONE:
+        found += [d.mean, d.variance, d.mode]
+    if cls in BITS:
+        ends = torch.tensor([[0.0], [0.3], [1.0]], requires_grad=True)
+        found += [torch.where(q.isinf(), 0.0, q) for q in (d.icdf(ends), d.mean, d.cdf(ends))]
+    for moment in found:
+        gradients = torch.autograd.grad(moment.sum(), [x, temperature], allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_variances_are_never_negative():
+    x = 40 * torch.randn(400, 5, dtype=torch.float64)
+    for temperature in (0.01, 0.5, 2.0, 1e7):
+        assert (RelaxedCategorical(temperature, logits=x).variance >= 0).all()
+
+
 @pytest.mark.parametrize("cls", BITS)
 def test_a_sure_bit_is_a_point(cls):
     x = torch.tensor([math.inf, -math.inf], requires_grad=True)
@@ -273,6 +298,14 @@ def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
             assert (d.log_prob(value) <= highest + 1e-12).all()
 
 
+def test_the_mode_of_a_flat_density_moves_with_nothing():
+    """At temperature 1 two equal logits make a uniform law: any value would do."""
+    x = torch.zeros(2, requires_grad=True)
+    mode = RelaxedCategorical(1.0, logits=x).mode
+    assert mode.sum().item() == pytest.approx(1)
+    assert torch.autograd.grad(mode[0], x)[0].tolist() == [0, 0]
+
+
 def test_the_mode_of_a_bit_at_temperature_1_is_its_likelier_end():
     d = RelaxedBernoulli(1.0, logits=torch.tensor([-3.0, -0.1, 0.1, 3.0]))
     assert d.mode.tolist() == pytest.approx([0, 0, 1, 1])
@@ -290,7 +323,7 @@ def test_the_mode_is_differentiable(cls):
     ("cls", "temperature"), [(RelaxedBernoulli, 0.99), (RelaxedCategorical, 1.9)]
 )
 def test_an_unbounded_density_has_no_mode(cls, temperature):
-    with pytest.raises(NotImplementedError, match=r"unbounded below; .*probs.argmax"):
+    with pytest.raises(NotImplementedError, match=r"unbounded; got .* with k up to .*probs.argmax"):
         _ = make(cls, temperature).mode
 
 
