@@ -32,12 +32,9 @@ from pyro_gumbel.soft import (
 
 def _kl_of_soft(q: Any, p: Any) -> Tensor:
     _require_alike(q, p)
-    laws = (
-        argument
-        for law in (q, p)
-        for argument in (law._log_masses(law._x.double()), law.temperature)
-    )
-    divergence = relaxed_divergence(*laws, size=getattr(q, "size", 1))
+    x_q, x_p = (law._log_masses(law._x.double()) for law in (q, p))
+    size = getattr(q, "size", 1)
+    divergence = relaxed_divergence(x_q, q.temperature, x_p, p.temperature, size=size)
     return _over_joint_batch(divergence.to(torch.promote_types(q._dtype, p._dtype)), q, p)
 
 

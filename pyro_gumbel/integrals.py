@@ -129,9 +129,11 @@ def softmax_second_moments(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 def relaxed_entropy(logits: Tensor, temperature: Tensor, *, of_values: bool) -> Tensor:
-    """H(s) of the values or H(v) of the coordinates; 0 where one finite logit is left.
+    """H(s) of the values or H(v) of the coordinates, in nats; 0 where one finite logit is left.
 
     :param logits: x, over the last dimension.
+    :param temperature: tau, of a shape that broadcasts with the batch shape.
+    :raises NotImplementedError: of values, for tau < 1 / 1000.
     """
     x, tau = logits.double(), temperature.double()
     out = x.isneginf()
@@ -153,13 +155,14 @@ def relaxed_divergence(
     *,
     size: int = 1,
 ) -> Tensor:
-    """KL(q || p) of two relaxed laws over the same categories, at any two temperatures.
+    """KL(q || p) in nats of two relaxed laws over the same categories, at any two temperatures.
 
     Infinite unless the same logits are -inf in both.
 
     :param logits_q: x of q, over the last dimension.
     :param logits_p: x of p, likewise.
     :param size: how many categories are chosen; if just as many are finite, the law is a point.
+    :raises NotImplementedError: where the temperature of p is more than 1000 times that of q.
     """
     x_q, x_p = torch.broadcast_tensors(logits_q.double(), logits_p.double())
     tau_q, tau_p = temperature_q.double(), temperature_p.double()

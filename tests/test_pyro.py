@@ -222,6 +222,43 @@ def test_objectives_with_sets_and_orders(kind, objective, context):
 
 
 @pytest.mark.parametrize(
+    ("q_law", "p_law"),
+    [
+        (  # more outcomes than are enumerated
+            lambda x: SubsetStraightThrough(0.5, 10, logits=x),
+            lambda x: SubsetStraightThrough(0.5, 10, logits=0 * x),
+        ),
+        (  # temperatures out of reach
+            lambda x: RelaxedCategorical(1e-3, logits=x),
+            lambda x: RelaxedCategorical(2.0, logits=0 * x),
+        ),
+        (  # no exact form
+            lambda x: RelaxedPlackettLuce(0.5, 3, logits=x),
+            lambda x: RelaxedPlackettLuce(0.5, 3, logits=0 * x),
+        ),
+    ],
+    ids=["many sets", "far temperatures", "orders"],
+)
+def test_without_an_exact_divergence_the_objective_samples_it(q_law, p_law):
+    x = torch.randn(40, dtype=torch.float64)
+
+    def q():
+        pyro.sample("z", q_law(pyro.param("logits", x)))
+
+    def p():
+        pyro.sample("z", p_law(x))
+
+    losses = []
+    for seed in range(2):
+        pyro.set_rng_seed(seed)
+        losses.append(TraceMeanField_ELBO().loss_and_grads(p, q))
+        pyro.set_rng_seed(seed)
+        assert losses[-1] == pytest.approx(Trace_ELBO().loss(p, q))
+    assert losses[0] != losses[1]
+    assert gradients()["logits"].isfinite().all()
+
+
+@pytest.mark.parametrize(
     ("cls", "temperatures"),
     [
         (RelaxedBernoulli, (2 / 3, 0.5)),  # the two of Maddison et al. (2017)
