@@ -45,15 +45,14 @@ def density_mode(logits: Tensor, temperature: Tensor) -> Tensor:
     slack = (tau + 1 - k * s).clamp(min=1e-300)
     common = x - tau * s.clamp(min=1e-300).log() - slack.log()
     slope = tau.detach() - k * s
-    level = slope.abs() < 1e-6
     room = (s * slack / (tau + 1)).detach()
-    share = torch.where(largest, 0.0, room / torch.where(level, 1.0, slope))
+    share = torch.where(largest | (slope == 0), 0.0, room / torch.where(slope == 0, 1.0, slope))
     top_slope, top_room, top = (
         torch.where(largest, part, 0.0).sum(-1, keepdim=True) for part in (slope, room, common)
     )
     others = (share * common).sum(-1, keepdim=True)
     weight = top_slope * share.sum(-1, keepdim=True) + top_room
-    flat = (weight.abs() < 1e-9 * top_room) | (level & ~largest).any(-1, keepdim=True)
+    flat = weight.abs() < 1e-9 * top_room  # no mode is better than its neighbours
     mean = (top_slope * others + top_room * top) / torch.where(flat, 1.0, weight)
     step = torch.where(flat, 0.0, share * (common - mean))
     return s + torch.where(largest, -step.sum(-1, keepdim=True), step)

@@ -195,7 +195,7 @@ def test_impossible_categories_are_left_out():
     torch.testing.assert_close(d.mode[alive], face.mode)
     torch.testing.assert_close(d.entropy(), face.entropy())
     for moment in (d.mean, d.variance, d.mode):
-        assert moment[~alive].item() == pytest.approx(0, abs=1e-15)
+        assert moment[~alive].item() == 0
     total = d.mean[0] + d.variance.sum() + d.mode[0] + d.entropy()
     (gradient,) = torch.autograd.grad(total, x)
     assert gradient.isfinite().all()
@@ -215,8 +215,9 @@ def test_what_is_impossible_passes_no_nan_to_a_learnt_temperature(cls):
     if cls in BITS:
         ends = torch.tensor([[0.0], [0.3], [1.0]], requires_grad=True)
         found += [torch.where(q.isinf(), 0.0, q) for q in (d.icdf(ends), d.mean, d.cdf(ends))]
+    inputs = [x, temperature, ends] if cls in BITS else [x, temperature]
     for moment in found:
-        gradients = torch.autograd.grad(moment.sum(), [x, temperature], allow_unused=True)
+        gradients = torch.autograd.grad(moment.sum(), inputs, allow_unused=True)
         assert all(g is None or g.isfinite().all() for g in gradients)
 
 
