@@ -162,7 +162,7 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """m-hot vectors, in the parameter's dtype."""
         with torch.no_grad():
-            return self._harden(self._perturbed(sample_shape)).to(self._raw.dtype)
+            return self.link.vertex(self._perturbed(sample_shape)).to(self._raw.dtype)
 
     def _nearest_and_mass(self, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.expand(torch.broadcast_shapes(value.shape, x.shape))
@@ -245,7 +245,7 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
         taken = left.isneginf()
         nothing_left = taken.all(-1, keepdim=True)
         log_p = torch.where(nothing_left, 0.0, left).log_softmax(-1)
-        nearest = self._harden(value)
+        nearest = self.link.vertex(value)
         mass = torch.where(taken, 0.0, log_p * nearest).sum((-1, -2))
         return nearest, torch.where((taken & (nearest > 0)).flatten(-2).any(-1), -math.inf, mass)
 

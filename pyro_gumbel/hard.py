@@ -54,7 +54,7 @@ class StraightThrough(Row):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward is that of the estimator's surrogate."""
         logits, perturbed = self._contest(sample_shape)
-        hard = self._harden(perturbed.detach())
+        hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate).to(self._raw.dtype)
         return remember(sample, _PATHWISE, True)
@@ -62,7 +62,7 @@ class StraightThrough(Row):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
         with torch.no_grad():
-            return self._harden(self._contest(sample_shape)[1]).to(self._raw.dtype)
+            return self.link.vertex(self._contest(sample_shape)[1]).to(self._raw.dtype)
 
     def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
         """x and z = x + noise of the full shape of a draw: the sample is what z chooses."""
@@ -111,7 +111,7 @@ class _OfOne(StraightThrough):
     @property
     def mode(self) -> Tensor:
         """A most probable value; of equals the first (for one bit 1)."""
-        return self._like_param(self._harden(self._x))
+        return self._like_param(self.link.vertex(self._x))
 
     @property
     def param_shape(self) -> torch.Size:

@@ -112,6 +112,14 @@ class Link:
         """s -> v, clamped: finite, with a finite derivative, on the boundary too."""
         raise NotImplementedError
 
+    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+        """v -> z - x, of all noise that gives finite v the most probable."""
+        raise NotImplementedError
+
+    def vertex(self, perturbed: Tensor) -> Tensor:
+        """z -> the hard value that it chooses."""
+        raise NotImplementedError
+
     def finite(self, coordinates: Tensor) -> Tensor:
         """v with -inf and inf, of values 0 and 1, as the clamped inverse has them."""
         finfo = torch.finfo(coordinates.dtype)
@@ -149,6 +157,13 @@ class Interval(_Sigmoid):
     def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         return _divide(perturbed, temperature)
 
+    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+        point = logits.isinf()
+        return torch.where(point, 0.0, temperature * coordinates - torch.where(point, 0.0, logits))
+
+    def vertex(self, perturbed: Tensor) -> Tensor:
+        return (perturbed >= 0).to(perturbed.dtype)
+
     def log_density(
         self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
     ) -> Tensor:
@@ -174,6 +189,14 @@ class _OfConstantSum(Link):
         # quotient but those far from it overflows.
         below = perturbed - _largest(perturbed.detach(), self.size)
         return _normalised(_divide(below, temperature), self)
+
+    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+        # z = tau v + c for any c. With d = x - tau v the noise c - d is the most probable where
+        # k = sum_i exp(d_i - c), that is where it is -log(k softmax(d)).
+        out = logits.isneginf()
+        shares = torch.log_softmax(logits - temperature * coordinates, -1)
+        k = (~out).sum(-1, keepdim=True).to(shares.dtype)
+        return torch.where(out, 0.0, -torch.where(out, 0.0, shares) - k.log())
 
     def normalise(self, scaled: Tensor) -> Tensor:
         """z / tau -> v, without a graph."""
@@ -224,6 +247,10 @@ class Simplex(_OfConstantSum):
     def inverse(self, value: Tensor) -> Tensor:
         return clamped_log(value)
 
+    def vertex(self, perturbed: Tensor) -> Tensor:
+        winner = perturbed.argmax(-1, keepdim=True)
+        return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
+
     def log_slopes(self, coordinates: Tensor) -> Tensor:
         return coordinates
 
@@ -251,6 +278,10 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
 
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"
+
+    def vertex(self, perturbed: Tensor) -> Tensor:
+        winners = perturbed.topk(self.size, -1).indices
+        return torch.zeros_like(perturbed).scatter(-1, winners, 1.0)
 
     def normalise(self, scaled: Tensor) -> Tensor:
         return torch.where(scaled == -math.inf, scaled, scaled - self._threshold(scaled))

@@ -227,10 +227,6 @@ class Row:
         """The inverse."""
         raise NotImplementedError
 
-    def _harden(self, perturbed: Tensor) -> Tensor:
-        """The vertex that perturbed logits choose."""
-        raise NotImplementedError
-
     def _check_parameter(self) -> None:
         """Raise unless the values of `probs` or `logits` are legal."""
         raise NotImplementedError
@@ -303,9 +299,6 @@ class OneBit(Row):
     def _from_one_hot(cls, weights: Tensor) -> Tensor:
         return weights[..., 1]
 
-    def _harden(self, perturbed: Tensor) -> Tensor:
-        return (perturbed >= 0).to(perturbed.dtype)
-
     def _check_parameter(self) -> None:
         x = self._raw
         if self._given == "probs":
@@ -357,10 +350,6 @@ class OneOfK(Row):
     def _from_one_hot(cls, weights: Tensor) -> Tensor:
         return weights
 
-    def _harden(self, perturbed: Tensor) -> Tensor:
-        winner = perturbed.argmax(-1, keepdim=True)
-        return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
-
     def _check_parameter(self) -> None:
         x = self._raw
         if self._given == "probs":
@@ -390,10 +379,6 @@ class MOfK(OneOfK):
     def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
         read_size(cls.__name__, size, categories[-1], all_of_them=cls._all_of_them)
         return categories
-
-    def _harden(self, perturbed: Tensor) -> Tensor:
-        winners = perturbed.topk(self.size, -1).indices
-        return torch.zeros_like(perturbed).scatter(-1, winners, 1.0)
 
 
 class Ranking(OneOfK):

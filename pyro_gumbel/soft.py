@@ -38,11 +38,12 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "Soft",
 ]
 
 
-class _Soft(Row):
-    """What values and coordinates share."""
+class Soft(Row):
+    """The soft law of a row, mixed in before the row: what values and coordinates share."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class _Soft(Row):
         Row.__init__(self, probs, logits, temperature=temperature, validate_args=validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        raise NotImplementedError
+        """A draw that is differentiable in the parameters."""
+        return self._value_at(self._draw_coordinates(sample_shape))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw like `rsample`'s from the same seed, without a gradient."""
@@ -64,6 +66,14 @@ class _Soft(Row):
 
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         return self.link.coordinates(self._perturbed(sample_shape), self._tau)
+
+    def _value_at(self, coordinates: Tensor) -> Tensor:
+        """The value with these coordinates, in the parameter's dtype."""
+        raise NotImplementedError
+
+    def _coordinates_of(self, value: Tensor) -> Tensor:
+        """The inverse, in float32 at least."""
+        raise NotImplementedError
 
     def _score(
         self, v: Tensor, value: Tensor, low: float, high: float, *, of_values: bool
@@ -75,14 +85,18 @@ class _Soft(Row):
         return torch.where(off_face, -torch.inf, density)
 
 
-class _Values(_Soft):
+class _Values(Soft):
     """Soft values s, scored at the coordinates that they remember or else at a clamped inverse."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """A soft value, differentiable in the parameters, that remembers its coordinates."""
-        coordinates = self._draw_coordinates(sample_shape)
+    def _value_at(self, coordinates: Tensor) -> Tensor:
         value = self.link.value(coordinates).to(self._raw.dtype)
         return remember(value, self.link, coordinates)
+
+    def _coordinates_of(self, value: Tensor) -> Tensor:
+        v = recall(value, self.link)
+        if v is None:
+            v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
+        return v.to(torch.promote_types(v.dtype, self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(s), exact for any value that `rsample` or `sample` of the family returned.
@@ -91,28 +105,27 @@ class _Values(_Soft):
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
         self._validate_sample(value)
-        v = recall(value, self.link)
-        if v is None:
-            v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
-        v = v.to(torch.promote_types(v.dtype, self._dtype))
+        v = self._coordinates_of(value)
         return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
 
 
-class _Coordinates(_Soft):
+class _Coordinates(Soft):
     """The coordinates v as values."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """Coordinates, differentiable in the parameters."""
-        return self._draw_coordinates(sample_shape).to(self._raw.dtype)
+    def _value_at(self, coordinates: Tensor) -> Tensor:
+        return coordinates.to(self._raw.dtype)
+
+    def _coordinates_of(self, value: Tensor) -> Tensor:
+        return value.to(torch.promote_types(value.dtype, self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(v)."""
         self._validate_sample(value)
-        v = value.to(torch.promote_types(value.dtype, self._dtype))
+        v = self._coordinates_of(value)
         return self._over_batch(self._score(v, value, -torch.inf, torch.inf, of_values=False))
 
 
-class _OfOne(_Soft):
+class _OfOne(Soft):
     """One outcome of a few, of which all is known that `pyro_gumbel.integrals` derives."""
 
     def entropy(self) -> Tensor:
@@ -192,7 +205,7 @@ class _Bit(_OfOne):
         return self._over_batch(torch.where(x.isinf(), x, quantile))
 
 
-class _OfSize(_Soft):
+class _OfSize(Soft):
     """`size` of the categories; mixed in before values or coordinates."""
 
     def __init__(
@@ -251,8 +264,7 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The s with P(S <= s) = `value`: sigmoid((x + logit(value)) / tau)."""
-        v = self._quantile(value)
-        return remember(self.link.value(v).to(self._raw.dtype), self.link, v)
+        return self._value_at(self._quantile(value))
 
 
 class LogitRelaxedBernoulli(_Bit, _Coordinates, OneBit, TorchDistribution):
@@ -301,11 +313,11 @@ class LogitRelaxedBernoulli(_Bit, _Coordinates, OneBit, TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         """P(V <= value) = sigmoid(tau value - x)."""
         self._validate_sample(value)
-        return self._probability_below(value.to(torch.promote_types(value.dtype, self._dtype)))
+        return self._probability_below(self._coordinates_of(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The v with P(V <= v) = `value`: (x + logit(value)) / tau."""
-        return self._quantile(value).to(self._raw.dtype)
+        return self._value_at(self._quantile(value))
 
 
 class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
