@@ -6,12 +6,16 @@
 from pyro_gumbel import constraints, divergences, estimators, links
 from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
 from pyro_gumbel.estimators import gumbel_softmax
+from pyro_gumbel.guides import AutoRelaxed
 from pyro_gumbel.hard import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     PlackettLuceStraightThrough,
     SubsetStraightThrough,
 )
+from pyro_gumbel.registration import register, unregister
+from pyro_gumbel.relaxing import harden, relax, relaxed
+from pyro_gumbel.reparam import NoiseReparam
 from pyro_gumbel.soft import (
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
@@ -25,11 +29,13 @@ from pyro_gumbel.soft import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoRelaxed",
     "BernoulliStraightThrough",
     "CategoricalStraightThrough",
     "ExpRelaxedCategorical",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
+    "NoiseReparam",
     "PlackettLuce",
     "PlackettLuceStraightThrough",
     "RelaxedBernoulli",
@@ -42,6 +48,11 @@ __all__ = [
     "divergences",
     "estimators",
     "gumbel_softmax",
+    "harden",
     "links",
     "m_hot",
+    "register",
+    "relax",
+    "relaxed",
+    "unregister",
 ]

@@ -8,7 +8,6 @@ hard, and hard with the plain discrete class of its row: the sum over outcomes, 
 makes NaN in the gradient, or in the value, where a probability is 0.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.hard import BernoulliStraightThrough, CategoricalStraightThrough
 from pyro_gumbel.integrals import relaxed_divergence
 from pyro_gumbel.masses import kl_of_masses
-from pyro_gumbel.rows import OneBit, OneOfK, Row
+from pyro_gumbel.rows import OneBit, OneOfK, Row, exact_logits
 from pyro_gumbel.soft import (
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
@@ -47,15 +46,8 @@ def _log_masses(law: Distribution) -> Tensor:
     """The log mass of each outcome over a last dimension, -inf where it is 0."""
     if isinstance(law, Row):
         return law._log_masses(law._x)
-    row: type[Row] = OneBit
-    plain: Any = law
-    if isinstance(law, OneHotCategorical):
-        row, plain = OneOfK, law._categorical
-    # torch clamps the logits that it makes of probs to |log eps|; logits that were given and round
-    # to a probability of 0 or 1 are farther out.
-    clamped = plain.logits.abs() <= 0.3 - math.log(torch.finfo(plain.logits.dtype).eps)
-    sure = clamped & ((plain.probs == 0) | (plain.probs == 1))
-    return row._log_masses(torch.where(sure, row._location_of(plain.probs), plain.logits))
+    row = OneOfK if isinstance(law, OneHotCategorical) else OneBit
+    return row._log_masses(exact_logits(law))
 
 
 def _kl_of_many(q: Any, p: Any) -> Tensor:

@@ -22,6 +22,7 @@ from pyro_gumbel.parameters import Temperature
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
+    "PATHWISE",
     "BernoulliStraightThrough",
     "CategoricalStraightThrough",
     "PlackettLuceStraightThrough",
@@ -29,7 +30,7 @@ __all__ = [
     "SubsetStraightThrough",
 ]
 
-_PATHWISE = "returned by rsample"
+PATHWISE = "returned by rsample"
 
 
 class StraightThrough(Row):
@@ -57,7 +58,7 @@ class StraightThrough(Row):
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate).to(self._raw.dtype)
-        return remember(sample, _PATHWISE, True)
+        return remember(sample, PATHWISE, True)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
@@ -72,7 +73,7 @@ class StraightThrough(Row):
     def score_parts(self, value: Tensor) -> ScoreParts:
         """Pathwise for what `rsample` returned; an enumerated value is weighed by its score."""
         log_prob = self.log_prob(value)
-        if value.requires_grad or recall(value, _PATHWISE):
+        if value.requires_grad or recall(value, PATHWISE):
             return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
         return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["recall", "remember"]
+__all__ = ["recall", "recalled", "remember"]
 
 
 class _Memory:
@@ -60,9 +60,15 @@ def remember(value: Tensor, key: object, content: Any) -> Tensor:
     return value
 
 
+def recalled(value: Tensor) -> tuple[object, Any] | None:
+    """The key and the content of what `value` remembers; None if it is not what was drawn."""
+    memory = getattr(value, "_pyro_gumbel_memory", None)
+    if isinstance(memory, _Memory) and memory.still_holds(value):
+        return memory.key, memory.content
+    return None
+
+
 def recall(value: Tensor, key: object) -> Any | None:
     """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
-    memory = getattr(value, "_pyro_gumbel_memory", None)
-    if isinstance(memory, _Memory) and memory.key == key and memory.still_holds(value):
-        return memory.content
-    return None
+    memory = recalled(value)
+    return None if memory is None or memory[0] != key else memory[1]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import OneHotCategorical, constraints
+from torch.distributions.utils import probs_to_logits
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
@@ -32,7 +33,7 @@ from pyro_gumbel.parameters import (
     require,
 )
 
-__all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row"]
+__all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
 
 
 class Row:
@@ -401,3 +402,15 @@ class Ranking(OneOfK):
             winner = torch.where(left[-1], row, -math.inf).argmax(-1, keepdim=True)
             left.append(left[-1] & (categories != winner))
         return torch.stack(left, -2)
+
+
+def exact_logits(law: Any) -> Tensor:
+    """The logits of a plain law, infinite at sure outcomes: torch clamps those that it derives."""
+    row, plain = (OneOfK, law._categorical) if isinstance(law, OneHotCategorical) else (OneBit, law)
+    return torch.where(are_derived(law), row._location_of(plain.probs), plain.logits)
+
+
+def are_derived(law: Any) -> Tensor:
+    """Where the logits of a plain `Bernoulli` or `OneHotCategorical` are those of its probs."""
+    plain = getattr(law, "_categorical", law)
+    return plain.logits == probs_to_logits(plain.probs, is_binary=plain is law)

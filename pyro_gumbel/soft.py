@@ -31,6 +31,7 @@ from pyro_gumbel.parameters import Temperature, brief, check_value, known, requi
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
 
 __all__ = [
+    "Coordinates",
     "ExpRelaxedCategorical",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
@@ -109,7 +110,7 @@ class _Values(Soft):
         return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
 
 
-class _Coordinates(Soft):
+class Coordinates(Soft):
     """The coordinates v as values."""
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
@@ -267,7 +268,7 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
         return self._value_at(self._quantile(value))
 
 
-class LogitRelaxedBernoulli(_Bit, _Coordinates, OneBit, TorchDistribution):
+class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
     r"""The logit of a `RelaxedBernoulli`: v = (x + L) / tau, on the real line.
 
     ::
@@ -358,7 +359,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
 
-class ExpRelaxedCategorical(_OfOne, _Coordinates, OneOfK, TorchDistribution):
+class ExpRelaxedCategorical(_OfOne, Coordinates, OneOfK, TorchDistribution):
     r"""The logarithm of a `RelaxedCategorical`: v = log_softmax((x + g) / tau).
 
     ::
@@ -425,7 +426,7 @@ class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
         return hypersimplex(self.size)
 
 
-class LogitRelaxedSubset(_OfSize, _Coordinates, MOfK, TorchDistribution):
+class LogitRelaxedSubset(_OfSize, Coordinates, MOfK, TorchDistribution):
     r"""The logit of a `RelaxedSubset`: v = (x + g) / tau - c with sum(sigmoid(v)) = m.
 
     With w = sigmoid(v) sigmoid(-v)::

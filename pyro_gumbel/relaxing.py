@@ -1,0 +1,389 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""From discrete to relaxed: one law, all latent sites of a model, and a soft value back again."""
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, OneHotCategorical
+
+from pyro_gumbel.constraints import simplex as on_the_simplex
+from pyro_gumbel.discrete import PlackettLuce, Subset
+from pyro_gumbel.estimators import Estimator, named, straight_through_of
+from pyro_gumbel.hard import (
+    PATHWISE,
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    PlackettLuceStraightThrough,
+    StraightThrough,
+    SubsetStraightThrough,
+)
+from pyro_gumbel.links import Link, simplex
+from pyro_gumbel.memory import recall, recalled
+from pyro_gumbel.parameters import Temperature, joint_batch_shape, known, require
+from pyro_gumbel.rows import are_derived, exact_logits
+from pyro_gumbel.soft import (
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    Soft,
+)
+
+__all__ = [
+    "RelaxedMessenger",
+    "beneath",
+    "harden",
+    "innermost",
+    "is_discrete",
+    "is_relaxable",
+    "relax",
+    "relaxed",
+    "rewrapped",
+]
+
+
+@functools.singledispatch
+def relax(
+    distribution: Any,
+    temperature: Temperature,
+    *,
+    hard: bool = True,
+    estimator: str | Estimator = "gumbel_softmax",
+) -> Any:
+    r"""The soft or hard row-mate of a discrete law, with its probabilities, size and batch shape.
+
+    ==================== ================================ =======================
+    discrete             hard                             soft
+    ==================== ================================ =======================
+    `Bernoulli`          `BernoulliStraightThrough`       `RelaxedBernoulli`
+    `OneHotCategorical`  `CategoricalStraightThrough`     `RelaxedCategorical`
+    `Subset`             `SubsetStraightThrough`          `RelaxedSubset`
+    `PlackettLuce`       `PlackettLuceStraightThrough`    `RelaxedPlackettLuce`
+    ==================== ================================ =======================
+
+    `Independent`, masked and expanded forms of these keep their form, a law given by `probs` is
+    relaxed with `probs`, and a law that is relaxed already is returned as it is. The relaxation of
+    another law is taught by a function of the same arguments::
+
+        @relax.register(MyDistribution)
+        def _(distribution, temperature, *, hard=True, estimator="gumbel_softmax"):
+            return relax(dist.Bernoulli(distribution.chance), temperature, hard=hard,
+                         estimator=estimator)
+
+    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor([0.5, 1.0])).to_event(1), 0.5)
+    Independent(BernoulliStraightThrough(temperature: 0.5, probs: (2,), batch_shape: (2,), \
+event_shape: ()), 1)
+
+    :param distribution: the law.
+    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape of
+        `distribution`, or a function without arguments that returns one, called once.
+    :param hard: whether to return the discrete law with a surrogate gradient, or a continuous one.
+    :param estimator: of the hard law's gradient, as in `BernoulliStraightThrough`.
+    :raises TypeError: for a law of which no relaxation is known, and for a `Categorical`, whose
+        integer values can carry no gradient.
+    :raises ValueError: for a wrong temperature or estimator.
+    """
+    owner = type(distribution).__name__
+    raise TypeError(
+        "relax: `distribution` must be a Bernoulli, OneHotCategorical, Subset or PlackettLuce, or "
+        f"of a class that has been registered, got {owner}; write one of those, teach it with "
+        f"@relax.register({owner}), or leave its site out with relaxed(..., sites=[...])"
+    )
+
+
+@relax.register(Soft)
+@relax.register(StraightThrough)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    _of_column(StraightThrough, Soft, **column)
+    return distribution
+
+
+@relax.register(Bernoulli)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    law = _of_column(BernoulliStraightThrough, RelaxedBernoulli, **column)
+    return law(temperature, **_parameter(distribution), validate_args=_checks(distribution))
+
+
+@relax.register(OneHotCategorical)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    law = _of_column(CategoricalStraightThrough, RelaxedCategorical, **column)
+    return law(temperature, **_parameter(distribution), validate_args=_checks(distribution))
+
+
+@relax.register(Subset)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    law = _of_column(SubsetStraightThrough, RelaxedSubset, **column)
+    parameter = {distribution._given: distribution._param}
+    return law(temperature, distribution.size, **parameter, validate_args=_checks(distribution))
+
+
+@relax.register(PlackettLuce)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    law = _of_column(PlackettLuceStraightThrough, RelaxedPlackettLuce, **column)
+    parameter = {distribution._given: distribution._param}
+    return law(temperature, distribution.size, **parameter, validate_args=_checks(distribution))
+
+
+@relax.register(Categorical)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    raise TypeError(
+        "relax: `distribution` must have values that can carry a gradient, got a Categorical, "
+        "whose values are integers; write OneHotCategorical(probs=probs) for "
+        "Categorical(probs=probs), and z @ table where its value z is an index, table[z]"
+    )
+
+
+@relax.register(Independent)
+@relax.register(MaskedDistribution)
+@relax.register(ExpandedDistribution)
+def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
+    if isinstance(distribution, Independent):
+        event_dim = distribution.reinterpreted_batch_ndims
+        temperature = beneath(temperature, event_dim, distribution.batch_shape)
+    base = relax(distribution.base_dist, temperature, **column)
+    return distribution if base is distribution.base_dist else _wrapped_like(distribution, base)
+
+
+def _of_column(
+    hard_class: Any,
+    soft_class: Any,
+    *,
+    hard: bool = True,
+    estimator: str | Estimator = "gumbel_softmax",
+) -> Any:
+    """What makes the law in the column that is asked for."""
+    function = named(estimator)
+    return functools.partial(hard_class, estimator=function) if hard else soft_class
+
+
+def _parameter(distribution: Any) -> dict[str, Tensor]:
+    """The one of `probs` and `logits` that a torch law was given, under its name."""
+    law = getattr(distribution, "_categorical", distribution)
+    kept = {name: law.__dict__[name] for name in ("probs", "logits") if name in law.__dict__}
+    given = {name: parameter for name, parameter in kept.items() if law._param is parameter}
+    if len(kept) == 1 or "probs" in given:
+        return given
+    # Logits were given, or torch derived them and hid it by an expansion.
+    if known(are_derived(distribution).all(), otherwise=False):
+        return {"probs": law.probs}
+    return {"logits": exact_logits(distribution)}
+
+
+def _checks(distribution: Any) -> bool:
+    return distribution._validate_args
+
+
+def beneath(temperature: Temperature, event_dim: int, batch_shape: torch.Size) -> float | Tensor:
+    """A temperature that broadcasts with `batch_shape`, for `event_dim` dimensions more."""
+    tau = temperature() if callable(temperature) else temperature
+    if isinstance(tau, Tensor) and tau.numel() != 1:
+        joint_batch_shape("relax", tau.shape, batch_shape)
+        tau = tau.reshape(tau.shape + (1,) * event_dim)
+    return tau
+
+
+_WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+
+
+def innermost(distribution: Any) -> Any:
+    """The law inside all wrappers."""
+    while isinstance(distribution, _WRAPPERS):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def rewrapped(distribution: Any, base: Any) -> Any:
+    """`base` in the wrappers of `distribution`."""
+    if not isinstance(distribution, _WRAPPERS):
+        return base
+    return _wrapped_like(distribution, rewrapped(distribution.base_dist, base))
+
+
+def _wrapped_like(distribution: Any, base: Any) -> Any:
+    if isinstance(distribution, Independent):
+        return base.to_event(distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, MaskedDistribution):
+        return base.mask(distribution._mask)
+    return base.expand(distribution.batch_shape)
+
+
+class RelaxedMessenger(Messenger):
+    """The handler behind `relaxed`, which documents the arguments."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        *,
+        hard: bool = True,
+        estimator: str | Estimator = "gumbel_softmax",
+        sites: Collection[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.column: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
+        self.sites = _read_sites(sites)
+        self._met: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        self._met.add(msg["name"])
+        if msg["is_observed"] or msg["infer"].get("enumerate"):
+            return
+        if self._concerns(msg):
+            with at_site("relaxed", msg["name"]):
+                msg["fn"] = relax(msg["fn"], self.temperature, **self.column)
+
+    def _concerns(self, msg: Any) -> bool:
+        return is_relaxable(msg["fn"]) if self.sites is None else msg["name"] in self.sites
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        missing = sorted((self.sites or frozenset()) - self._met)
+        if exception[0] is None and missing:
+            raise ValueError(
+                f"relaxed: `sites` must be names of the model's sample sites, got {missing}, which "
+                f"it does not have; it has {sorted(self._met)}; write sites=None for all that are "
+                "latent and discrete"
+            )
+
+
+def relaxed(
+    model: Callable[..., Any] | None = None,
+    temperature: Temperature | None = None,
+    *,
+    hard: bool = True,
+    estimator: str | Estimator = "gumbel_softmax",
+    sites: Collection[str] | None = None,
+) -> Any:
+    """A model or guide whose latent discrete sites have relaxed laws.
+
+    The law of each site that is latent and discrete in this very call is replaced by its row-mate,
+    see `relax`, before a handler outside sees it. Left alone are sites that are observed or
+    continuous, and those with `infer={"enumerate": ...}`. Use `condition` inside,
+    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law.
+
+    Three ways to write it::
+
+        relaxed(model, 0.5)
+
+        @relaxed(temperature=0.5)
+        def model(): ...
+
+        with relaxed(temperature=0.5): ...
+
+    :param model: the model or guide; None for a decorator or a context manager.
+    :param temperature: tau > 0, as in `relax`; a function is called at every site.
+    :param hard: whether sites keep their discrete law and gain a surrogate gradient, or become
+        continuous.
+    :param estimator: of the gradient of hard sites, as in `BernoulliStraightThrough`.
+    :param sites: the names of the sites to relax; None for all.
+    :raises TypeError: at a site that cannot be relaxed, naming it and, for a `Categorical`, the
+        line to write instead.
+    :raises ValueError: at the end of the first complete run, for a name that no site has.
+    """
+    if temperature is None or not (model is None or callable(model)):
+        raise TypeError(
+            "relaxed: expected a model and a temperature, or a temperature alone by its name, got "
+            f"model={model!r}, temperature={temperature!r}; write relaxed(model, 0.5), or "
+            "relaxed(temperature=0.5) for a decorator or a context manager"
+        )
+    messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
+    if model is None:
+        return messenger
+    return functools.update_wrapper(messenger(model), model, updated=())
+
+
+def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
+    if sites is None:
+        return None
+    if isinstance(sites, str) or not all(isinstance(name, str) for name in sites):
+        raise TypeError(
+            "relaxed: `sites` must be a collection of names of sample sites, got "
+            f'{sites!r}; write sites=["z"]'
+        )
+    return frozenset(sites)
+
+
+def is_relaxable(distribution: Any) -> bool:
+    """Whether a site of this law is for relaxing: it is discrete, or of a registered class."""
+    kind = type(innermost(distribution))
+    return relax.dispatch(kind) is not relax.dispatch(object) or is_discrete(distribution)
+
+
+def is_discrete(distribution: Any) -> bool:
+    """Whether the support says so."""
+    try:
+        return distribution.support.is_discrete
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+@contextmanager
+def at_site(owner: str, name: str) -> Iterator[None]:
+    """Errors name the site."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise type(error)(f'{owner}: at pyro.sample("{name}", ...): {error}') from error
+
+
+def harden(value: Tensor, link: Link | None = None) -> Tensor:
+    """The hard value nearest to a soft one; in the backward pass the soft value itself.
+
+    For one of k the one-hot vector of the largest entry, for m of k the m largest, for a bit 0 or
+    1 (of a half 1), for the rows of an order row by row. A hard value is returned as it is.
+
+    For use inside a model with soft sites, where the data want a hard value.
+
+    >>> harden(torch.tensor([0.2, 0.5, 0.3]))
+    tensor([0., 1., 0.])
+
+    :param value: a soft value.
+    :param link: what kind of value it is, see `pyro_gumbel.links`. Not needed for the very tensor
+        that a distribution returned, which remembers it, nor for a point on the simplex.
+    :raises ValueError: without `link`, for a value that remembers nothing and is not on the
+        simplex.
+    :raises TypeError: for anything but a tensor of floats, and a link that is none.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"harden: `value` must be a tensor of floats, got {got}; write harden(value.float())"
+        )
+    if link is None:
+        key, _ = recalled(value) or (None, None)
+        if key == PATHWISE or known(((value == 0) | (value == 1)).all(), otherwise=False):
+            return value
+        link = key if isinstance(key, Link) else _simplex_of(value)
+    if not isinstance(link, Link):
+        raise TypeError(
+            f"harden: `link` must be a Link, got {type(link).__name__}; write links.simplex, "
+            "links.interval, or links.Hypersimplex(size)"
+        )
+    v = recall(value, link)
+    if v is None:
+        v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
+    return straight_through_of(link.vertex(v.detach()).to(value.dtype), value)
+
+
+def _simplex_of(value: Tensor) -> Link:
+    valid = on_the_simplex.check(value) if value.dim() else torch.tensor(False)
+    require(
+        valid,
+        "harden: `value` must remember what it is or be on the simplex (non-negative, sum 1 over "
+        "the last dimension)",
+        value,
+        "write harden(value, links.interval) for bits, or harden(value, links.Hypersimplex(size)) "
+        "for m of k",
+    )
+    return simplex
