@@ -33,7 +33,7 @@ from pyro_gumbel.hard import (
     SubsetStraightThrough,
 )
 from pyro_gumbel.parameters import Temperature
-from pyro_gumbel.relaxing import at_site, beneath, innermost, is_relaxable, relax, rewrapped
+from pyro_gumbel.relaxing import at_site, fitted, innermost, is_relaxable, relax, rewrapped
 from pyro_gumbel.rows import MOfK, OneBit, Ranking, Row
 from pyro_gumbel.soft import Coordinates, Soft
 
@@ -60,7 +60,7 @@ class AutoRelaxed(AutoGuide):
     inside the model is not the guide's: write it around both.
 
     :param model: a Pyro model.
-    :param temperature: tau > 0, a number, a tensor that broadcasts with every site's batch shape,
+    :param temperature: tau > 0, a number, a tensor that broadcasts to every site's batch shape,
         or a function without arguments that returns one, called at every site.
     :param hard: whether the laws are discrete with a surrogate gradient, or continuous.
     :param estimator: of the gradient of hard laws, as in `BernoulliStraightThrough`.
@@ -100,6 +100,7 @@ class AutoRelaxed(AutoGuide):
             with at_site("AutoRelaxed", name):
                 law = self._relaxed_law(site["fn"])
                 _require_whole_plates(site)
+                self._laws[name] = self._with_logits(law, innermost(law).logits.detach())
             logits = innermost(law).logits.detach()
             event_dim = logits.dim() - len(law.batch_shape)
             for frame in site["cond_indep_stack"]:
@@ -107,7 +108,6 @@ class AutoRelaxed(AutoGuide):
                 if full_size != frame.size:
                     logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
             deep_setattr(self.logits, name, PyroParam(logits.clone(), constraints.real, event_dim))
-            self._laws[name] = self._with_logits(law, logits)
             if _passes_no_gradient(site["fn"]):
                 self._without_gradient.append(name)
         if not self._laws:
@@ -144,12 +144,25 @@ class AutoRelaxed(AutoGuide):
         base = innermost(law)
         event_dim = law.event_dim - base.event_dim
         batch_shape = logits.shape[: logits.dim() - base._parameter_dim - event_dim]
-        tau = beneath(self.temperature, event_dim, batch_shape)
+        tau = fitted(self.temperature, batch_shape, event_dim)
         estimator = {"estimator": self.estimator} if self.hard else {}
         return rewrapped(law, type(base)(tau, *_size(base), logits=logits, **estimator))
 
-    def _current_law(self, name: str) -> Any:
-        return self._with_logits(self._laws[name], attrgetter(name)(self.logits))
+    def law(self, name: str) -> Any:
+        """The law of a site as the parameters now have it, over the whole of its plates.
+
+        >>> guide.law("z").probs
+
+        :param name: of a site that the first run has met.
+        :raises ValueError: for any other name.
+        """
+        laws = {} if self.prototype_trace is None else self._laws
+        if name not in laws:
+            raise ValueError(
+                f"AutoRelaxed.law: `name` must be one of {sorted(laws)}, got {name!r}; write "
+                "guide(*args) for a first run, if there was none"
+            )
+        return self._with_logits(laws[name], attrgetter(name)(self.logits))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """A draw of each site, by name."""
@@ -163,7 +176,7 @@ class AutoRelaxed(AutoGuide):
                     stack.enter_context(plates[frame.name])
                 if site["mask"] is not None:
                     stack.enter_context(poutine.mask(mask=site["mask"]))
-                result[name] = pyro.sample(name, self._current_law(name))
+                result[name] = pyro.sample(name, self.law(name))
         self._warn_of_lost_gradients(result)
         return result
 
@@ -172,7 +185,7 @@ class AutoRelaxed(AutoGuide):
         """The most probable value of each site, by name: hard, or its coordinates."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return {name: _most_probable(innermost(self._current_law(name))) for name in self._laws}
+        return {name: _most_probable(innermost(self.law(name))) for name in self._laws}
 
     def _warn_of_lost_gradients(self, values: dict[str, Tensor]) -> None:
         """Once, where a prior passes no gradient to a sample that has one."""

@@ -28,7 +28,7 @@ from pyro_gumbel.hard import (
 )
 from pyro_gumbel.links import Link, simplex
 from pyro_gumbel.memory import recall, recalled
-from pyro_gumbel.parameters import Temperature, joint_batch_shape, known, require
+from pyro_gumbel.parameters import Temperature, broadcast, known, require
 from pyro_gumbel.rows import are_derived, exact_logits
 from pyro_gumbel.soft import (
     RelaxedBernoulli,
@@ -40,7 +40,7 @@ from pyro_gumbel.soft import (
 
 __all__ = [
     "RelaxedMessenger",
-    "beneath",
+    "fitted",
     "harden",
     "innermost",
     "is_discrete",
@@ -84,7 +84,7 @@ def relax(
 event_shape: ()), 1)
 
     :param distribution: the law.
-    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape of
+    :param temperature: tau > 0; a number, a tensor that broadcasts to the batch shape of
         `distribution`, or a function without arguments that returns one, called once.
     :param hard: whether to return the discrete law with a surrogate gradient, or a continuous one.
     :param estimator: of the hard law's gradient, as in `BernoulliStraightThrough`.
@@ -110,27 +110,31 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
 @relax.register(Bernoulli)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(BernoulliStraightThrough, RelaxedBernoulli, **column)
-    return law(temperature, **_parameter(distribution), validate_args=_checks(distribution))
+    tau = fitted(temperature, distribution.batch_shape)
+    return law(tau, **_parameter(distribution), validate_args=_checks(distribution))
 
 
 @relax.register(OneHotCategorical)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(CategoricalStraightThrough, RelaxedCategorical, **column)
-    return law(temperature, **_parameter(distribution), validate_args=_checks(distribution))
+    tau = fitted(temperature, distribution.batch_shape)
+    return law(tau, **_parameter(distribution), validate_args=_checks(distribution))
 
 
 @relax.register(Subset)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(SubsetStraightThrough, RelaxedSubset, **column)
     parameter = {distribution._given: distribution._param}
-    return law(temperature, distribution.size, **parameter, validate_args=_checks(distribution))
+    tau = fitted(temperature, distribution.batch_shape)
+    return law(tau, distribution.size, **parameter, validate_args=_checks(distribution))
 
 
 @relax.register(PlackettLuce)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(PlackettLuceStraightThrough, RelaxedPlackettLuce, **column)
     parameter = {distribution._given: distribution._param}
-    return law(temperature, distribution.size, **parameter, validate_args=_checks(distribution))
+    tau = fitted(temperature, distribution.batch_shape)
+    return law(tau, distribution.size, **parameter, validate_args=_checks(distribution))
 
 
 @relax.register(Categorical)
@@ -148,7 +152,7 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     if isinstance(distribution, Independent):
         event_dim = distribution.reinterpreted_batch_ndims
-        temperature = beneath(temperature, event_dim, distribution.batch_shape)
+        temperature = fitted(temperature, distribution.batch_shape, event_dim)
     base = relax(distribution.base_dist, temperature, **column)
     return distribution if base is distribution.base_dist else _wrapped_like(distribution, base)
 
@@ -182,13 +186,21 @@ def _checks(distribution: Any) -> bool:
     return distribution._validate_args
 
 
-def beneath(temperature: Temperature, event_dim: int, batch_shape: torch.Size) -> float | Tensor:
-    """A temperature that broadcasts with `batch_shape`, for `event_dim` dimensions more."""
+def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
+    """A temperature that broadcasts to `batch_shape`, for a law with `event_dim` dimensions more.
+
+    :raises ValueError: for a shape that does not.
+    """
     tau = temperature() if callable(temperature) else temperature
-    if isinstance(tau, Tensor) and tau.numel() != 1:
-        joint_batch_shape("relax", tau.shape, batch_shape)
-        tau = tau.reshape(tau.shape + (1,) * event_dim)
-    return tau
+    if not isinstance(tau, Tensor) or tau.numel() == 1:
+        return tau
+    if broadcast(tau.shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "relax: `temperature` must be one number or broadcast to the batch shape "
+            f"{tuple(batch_shape)}, got shape {tuple(tau.shape)}; write "
+            f"torch.full({tuple(batch_shape)}, 0.5) for one number a batch element"
+        )
+    return tau.reshape(tau.shape + (1,) * event_dim)
 
 
 _WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)

@@ -1,0 +1,577 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The guide of a model's discrete sites, alone and beside the guides of the others."""
+
+import copy
+import io
+import math
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from pyro.infer.mcmc.util import initialize_model
+from pyro.nn import PyroModule
+
+from pyro_gumbel import (
+    AutoRelaxed,
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    ExpRelaxedCategorical,
+    LogitRelaxedSubset,
+    PlackettLuce,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    Subset,
+    harden,
+    links,
+    relaxed,
+)
+from pyro_gumbel.relaxing import innermost
+from tests.common import z_bound
+
+T = 0.5
+PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
+PRIORS = {
+    "bit": lambda: dist.Bernoulli(PROBS[:2]).to_event(1),
+    "one of k": lambda: dist.OneHotCategorical(PROBS),
+    "set": lambda: Subset(2, PROBS),
+    "order": lambda: PlackettLuce(2, PROBS),
+}
+
+
+def decayed(rate, steps):
+    """Adam with a rate that falls a hundredfold over the run."""
+    optimiser = {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate}}
+    return pyro.optim.ExponentialLR({**optimiser, "gamma": 0.01 ** (1 / steps)})
+
+
+def train(model, guide, elbo, steps, rate=0.1, args=()):
+    optimiser = decayed(rate, steps)
+    svi = SVI(model, guide, optimiser, elbo)
+    for _ in range(steps):
+        svi.step(*args)
+        optimiser.step()
+
+
+def prior_only(row):
+    return lambda: pyro.sample("z", PRIORS[row]())
+
+
+# What it is.
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("row", PRIORS)
+def test_it_starts_at_the_prior(row, hard):
+    def model():
+        with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 2):
+            pyro.sample("z", PRIORS[row]())
+
+    model = model if hard else relaxed(model, T, hard=False)
+    guide = AutoRelaxed(model, T, hard=hard)
+    trace = poutine.trace(guide).get_trace()
+    law, prior = trace.nodes["z"]["fn"], PRIORS[row]()
+    assert law.batch_shape == (3, 2)
+    assert law.event_shape == prior.event_shape
+    assert [frame.name for frame in trace.nodes["z"]["cond_indep_stack"]] == ["outer", "inner"]
+    torch.testing.assert_close(innermost(law).probs[0, 0], innermost(prior).probs)
+    assert guide.logits.z.shape == innermost(law).logits.shape
+    assert [name for name, _ in guide.named_parameters()] == ["logits.z_unconstrained"]
+
+
+@pytest.mark.parametrize("how", ["a relaxed prior", "an exact divergence"])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("row", PRIORS)
+def test_without_data_it_recovers_the_prior(row, temperature, how):
+    model = prior_only(row)
+    elbo = TraceMeanField_ELBO()
+    if how == "a relaxed prior":
+        model = relaxed(model, temperature)
+        elbo = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=0)
+    guide = AutoRelaxed(model, temperature)
+    guide()
+    with torch.no_grad():
+        guide.logits.z += torch.randn_like(guide.logits.z)
+    train(model, guide, elbo, steps=300, rate=0.1)
+    found = innermost(guide.law("z")).probs
+    expected = innermost(PRIORS[row]()).probs
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("row", PRIORS)
+def test_without_data_a_soft_guide_recovers_a_soft_prior(row):
+    model = relaxed(prior_only(row), T, hard=False)
+    guide = AutoRelaxed(model, T, hard=False)
+    guide()
+    with torch.no_grad():
+        guide.logits.z += torch.randn_like(guide.logits.z)
+    elbo = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=0)
+    train(model, guide, elbo if row == "order" else TraceMeanField_ELBO(), steps=300, rate=0.1)
+    found, expected = (innermost(law).probs for law in (guide.law("z"), PRIORS[row]()))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_the_median_is_the_most_probable_value():
+    expected = {
+        "bit": [1.0, 0.0],
+        "one of k": [1.0, 0.0, 0.0, 0.0],
+        "set": [1.0, 1.0, 0.0, 0.0],
+        "order": [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]],
+    }
+    for row in PRIORS:
+        for hard in (True, False):
+            model = prior_only(row) if hard else relaxed(prior_only(row), T, hard=False)
+            guide = AutoRelaxed(model, T, hard=hard)
+            assert guide.median()["z"].tolist() == expected[row]
+    for law, link in (
+        (ExpRelaxedCategorical(T, PROBS), links.simplex),
+        (LogitRelaxedSubset(T, 2, PROBS), links.Hypersimplex(2)),
+    ):
+        guide = AutoRelaxed(lambda law=law: pyro.sample("z", law), T, hard=False)
+        median = guide.median()["z"]
+        row = "one of k" if link is links.simplex else "set"
+        assert link.value(median).tolist() == pytest.approx(expected[row])
+        assert law.log_prob(median).isfinite()
+
+
+# Where there is something to infer.
+
+
+def mixture(x, subsample_size=None):
+    """Two normal clusters with a common unknown shift; which of them, by point."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 5.0))
+    with pyro.plate("points", len(x), subsample_size=subsample_size) as index:
+        z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.5, 0.5])))
+        mean = shift + z @ torch.tensor([0.0, 6.0])
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x[index])
+
+
+def clusters(n=60):
+    chosen = torch.arange(n) % 3 == 0
+    return torch.randn(n) + 1.5 + 6 * chosen, chosen
+
+
+@pytest.mark.parametrize("order", ["normal first", "relaxed first"])
+@pytest.mark.parametrize("subsample_size", [None, 20])
+def test_in_a_list_beside_a_normal_guide(subsample_size, order):
+    x, chosen = clusters()
+    model = relaxed(partial(mixture, subsample_size=subsample_size), T)
+    guide = AutoGuideList(model, create_plates=lambda x: pyro.plate(
+        "points", len(x), subsample_size=subsample_size))  # fmt: skip
+    parts = [
+        AutoNormal(poutine.block(model, hide=["z"])),
+        AutoRelaxed(poutine.block(model, expose=["z"]), T),
+    ]
+    for part in parts if order == "normal first" else parts[::-1]:
+        guide.append(part)
+    train(model, guide, Trace_ELBO(), steps=600, rate=0.1, args=(x,))
+    median = guide.median(x)
+    assert median["z"].shape == (60, 2)
+    assert (median["z"][:, 1] == chosen).float().mean() > 0.95
+    assert (median["shift"] - 1.5).abs() < 0.5
+
+
+def test_a_continuous_site_is_left_to_another_guide():
+    x, _ = clusters()
+    guide = AutoRelaxed(mixture, T)
+    assert list(guide(x)) == ["z"]
+
+
+def test_the_first_run_decides_on_the_plates_and_later_ones_on_their_part():
+    x, _ = clusters()
+    guide = AutoRelaxed(partial(mixture, subsample_size=20), T)
+    assert guide(x)["z"].shape == (20, 2)
+    assert guide.logits.z.shape == (60, 2)
+    with torch.no_grad():  # every point sure of its own cluster
+        guide.logits.z.copy_(torch.stack([torch.arange(60) % 2, torch.arange(60) % 2 == 0], -1))
+        guide.logits.z.mul_(100)
+    for _ in range(3):
+        trace = poutine.trace(guide).get_trace(x)
+        index, z = trace.nodes["points"]["value"], trace.nodes["z"]["value"]
+        assert torch.equal(z[:, 0], (index % 2).float())
+        assert trace.nodes["z"]["scale"] == 3
+
+
+def exact_elbo(logits, log_joint):
+    """The ELBO of independent bits, by enumeration."""
+    values = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * len(logits))
+    log_q = dist.Bernoulli(logits=logits).log_prob(values).sum(-1)
+    return (log_q.exp() * (log_joint(values) - log_q)).sum()
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("masked_by", ["the handler", "the law"])
+def test_masks_of_the_model_are_the_guides(masked_by, objective):
+    """What is masked has no prior, and must have no entropy in the objective."""
+    probs, kept = torch.tensor([0.2, 0.6, 0.9]), torch.tensor([True, False, True])
+
+    def model():
+        with pyro.plate("bits", 3):
+            law = dist.Bernoulli(probs)
+            if masked_by == "the law":
+                law = law.mask(kept)
+            with poutine.mask(mask=kept if masked_by == "the handler" else True):
+                z = pyro.sample("z", law)
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=torch.ones(1))
+
+    guide = AutoRelaxed(model, T)
+    guide()
+    with torch.no_grad():
+        guide.logits.z.copy_(torch.tensor([0.3, -0.5, 1.0]))
+    logits = guide.logits.z.detach()
+
+    def log_joint(z):
+        prior = dist.Bernoulli(probs).log_prob(z)[:, kept].sum(-1)
+        masked = dist.Bernoulli(logits=logits).log_prob(z)[:, 1]  # cancels its log q
+        return prior + masked + dist.Normal(z.sum(-1), 1.0).log_prob(torch.tensor(1.0))
+
+    elbo = objective(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+    assert -elbo.loss(model, guide) == pytest.approx(exact_elbo(logits, log_joint).item(), abs=0.03)
+
+
+def test_a_mask_in_a_subsampled_plate_is_refused():
+    def model():
+        mask = torch.tensor([True, False, True])
+        with pyro.plate("points", 6, subsample_size=3), poutine.mask(mask=mask):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(NotImplementedError, match=r'pyro.sample\("z", ...\).*hide=\[...\]'):
+        AutoRelaxed(model, T)()
+
+
+@pytest.mark.parametrize("objective", [
+    Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, JitTrace_ELBO, RenyiELBO,
+])  # fmt: skip
+def test_every_objective_trains_it(objective):
+    """The second of three bits is what the datum says."""
+
+    def model():
+        with pyro.plate("bits", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+        mean = z @ torch.tensor([-3.0, 2.0, -3.0])
+        pyro.sample("x", dist.Normal(mean, 0.5), obs=torch.tensor(2.0))
+
+    guide = AutoRelaxed(model, T)
+    options = {} if objective is RenyiELBO else {"strict_enumeration_warning": False}
+    if objective is JitTrace_ELBO:
+        options["ignore_jit_warnings"] = True
+    train(model, guide, objective(num_particles=5, **options), steps=100, rate=0.2)
+    assert guide.median()["z"].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_enumerated_it_gives_the_exact_elbo():
+    probs = torch.tensor([0.2, 0.6, 0.9])
+
+    @relaxed(temperature=T)
+    def model():
+        z = [pyro.sample(f"z{i}", dist.Bernoulli(p)) for i, p in enumerate(probs)]
+        pyro.sample("x", dist.Normal(sum(z), 1.0), obs=torch.tensor(2.0))
+
+    guide = AutoRelaxed(model, T)
+    guide()
+    logits = torch.tensor([0.3, -0.5, 1.0])
+    with torch.no_grad():
+        for i, logit in enumerate(logits):
+            getattr(guide.logits, f"z{i}").copy_(logit)
+
+    def log_joint(z):
+        normal = dist.Normal(z.sum(-1), 1.0).log_prob(torch.tensor(2.0))
+        return dist.Bernoulli(probs).log_prob(z).sum(-1) + normal
+
+    loss = TraceEnum_ELBO(max_plate_nesting=0).loss(model, config_enumerate(guide))
+    assert -loss == pytest.approx(exact_elbo(logits, log_joint).item(), abs=1e-5)
+
+
+# What it says.
+
+
+def chain():
+    z = pyro.sample("z", dist.OneHotCategorical(PROBS))
+    pyro.sample("x", dist.Normal(z @ torch.arange(4.0), 1.0), obs=torch.tensor(1.0))
+
+
+def messages(work):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    return [str(warning.message) for warning in caught if "AutoRelaxed" in str(warning.message)]
+
+
+def step(model, guide, elbo):
+    return lambda: SVI(model, guide, pyro.optim.Adam({}), elbo).step()
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceGraph_ELBO, RenyiELBO])
+def test_a_prior_that_drops_the_gradient_is_named(objective):
+    guide = AutoRelaxed(chain, T)
+    guide()  # by hand: nothing is known of an objective
+    (message,) = messages(step(chain, guide, objective()))
+    assert f"of ['z'] pass no gradient to the samples under {objective.__name__}" in message
+    assert "write model = relaxed(model, temperature)" in message
+    assert not messages(step(chain, guide, objective()))  # once
+
+
+def test_in_a_list_the_prior_is_named_too():
+    guide = AutoGuideList(chain)
+    guide.append(AutoRelaxed(poutine.block(chain, expose=["z"]), T))
+    (message,) = messages(step(chain, guide, Trace_ELBO()))
+    assert "['z']" in message
+
+
+def test_where_no_gradient_is_lost_nothing_is_said():
+    model, elbo = relaxed(chain, T), Trace_ELBO()
+    enumerated = TraceEnum_ELBO(max_plate_nesting=0)
+    for work in (
+        step(model, AutoRelaxed(model, T), elbo),
+        step(model, AutoRelaxed(chain, T), elbo),
+        step(chain, AutoRelaxed(chain, T), TraceMeanField_ELBO()),
+        step(chain, config_enumerate(AutoRelaxed(chain, T)), enumerated),
+        step(prior_only("bit"), AutoRelaxed(prior_only("bit"), T), elbo),
+        step(prior_only("set"), AutoRelaxed(prior_only("set"), T), elbo),
+        AutoRelaxed(chain, T),
+    ):
+        pyro.clear_param_store()
+        assert not messages(work)
+
+
+def test_the_gradient_is_there_where_nothing_is_said_and_lost_where_it_is():
+    """Without data the gradient is zero at the prior, and not if a part of it is lost."""
+    gradients = {}
+    for name, model, elbo in (
+        ("plain", chain, Trace_ELBO),
+        ("relaxed", relaxed(chain, T), Trace_ELBO),
+        ("exact", chain, TraceMeanField_ELBO),
+    ):
+        pyro.clear_param_store()
+        prior = poutine.block(model, hide=["x"])
+        guide = AutoRelaxed(prior, T)
+        guide()
+        objective = elbo(num_particles=20_000, vectorize_particles=True, max_plate_nesting=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            objective.differentiable_loss(prior, guide).backward()
+        (parameter,) = guide.parameters()
+        gradients[name] = parameter.grad.abs().max()
+    assert gradients["plain"] > 0.05
+    assert gradients["relaxed"] < z_bound(4) * math.sqrt(0.25 / 20_000)
+    assert gradients["exact"] < 1e-5
+
+
+def test_errors_of_the_first_run():
+    with pytest.raises(ValueError, match=r"must have a latent discrete site.*AutoNormal\(model\)"):
+        AutoRelaxed(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), T)()
+    with pytest.raises(ValueError, match="must have a latent discrete site"):
+        AutoRelaxed(poutine.condition(chain, {"z": torch.eye(4)[0]}), T)()
+    with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=prob'):
+        AutoRelaxed(lambda: pyro.sample("z", dist.Categorical(PROBS)), T)()
+    with pytest.raises(ValueError, match=r'"z".*soft law, RelaxedCategorical.*hard=False'):
+        AutoRelaxed(relaxed(chain, T, hard=False), T)()
+    for model in (chain, relaxed(chain, T)):
+        with pytest.raises(ValueError, match=r'"z".*discrete law.*soft = relaxed\(model'):
+            AutoRelaxed(model, T, hard=False)()
+    with pytest.raises(ValueError, match=r"at pyro.sample.*`temperature` must be one number"):
+        AutoRelaxed(chain, torch.ones(3))()
+    with pytest.raises(ValueError, match="`estimator` must be one of"):
+        AutoRelaxed(chain, T, estimator="unknown")
+    with pytest.raises(ValueError, match=r"`name` must be one of \[\], got 'z'; write guide\("):
+        AutoRelaxed(chain, T).law("z")
+    guide = AutoRelaxed(chain, T)
+    guide()
+    with pytest.raises(ValueError, match=r"one of \['z'\], got 'x'"):
+        guide.law("x")
+
+
+# What is kept.
+
+
+def test_a_state_dict_goes_on_where_it_was():
+    """A run that is stopped and resumed in a new guide ends as one that is not, bit for bit."""
+    model = relaxed(chain, T)
+
+    def run(steps, saved=None):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = AutoRelaxed(model, T)
+        guide()
+        if saved is not None:
+            guide.load_state_dict(torch.load(saved[0]))
+            pyro.set_rng_seed(0)
+            torch.set_rng_state(saved[1])
+        optimiser = torch.optim.SGD(guide.parameters(), 0.1)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            Trace_ELBO().differentiable_loss(model, guide).backward()
+            optimiser.step()
+        file = io.BytesIO()
+        torch.save(guide.state_dict(), file)
+        file.seek(0)
+        return guide.logits.z.detach(), (file, torch.get_rng_state())
+
+    whole, _ = run(6)
+    _, saved = run(3)
+    resumed, _ = run(3, saved)
+    assert torch.equal(resumed, whole)
+
+
+def test_it_is_copied_and_pickled():
+    guide = AutoRelaxed(chain, T)
+    guide()
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded.law("z").probs, guide.law("z").probs)
+    assert copy.deepcopy(guide).law("z").probs.equal(guide.law("z").probs)
+
+
+def test_a_learnt_temperature_and_a_model_with_modules():
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.means = PyroModule[torch.nn.Linear](4, 1, bias=False)
+
+        def forward(self):
+            z = pyro.sample("z", dist.OneHotCategorical(PROBS))
+            pyro.sample("x", dist.Normal(self.means(z), 1.0), obs=torch.ones(1))
+
+    log_temperature = torch.zeros((), requires_grad=True)
+    model = Model()
+    guide = AutoRelaxed(model, log_temperature.exp)
+    TraceMeanField_ELBO().differentiable_loss(model, guide).backward()
+    assert log_temperature.grad != 0
+    assert model.means.weight.grad.abs().sum() != 0
+
+
+def test_an_impossible_category_stays_impossible():
+    def model():
+        z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.5, 0.0, 0.5])))
+        b = pyro.sample("b", dist.Bernoulli(torch.tensor([0.0, 1.0, 0.5])).to_event(1))
+        mean = z @ torch.tensor([0.0, 1.0, 2.0]) + b.sum()
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(1.0))
+
+    for prior, elbo in ((relaxed(model, T), Trace_ELBO()), (model, TraceMeanField_ELBO())):
+        pyro.clear_param_store()
+        guide = AutoRelaxed(prior, T)
+        train(prior, guide, elbo, steps=20)
+        assert guide.law("z").probs[1] == 0
+        assert guide.law("b").base_dist.probs[:2].tolist() == [0.0, 1.0]
+        assert all(parameter.isnan().sum() == 0 for parameter in guide.parameters())
+
+
+# Other guides, and samplers, of a relaxed model.
+
+
+def continuous(x, subsample_size=None, z_law=None, b_law=None):
+    """A shift, and discrete sites of two rows with the laws that are given."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 5.0))
+    b = pyro.sample("b", (b_law or dist.Bernoulli)(probs=torch.tensor(0.3)))
+    with pyro.plate("points", len(x), subsample_size=subsample_size) as index:
+        law = z_law or dist.OneHotCategorical
+        z = pyro.sample("z", law(probs=torch.tensor([0.5, 0.5])))
+        mean = shift + b + z @ torch.tensor([0.0, 4.0])
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x[index])
+
+
+def by_hand(hard, **keywords):
+    columns = (CategoricalStraightThrough, BernoulliStraightThrough)
+    z_law, b_law = columns if hard else (RelaxedCategorical, RelaxedBernoulli)
+    return partial(continuous, z_law=partial(z_law, T), b_law=partial(b_law, T), **keywords)
+
+
+def losses(model, make_guide, x, steps=20):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    svi = SVI(model, make_guide(model), pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    return [svi.step(x) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("subsample_size", [None, 3])
+def test_a_normal_guide_of_a_soft_model(subsample_size):
+    """All sites continuous: step by step as for the model written by hand."""
+    x, _ = clusters(6)
+    model = relaxed(partial(continuous, subsample_size=subsample_size), T, hard=False)
+    expected = losses(by_hand(False, subsample_size=subsample_size), AutoNormal, x)
+    assert losses(model, AutoNormal, x) == expected
+    assert all(map(math.isfinite, expected))
+
+
+@pytest.mark.parametrize("subsample_size", [None, 3])
+def test_a_normal_guide_of_the_continuous_sites(subsample_size):
+    x, _ = clusters(6)
+
+    def guide(model):
+        return AutoNormal(poutine.block(model, hide=["z", "b"]))
+
+    model = relaxed(partial(continuous, subsample_size=subsample_size), T)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found vars in model but not guide")
+        expected = losses(by_hand(True, subsample_size=subsample_size), guide, x)
+        assert losses(model, guide, x) == expected
+    with pytest.raises(ValueError, match="cannot handle discrete sample site"):
+        AutoNormal(model)(x)
+
+
+def chain_of(model, x, **options):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    kernel = NUTS(model, step_size=0.1, adapt_step_size=False, max_tree_depth=3, **options)
+    sampler = MCMC(kernel, num_samples=5, warmup_steps=2, disable_progbar=True)
+    sampler.run(x)
+    return sampler.get_samples()
+
+
+def test_nuts_on_a_soft_model():
+    x, _ = clusters(4)
+    expected = chain_of(by_hand(False), x)
+    found = chain_of(relaxed(continuous, T, hard=False), x)
+    assert set(found) == {"shift", "b", "z"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_nuts_beside_enumerated_hard_sites():
+    """The energy is that beside the plain sites, which are summed out."""
+    x, _ = clusters(4)
+    energy = [
+        initialize_model(model, model_args=(x,))[1]
+        for model in (relaxed(continuous, T), by_hand(True), continuous)
+    ]
+    for shift in torch.linspace(-3, 5, 7):
+        at = [potential({"shift": shift}) for potential in energy]
+        torch.testing.assert_close(at[0], at[2])
+        assert torch.equal(at[0], at[1])
+    assert set(chain_of(relaxed(continuous, T), x)) == {"shift"}
+
+
+def test_hardened_values_inside_a_soft_model():
+    """The data see hard values, whatever the guide."""
+    seen = []
+
+    @relaxed(temperature=T, hard=False)
+    def model():
+        z = pyro.sample("z", dist.OneHotCategorical(PROBS))
+        seen.append(harden(z))
+        pyro.sample("x", dist.Normal(seen[-1] @ torch.arange(4.0), 1.0), obs=torch.tensor(1.0))
+
+    for guide in (AutoNormal(model), AutoRelaxed(model, T, hard=False)):
+        pyro.clear_param_store()
+        train(model, guide, Trace_ELBO(), steps=3)
+    assert len(seen) >= 6
+    assert all(((z == 0) | (z == 1)).all() for z in seen)
