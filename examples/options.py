@@ -64,10 +64,12 @@ def png_path(example: str) -> Callable[[str], Path]:
     return read
 
 
-def training_steps(number: int) -> Iterator[tuple[int, tqdm]]:
+def training_steps(
+    number: int, *, stop: threading.Event | None = None, what: str = "training"
+) -> Iterator[tuple[int, tqdm]]:
     """The steps from 1 and their progress bar, until the last one or the first Ctrl-C."""
-    stop = stop_at_ctrl_c()
-    bar = tqdm(range(1, number + 1), desc="training", unit="step")
+    stop = stop_at_ctrl_c() if stop is None else stop
+    bar = tqdm(range(1, number + 1), desc=what, unit="step")
     for step in bar:
         yield step, bar
         if stop.is_set():

@@ -165,6 +165,8 @@ def in_program() -> bool:
 
 def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
     """The shape that both broadcast to; None if there is none."""
+    if left == right:
+        return left  # at once: torch takes 40 microseconds
     try:
         return torch.broadcast_shapes(left, right)
     except (RuntimeError, ValueError):

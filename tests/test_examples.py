@@ -116,6 +116,29 @@ def test_a_few_steps_of_ranking(tmp_path):
     assert_picture(tmp_path / "x.png")
 
 
+def test_a_few_steps_of_relax_a_model(tmp_path):
+    done = run(tmp_path, "relax_a_model", "--steps", 3, "--most", 5, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("178 wines in 3 clusters")
+    for line in (r"ELBO, nats", r"agreement with the cultivars", r"seconds"):
+        assert math.isfinite(number(line + r" +(\S+) +\S+$", done.stdout))
+    assert 0 <= number(r"mean difference of the probabilities: (\S+)$", done.stdout) <= 1
+    by_number = causes_by_number(done.stdout)
+    assert list(by_number) == [2, 5]
+    assert all(elbo < evidence for evidence, elbo, _ in by_number.values())
+    assert_picture(tmp_path / "x.png")
+    again = run(tmp_path, "relax_a_model", "--steps", 3, "--most", 5)
+    assert causes_by_number(again.stdout) == by_number
+    assert_picture(tmp_path / "relax_a_model.png")
+
+
+def causes_by_number(output):
+    """Log evidence, ELBO and mean difference, where `relax_a_model` has all."""
+    line = r"^ *(\d+) +(-\S+) +(-\S+) +\S+ +\S+ +(0\.\d+)$"
+    rows = re.findall(line, output, re.MULTILINE)
+    return {int(number): tuple(map(float, values)) for number, *values in rows}
+
+
 @pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking"])
 def test_equal_seeds_give_equal_results(tmp_path, script):
     runs = [run(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
@@ -208,6 +231,12 @@ BAD_OPTIONS = {
         ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. feature_selection.png"),
     ],
+    "relax_a_model": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 200)),
+        ("--most 1", "argument --most: " + WHOLE.format(2, 1, 200)),
+        ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
+        ("--out x", "got 'x'; write e.g. relax_a_model.png"),
+    ],
     "ranking": [
         ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
         ("--judges 0", "argument --judges: " + WHOLE.format(1, 0, 200)),
@@ -281,3 +310,18 @@ def test_the_true_ranking_is_found(tmp_path):
     assert number(r"Kendall's tau .*: (\S+)$", done.stdout) > 0.8
     assert number(r"root mean square error .*: (\S+)$", done.stdout) < 0.3
     assert number(r"true log-worths .*: (\d+) of 10$", done.stdout) >= 7
+
+
+@pytest.mark.slow
+def test_one_line_of_relaxation_finds_what_enumeration_does(tmp_path):
+    done = run(tmp_path, "relax_a_model", "--seed", 0, "--most", 50)
+    elbos = re.search(r"^ELBO, nats +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
+    enumerated, relaxed = map(float, elbos.groups())
+    assert enumerated - 30 < relaxed < enumerated + 5  # of -2833, 178 wines
+    assert number(r"mean difference of the probabilities: (\S+)$", done.stdout) < 0.05
+    by_number = causes_by_number(done.stdout)
+    assert list(by_number) == [2, 5, 10, 20]
+    for causes, (evidence, elbo, apart) in by_number.items():
+        assert evidence - 0.15 * causes < elbo < evidence + 0.2
+        assert apart < 0.06
+    assert re.search(r"^ +50 +-\S+ +2\^50 states", done.stdout, re.MULTILINE)

@@ -575,3 +575,31 @@ def test_hardened_values_inside_a_soft_model():
         train(model, guide, Trace_ELBO(), steps=3)
     assert len(seen) >= 6
     assert all(((z == 0) | (z == 1)).all() for z in seen)
+
+
+# Of two clusters at 0 and 3 with unit variances, the one that each of 200 points is in: the
+# mixture of https://github.com/pyro-ppl/pyro/issues/3127.
+
+
+def assignments(x):
+    with pyro.plate("points", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(3 * z, 1.0), obs=x)
+
+
+def local_logits(x):
+    logits = pyro.param("logits", lambda: torch.zeros(len(x)))
+    with pyro.plate("points", len(x)):
+        pyro.sample("z", dist.Bernoulli(logits=logits))
+
+
+@pytest.mark.parametrize(("temperature", "error"), [(0.1, 0.03), (0.5, 0.09), (1.0, 0.12)])
+def test_two_clusters_against_enumeration(temperature, error):
+    x = torch.randn(200) + 3 * torch.bernoulli(torch.full((200,), 0.5))
+    exact = torch.sigmoid(3 * x - 4.5)
+    elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+    model, guide = (relaxed(part, temperature) for part in (assignments, local_logits))
+    train(model, guide, elbo, steps=1500, rate=0.2, args=(x,))
+    found = pyro.param("logits").detach().sigmoid()
+    assert ((found > 0.5) == (exact > 0.5)).float().mean() >= 0.98
+    assert (found - exact).abs().mean() <= error
