@@ -64,12 +64,17 @@ def through_noise(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor],
     return moved, "z_noise", lambda noise: law.link(law.logits + noise, law.temperature)
 
 
+def with_pyros_class(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
+    theirs = dist.RelaxedOneHotCategorical(law.temperature, logits=law.logits)
+    return lambda: model(theirs), "z", lambda z: z
+
+
 def measure(way: Any, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, float]:
     law = prior(options, dtype)
     posterior, site, value = way(law)
     start = time.perf_counter()
     chains = []
-    for seed in range(2):
+    for seed in range(options.repeats):
         pyro.set_rng_seed(seed)
         sampler = MCMC(NUTS(posterior), options.draws, options.draws // 2, disable_progbar=True)
         sampler.run()
@@ -93,13 +98,13 @@ def exact_mean(options: argparse.Namespace) -> Tensor:
 
 
 def main() -> None:
-    parser = option_parser(__doc__, repeats=1)
+    parser = option_parser(__doc__, repeats=2)  # chains
     add = parser.add_argument
-    add("--draws", type=int, default=400, help="of each of two chains (default: 400)")
+    add("--draws", type=int, default=400, help="of each chain (default: 400)")
     add("--temperature", type=float, default=0.1, help="default: 0.1")
     options = read_options(parser)
     results = {}
-    for way in (through_noise, in_coordinates, as_it_is):
+    for way in (through_noise, in_coordinates, as_it_is, with_pyros_class):
         for dtype in (torch.float32, torch.float64):
             name = f"{way.__name__.replace('_', ' ')}, {str(dtype).removeprefix('torch.')}"
             row = results[name] = measure(way, dtype, options)

@@ -258,7 +258,7 @@ def draw(
     )  # fmt: skip
     left.set(title="178 wines, cluster by relaxation", xlabel="first component")
     left.set_ylabel("second component")
-    left.legend(loc="upper center", fontsize="small")
+    left.legend(loc="lower left", fontsize="small")
     for number, (by_enumeration, by_relaxation) in causes_found.items():
         if by_enumeration is not None:
             pair = by_enumeration.posterior.numpy(), by_relaxation.posterior.numpy()

@@ -151,7 +151,10 @@ class AutoRelaxed(AutoGuide):
     def law(self, name: str) -> Any:
         """The law of a site as the parameters now have it, over the whole of its plates.
 
-        >>> guide.law("z").probs
+        >>> guide = AutoRelaxed(lambda: pyro.sample("z", pyro.distributions.Bernoulli(0.25)), 0.5)
+        >>> _ = guide()
+        >>> guide.law("z").probs.detach()
+        tensor(0.2500)
 
         :param name: of a site that the first run has met.
         :raises ValueError: for any other name.

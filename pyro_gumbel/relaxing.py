@@ -59,7 +59,7 @@ def relax(
     hard: bool = True,
     estimator: str | Estimator = "gumbel_softmax",
 ) -> Any:
-    r"""The soft or hard row-mate of a discrete law, with its probabilities, size and batch shape.
+    """The soft or hard row-mate of a discrete law, with its probabilities, size and batch shape.
 
     ==================== ================================ =======================
     discrete             hard                             soft
@@ -79,9 +79,8 @@ def relax(
             return relax(dist.Bernoulli(distribution.chance), temperature, hard=hard,
                          estimator=estimator)
 
-    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor([0.5, 1.0])).to_event(1), 0.5)
-    Independent(BernoulliStraightThrough(temperature: 0.5, probs: (2,), batch_shape: (2,), \
-event_shape: ()), 1)
+    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)), 0.5)
+    BernoulliStraightThrough(temperature: 0.5, probs: (), batch_shape: (), event_shape: ())
 
     :param distribution: the law.
     :param temperature: tau > 0; a number, a tensor that broadcasts to the batch shape of

@@ -35,7 +35,11 @@ class NoiseReparam(Reparam):
     programs" (2020), https://arxiv.org/abs/1906.03028, for soft laws of one bit, one of k and m of
     k, over values or coordinates.
 
-    >>> model = pyro.poutine.reparam(relaxed(model, 0.1, hard=False), {"z": NoiseReparam()})
+    >>> def model():
+    ...     return pyro.sample("z", RelaxedCategorical(0.1, logits=torch.zeros(3)))
+    >>> moved = pyro.poutine.reparam(model, config={"z": NoiseReparam()})
+    >>> pyro.poutine.trace(moved).get_trace().nodes["z_noise"]["value"].shape
+    torch.Size([3])
 
     :raises TypeError: for a site whose law is not one of these.
     :raises ValueError: for an observed site.

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pyro
 import pytest
+import torch
 
 import pyro_gumbel
-from pyro_gumbel import discrete, hard, soft
+from pyro_gumbel import discrete, guides, hard, registration, relaxing, reparam, soft
 
 ROOT = Path(__file__).parent.parent
 
 
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 def readme_example():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = python_blocks(ROOT / "README.md")
     return block
 
 
@@ -28,9 +33,16 @@ def test_the_example_has_twelve_lines():
 def test_the_example_finds_the_clusters():
     scope = {}
     exec(compile(readme_example(), "README.md", "exec"), scope)
-    assert pyro.param("logits").argmax(-1).tolist() == [0, 1, 2]
+    assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
     losses = scope["losses"]
     assert sum(losses[-50:]) < sum(losses[:50])
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("docs/*.md")))
+def test_the_examples_of_the_documents_run(page):
+    for block in python_blocks(ROOT / "docs" / page):
+        pyro.clear_param_store()
+        exec(compile(block, page, "exec"), {})
 
 
 def test_every_linked_file_exists():
@@ -39,10 +51,10 @@ def test_every_linked_file_exists():
             assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [discrete, soft, hard])
+@pytest.mark.parametrize("module", [discrete, soft, hard, relaxing, guides, reparam, registration])
 def test_docstring_examples(module):
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
-    result = doctest.testmod(module, extraglobs=names)
+    result = doctest.testmod(module, extraglobs={**names, "pyro": pyro, "torch": torch})
     assert result.attempted > 0
     assert result.failed == 0
 
