@@ -80,3 +80,13 @@ def test_a_name_of_somebody_else_is_left_alone():
         assert dist.Subset is mark
     finally:
         del dist.Subset
+
+
+def test_a_built_in_name_that_is_taken_again_is_left_alone():
+    before, dist.RelaxedOneHotCategorical = dist.RelaxedOneHotCategorical, object()
+    try:
+        mark = dist.RelaxedOneHotCategorical
+        unregister()
+        assert dist.RelaxedOneHotCategorical is mark
+    finally:
+        dist.RelaxedOneHotCategorical = before

@@ -538,3 +538,23 @@ def test_hardening_under_vmap_and_compile():
     expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     assert torch.equal(torch.vmap(harden)(value), expected)
     assert torch.equal(torch.compile(harden, backend="eager", fullgraph=True)(value), expected)
+
+
+def bits():
+    return harden(BernoulliStraightThrough(T, probs=torch.tensor([1.0, 1.0, 0.0])).rsample())
+
+
+def test_hardening_a_hard_value_in_a_compiled_function():
+    """Where it cannot be read that it is hard already."""
+    compiled = torch.compile(bits, backend="eager", fullgraph=True)
+    assert compiled().tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
+def test_hardening_knows_what_a_half_type_has_rounded_away(cls):
+    """Of two nearly equal categories, or a bit near a half, the one that the noise chose."""
+    law = make(cls, temperature=50.0, batch_shape=(2000,), k=2, dtype=torch.bfloat16)
+    value = law.rsample()
+    chosen = cls.link.vertex(law._coordinates_of(value)).to(value.dtype)
+    assert torch.equal(harden(value), chosen)
+    assert not torch.equal(harden(value.clone(), cls.link), chosen)

@@ -61,6 +61,15 @@ def test_an_initial_value_comes_back_as_itself(cls, dtype, temperature):
     assert (back - value).abs().max() < exact
 
 
+def test_of_the_noise_that_makes_a_value_it_is_the_most_probable():
+    """Any common shift makes the same value; none is as probable."""
+    law = make(RelaxedCategorical, batch_shape=(20,), k=4, dtype=torch.float64)
+    noise = initial_noise(law, law.sample().clone())
+    density = Gumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
+    for shift in (-0.1, 0.1):
+        assert (density(noise + shift) < density(noise)).all()
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_the_built_in_one_returns_another_value(temperature):
     """Of a value with logits x the built-in takes tau s, where tau log(s) is meant."""
