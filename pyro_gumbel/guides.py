@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import ReweightedWakeSleep, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.utils import deep_setattr
@@ -32,22 +32,25 @@ from pyro_gumbel.hard import (
     StraightThrough,
     SubsetStraightThrough,
 )
-from pyro_gumbel.parameters import Temperature
-from pyro_gumbel.relaxing import at_site, fitted, innermost, is_relaxable, relax, rewrapped
+from pyro_gumbel.parameters import Temperature, at_site, fitted
+from pyro_gumbel.relaxing import is_relaxable, relax
 from pyro_gumbel.rows import MOfK, OneBit, Ranking, Row
 from pyro_gumbel.soft import Coordinates, Soft
+from pyro_gumbel.wrappers import innermost, masks_of, rewrapped
 
 __all__ = ["AutoRelaxed"]
+
+RUNS = 10  # of the model, to see what the prior of a site is
 
 
 class AutoRelaxed(AutoGuide):
     r"""One independent law for each latent discrete site of a model: q(z) = prod_i q_i(z_i).
 
     A site's law is the hard or the soft one of its row, with the site's plates and masks. Its
-    logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled,
-    and start at those of the prior in the first run, so that a category that the prior excludes
-    then stays excluded. Continuous sites, and sites that the model enumerates, are left to other
-    guides::
+    logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled.
+    They start at those of the prior, and an outcome that the prior excludes stays excluded; where
+    the prior depends on other sites they start at its mean over 10 runs, and nothing is excluded.
+    Continuous sites, and sites that the model enumerates, are left to other guides::
 
         guide = AutoGuideList(model)
         guide.append(AutoNormal(poutine.block(model, hide=["z"])))
@@ -56,8 +59,10 @@ class AutoRelaxed(AutoGuide):
     Under `TraceMeanField_ELBO` train the model as it is. Under other ELBOs train
     ``relaxed(model, temperature)``, and give that to the guide: there the prior has to pass a
     gradient to the sample, which a plain `OneHotCategorical` does not. The guide warns of it. With
-    `hard=False` the model is always ``relaxed(model, temperature, hard=False)``. A `poutine.scale`
-    inside the model is not the guide's: write it around both.
+    `hard=False` the model is always ``relaxed(model, temperature, hard=False)``.
+
+    A model with masked discrete sites is run once more in every call, for the masks. A
+    `poutine.scale` inside the model is not the guide's: write it around both.
 
     :param model: a Pyro model.
     :param temperature: tau > 0, a number, a tensor that broadcasts to every site's batch shape,
@@ -93,28 +98,56 @@ class AutoRelaxed(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        self._laws: dict[str, Any] = {}  # as in the first run
-        self._without_gradient: list[str] = []  # until an objective has been seen
-        self.logits = PyroModule()
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            with at_site("AutoRelaxed", name):
-                law = self._relaxed_law(site["fn"])
-                _require_whole_plates(site)
-                self._laws[name] = self._with_logits(law, innermost(law).logits.detach())
-            logits = innermost(law).logits.detach()
-            event_dim = logits.dim() - len(law.batch_shape)
-            for frame in site["cond_indep_stack"]:
-                full_size = frame.full_size or frame.size
-                if full_size != frame.size:
-                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-            deep_setattr(self.logits, name, PyroParam(logits.clone(), constraints.real, event_dim))
-            if _passes_no_gradient(site["fn"]):
-                self._without_gradient.append(name)
-        if not self._laws:
+        self._sites = self._sites_of(self.prototype_trace)
+        if not self._sites:
             raise ValueError(
                 "AutoRelaxed: `model` must have a latent discrete site, and has none; write "
                 "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
             )
+        self._masked = any(_masks(site["mask"], site["law"]) for site in self._sites.values())
+        self._without_gradient = [
+            name
+            for name, site in self.prototype_trace.iter_stochastic_nodes()
+            if _passes_no_gradient(innermost(site["fn"]))
+        ]
+        self.logits = PyroModule()
+        for name, logits in self._initial_logits(*args, **kwargs).items():
+            event_dim = logits.dim() - len(self._sites[name]["law"].batch_shape)
+            for frame in self._sites[name]["frames"]:
+                full_size = frame.full_size or frame.size
+                if full_size != frame.size:
+                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+            parameter = PyroParam(logits.clone(), constraints.real, event_dim)
+            deep_setattr(self.logits, name, parameter)
+
+    def _sites_of(self, trace: Any) -> dict[str, dict[str, Any]]:
+        """The law of each site in the guide's column, at temperature 1, its mask and its plates."""
+        sites = {}
+        for name, site in trace.iter_stochastic_nodes():
+            with at_site("AutoRelaxed", name):
+                law, frames = self._relaxed_law(site["fn"]), site["cond_indep_stack"]
+                _require_whole_plates(frames, _masks(site["mask"], law))
+                logits = innermost(law).logits.detach()
+                self._with_logits(law, logits, self.temperature)  # raises if it does not fit
+                law = self._with_logits(law, logits, 1.0)
+            sites[name] = {"law": law, "mask": site["mask"], "frames": frames}
+        return sites
+
+    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
+        model = poutine.block(self.model, self._prototype_hide_fn)
+        with torch.no_grad():
+            trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        return self._sites_of(trace)
+
+    def _initial_logits(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Those of the prior, or of its mean over runs where they are not the same in all."""
+        others = [self._sites_in_another_run(*args, **kwargs) for _ in range(RUNS - 1)]
+        logits = {}
+        for name in self._sites:
+            laws = [innermost(run[name]["law"]) for run in (self._sites, *others) if name in run]
+            fixed = all(torch.equal(law.logits, laws[0].logits) for law in laws)
+            logits[name] = laws[0].logits if fixed else _mean_logits(laws)
+        return logits
 
     def _relaxed_law(self, law: Any) -> Any:
         """The row-mate of a site's law in the guide's column."""
@@ -139,14 +172,16 @@ class AutoRelaxed(AutoGuide):
             )
         return new
 
-    def _with_logits(self, law: Any, logits: Tensor) -> Any:
-        """A law like `law` with these logits, at the guide's temperature."""
+    def _with_logits(self, law: Any, logits: Tensor, temperature: Temperature) -> Any:
+        """A law like `law` with these logits, at this temperature."""
         base = innermost(law)
         event_dim = law.event_dim - base.event_dim
         batch_shape = logits.shape[: logits.dim() - base._parameter_dim - event_dim]
-        tau = fitted(self.temperature, batch_shape, event_dim)
-        estimator = {"estimator": self.estimator} if self.hard else {}
-        return rewrapped(law, type(base)(tau, *_size(base), logits=logits, **estimator))
+        tau = fitted(temperature, batch_shape, event_dim)
+        keywords = {"logits": logits, "validate_args": base._validate_args}
+        if self.hard:
+            keywords["estimator"] = self.estimator
+        return rewrapped(law, type(base)(tau, *_size(base), **keywords))
 
     def law(self, name: str) -> Any:
         """The law of a site as the parameters now have it, over the whole of its plates.
@@ -156,30 +191,39 @@ class AutoRelaxed(AutoGuide):
         >>> guide.law("z").probs.detach()
         tensor(0.2500)
 
+        It has the form of the site's, so that of a law with `.to_event` the probabilities are
+        those of its `.base_dist`.
+
         :param name: of a site that the first run has met.
         :raises ValueError: for any other name.
         """
-        laws = {} if self.prototype_trace is None else self._laws
-        if name not in laws:
+        sites = {} if self.prototype_trace is None else self._sites
+        if name not in sites:
             raise ValueError(
-                f"AutoRelaxed.law: `name` must be one of {sorted(laws)}, got {name!r}; write "
+                f"AutoRelaxed.law: `name` must be one of {sorted(sites)}, got {name!r}; write "
                 "guide(*args) for a first run, if there was none"
             )
-        return self._with_logits(laws[name], attrgetter(name)(self.logits))
+        return self._current_law(name, sites[name])
+
+    def _current_law(self, name: str, site: dict[str, Any]) -> Any:
+        return self._with_logits(site["law"], attrgetter(name)(self.logits), self.temperature)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """A draw of each site, by name."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        sites = self._sites
+        if self._masked and self._model is not None:
+            sites = self._sites_in_another_run(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result = {}
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in sites.items():
             with ExitStack() as stack:
-                for frame in site["cond_indep_stack"]:
+                for frame in site["frames"]:
                     stack.enter_context(plates[frame.name])
                 if site["mask"] is not None:
                     stack.enter_context(poutine.mask(mask=site["mask"]))
-                result[name] = pyro.sample(name, self.law(name))
+                result[name] = pyro.sample(name, self._current_law(name, site))
         self._warn_of_lost_gradients(result)
         return result
 
@@ -188,18 +232,19 @@ class AutoRelaxed(AutoGuide):
         """The most probable value of each site, by name: hard, or its coordinates."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return {name: _most_probable(innermost(self.law(name))) for name in self._laws}
+        return {name: _most_probable(innermost(self.law(name))) for name in self._sites}
 
     def _warn_of_lost_gradients(self, values: dict[str, Tensor]) -> None:
         """Once, where a prior passes no gradient to a sample that has one."""
         sites = [name for name in self._without_gradient if values[name].requires_grad]
         elbo, model = _running_objective() if sites else (None, None)
-        if elbo is None:
+        guide = self if self.master is None else self.master()
+        own = getattr(guide, "_model", None)  # a copy has none
+        if elbo is None or own is None or model != own[0]:
+            return
+        if isinstance(elbo, TraceMeanField_ELBO | ReweightedWakeSleep):
             return
         self._without_gradient = []
-        own_model = (self if self.master is None else self.master()).model
-        if isinstance(elbo, TraceMeanField_ELBO) or model != own_model:
-            return
         warnings.warn(
             f"AutoRelaxed: the OneHotCategorical priors of {sites} pass no gradient to the samples "
             f"under {type(elbo).__name__}; write model = relaxed(model, temperature) before the "
@@ -208,26 +253,32 @@ class AutoRelaxed(AutoGuide):
         )
 
 
-def _require_whole_plates(site: Any) -> None:
+def _masks(mask: Any, law: Any) -> list[Tensor]:
+    """The masks of a site that are tensors."""
+    return [mask for mask in (mask, *masks_of(law)) if isinstance(mask, Tensor)]
+
+
+def _require_whole_plates(frames: Any, masks: list[Tensor]) -> None:
     """Raise if the site has a mask of which only a subsample is known."""
-    masks, law = [site["mask"]], site["fn"]
-    while law is not innermost(law):
-        masks.append(getattr(law, "_mask", None))
-        law = law.base_dist
-    subsampled = any(
-        frame.full_size not in (None, frame.size) for frame in site["cond_indep_stack"]
-    )
-    if subsampled and any(isinstance(mask, Tensor) and mask.dim() for mask in masks):
+    subsampled = any(frame.full_size not in (None, frame.size) for frame in frames)
+    if subsampled and any(mask.dim() for mask in masks):
         raise NotImplementedError(
             "expected no mask in a subsampled plate, got one, of which the guide sees a part only; "
             "write poutine.block(model, hide=[...]) and a guide of its own for this site"
         )
 
 
+def _mean_logits(laws: list[Any]) -> Tensor:
+    """Logits of the mean of the laws' probabilities, with a uniform law among them."""
+    probs = torch.stack([law.probs for law in laws])
+    outcomes = 2 if isinstance(laws[0], OneBit) else probs.shape[-1]
+    mean = (probs.sum(0) + 1 / outcomes) / (len(laws) + 1)
+    return mean.logit() if isinstance(laws[0], OneBit) else mean.log()
+
+
 def _passes_no_gradient(law: Any) -> bool:
     """Whether log_prob looks an index up."""
-    base = innermost(law)
-    return isinstance(base, OneHotCategorical) and not isinstance(base, StraightThrough)
+    return isinstance(law, OneHotCategorical) and not isinstance(law, StraightThrough)
 
 
 def _size(law: Row) -> tuple[int, ...]:
@@ -252,13 +303,19 @@ def _hard_class(law: Row) -> Any:
 def _running_objective() -> tuple[ELBO | None, Any]:
     """The ELBO that is running this guide, and its model; None where the guide runs alone.
 
-    Pyro tells a guide nothing of it, so it is looked up in the calls under way.
+    Pyro tells a guide nothing of it, so it is looked up in the calls under way. Variables are read
+    of methods with a model alone: to read them keeps them alive for as long as the call.
     """
     found: tuple[ELBO | None, Any] = (None, None)
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        variables = frame.f_locals
-        if isinstance(variables.get("self"), ELBO) and "model" in variables:
-            found = variables["self"], variables["model"]
-        frame = frame.f_back
+    frame: FrameType | None = sys._getframe(1)
+    try:
+        while frame is not None:
+            names = frame.f_code.co_varnames
+            if names[:1] == ("self",) and "model" in names:
+                variables = frame.f_locals
+                if isinstance(variables.get("self"), ELBO) and "model" in variables:
+                    found = variables["self"], variables["model"]
+            frame = frame.f_back
+    finally:
+        del frame
     return found

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["recall", "recalled", "remember"]
+__all__ = ["memory_of", "recall", "remember"]
 
 
 class _Memory:
@@ -60,15 +60,15 @@ def remember(value: Tensor, key: object, content: Any) -> Tensor:
     return value
 
 
-def recalled(value: Tensor) -> tuple[object, Any] | None:
-    """The key and the content of what `value` remembers; None if it is not what was drawn."""
+def recall(value: Tensor, key: object) -> Any | None:
+    """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
+    kept, content = memory_of(value)
+    return content if kept == key else None
+
+
+def memory_of(value: Tensor) -> tuple[object, Any]:
+    """The key and the content of what `value` remembers; None and None if it is not as drawn."""
     memory = getattr(value, "_pyro_gumbel_memory", None)
     if isinstance(memory, _Memory) and memory.still_holds(value):
         return memory.key, memory.content
-    return None
-
-
-def recall(value: Tensor, key: object) -> Any | None:
-    """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
-    memory = recalled(value)
-    return None if memory is None or memory[0] != key else memory[1]
+    return None, None

@@ -9,7 +9,8 @@ cannot under vmap, compile and trace). `owner` is the name of the class that spe
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 __all__ = [
     "Temperature",
+    "at_site",
     "brief",
     "broadcast",
     "check_value",
+    "fitted",
     "in_program",
     "joint_batch_shape",
     "read_parameter",
@@ -89,6 +92,23 @@ def _as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = No
         remedy = f"write {name}=torch.as_tensor(..., dtype=torch.get_default_dtype())"
     expected = "a number or a tensor of floats"
     raise TypeError(f"{owner}: `{name}` must be {expected}, got {kind}; {remedy}")
+
+
+def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
+    """A temperature that broadcasts to `batch_shape`, for a law with `event_dim` dimensions more.
+
+    :raises ValueError: for a shape that does not.
+    """
+    tau = temperature() if callable(temperature) else temperature
+    if not isinstance(tau, Tensor) or tau.numel() == 1:
+        return tau
+    if broadcast(tau.shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "relax: `temperature` must be one number or broadcast to the batch shape "
+            f"{tuple(batch_shape)}, got shape {tuple(tau.shape)}; write "
+            f"torch.full({tuple(batch_shape)}, 0.5) for one number a batch element"
+        )
+    return tau.reshape(tau.shape + (1,) * event_dim)
 
 
 def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Size) -> torch.Size:
@@ -171,3 +191,14 @@ def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
         return torch.broadcast_shapes(left, right)
     except (RuntimeError, ValueError):
         return None
+
+
+@contextmanager
+def at_site(owner: str, name: str) -> Iterator[None]:
+    """Errors name the site."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        kinds = (TypeError, ValueError, NotImplementedError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f'{owner}: at pyro.sample("{name}", ...): {error}') from error

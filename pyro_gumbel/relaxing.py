@@ -4,8 +4,7 @@
 """From discrete to relaxed: one law, all latent sites of a model, and a soft value back again."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ from pyro_gumbel.hard import (
     SubsetStraightThrough,
 )
 from pyro_gumbel.links import Link, simplex
-from pyro_gumbel.memory import recall, recalled
-from pyro_gumbel.parameters import Temperature, broadcast, known, require
+from pyro_gumbel.memory import memory_of, recall
+from pyro_gumbel.parameters import Temperature, at_site, fitted, known, require
 from pyro_gumbel.rows import are_derived, exact_logits
 from pyro_gumbel.soft import (
     RelaxedBernoulli,
@@ -37,17 +36,15 @@ from pyro_gumbel.soft import (
     RelaxedSubset,
     Soft,
 )
+from pyro_gumbel.wrappers import innermost, wrapped_like
 
 __all__ = [
     "RelaxedMessenger",
-    "fitted",
     "harden",
-    "innermost",
     "is_discrete",
     "is_relaxable",
     "relax",
     "relaxed",
-    "rewrapped",
 ]
 
 
@@ -141,7 +138,8 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     raise TypeError(
         "relax: `distribution` must have values that can carry a gradient, got a Categorical, "
         "whose values are integers; write OneHotCategorical(probs=probs) for "
-        "Categorical(probs=probs), and z @ table where its value z is an index, table[z]"
+        "Categorical(probs=probs), and z @ table where its value z is an index, table[z]; or "
+        "leave its site out with relaxed(..., sites=[...])"
     )
 
 
@@ -153,7 +151,7 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
         event_dim = distribution.reinterpreted_batch_ndims
         temperature = fitted(temperature, distribution.batch_shape, event_dim)
     base = relax(distribution.base_dist, temperature, **column)
-    return distribution if base is distribution.base_dist else _wrapped_like(distribution, base)
+    return distribution if base is distribution.base_dist else wrapped_like(distribution, base)
 
 
 def _of_column(
@@ -185,48 +183,6 @@ def _checks(distribution: Any) -> bool:
     return distribution._validate_args
 
 
-def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
-    """A temperature that broadcasts to `batch_shape`, for a law with `event_dim` dimensions more.
-
-    :raises ValueError: for a shape that does not.
-    """
-    tau = temperature() if callable(temperature) else temperature
-    if not isinstance(tau, Tensor) or tau.numel() == 1:
-        return tau
-    if broadcast(tau.shape, batch_shape) != batch_shape:
-        raise ValueError(
-            "relax: `temperature` must be one number or broadcast to the batch shape "
-            f"{tuple(batch_shape)}, got shape {tuple(tau.shape)}; write "
-            f"torch.full({tuple(batch_shape)}, 0.5) for one number a batch element"
-        )
-    return tau.reshape(tau.shape + (1,) * event_dim)
-
-
-_WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
-
-
-def innermost(distribution: Any) -> Any:
-    """The law inside all wrappers."""
-    while isinstance(distribution, _WRAPPERS):
-        distribution = distribution.base_dist
-    return distribution
-
-
-def rewrapped(distribution: Any, base: Any) -> Any:
-    """`base` in the wrappers of `distribution`."""
-    if not isinstance(distribution, _WRAPPERS):
-        return base
-    return _wrapped_like(distribution, rewrapped(distribution.base_dist, base))
-
-
-def _wrapped_like(distribution: Any, base: Any) -> Any:
-    if isinstance(distribution, Independent):
-        return base.to_event(distribution.reinterpreted_batch_ndims)
-    if isinstance(distribution, MaskedDistribution):
-        return base.mask(distribution._mask)
-    return base.expand(distribution.batch_shape)
-
-
 class RelaxedMessenger(Messenger):
     """The handler behind `relaxed`, which documents the arguments."""
 
@@ -243,6 +199,9 @@ class RelaxedMessenger(Messenger):
         self.column: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
         self.sites = _read_sites(sites)
         self._met: set[str] = set()
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.update_wrapper(super().__call__(fn), fn, updated=())
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -309,9 +268,7 @@ def relaxed(
             "relaxed(temperature=0.5) for a decorator or a context manager"
         )
     messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
-    if model is None:
-        return messenger
-    return functools.update_wrapper(messenger(model), model, updated=())
+    return messenger if model is None else messenger(model)
 
 
 def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
@@ -339,15 +296,6 @@ def is_discrete(distribution: Any) -> bool:
         return False
 
 
-@contextmanager
-def at_site(owner: str, name: str) -> Iterator[None]:
-    """Errors name the site."""
-    try:
-        yield
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(f'{owner}: at pyro.sample("{name}", ...): {error}') from error
-
-
 def harden(value: Tensor, link: Link | None = None) -> Tensor:
     """The hard value nearest to a soft one; in the backward pass the soft value itself.
 
@@ -360,8 +308,9 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     tensor([0., 1., 0.])
 
     :param value: a soft value.
-    :param link: what kind of value it is, see `pyro_gumbel.links`. Not needed for the very tensor
-        that a distribution returned, which remembers it, nor for a point on the simplex.
+    :param link: what kind of value it is, see `pyro_gumbel.links`. Not needed for a point on the
+        simplex, nor for the very tensor that a distribution returned, which remembers it; in a
+        model that autoguides and samplers run too, say it for bits and for m of k.
     :raises ValueError: without `link`, for a value that remembers nothing and is not on the
         simplex.
     :raises TypeError: for anything but a tensor of floats, and a link that is none.
@@ -372,7 +321,7 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
             f"harden: `value` must be a tensor of floats, got {got}; write harden(value.float())"
         )
     if link is None:
-        key, _ = recalled(value) or (None, None)
+        key, _ = memory_of(value)
         if key == PATHWISE or known(((value == 0) | (value == 1)).all(), otherwise=False):
             return value
         link = key if isinstance(key, Link) else _simplex_of(value)
@@ -380,6 +329,11 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         raise TypeError(
             f"harden: `link` must be a Link, got {type(link).__name__}; write links.simplex, "
             "links.interval, or links.Hypersimplex(size)"
+        )
+    if link.event_dim and (not value.dim() or getattr(link, "size", 1) > value.shape[-1]):
+        raise ValueError(
+            f"harden: `value` must have {getattr(link, 'size', 1)} or more categories in its last "
+            f"dimension for {link!r}, got shape {tuple(value.shape)}; write links.interval for bits"
         )
     v = recall(value, link)
     if v is None:

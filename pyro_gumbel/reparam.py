@@ -13,9 +13,10 @@ from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
 from pyro_gumbel import noise
-from pyro_gumbel.relaxing import innermost, rewrapped
+from pyro_gumbel.memory import remember
 from pyro_gumbel.rows import OneBit
-from pyro_gumbel.soft import RelaxedPlackettLuce, Soft
+from pyro_gumbel.soft import Coordinates, RelaxedPlackettLuce, Soft
+from pyro_gumbel.wrappers import innermost, rewrapped
 
 __all__ = ["NoiseReparam"]
 
@@ -54,8 +55,12 @@ class NoiseReparam(Reparam):
                 f'NoiseReparam: site "{name}" must be latent, and is observed; write '
                 f'poutine.reparam(..., config={{}}) without "{name}"'
             )
-        v = None if value is None else law.link.finite(law._coordinates_of(value))
-        given = None if v is None else law.link.noise(v, law._location, law._tau)
+        given = None
+        if value is not None:
+            v = law.link.finite(law._coordinates_of(value))
+            given = law.link.noise(v, law._location, law._tau)
+            if not isinstance(law, Coordinates):
+                remember(value, law.link, v)  # as a drawn one does
         drawn = pyro.sample(
             f"{name}_noise",
             rewrapped(msg["fn"], _noise_law(law)),

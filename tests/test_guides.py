@@ -7,6 +7,7 @@ import copy
 import io
 import math
 import warnings
+import weakref
 from functools import partial
 
 import pyro
@@ -20,6 +21,7 @@ from pyro.infer import (
     SVI,
     JitTrace_ELBO,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -44,7 +46,7 @@ from pyro_gumbel import (
     links,
     relaxed,
 )
-from pyro_gumbel.relaxing import innermost
+from pyro_gumbel.wrappers import innermost
 from tests.common import z_bound
 
 T = 0.5
@@ -247,6 +249,23 @@ def test_masks_of_the_model_are_the_guides(masked_by, objective):
     assert -elbo.loss(model, guide) == pytest.approx(exact_elbo(logits, log_joint).item(), abs=0.03)
 
 
+@pytest.mark.parametrize("masked_by", ["the handler", "the law"])
+def test_a_mask_may_change_from_call_to_call(masked_by):
+    """At the prior, whatever the mask, there is no divergence and no noise."""
+
+    @relaxed(temperature=T)
+    def model(kept):
+        law = dist.Bernoulli(torch.tensor([0.2, 0.6, 0.9]))
+        by_handler = masked_by == "the handler"
+        with pyro.plate("bits", 3), poutine.mask(mask=kept if by_handler else True):
+            pyro.sample("z", law if by_handler else law.mask(kept))
+
+    guide = AutoRelaxed(model, T)
+    masks = [torch.tensor(mask) for mask in ([True, True, False], [False] * 3, [True] * 3)]
+    for mask in masks:
+        assert Trace_ELBO().loss(model, guide, mask) == pytest.approx(0, abs=1e-6)
+
+
 def test_a_mask_in_a_subsampled_plate_is_refused():
     def model():
         mask = torch.tensor([True, False, True])
@@ -329,6 +348,12 @@ def test_a_prior_that_drops_the_gradient_is_named(objective):
     assert not messages(step(chain, guide, objective()))  # once
 
 
+def test_a_prior_is_named_though_another_objective_came_first():
+    guide = AutoRelaxed(chain, T)
+    assert not messages(step(chain, guide, TraceMeanField_ELBO()))
+    assert messages(step(chain, guide, Trace_ELBO()))
+
+
 def test_in_a_list_the_prior_is_named_too():
     guide = AutoGuideList(chain)
     guide.append(AutoRelaxed(poutine.block(chain, expose=["z"]), T))
@@ -346,6 +371,7 @@ def test_where_no_gradient_is_lost_nothing_is_said():
         step(chain, config_enumerate(AutoRelaxed(chain, T)), enumerated),
         step(prior_only("bit"), AutoRelaxed(prior_only("bit"), T), elbo),
         step(prior_only("set"), AutoRelaxed(prior_only("set"), T), elbo),
+        lambda: ReweightedWakeSleep().loss_and_grads(chain, AutoRelaxed(chain, T)),
         AutoRelaxed(chain, T),
     ):
         pyro.clear_param_store()
@@ -442,6 +468,35 @@ def test_it_is_copied_and_pickled():
     assert copy.deepcopy(guide).law("z").probs.equal(guide.law("z").probs)
 
 
+def test_copying_and_saving_leave_it_as_it_was():
+    """Pyro forgets the model of a guide that is pickled, in the original too."""
+    log_temperature = torch.zeros((), requires_grad=True)
+    for keep in (copy.deepcopy, lambda guide: torch.save(guide.state_dict(), io.BytesIO())):
+        pyro.clear_param_store()
+        guide = AutoRelaxed(chain, log_temperature.exp)
+        guide()
+        copied = keep(guide) or guide
+        for each in (guide, copied):
+            assert math.isfinite(step(chain, each, TraceMeanField_ELBO())())
+
+
+def test_looking_the_objective_up_keeps_nothing_alive():
+    class Local:
+        pass
+
+    def caller(guide):
+        local = Local()
+        seen.append(weakref.ref(local))
+        step(chain, guide, TraceMeanField_ELBO())()
+        del local
+        return seen[-1]() is None
+
+    seen = []
+    guide = AutoRelaxed(chain, T)
+    assert caller(guide)
+    assert caller(guide)
+
+
 def test_a_learnt_temperature_and_a_model_with_modules():
     class Model(PyroModule):
         def __init__(self):
@@ -458,6 +513,26 @@ def test_a_learnt_temperature_and_a_model_with_modules():
     TraceMeanField_ELBO().differentiable_loss(model, guide).backward()
     assert log_temperature.grad != 0
     assert model.means.weight.grad.abs().sum() != 0
+
+
+def test_a_prior_that_depends_on_other_sites_is_met_in_the_mean():
+    """One draw of the parents is no prior: of a chance from Beta(.1, .1) it is next to 0 or 1."""
+
+    def model():
+        chance = pyro.sample("chance", dist.Beta(0.1, 0.1))
+        pyro.sample("z", dist.Bernoulli(chance))
+        parent = pyro.sample("parent", dist.Bernoulli(0.5))
+        zeros = torch.stack([1 - parent, torch.tensor(1.0), parent], -1)  # one of them impossible
+        pyro.sample("child", dist.OneHotCategorical(zeros))
+
+    for seed in range(5):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        guide = AutoRelaxed(model, T)
+        guide()
+        assert 0.04 < guide.law("z").probs < 0.96
+        assert guide.law("parent").probs.item() == pytest.approx(0.5)
+        assert guide.law("child").probs.min() > 0.02
 
 
 def test_an_impossible_category_stays_impossible():

@@ -22,6 +22,7 @@ from pyro.infer import (
 )
 
 from pyro_gumbel import (
+    AutoRelaxed,
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     PlackettLuce,
@@ -281,10 +282,10 @@ def test_a_decorator_a_context_manager_and_a_wrapper_are_one():
         law = poutine.trace(model).get_trace().nodes["z"]["fn"]
         assert isinstance(law, BernoulliStraightThrough)
     assert isinstance(poutine.trace(plain).get_trace().nodes["z"]["fn"], dist.Bernoulli)
-    wrapped = relaxed(mixture, T)
-    assert wrapped.__name__ == "mixture"
-    assert wrapped.__doc__ == mixture.__doc__
-    assert list(inspect.signature(wrapped).parameters) == ["data", "one_of_k", "bit", "infer"]
+    for wrapped in (relaxed(mixture, T), relaxed(temperature=T)(mixture)):
+        assert wrapped.__name__ == "mixture"
+        assert wrapped.__doc__ == mixture.__doc__
+        assert list(inspect.signature(wrapped).parameters) == ["data", "one_of_k", "bit", "infer"]
 
 
 def laws(model, *args, **kwargs):
@@ -385,6 +386,20 @@ def test_errors_name_the_site():
             call()
     with pytest.raises(ValueError, match="`estimator` must be one of"):
         relaxed(model, T, estimator="unknown")
+
+    class OfTwo(ValueError):
+        def __init__(self, one, two):
+            super().__init__(f"{one} {two}")
+
+    class Coin(dist.Bernoulli):
+        pass
+
+    @relax.register(Coin)
+    def _(distribution, temperature, **column):
+        raise OfTwo("heads", "tails")
+
+    with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\): heads tails'):
+        relaxed(model, T)(Coin(0.5))
     # after an error no handler is left behind
     assert not poutine.runtime._PYRO_STACK
 
@@ -478,6 +493,24 @@ def test_a_guide_is_relaxed_like_a_model():
     assert pyro.param("logits").softmax(-1)[1] > 0.95
 
 
+def test_prediction_is_for_the_plain_model():
+    """There the data are latent, and discrete ones are nothing to relax."""
+
+    def model(x=None):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Poisson(1 + 2 * z), obs=x)
+
+    handled = relaxed(model, T)
+    guide = AutoRelaxed(handled, T)
+    SVI(handled, guide, pyro.optim.Adam({}), Trace_ELBO()).step(torch.tensor(4.0))
+    draws = Predictive(model, guide=guide, num_samples=20)()
+    assert draws["x"].shape[0] == 20
+    with pytest.raises(TypeError, match=r"got Poisson.*leave its site out"):
+        Predictive(handled, guide=guide, num_samples=2)()
+    draws = Predictive(relaxed(model, T, sites=["z"]), guide=guide, num_samples=20)()
+    assert draws["x"].shape[0] == 20
+
+
 # Values.
 
 
@@ -531,6 +564,12 @@ def test_hardening_asks_what_it_cannot_know():
         harden(torch.tensor([1, 0]))
     with pytest.raises(TypeError, match="`link` must be a Link, got int"):
         harden(torch.tensor([0.9, 0.1]), 2)
+    with pytest.raises(
+        ValueError, match=r"3 or more categories.*Hypersimplex\(3\), got shape \(2,"
+    ):
+        harden(torch.tensor([0.9, 0.1]), links.Hypersimplex(3))
+    with pytest.raises(ValueError, match=r"1 or more categories.*got shape \(\)"):
+        harden(torch.tensor(0.9), links.simplex)
 
 
 def test_hardening_under_vmap_and_compile():

@@ -21,6 +21,8 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
     RelaxedPlackettLuce,
+    RelaxedSubset,
+    harden,
     relaxed,
 )
 from pyro_gumbel.reparam import Gumbel, Logistic
@@ -234,3 +236,18 @@ def test_autoguides_start_where_they_are_told(guide_class):
     torch.testing.assert_close(back, start, atol=1e-5, rtol=0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert all(torch.tensor(svi.step()).isfinite() for _ in range(20))
+
+
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedSubset])
+def test_an_initial_value_is_hardened_like_a_drawn_one(cls):
+    law = make(cls, k=4)
+
+    def model():
+        return harden(pyro.sample("z", law))
+
+    start = law.sample().clone()
+    guide = AutoNormal(through_noise(model), init_loc_fn=init_to_value(values={"z": start}))
+    guide()
+    expected = harden(start, law.link)
+    started = InitMessenger(init_to_value(values={"z": start}))(through_noise(model))
+    assert torch.equal(started(), expected)

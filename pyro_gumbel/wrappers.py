@@ -1,0 +1,46 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The forms around a law: `Independent`, masked and expanded, taken off and put on again."""
+
+from typing import Any
+
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch.distributions import Independent
+
+__all__ = ["WRAPPERS", "innermost", "masks_of", "rewrapped", "wrapped_like"]
+
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+
+
+def innermost(distribution: Any) -> Any:
+    """The law inside all wrappers."""
+    while isinstance(distribution, WRAPPERS):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def rewrapped(distribution: Any, base: Any) -> Any:
+    """`base` in all wrappers of `distribution`."""
+    if not isinstance(distribution, WRAPPERS):
+        return base
+    return wrapped_like(distribution, rewrapped(distribution.base_dist, base))
+
+
+def wrapped_like(distribution: Any, base: Any) -> Any:
+    """`base` in the outermost wrapper of `distribution`."""
+    if isinstance(distribution, Independent):
+        return base.to_event(distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, MaskedDistribution):
+        return base.mask(distribution._mask)
+    return base.expand(distribution.batch_shape)
+
+
+def masks_of(distribution: Any) -> list[Any]:
+    """The masks among the wrappers."""
+    masks = []
+    while isinstance(distribution, WRAPPERS):
+        if isinstance(distribution, MaskedDistribution):
+            masks.append(distribution._mask)
+        distribution = distribution.base_dist
+    return masks
