@@ -107,30 +107,26 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(BernoulliStraightThrough, RelaxedBernoulli, **column)
     tau = fitted(temperature, distribution.batch_shape)
-    return law(tau, **_parameter(distribution), validate_args=_checks(distribution))
+    return law(tau, **_parameter(distribution), validate_args=distribution._validate_args)
 
 
 @relax.register(OneHotCategorical)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(CategoricalStraightThrough, RelaxedCategorical, **column)
     tau = fitted(temperature, distribution.batch_shape)
-    return law(tau, **_parameter(distribution), validate_args=_checks(distribution))
+    return law(tau, **_parameter(distribution), validate_args=distribution._validate_args)
 
 
 @relax.register(Subset)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(SubsetStraightThrough, RelaxedSubset, **column)
-    parameter = {distribution._given: distribution._param}
-    tau = fitted(temperature, distribution.batch_shape)
-    return law(tau, distribution.size, **parameter, validate_args=_checks(distribution))
+    return _with_size(law, distribution, temperature)
 
 
 @relax.register(PlackettLuce)
 def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
     law = _of_column(PlackettLuceStraightThrough, RelaxedPlackettLuce, **column)
-    parameter = {distribution._given: distribution._param}
-    tau = fitted(temperature, distribution.batch_shape)
-    return law(tau, distribution.size, **parameter, validate_args=_checks(distribution))
+    return _with_size(law, distribution, temperature)
 
 
 @relax.register(Categorical)
@@ -166,6 +162,12 @@ def _of_column(
     return functools.partial(hard_class, estimator=function) if hard else soft_class
 
 
+def _with_size(law: Any, distribution: Any, temperature: Temperature) -> Any:
+    tau = fitted(temperature, distribution.batch_shape)
+    keywords = {distribution._given: distribution._param}
+    return law(tau, distribution.size, **keywords, validate_args=distribution._validate_args)
+
+
 def _parameter(distribution: Any) -> dict[str, Tensor]:
     """The one of `probs` and `logits` that a torch law was given, under its name."""
     law = getattr(distribution, "_categorical", distribution)
@@ -177,10 +179,6 @@ def _parameter(distribution: Any) -> dict[str, Tensor]:
     if known(are_derived(distribution).all(), otherwise=False):
         return {"probs": law.probs}
     return {"logits": exact_logits(distribution)}
-
-
-def _checks(distribution: Any) -> bool:
-    return distribution._validate_args
 
 
 class RelaxedMessenger(Messenger):
