@@ -184,7 +184,8 @@ def test_in_a_list_beside_a_normal_guide(subsample_size, order):
     ]
     for part in parts if order == "normal first" else parts[::-1]:
         guide.append(part)
-    train(model, guide, Trace_ELBO(), steps=300, rate=0.2, args=(x,))
+    steps = 300 if subsample_size is None else 600
+    train(model, guide, Trace_ELBO(), steps, rate=0.1, args=(x,))
     median = guide.median(x)
     assert median["z"].shape == (60, 2)
     assert (median["z"][:, 1] == chosen).float().mean() > 0.95
