@@ -9,51 +9,25 @@ import pyro.distributions as dist
 from pyro.distributions import relaxed_straight_through
 from pyro.distributions import torch as relaxed_soft
 
-from pyro_gumbel.discrete import PlackettLuce, Subset
-from pyro_gumbel.hard import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-    PlackettLuceStraightThrough,
-    SubsetStraightThrough,
-)
-from pyro_gumbel.soft import (
-    ExpRelaxedCategorical,
-    LogitRelaxedBernoulli,
-    LogitRelaxedSubset,
-    RelaxedBernoulli,
-    RelaxedCategorical,
-    RelaxedPlackettLuce,
-    RelaxedSubset,
-)
+from pyro_gumbel import discrete, hard, soft
 
 __all__ = ["register", "unregister"]
 
 _OURS: dict[str, Any] = {
-    law.__name__: law
-    for law in (
-        BernoulliStraightThrough,
-        CategoricalStraightThrough,
-        ExpRelaxedCategorical,
-        LogitRelaxedBernoulli,
-        LogitRelaxedSubset,
-        PlackettLuce,
-        PlackettLuceStraightThrough,
-        RelaxedBernoulli,
-        RelaxedCategorical,
-        RelaxedPlackettLuce,
-        RelaxedSubset,
-        Subset,
-        SubsetStraightThrough,
-    )
+    name: getattr(module, name)
+    for module in (discrete, hard, soft)
+    for name in module.__all__
+    if isinstance(getattr(module, name), type)
+    and issubclass(getattr(module, name), dist.Distribution)
 }
 # Pyro's own relaxed classes, the modules that they come from, and ours in their place.
 _SHADOWED: dict[str, tuple[Any, Any]] = {
-    "RelaxedBernoulli": (relaxed_soft, RelaxedBernoulli),
-    "RelaxedBernoulliStraightThrough": (relaxed_straight_through, BernoulliStraightThrough),
-    "RelaxedOneHotCategorical": (relaxed_soft, RelaxedCategorical),
+    "RelaxedBernoulli": (relaxed_soft, soft.RelaxedBernoulli),
+    "RelaxedBernoulliStraightThrough": (relaxed_straight_through, hard.BernoulliStraightThrough),
+    "RelaxedOneHotCategorical": (relaxed_soft, soft.RelaxedCategorical),
     "RelaxedOneHotCategoricalStraightThrough": (
         relaxed_straight_through,
-        CategoricalStraightThrough,
+        hard.CategoricalStraightThrough,
     ),
 }
 

@@ -4,6 +4,7 @@
 """The examples, run as a user runs them."""
 
 import importlib
+import json
 import math
 import os
 import re
@@ -325,3 +326,17 @@ def test_one_line_of_relaxation_finds_what_enumeration_does(tmp_path):
         assert evidence - 0.15 * causes < elbo < evidence + 0.2
         assert apart < 0.06
     assert re.search(r"^ +50 +-\S+ +2\^50 states", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_relaxation_comes_near_enumeration_in_random_models(tmp_path):
+    """Within 0.1 nats of the ELBO that exact gradients reach with the same guide."""
+    script = ROOT / "benchmarks" / "mean_field.py"
+    options = ["--threads", "1", "--out", "x.json"]
+    subprocess.run(
+        [sys.executable, str(script), *options], cwd=tmp_path, env=environment(), check=True
+    )
+    models = json.loads((tmp_path / "x.json").read_text())["models"]
+    assert len(models) == 20
+    assert all(model["enumerated"] - model["relaxed"] < 0.1 for model in models)
+    assert all(model["relaxed"] < model["log evidence"] for model in models)
