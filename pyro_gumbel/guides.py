@@ -76,6 +76,8 @@ class AutoRelaxed(AutoGuide):
     :raises NotImplementedError: in the first run, for a mask in a subsampled plate.
     """
 
+    prototype_trace: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -98,6 +100,13 @@ class AutoRelaxed(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        try:
+            self._setup_sites(*args, **kwargs)
+        except Exception:
+            self.prototype_trace = None  # so that the next call says the same
+            raise
+
+    def _setup_sites(self, *args: Any, **kwargs: Any) -> None:
         self._sites = self._sites_of(self.prototype_trace)
         if not self._sites:
             raise ValueError(
