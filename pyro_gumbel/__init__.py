@@ -5,7 +5,7 @@
 
 from pyro_gumbel import constraints, divergences, estimators, links
 from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
-from pyro_gumbel.estimators import gumbel_softmax
+from pyro_gumbel.estimators import gumbel_softmax, reinmax, straight_through
 from pyro_gumbel.guides import AutoRelaxed
 from pyro_gumbel.hard import (
     BernoulliStraightThrough,
@@ -52,7 +52,9 @@ __all__ = [
     "links",
     "m_hot",
     "register",
+    "reinmax",
     "relax",
     "relaxed",
+    "straight_through",
     "unregister",
 ]

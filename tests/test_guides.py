@@ -679,12 +679,22 @@ def local_logits(x):
         pyro.sample("z", dist.Bernoulli(logits=logits))
 
 
-@pytest.mark.parametrize(("temperature", "error"), [(0.1, 0.03), (0.5, 0.09), (1.0, 0.12)])
-def test_two_clusters_against_enumeration(temperature, error):
+@pytest.mark.parametrize(
+    ("estimator", "temperature", "error"),
+    [
+        ("gumbel_softmax", 0.1, 0.03),
+        ("gumbel_softmax", 0.5, 0.09),
+        ("gumbel_softmax", 1.0, 0.12),
+        ("reinmax", 1.0, 0.02),
+    ],
+)
+def test_two_clusters_against_enumeration(estimator, temperature, error):
     x = torch.randn(200) + 3 * torch.bernoulli(torch.full((200,), 0.5))
     exact = torch.sigmoid(3 * x - 4.5)
     elbo = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
-    model, guide = (relaxed(part, temperature) for part in (assignments, local_logits))
+    model, guide = (
+        relaxed(part, temperature, estimator=estimator) for part in (assignments, local_logits)
+    )
     train(model, guide, elbo, steps=600, rate=0.3, args=(x,))
     found = pyro.param("logits").detach().sigmoid()
     assert ((found > 0.5) == (exact > 0.5)).float().mean() >= 0.98
