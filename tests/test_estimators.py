@@ -108,18 +108,18 @@ def test_which_are_unbiased_at_temperature_one(k):
 
 
 def test_gumbel_softmax_is_unbiased_for_quadratics_in_the_limit():
-    """Of a bit, by quadrature over the noise: the bias falls with the temperature, to zero."""
+    """Of a bit, by quadrature over the noise: the bias falls in proportion to the temperature."""
     x, linear, square = torch.tensor([0.7, -0.4, 1.5], dtype=torch.float64)
     p = x.sigmoid()
     exact = (square + linear) * p * (1 - p)
-    for tau, relative in ((0.1, 0.01), (0.01, 1e-4)):
+    for tau in (0.1, 0.03, 0.01):
         z = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
         density = torch.sigmoid(z - x) * torch.sigmoid(x - z)
         hard = links.interval.vertex(z)
         gradient = (2 * square * hard + linear) * density * 1e-4
         logits = x.expand(z.shape)
         found = backward("gumbel_softmax", logits, tau, z, hard, gradient, links.interval).sum()
-        assert abs(found / exact - 1) < relative
+        assert abs(found / exact - 1) < 0.6 * tau
 
 
 @pytest.mark.parametrize("cls", [
