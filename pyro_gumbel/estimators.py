@@ -84,7 +84,7 @@ def reinmax(
     :param link: the row's `Link`.
     :raises ValueError: for a subset, whose vertices the method does not know.
     """
-    if not isinstance(link, Interval | Simplex):
+    if not isinstance(link, (Interval, Simplex)):
         raise ValueError(
             f"reinmax: `link` must be the interval or the simplex, got {link!r}; write "
             'estimator="gumbel_softmax" for a subset'
