@@ -38,11 +38,11 @@ def test_the_example_finds_the_clusters():
     assert sum(losses[-50:]) < sum(losses[:50])
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("docs/*.md")))
-def test_the_examples_of_the_documents_run(page):
-    for block in python_blocks(ROOT / "docs" / page):
-        pyro.clear_param_store()
-        exec(compile(block, page, "exec"), {})
+def test_the_example_of_relaxing_finds_the_clusters():
+    scope = {}
+    (block,) = python_blocks(ROOT / "docs" / "relaxing.md")
+    exec(compile(block, "relaxing.md", "exec"), scope)
+    assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_every_linked_file_exists():
