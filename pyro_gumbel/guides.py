@@ -49,7 +49,8 @@ class AutoRelaxed(AutoGuide):
     A site's law is the hard or the soft one of its row, with the site's plates and masks. Its
     logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled.
     They start at those of the prior, and an outcome that the prior excludes stays excluded; where
-    the prior depends on other sites they start at its mean over 10 runs, and nothing is excluded.
+    the prior depends on other sites, or on the subsample, they start at its mean over 10 runs, and
+    nothing is excluded.
     Continuous sites, and sites that the model enumerates, are left to other guides::
 
         guide = AutoGuideList(model)

@@ -26,9 +26,10 @@ class NoiseReparam(Reparam):
 
     The site "z" becomes the deterministic link of x + g, and "z_noise" is sampled in its place:
     g iid Gumbel(0, 1) over the categories, for a bit Logistic(0, 1). At low temperatures the
-    density of a soft value has a pole at each vertex, between which NUTS can hardly move; that of
-    the noise has none. A value that the site is given, as an initial one, is inverted: of the noise
-    that makes it, which is unique up to a shift common to all categories, the most probable,
+    density of a soft value has a pole at each vertex, to which floats round, so that NUTS becomes
+    slow and wrong; that of the noise has none. A value that the site is given, as an initial one,
+    is inverted: of the noise that makes it, which is unique up to a shift common to all
+    categories, the most probable,
 
         g = -log(k softmax(x - tau v)),    v the value's coordinates.
 
