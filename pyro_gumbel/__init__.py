@@ -5,7 +5,13 @@
 
 from pyro_gumbel import constraints, divergences, estimators, links
 from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
-from pyro_gumbel.estimators import gumbel_softmax, reinmax, straight_through
+from pyro_gumbel.estimators import (
+    gapped,
+    gumbel_rao,
+    gumbel_softmax,
+    reinmax,
+    straight_through,
+)
 from pyro_gumbel.guides import AutoRelaxed
 from pyro_gumbel.hard import (
     BernoulliStraightThrough,
@@ -47,6 +53,8 @@ __all__ = [
     "constraints",
     "divergences",
     "estimators",
+    "gapped",
+    "gumbel_rao",
     "gumbel_softmax",
     "harden",
     "links",

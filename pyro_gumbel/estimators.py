@@ -12,15 +12,20 @@ the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the
 shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_gumbel.links import Interval, Link, Simplex
+from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
+from pyro_gumbel.noise import given_bit, given_order
 
 __all__ = [
     "Estimator",
+    "gapped",
+    "gumbel_rao",
     "gumbel_softmax",
     "named",
     "reinmax",
@@ -84,13 +89,8 @@ def reinmax(
     :param link: the row's `Link`.
     :raises ValueError: for a subset, whose vertices the method does not know.
     """
-    if not isinstance(link, (Interval, Simplex)):
-        raise ValueError(
-            f"reinmax: `link` must be the interval or the simplex, got {link!r}; write "
-            'estimator="gumbel_softmax" for a subset'
-        )
-    x = torch.where(logits.isfinite(), logits, 0.0)
-    step = x - x.detach()  # 0, with the gradient of x
+    _require_one_of_few("reinmax", link)
+    step = _step(logits)
     p = link(logits, torch.ones_like(temperature)).detach()
     middle = (link(logits, temperature).detach() + hard) / 2
     return 2 * _times_jacobian(middle, step, link) - _times_jacobian(p, step, link) / 2
@@ -101,7 +101,114 @@ def _times_jacobian(p: Tensor, u: Tensor, link: Link) -> Tensor:
     return p * (1 - p) * u if isinstance(link, Interval) else p * (u - (p * u).sum(-1, True))
 
 
+@dataclass(frozen=True)
+class gumbel_rao:  # used as a function
+    r"""The mean of S = softmax(z / tau) over draws of z given D: `gumbel_rao(samples=10)`.
+
+    Backward: the mean of J(S) g / tau, which no gradient enters through the draws of z but for
+    that of x in z = x + g. In expectation it is that of `gumbel_softmax`, and its variance is
+    lower, the more so the lower tau. Paulus, Maddison and Krause, "Rao-Blackwellizing the
+    straight-through Gumbel-softmax gradient estimator" (2021), https://arxiv.org/abs/2010.04838.
+    Of a subset z is drawn given the order in which D was chosen. `pyro_gumbel.noise` derives the
+    draws.
+
+    >>> CategoricalStraightThrough(0.1, logits=torch.zeros(3), estimator=gumbel_rao(samples=100))
+    CategoricalStraightThrough(temperature: 0.1, logits: (3,), batch_shape: (), event_shape: (3,))
+
+    :param samples: how many draws; time and memory grow in proportion.
+    :raises TypeError: unless `samples` is a Python int.
+    :raises ValueError: unless it is 1 or more.
+    """
+
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool):
+            raise TypeError(
+                "gumbel_rao: `samples` must be a Python int, got "
+                f"{type(self.samples).__name__}; write gumbel_rao(samples=10)"
+            )
+        if self.samples < 1:
+            raise ValueError(
+                f"gumbel_rao: `samples` must be 1 or more, got {self.samples}; write "
+                "gumbel_rao(samples=10)"
+            )
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
+    ) -> Tensor:
+        x = logits.detach()
+        if isinstance(link, (Simplex, Hypersimplex)):
+            z = given_order(x, perturbed.topk(link.size, -1).indices, self.samples)
+        else:
+            z = given_bit(x, hard, self.samples)
+        return link(z + _step(logits), temperature).mean(0)
+
+
+@dataclass(frozen=True)
+class gapped:  # used as a function
+    r"""The soft value of logits that are moved until D wins by a gap: `gapped(gap=1.0)`.
+
+    Backward: J(S) g / tau, S = softmax((x + m1 - m2) / tau) with m1 = (max x - x) D and
+    m2 = relu(x - max x + gap) (1 - D) held fixed; for a bit S = sigmoid(d / tau), d = max(x, gap)
+    where D = 1 and min(x, -gap) where D = 0. What noise does in `gumbel_softmax`, without noise but
+    that of D. Fan, Chi, Rudnicky and Ramadge, "Training discrete deep generative models via gapped
+    straight-through estimator" (2022), https://arxiv.org/abs/2206.07235. One bit, one of k, and
+    orders row by row.
+
+    >>> BernoulliStraightThrough(0.7, 0.3, estimator=gapped(gap=2.0))
+    BernoulliStraightThrough(temperature: 0.7, probs: (), batch_shape: (), event_shape: ())
+
+    :param gap: the least distance of the winning logit from the others.
+    :raises TypeError: unless `gap` is a Python number.
+    :raises ValueError: unless it is at least 0 and finite; by the estimator, for a subset.
+    """
+
+    gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gap, (int, float)) or isinstance(self.gap, bool):
+            raise TypeError(
+                f"gapped: `gap` must be a Python number, got {type(self.gap).__name__}; write "
+                "gapped(gap=1.0)"
+            )
+        if not 0 <= self.gap < math.inf:
+            raise ValueError(
+                f"gapped: `gap` must be at least 0 and finite, got {self.gap}; write "
+                "gapped(gap=1.0)"
+            )
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
+    ) -> Tensor:
+        _require_one_of_few("gapped", link)
+        x = logits.detach()
+        if isinstance(link, Interval):
+            moved = torch.where(hard > 0, x.clamp(min=self.gap), x.clamp(max=-self.gap))
+        else:
+            highest = x.amax(-1, keepdim=True)
+            moved = torch.where(hard > 0, highest, torch.minimum(x, highest - self.gap))
+        return link(moved + _step(logits), temperature)
+
+
+def _require_one_of_few(name: str, link: Link) -> None:
+    """Raise for a subset."""
+    if not isinstance(link, (Interval, Simplex)):
+        raise ValueError(
+            f"{name}: `link` must be the interval or the simplex, got {link!r}; write "
+            'estimator="gumbel_softmax" for a subset'
+        )
+
+
+def _step(logits: Tensor) -> Tensor:
+    """0, with the gradient of x where it is finite."""
+    x = torch.where(logits.isfinite(), logits, 0.0)
+    return x - x.detach()
+
+
 _NAMED: dict[str, Estimator] = {
+    "gapped": gapped(),
+    "gumbel_rao": gumbel_rao(),
     "gumbel_softmax": gumbel_softmax,
     "reinmax": reinmax,
     "straight_through": straight_through,
@@ -114,6 +221,11 @@ def named(estimator: str | Estimator) -> Estimator:
     :raises ValueError: for an unknown name.
     :raises TypeError: for what is neither a name nor a function.
     """
+    if isinstance(estimator, type):
+        raise TypeError(
+            f"`estimator` must be a name or a function, got the class {estimator.__name__}; write "
+            f"estimator={estimator.__name__}()"
+        )
     if callable(estimator):
         return estimator
     if not isinstance(estimator, str):

@@ -17,6 +17,19 @@ exponential with rate Z_R, the sum over the untaken. Then M' = M Z_R / Z has the
 all. The untaken run on as they do after M, the taken, without memory, as they would from M' on:
 
     z_j = -log(e_j - M + M') if j is untaken,    -log(e_j + M') if it is taken.
+
+**Noise given its winners.** Let (1), ..., (m) be the first categories in their order and Z_j the
+sum of exp(x) over those that are not among (1), ..., (j - 1). Given the order the gaps between the
+first waiting times are independent, with the E_i iid Exponential(1),
+
+    e_(1) = E_(1) / Z_1,    e_(j) = e_(j-1) + E_(j) / Z_j,    e_i = e_(m) + E_i exp(-x_i)
+
+for the others: without memory they start anew at e_(m). For m = 1 these are the conditional Gumbel
+variates of Maddison, Tarlow and Minka, "A* sampling" (2014), https://arxiv.org/abs/1411.0030. For a
+bit, z = x + L given z >= 0 has the distribution function 1 - sigmoid(x - z) / sigmoid(x), whose
+inverse at a uniform variate is, with a logistic variate L',
+
+    z = softplus(softplus(x) + L'),    and given z < 0    z = -softplus(softplus(-x) + L').
 """
 
 import math
@@ -24,8 +37,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-__all__ = ["exponential", "gumbel", "logistic", "uniform", "won_by_the_untaken"]
+__all__ = [
+    "exponential",
+    "given_bit",
+    "given_order",
+    "gumbel",
+    "logistic",
+    "uniform",
+    "won_by_the_untaken",
+]
 
 _CELLS = 2.0**24
 
@@ -85,3 +107,34 @@ def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Te
     conditioned = torch.where(untaken & ~behind, winner, conditioned)
     conditioned = torch.where(untaken.all(-1, keepdim=True), z, conditioned)
     return torch.where(possible, conditioned, -math.inf)
+
+
+@torch.no_grad()
+def given_order(logits: Tensor, order: Tensor, draws: int) -> Tensor:
+    """`draws` perturbed logits z = x + g given the first categories, over a new first dimension.
+
+    :param logits: x, categories in the last dimension.
+    :param order: the indices of the m largest z, in their order; their logits are finite.
+    """
+    g = gumbel((draws, *logits.shape), dtype=logits.dtype, device=logits.device)
+    others = logits.scatter(-1, order, -math.inf)
+    from_last = torch.cat([others.logsumexp(-1, True), logits.gather(-1, order).flip(-1)], -1)
+    log_left = from_last.logcumsumexp(-1)[..., 1:].flip(-1)  # log Z_1, ..., log Z_m
+    order = order.expand((draws, *order.shape))
+    log_e = (-g.gather(-1, order) - log_left).logcumsumexp(-1)
+    last = log_e[..., -1:]
+    behind = -torch.logaddexp(last, -(logits + g))
+    below = torch.nextafter(-last, torch.full_like(last, -math.inf))  # where the gap is lost
+    return torch.minimum(behind, below).scatter(-1, order, -log_e)
+
+
+@torch.no_grad()
+def given_bit(logits: Tensor, bit: Tensor, draws: int) -> Tensor:
+    """`draws` perturbed log-odds z = x + L given its sign, over a new first dimension.
+
+    :param logits: x.
+    :param bit: 1 where z >= 0, else 0; of the shape of x.
+    """
+    noise = logistic((draws, *logits.shape), dtype=logits.dtype, device=logits.device)
+    sign = 2 * bit - 1
+    return -sign * logsigmoid(logsigmoid(-sign * logits) - noise)
