@@ -15,14 +15,21 @@ from typing import Any
 import torch
 
 
-def option_parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+def environment_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--repeats", type=int, default=repeats, help=f"rounds of each (default: {repeats})")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--out", type=Path, help="a JSON file for the results")
+    return parser
+
+
+def option_parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    parser = environment_parser(description)
+    add = parser.add_argument
+    add("--repeats", type=int, default=repeats, help=f"rounds of each (default: {repeats})")
     return parser
 
 

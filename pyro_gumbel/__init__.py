@@ -31,6 +31,14 @@ from pyro_gumbel.soft import (
     RelaxedPlackettLuce,
     RelaxedSubset,
 )
+from pyro_gumbel.temperature import (
+    ConstantTemperature,
+    CosineTemperature,
+    ExponentialTemperature,
+    LearnableTemperature,
+    LinearTemperature,
+    TemperatureSchedule,
+)
 
 __version__ = "0.1.0"
 
@@ -38,7 +46,12 @@ __all__ = [
     "AutoRelaxed",
     "BernoulliStraightThrough",
     "CategoricalStraightThrough",
+    "ConstantTemperature",
+    "CosineTemperature",
     "ExpRelaxedCategorical",
+    "ExponentialTemperature",
+    "LearnableTemperature",
+    "LinearTemperature",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
     "NoiseReparam",
@@ -50,6 +63,7 @@ __all__ = [
     "RelaxedSubset",
     "Subset",
     "SubsetStraightThrough",
+    "TemperatureSchedule",
     "constraints",
     "divergences",
     "estimators",

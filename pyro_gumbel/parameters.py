@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "Temperature",
+    "as_float_tensor",
     "at_site",
     "brief",
     "broadcast",
@@ -44,7 +45,7 @@ def read_parameter(
             f"{'neither' if probs is None else 'both'}; write {owner}(..., logits=logits)"
         )
     name, given = ("probs", probs) if logits is None else ("logits", logits)
-    parameter = _as_float_tensor(owner, name, given)
+    parameter = as_float_tensor(owner, name, given)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
             f"{owner}: `{name}` must have the categories in its last dimension, at least one, got "
@@ -74,10 +75,10 @@ def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> i
 def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
     """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
     given = temperature() if callable(temperature) else temperature
-    return _as_float_tensor(owner, "temperature", given, like)
+    return as_float_tensor(owner, "temperature", given, like)
 
 
-def _as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
+def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
     """`given` as a tensor; a number takes the dtype and device of `like`, or else the default."""
     if isinstance(given, Tensor):
         if given.is_floating_point():

@@ -1,0 +1,226 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Table 1 of Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144: binarised MNIST.
+
+    python benchmarks/jang_table1.py --data binary.npz --model vae --units categorical
+    python benchmarks/jang_table1.py --data binary.npz --model sbn --estimator soft
+
+The models are a sigmoid belief net 392-200-200-392, whose input is the upper half of an image and
+whose output the lower half, and a variational autoencoder 784-200-784; the layers of 200 are bits,
+or 20 variables of 10 categories. The estimator is "soft", which feeds relaxed values to the next
+layer (the paper's Gumbel-softmax), or that of a hard sample (its ST Gumbel-softmax is
+"gumbel_softmax"). Stochastic gradient descent with momentum .9 and one sample; temperature 1 for
+the net, max(.5, exp(-1e-5 t)), held for 500 steps, for the autoencoder, as there. Batches of 100,
+the learnt prior and PyTorch's initialisation are ours: the paper does not say.
+
+Printed is the bound on the negative log likelihood of the test images in nats, from 1000 hard
+samples, of the parameters that were best on the validation images. Training ends after --minutes,
+or by Ctrl-C, which keeps what is there.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, pyro_method
+from pyro.optim import SGD
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from tqdm import tqdm
+from turns import environment_parser, write
+
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    ConstantTemperature,
+    ExponentialTemperature,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    TemperatureSchedule,
+)
+
+BATCH = 100
+WIDTH = 200
+EVERY = 2500  # steps between two looks at the validation images
+LAWS: dict[str, Any] = {
+    "bernoulli": (BernoulliStraightThrough, RelaxedBernoulli),
+    "categorical": (CategoricalStraightThrough, RelaxedCategorical),
+}
+
+
+class Layers(PyroModule):
+    """What the two models share: stochastic layers of 200, hard or soft."""
+
+    def __init__(self, units: str, estimator: str, temperature: TemperatureSchedule) -> None:
+        super().__init__()
+        self.units = units
+        self.estimator = estimator
+        self.temperature = temperature
+
+    def discrete(self, logits: Tensor) -> Any:
+        """The discrete law of a layer."""
+        shape = (20, 10) if self.units == "categorical" else (WIDTH,)
+        hard, _ = LAWS[self.units]
+        estimator = "gumbel_softmax" if self.estimator == "soft" else self.estimator
+        law = hard(self.temperature, logits=logits.unflatten(-1, shape), estimator=estimator)
+        return law.to_event(1)
+
+    def sample(self, name: str, law: Any) -> Tensor:
+        """A layer's value, flat; its site adds nothing to the loss."""
+        if self.estimator == "soft":
+            _, soft = LAWS[self.units]
+            law = soft(self.temperature, logits=law.base_dist.logits).to_event(1)
+        return pyro.sample(name, law.mask(False)).flatten(-law.event_dim)
+
+
+class VAE(Layers):
+    """The layer's units make the image; the divergence is that of the discrete laws, exactly."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.encoder = nn.Linear(784, WIDTH)
+        self.decoder = nn.Linear(WIDTH, 784)
+        self.prior = nn.Parameter(torch.zeros(WIDTH))
+
+    @pyro_method
+    def model(self, images: Tensor) -> None:
+        with pyro.plate("images", len(images)):
+            z = self.sample("z", self.discrete(self.prior.expand(len(images), -1)))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=images)
+
+    @pyro_method
+    def guide(self, images: Tensor) -> None:
+        posterior = self.discrete(self.encoder(images))
+        with pyro.plate("images", len(images)):
+            self.sample("z", posterior)
+            divergence = kl_divergence(posterior, self.discrete(self.prior))
+            pyro.factor("divergence", divergence, has_rsample=True)
+
+    def log_weights(self, images: Tensor, samples: int) -> Tensor:
+        """log p(x, z) - log q(z | x) at hard samples of z."""
+        posterior, prior = self.discrete(self.encoder(images)), self.discrete(self.prior)
+        z = posterior.sample((samples,))
+        likelihood = dist.Bernoulli(logits=self.decoder(z.flatten(2)))
+        ratio = prior.log_prob(z) - posterior.log_prob(z)
+        return likelihood.log_prob(images).sum(-1) + ratio
+
+
+class SigmoidBeliefNet(Layers):
+    """The lower half of an image from the upper one, through two layers."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.first = nn.Linear(392, WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.output = nn.Linear(WIDTH, 392)
+
+    @pyro_method
+    def model(self, images: Tensor) -> None:
+        lower = images[:, 392:]
+        with pyro.plate("images", len(images)):
+            h = self.layers(images)
+            pyro.sample("y", dist.Bernoulli(logits=self.output(h)).to_event(1), obs=lower)
+
+    @pyro_method
+    def guide(self, images: Tensor) -> None:
+        with pyro.plate("images", len(images)):
+            self.layers(images)
+
+    def layers(self, images: Tensor) -> Tensor:
+        h = self.sample("h1", self.discrete(self.first(images[:, :392])))
+        return self.sample("h2", self.discrete(self.second(h)))
+
+    def log_weights(self, images: Tensor, samples: int) -> Tensor:
+        """log p(y | h) at hard samples of h given x."""
+        h = self.discrete(self.first(images[:, :392])).sample((samples,))
+        h = self.discrete(self.second(h.flatten(2))).sample()
+        likelihood = dist.Bernoulli(logits=self.output(h.flatten(2)))
+        return likelihood.log_prob(images[:, 392:]).sum(-1)
+
+
+MODELS = {"vae": VAE, "sbn": SigmoidBeliefNet}
+
+
+@torch.no_grad()
+def bound(model: Any, images: Tensor, samples: int, chunk: int = 5) -> float:
+    """-log of the mean weight of so many samples, mean over the images, in nats."""
+    total = 0.0
+    for some in tqdm(images.split(chunk), desc="bound", unit="batch", disable=samples == 1):
+        log_weights = model.log_weights(some, samples)
+        total -= (log_weights.logsumexp(0) - np.log(samples)).sum().item()
+    return total / len(images)
+
+
+def train(model: Any, data: dict[str, Tensor], options: argparse.Namespace, results: Any) -> Any:
+    """The parameters that were best on the validation images; `results` gets the curve."""
+    optimiser = SGD({"lr": options.learning_rate, "momentum": 0.9})
+    parts = (poutine.scale(part, 1 / BATCH) for part in (model.model, model.guide))
+    svi = SVI(*parts, optimiser, Trace_ELBO())
+    best, start, recent = copy.deepcopy(model.state_dict()), time.perf_counter(), []
+    lowest = bound(model, data["valid"], 1, chunk=1000)
+    with tqdm(total=60 * options.minutes, desc="training", unit="s") as bar:
+        while (seconds := time.perf_counter() - start) < 60 * options.minutes:
+            batch = data["train"][torch.randint(len(data["train"]), (BATCH,))]
+            recent.append(svi.step(batch))
+            model.temperature.step()
+            steps = model.temperature.steps.item()
+            if steps % EVERY == 0:
+                valid = bound(model, data["valid"], 1, chunk=1000)
+                results["curve"].append((steps, seconds, sum(recent) / len(recent), valid))
+                if valid < lowest:
+                    lowest, best = valid, copy.deepcopy(model.state_dict())
+                bar.set_postfix_str(f"step {steps}, validation {valid:.1f}, best {lowest:.1f}")
+                bar.update(seconds - bar.n)
+                recent.clear()
+                write(options, results)
+    return best
+
+
+def read_images(path: Path) -> dict[str, Tensor]:
+    with np.load(path) as arrays:
+        parts = {name: arrays[name] for name in ("train", "valid", "test")}
+    dtype = torch.get_default_dtype()
+    return {name: torch.from_numpy(part).flatten(1).to(dtype) for name, part in parts.items()}
+
+
+def main() -> None:
+    parser = environment_parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="an .npz file with binary train, valid and test")
+    add("--model", choices=MODELS, default="vae")
+    add("--units", choices=LAWS, default="bernoulli")
+    estimators = ["soft", "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped"]
+    add("--estimator", choices=estimators, default="gumbel_softmax")
+    add("--learning-rate", type=float, default=3e-3)
+    add("--minutes", type=float, default=10)
+    add("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pyro.set_rng_seed(options.seed)
+    pyro.enable_validation(False)
+    annealed = ExponentialTemperature(rate=1e-5, floor=0.5, hold=500)
+    temperature = annealed if options.model == "vae" else ConstantTemperature(1.0)
+    model = MODELS[options.model](options.units, options.estimator, temperature)
+    data = read_images(options.data)
+    results: dict[str, Any] = {"curve": []}
+    try:
+        best = train(model, data, options, results)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C")
+    model.load_state_dict(best)
+    results["test"] = bound(model, data["test"], 1000)
+    write(options, results)
+    print(f"after {model.temperature.steps.item()} steps: test {results['test']:.2f} nats")
+
+
+if __name__ == "__main__":
+    main()

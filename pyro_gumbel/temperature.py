@@ -1,0 +1,241 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Temperatures that move: functions of the number t of steps so far, and one that is learnt.
+
+A schedule is a module that returns its temperature when it is called, and so goes wherever a
+temperature goes: to a distribution, to `relax`, `relaxed` and `AutoRelaxed`, each of which calls it
+as often as it makes a law. `step` moves it, once an update, like a learning-rate scheduler::
+
+    temperature = ExponentialTemperature(rate=1e-4, floor=0.5, hold=500)
+    model = relaxed(model, temperature)
+    for batch in batches:
+        svi.step(batch)
+        temperature.step()
+
+The number of steps is a buffer: `state_dict` has it, and a run that is resumed from there goes on
+exactly. One schedule may serve many laws; a deep copy of a guide has a schedule of its own.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_gumbel.parameters import as_float_tensor, brief, require
+
+__all__ = [
+    "ConstantTemperature",
+    "CosineTemperature",
+    "ExponentialTemperature",
+    "LearnableTemperature",
+    "LinearTemperature",
+    "TemperatureSchedule",
+]
+
+
+class TemperatureSchedule(nn.Module):
+    """A temperature as a function of the steps so far; a subclass defines `forward`.
+
+    `steps` is their number, an integer buffer.
+    """
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(0))
+
+    def step(self) -> None:
+        """Move on by one step."""
+        self.steps += 1
+
+    def forward(self) -> Tensor:
+        """The temperature now, of torch's default dtype, on the device of the buffer."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The arguments, the steps so far and the temperature now."""
+        parts = {
+            name: f"{value:g}"
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float)) and name[0] != "_" and name != "training"
+        }
+        parts |= {"steps": str(self.steps.item()), "temperature": brief(self().detach())}
+        return ", ".join(f"{name}={is_}" for name, is_ in parts.items())
+
+
+class ConstantTemperature(TemperatureSchedule):
+    """tau(t) = value, for a place that wants a schedule.
+
+    >>> ConstantTemperature(0.5)()
+    tensor(0.5000)
+
+    :param value: tau > 0.
+    :raises TypeError: for anything but a number.
+    :raises ValueError: unless it is positive and finite.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = _positive(self, "value", value)
+
+    def forward(self) -> Tensor:
+        return torch.full_like(_time(self.steps), self.value)
+
+
+class ExponentialTemperature(TemperatureSchedule):
+    r"""tau(t) = max(floor, initial exp(-rate t')), with t' = t - t mod hold.
+
+    The annealing of Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax"
+    (2017), https://arxiv.org/abs/1611.01144, who have max(0.5, exp(-r t)), updated every 500 or
+    1000 steps, with r = 1e-5 or 1e-4.
+
+    >>> temperature = ExponentialTemperature(rate=0.1, floor=0.5)
+    >>> for _ in range(5): temperature.step()
+    >>> temperature()
+    tensor(0.6065)
+
+    :param rate: r >= 0, for one step.
+    :param floor: the lowest temperature, > 0.
+    :param hold: for how many steps a temperature is held, 1 or more.
+    :param initial: the temperature at t = 0, not below the floor.
+    :raises TypeError: for anything but numbers, and a `hold` that is no int.
+    :raises ValueError: for numbers out of these ranges.
+    """
+
+    def __init__(
+        self, rate: float, floor: float = 0.5, hold: int = 1, initial: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.initial = _positive(self, "initial", initial)
+        self.rate = _number(self, "rate", rate, 0.0, above=False)
+        self.floor = _positive(self, "floor", floor)
+        self.hold = _count(self, "hold", hold)
+        if self.floor > self.initial:
+            raise ValueError(
+                "ExponentialTemperature: `floor` must not be above `initial`, "
+                f"{self.initial:g}, got {self.floor:g}; write initial={self.floor:g}, or a lower "
+                "floor"
+            )
+
+    def forward(self) -> Tensor:
+        held = self.steps - self.steps % self.hold
+        return (self.initial * torch.exp(-self.rate * _time(held))).clamp(min=self.floor)
+
+
+class _Between(TemperatureSchedule):
+    """From `initial` to `final` in `num_steps` steps, and `final` from then on."""
+
+    def __init__(self, initial: float, final: float, num_steps: int) -> None:
+        super().__init__()
+        self.initial = _positive(self, "initial", initial)
+        self.final = _positive(self, "final", final)
+        self.num_steps = _count(self, "num_steps", num_steps)
+
+    def _share(self) -> Tensor:
+        """Which part of the way is done."""
+        return _time(self.steps.clamp(max=self.num_steps)) / self.num_steps
+
+
+class LinearTemperature(_Between):
+    """tau(t) = initial + (final - initial) t / num_steps, and final from t = num_steps on.
+
+    >>> LinearTemperature(1.0, 0.5, num_steps=1000)
+    LinearTemperature(initial=1, final=0.5, num_steps=1000, steps=0, temperature=1)
+
+    :param initial: the temperature at t = 0, > 0.
+    :param final: the temperature in the end, > 0.
+    :param num_steps: how many steps it takes, 1 or more.
+    :raises TypeError: for anything but numbers, and a `num_steps` that is no int.
+    :raises ValueError: for numbers out of these ranges.
+    """
+
+    def forward(self) -> Tensor:
+        return self.initial + (self.final - self.initial) * self._share()
+
+
+class CosineTemperature(_Between):
+    """tau(t) = final + (initial - final) (1 + cos(pi t / num_steps)) / 2, and then final.
+
+    The shape of Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts"
+    (2017), https://arxiv.org/abs/1608.03983.
+
+    >>> CosineTemperature(1.0, 0.5, num_steps=1000)
+    CosineTemperature(initial=1, final=0.5, num_steps=1000, steps=0, temperature=1)
+
+    :param initial: the temperature at t = 0, > 0.
+    :param final: the temperature in the end, > 0.
+    :param num_steps: how many steps it takes, 1 or more.
+    :raises TypeError: for anything but numbers, and a `num_steps` that is no int.
+    :raises ValueError: for numbers out of these ranges.
+    """
+
+    def forward(self) -> Tensor:
+        height = (1 + torch.cos(math.pi * self._share())) / 2
+        return self.final + (self.initial - self.final) * height
+
+
+class LearnableTemperature(TemperatureSchedule):
+    r"""tau = exp(log_temperature), a parameter; `step` does not move it.
+
+    As an attribute of a `PyroModule` it is trained by SVI with the module's other parameters, and
+    one of a batch shape has a temperature for each element. The ELBO of a soft law depends on tau.
+    That of a hard law does not: the gradient in tau is then that of the surrogate, which no loss
+    has, and tau drifts to where the surrogate likes it.
+
+    >>> LearnableTemperature(0.5)
+    LearnableTemperature(steps=0, temperature=0.5)
+
+    :param initial: the temperature to begin with, > 0; a number, or a tensor of floats that
+        broadcasts with the batch shape of the law.
+    :raises TypeError: for anything but a number or a tensor of floats.
+    :raises ValueError: unless it is positive and finite.
+    """
+
+    def __init__(self, initial: float | Tensor = 1.0) -> None:
+        super().__init__()
+        tau = as_float_tensor("LearnableTemperature", "initial", initial).detach()
+        require(
+            (tau > 0) & tau.isfinite(),
+            "LearnableTemperature: `initial` must be positive and finite",
+            tau,
+            "write LearnableTemperature(0.5)",
+        )
+        self.log_temperature = nn.Parameter(tau.log())
+
+    def forward(self) -> Tensor:
+        return self.log_temperature.exp()
+
+
+def _time(steps: Tensor) -> Tensor:
+    """A number of steps as a float."""
+    return steps.to(torch.get_default_dtype())
+
+
+def _number(owner: object, name: str, given: Any, least: float, *, above: bool) -> float:
+    """`given`, if it is a finite number not below `least`, or above it."""
+    wanted = f"`{name}` must be a finite number {'above' if above else 'of at least'} {least:g}"
+    if not isinstance(given, numbers.Real) or isinstance(given, bool):
+        kind = type(given).__name__
+        raise TypeError(f"{type(owner).__name__}: {wanted}, got {kind}; write {name}=0.5")
+    number = float(given)
+    if not (least < number if above else least <= number) or number == math.inf:
+        raise ValueError(f"{type(owner).__name__}: {wanted}, got {number:g}; write {name}=0.5")
+    return number
+
+
+def _positive(owner: object, name: str, given: Any) -> float:
+    return _number(owner, name, given, 0.0, above=True)
+
+
+def _count(owner: object, name: str, given: Any) -> int:
+    """`given`, if it is an int of 1 or more."""
+    wanted = f"{type(owner).__name__}: `{name}` must be a Python int of 1 or more, got"
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise TypeError(f"{wanted} {type(given).__name__}; write {name}=1000")
+    if given < 1:
+        raise ValueError(f"{wanted} {given}; write {name}=1000")
+    return given
