@@ -22,7 +22,9 @@ import numbers
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_gumbel.parameters import as_float_tensor, brief, require
 
@@ -178,11 +180,11 @@ class CosineTemperature(_Between):
         return self.final + (self.initial - self.final) * height
 
 
-class LearnableTemperature(TemperatureSchedule):
-    r"""tau = exp(log_temperature), a parameter; `step` does not move it.
+class LearnableTemperature(TemperatureSchedule, PyroModule):
+    r"""tau = `value`, a positive parameter, learnt on the log scale; `step` does not move it.
 
-    As an attribute of a `PyroModule` it is trained by SVI with the module's other parameters, and
-    one of a batch shape has a temperature for each element. The ELBO of a soft law depends on tau.
+    SVI trains it, under the name of the attribute that it is of a `PyroModule`, else under `name`.
+    One of a batch shape has a temperature for each element. The ELBO of a soft law depends on tau.
     That of a hard law does not: the gradient in tau is then that of the surrogate, which no loss
     has, and tau drifts to where the surrogate likes it.
 
@@ -191,12 +193,14 @@ class LearnableTemperature(TemperatureSchedule):
 
     :param initial: the temperature to begin with, > 0; a number, or a tensor of floats that
         broadcasts with the batch shape of the law.
+    :param name: for the parameter store, of one that is no attribute of a module.
     :raises TypeError: for anything but a number or a tensor of floats.
     :raises ValueError: unless it is positive and finite.
     """
 
-    def __init__(self, initial: float | Tensor = 1.0) -> None:
+    def __init__(self, initial: float | Tensor = 1.0, name: str = "temperature") -> None:
         super().__init__()
+        self._pyro_name = name
         tau = as_float_tensor("LearnableTemperature", "initial", initial).detach()
         require(
             (tau > 0) & tau.isfinite(),
@@ -204,10 +208,10 @@ class LearnableTemperature(TemperatureSchedule):
             tau,
             "write LearnableTemperature(0.5)",
         )
-        self.log_temperature = nn.Parameter(tau.log())
+        self.value = PyroParam(tau.clone(), constraints.positive)
 
     def forward(self) -> Tensor:
-        return self.log_temperature.exp()
+        return self.value
 
 
 def _time(steps: Tensor) -> Tensor:

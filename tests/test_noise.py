@@ -61,3 +61,57 @@ def test_noise_differs_across_a_vmapped_batch():
         torch.zeros(4)
     )
     assert draws.unique().numel() == 20
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_given_the_first_has_its_law_and_its_winners(dtype):
+    """Given the order, in float: against draws of z that happen to have that order."""
+    x = torch.tensor([0.5, -1.0, 0.2, -0.3, -torch.inf], dtype=dtype)
+    order = torch.tensor([2, 0])
+    found = noise.given_order(x, order, 20_000)
+    assert (found.topk(2, -1).indices == order).all()
+    z = x + noise.gumbel((400_000, 5), dtype=dtype, device=torch.device("cpu"))
+    rejected = z[(z.topk(2, -1).indices == order).all(-1)]
+    assert len(rejected) > 20_000
+    for i in range(4):
+        assert stats.ks_2samp(found[:, i].numpy(), rejected[:, i].numpy()).pvalue > ALPHA
+    gaps = (sample[:, 2] - sample[:, 0] for sample in (found, rejected))  # jointly too
+    assert stats.ks_2samp(*(gap.numpy() for gap in gaps)).pvalue > ALPHA
+    assert (found[:, 4] == -torch.inf).all()
+
+
+def test_the_winner_given_that_it_wins_is_a_gumbel_variate():
+    """Located at log Z, whichever it is; another is one that is cut off there."""
+    x = torch.tensor([1.0, -2.0, 0.3], dtype=torch.float64)
+    log_z = x.logsumexp(-1).item()
+    for winner in range(3):
+        z = noise.given_order(x, torch.tensor([winner]), 20_000)
+        law = stats.gumbel_r(loc=log_z)
+        assert stats.kstest(z[:, winner].numpy(), law.cdf).pvalue > ALPHA
+        for other in {0, 1, 2} - {winner}:
+            cut = stats.gumbel_r(loc=x[other].item())
+            ranks = cut.cdf(z[:, other].numpy()) / cut.cdf(z[:, winner].numpy())
+            assert stats.kstest(ranks, "uniform").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 3.0, 20.0])
+@pytest.mark.parametrize("bit", [0.0, 1.0])
+def test_noise_given_a_bit_has_its_law_and_its_sign(x, bit):
+    z = noise.given_bit(torch.tensor(x), torch.tensor(bit), 20_000).double().numpy()
+    assert ((z >= 0) == bool(bit)).all()
+    tail = (lambda t: stats.logistic.sf(t, x)) if bit else (lambda t: stats.logistic.cdf(t, x))
+    assert stats.kstest(tail(z) / tail(0.0), "uniform").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_given_winner_wins_by_however_little(dtype):
+    """A category so unlikely that the likely one is all but level with it."""
+    x = torch.tensor([0.0, -80.0, -85.0], dtype=dtype)
+    for order in ([1], [2], [1, 2], [2, 1]):
+        z = noise.given_order(x, torch.tensor(order), 10_000)
+        chosen = set(order)
+        others = [i for i in range(3) if i not in chosen]
+        assert (z[:, others].amax(-1) < z[:, order].amin(-1)).all()
+        assert z.isfinite().all()
+    assert (noise.given_bit(torch.tensor(-80.0, dtype=dtype), torch.tensor(1.0), 10_000) >= 0).all()
+    assert (noise.given_bit(torch.tensor(80.0, dtype=dtype), torch.tensor(0.0), 10_000) < 0).all()

@@ -1,0 +1,239 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Schedules against their formulas, in every place of a temperature, and resumed."""
+
+import copy
+import io
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
+from pyro.optim import Adam
+
+from pyro_gumbel import (
+    AutoRelaxed,
+    CategoricalStraightThrough,
+    ConstantTemperature,
+    CosineTemperature,
+    ExponentialTemperature,
+    LearnableTemperature,
+    LinearTemperature,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    TemperatureSchedule,
+    relax,
+    relaxed,
+)
+
+SCHEDULES = {
+    "constant": lambda: ConstantTemperature(0.7),
+    "exponential": lambda: ExponentialTemperature(rate=0.05, floor=0.4, hold=3, initial=2.0),
+    "linear": lambda: LinearTemperature(2.0, 0.4, num_steps=10),
+    "cosine": lambda: CosineTemperature(2.0, 0.4, num_steps=10),
+    "learnable": lambda: LearnableTemperature(0.7),
+}
+FORMULAS = {
+    "constant": lambda t: 0.7,
+    "exponential": lambda t: max(0.4, 2 * math.exp(-0.05 * (3 * (t // 3)))),
+    "linear": lambda t: max(0.4, 2 - 0.16 * t),
+    "cosine": lambda t: 0.4 + 0.8 * (1 + math.cos(math.pi * min(t, 10) / 10)),
+    "learnable": lambda t: 0.7,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_follows_its_formula(name, dtype):
+    torch.set_default_dtype(dtype)
+    schedule = SCHEDULES[name]()
+    for t in range(100):
+        assert schedule().dtype == dtype
+        assert schedule().shape == ()
+        assert schedule().item() == pytest.approx(FORMULAS[name](t), rel=1e-6)
+        schedule.step()
+
+
+def test_the_annealing_of_jang_et_al():
+    schedule = ExponentialTemperature(rate=1e-5, hold=500)
+    schedule.steps.fill_(40_000 + 499)
+    assert schedule().item() == pytest.approx(math.exp(-0.4))
+    schedule.steps.fill_(1_000_000)
+    assert schedule().item() == 0.5
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_step_is_in_the_state(name):
+    schedule, fresh = SCHEDULES[name](), SCHEDULES[name]()
+    for _ in range(7):
+        schedule.step()
+    fresh.load_state_dict(schedule.state_dict())
+    assert torch.equal(fresh(), schedule())
+    assert fresh.steps.item() == 7
+    assert torch.equal(copy.deepcopy(schedule)(), schedule())
+    assert isinstance(schedule, TemperatureSchedule)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_it_goes_wherever_a_temperature_goes(name):
+    schedule = SCHEDULES[name]()
+    schedule.step()
+    tau = schedule().detach()
+    logits = torch.zeros(2, 3, dtype=torch.float64)
+    laws = [
+        CategoricalStraightThrough(schedule, logits=logits),
+        RelaxedCategorical(schedule, logits=logits),
+        relax(dist.OneHotCategorical(logits=logits), schedule),
+    ]
+    for law in laws:
+        torch.testing.assert_close(law.temperature.detach(), tau.double())
+        assert law.rsample().dtype == torch.float64
+
+    def model():
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    seen = pyro.poutine.trace(relaxed(model, schedule)).get_trace().nodes["z"]["fn"].temperature
+    assert torch.equal(seen, tau)
+    guide = AutoRelaxed(relaxed(model, schedule), schedule)
+    guide()
+    schedule.step()
+    assert torch.equal(guide.law("z").temperature, schedule().detach())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (ConstantTemperature(0.5), "ConstantTemperature(value=0.5, steps=0, temperature=0.5)"),
+        (
+            ExponentialTemperature(1e-4, 0.5, 500),
+            "ExponentialTemperature(initial=1, rate=0.0001, floor=0.5, hold=500, steps=0, "
+            "temperature=1)",
+        ),
+        (
+            LinearTemperature(1.0, 0.5, 8),
+            "LinearTemperature(initial=1, final=0.5, num_steps=8, steps=0, temperature=1)",
+        ),
+        (LearnableTemperature(0.5), "LearnableTemperature(steps=0, temperature=0.5)"),
+        (LearnableTemperature(torch.ones(3)), "LearnableTemperature(steps=0, temperature=(3,))"),
+    ],
+)
+def test_repr(schedule, text):
+    assert repr(schedule) == text
+
+
+class SoftGuide(PyroModule):
+    """A bit for each of four plates, with a temperature of its own that is learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = LearnableTemperature(torch.full((4,), 0.3))
+        self.logits = PyroParam(torch.zeros(4))
+
+    def forward(self):
+        with pyro.plate("bits", 4):
+            return pyro.sample("z", RelaxedBernoulli(self.temperature, logits=self.logits))
+
+
+def test_a_learnt_temperature_of_a_soft_guide_finds_that_of_the_model():
+    """The relaxed laws are one family: the best guide is the prior itself."""
+
+    def model():
+        with pyro.plate("bits", 4):
+            pyro.sample("z", RelaxedBernoulli(torch.tensor([0.5, 1.0, 0.5, 1.0]), probs=0.5))
+
+    guide = SoftGuide()
+    svi = SVI(model, guide, Adam({"lr": 0.02}), Trace_ELBO(20, vectorize_particles=True))
+    for _ in range(400):
+        svi.step()
+    expected = torch.tensor([0.5, 1.0, 0.5, 1.0])
+    torch.testing.assert_close(guide.temperature().detach(), expected, atol=0.05, rtol=0)
+
+
+def test_one_that_is_nobodys_attribute_is_trained_under_its_name():
+    def model():
+        pyro.sample("z", RelaxedBernoulli(1.0, probs=0.5))
+
+    temperatures = {name: LearnableTemperature(0.5, name) for name in ("first", "second")}
+    for name, temperature in temperatures.items():
+        guide = pyro.poutine.trace(
+            lambda tau=temperature: pyro.sample("z", RelaxedBernoulli(tau, probs=0.5))
+        )
+        SVI(model, guide, Adam({"lr": 0.1}), Trace_ELBO()).step()
+        assert abs(temperature().item() - 0.5) > 0.01, name
+    assert set(pyro.get_param_store()) == {"first.value", "second.value"}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
+    """Bit for bit, through a file with the states of guide, parameters, optimiser and generator."""
+
+    def model():
+        z = pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(z @ torch.arange(3.0), 1.0), obs=torch.tensor(1.7))
+
+    def run(steps, saved=None):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        schedule = SCHEDULES[name]()
+        soft = relaxed(model, schedule, hard=False)
+        guide = AutoRelaxed(soft, schedule, hard=False)
+        guide()
+        optimiser = Adam({"lr": 0.1})
+        svi = SVI(soft, guide, optimiser, Trace_ELBO())
+        if saved is not None:
+            state = torch.load(saved, weights_only=False)
+            guide.load_state_dict(state["guide"])
+            pyro.get_param_store().set_state(state["parameters"])
+            optimiser.set_state(state["optimiser"])
+            torch.set_rng_state(state["generator"])
+        for _ in range(steps):
+            svi.step()
+            schedule.step()
+        file = io.BytesIO()
+        state = {
+            "guide": guide.state_dict(),
+            "parameters": pyro.get_param_store().get_state(),
+            "optimiser": optimiser.get_state(),
+            "generator": torch.get_rng_state(),
+        }
+        torch.save(state, file)
+        file.seek(0)
+        return guide.law("z").logits.detach(), schedule().detach(), file
+
+    *whole, _ = run(12)
+    *_, file = run(5)
+    *resumed, _ = run(7, file)
+    assert torch.equal(resumed[0], whole[0])
+    assert torch.equal(resumed[1], whole[1])
+    assert not torch.equal(resumed[0], torch.full((3,), 1 / 3).log())
+
+
+@pytest.mark.parametrize(
+    ("make_one", "error", "words"),
+    [
+        (lambda: ConstantTemperature(0), ValueError, "`value` must be a finite number above 0"),
+        (lambda: ConstantTemperature("1"), TypeError, "`value` must be .*, got str; write"),
+        (lambda: ConstantTemperature(math.nan), ValueError, "`value` must be .*, got nan; write"),
+        (lambda: ExponentialTemperature(-1), ValueError, "`rate` must be .*at least 0, got -1"),
+        (lambda: ExponentialTemperature(1, 2.0), ValueError, "`floor`.*`initial`, 1, got 2; write"),
+        (lambda: ExponentialTemperature(1, hold=0), ValueError, "`hold` must be .*, got 0; write"),
+        (lambda: ExponentialTemperature(1, hold=2.0), TypeError, "`hold` must be .*, got float"),
+        (lambda: LinearTemperature(1, math.inf, 9), ValueError, "`final` must be .*, got inf"),
+        (lambda: LinearTemperature(1, 0.5, True), TypeError, "`num_steps` must be .*, got bool"),
+        (lambda: CosineTemperature(-1, 0.5, 9), ValueError, "`initial` must be .*, got -1; write"),
+        (lambda: LearnableTemperature(-1.0), ValueError, "`initial` must be .*, got .*-1; write"),
+        (lambda: LearnableTemperature(None), TypeError, "`initial` must be .*, got NoneType"),
+        (
+            lambda: LearnableTemperature(torch.tensor([1, 2])),
+            TypeError,
+            "`initial` must be .* tensor of floats, got a tensor of torch.int64; write",
+        ),
+    ],
+)
+def test_bad_arguments(make_one, error, words):
+    with pytest.raises(error, match=words):
+        make_one()
