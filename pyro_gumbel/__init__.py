@@ -4,6 +4,7 @@
 """Relaxed and straight-through discrete distributions for Pyro."""
 
 from pyro_gumbel import constraints, divergences, estimators, links
+from pyro_gumbel.diagnostics import GradientReport, GradientRow, gradient_report
 from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
 from pyro_gumbel.estimators import (
     gapped,
@@ -50,6 +51,8 @@ __all__ = [
     "CosineTemperature",
     "ExpRelaxedCategorical",
     "ExponentialTemperature",
+    "GradientReport",
+    "GradientRow",
     "LearnableTemperature",
     "LinearTemperature",
     "LogitRelaxedBernoulli",
@@ -68,6 +71,7 @@ __all__ = [
     "divergences",
     "estimators",
     "gapped",
+    "gradient_report",
     "gumbel_rao",
     "gumbel_softmax",
     "harden",

@@ -12,7 +12,6 @@ the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the
 shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
 from pyro_gumbel.noise import given_bit, given_order
+from pyro_gumbel.parameters import read_count, read_number
 
 __all__ = [
+    "NAMES",
     "Estimator",
     "gapped",
     "gumbel_rao",
@@ -123,16 +124,7 @@ class gumbel_rao:  # used as a function
     samples: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or isinstance(self.samples, bool):
-            raise TypeError(
-                "gumbel_rao: `samples` must be a Python int, got "
-                f"{type(self.samples).__name__}; write gumbel_rao(samples=10)"
-            )
-        if self.samples < 1:
-            raise ValueError(
-                f"gumbel_rao: `samples` must be 1 or more, got {self.samples}; write "
-                "gumbel_rao(samples=10)"
-            )
+        read_count("gumbel_rao", "samples", self.samples, 1, 10)
 
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
@@ -167,16 +159,7 @@ class gapped:  # used as a function
     gap: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gap, (int, float)) or isinstance(self.gap, bool):
-            raise TypeError(
-                f"gapped: `gap` must be a Python number, got {type(self.gap).__name__}; write "
-                "gapped(gap=1.0)"
-            )
-        if not 0 <= self.gap < math.inf:
-            raise ValueError(
-                f"gapped: `gap` must be at least 0 and finite, got {self.gap}; write "
-                "gapped(gap=1.0)"
-            )
+        read_number("gapped", "gap", self.gap, zero=True)
 
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
@@ -213,6 +196,7 @@ _NAMED: dict[str, Estimator] = {
     "reinmax": reinmax,
     "straight_through": straight_through,
 }
+NAMES = tuple(_NAMED)
 
 
 def named(estimator: str | Estimator) -> Estimator:
@@ -236,7 +220,7 @@ def named(estimator: str | Estimator) -> Estimator:
         )
     if estimator not in _NAMED:
         raise ValueError(
-            f"`estimator` must be one of {sorted(_NAMED)} or a function (logits, temperature, "
+            f"`estimator` must be one of {list(NAMES)} or a function (logits, temperature, "
             f'perturbed, hard, link) -> surrogate, got "{estimator}"; '
             'write estimator="gumbel_softmax"'
         )

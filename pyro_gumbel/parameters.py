@@ -26,6 +26,8 @@ __all__ = [
     "fitted",
     "in_program",
     "joint_batch_shape",
+    "read_count",
+    "read_number",
     "read_parameter",
     "read_size",
     "read_temperature",
@@ -70,6 +72,27 @@ def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> i
             remedy = "use Subset or PlackettLuce, the discrete laws, where all are chosen"
         raise ValueError(f"{owner}: `size` must be from 1 to {limit}, {most}, got {size}; {remedy}")
     return size
+
+
+def read_number(owner: str, name: str, given: Any, *, zero: bool = False) -> float:
+    """`given`, if it is a positive finite number; or 0 where that is allowed."""
+    wanted = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
+    if not isinstance(given, numbers.Real) or isinstance(given, bool):
+        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}=0.5")
+    number = float(given)
+    if not (0 < number < math.inf or (zero and number == 0)):
+        raise ValueError(f"{wanted}, got {number:g}; write {name}=0.5")
+    return number
+
+
+def read_count(owner: str, name: str, given: Any, least: int, example: int) -> int:
+    """`given`, if it is an int of at least `least`."""
+    wanted = f"{owner}: `{name}` must be a Python int of {least} or more"
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}={example}")
+    if given < least:
+        raise ValueError(f"{wanted}, got {given}; write {name}={example}")
+    return given
 
 
 def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:

@@ -18,15 +18,19 @@ exactly. One schedule may serve many laws; a deep copy of a guide has a schedule
 """
 
 import math
-import numbers
-from typing import Any
 
 import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_gumbel.parameters import as_float_tensor, brief, require
+from pyro_gumbel.parameters import (
+    as_float_tensor,
+    brief,
+    read_count,
+    read_number,
+    require,
+)
 
 __all__ = [
     "ConstantTemperature",
@@ -82,7 +86,7 @@ class ConstantTemperature(TemperatureSchedule):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        self.value = _positive(self, "value", value)
+        self.value = read_number(type(self).__name__, "value", value)
 
     def forward(self) -> Tensor:
         return torch.full_like(_time(self.steps), self.value)
@@ -112,10 +116,10 @@ class ExponentialTemperature(TemperatureSchedule):
         self, rate: float, floor: float = 0.5, hold: int = 1, initial: float = 1.0
     ) -> None:
         super().__init__()
-        self.initial = _positive(self, "initial", initial)
-        self.rate = _number(self, "rate", rate, 0.0, above=False)
-        self.floor = _positive(self, "floor", floor)
-        self.hold = _count(self, "hold", hold)
+        self.initial = read_number(type(self).__name__, "initial", initial)
+        self.rate = read_number(type(self).__name__, "rate", rate, zero=True)
+        self.floor = read_number(type(self).__name__, "floor", floor)
+        self.hold = read_count(type(self).__name__, "hold", hold, 1, 500)
         if self.floor > self.initial:
             raise ValueError(
                 "ExponentialTemperature: `floor` must not be above `initial`, "
@@ -133,9 +137,9 @@ class _Between(TemperatureSchedule):
 
     def __init__(self, initial: float, final: float, num_steps: int) -> None:
         super().__init__()
-        self.initial = _positive(self, "initial", initial)
-        self.final = _positive(self, "final", final)
-        self.num_steps = _count(self, "num_steps", num_steps)
+        self.initial = read_number(type(self).__name__, "initial", initial)
+        self.final = read_number(type(self).__name__, "final", final)
+        self.num_steps = read_count(type(self).__name__, "num_steps", num_steps, 1, 1000)
 
     def _share(self) -> Tensor:
         """Which part of the way is done."""
@@ -217,29 +221,3 @@ class LearnableTemperature(TemperatureSchedule, PyroModule):
 def _time(steps: Tensor) -> Tensor:
     """A number of steps as a float."""
     return steps.to(torch.get_default_dtype())
-
-
-def _number(owner: object, name: str, given: Any, least: float, *, above: bool) -> float:
-    """`given`, if it is a finite number not below `least`, or above it."""
-    wanted = f"`{name}` must be a finite number {'above' if above else 'of at least'} {least:g}"
-    if not isinstance(given, numbers.Real) or isinstance(given, bool):
-        kind = type(given).__name__
-        raise TypeError(f"{type(owner).__name__}: {wanted}, got {kind}; write {name}=0.5")
-    number = float(given)
-    if not (least < number if above else least <= number) or number == math.inf:
-        raise ValueError(f"{type(owner).__name__}: {wanted}, got {number:g}; write {name}=0.5")
-    return number
-
-
-def _positive(owner: object, name: str, given: Any) -> float:
-    return _number(owner, name, given, 0.0, above=True)
-
-
-def _count(owner: object, name: str, given: Any) -> int:
-    """`given`, if it is an int of 1 or more."""
-    wanted = f"{type(owner).__name__}: `{name}` must be a Python int of 1 or more, got"
-    if not isinstance(given, int) or isinstance(given, bool):
-        raise TypeError(f"{wanted} {type(given).__name__}; write {name}=1000")
-    if given < 1:
-        raise ValueError(f"{wanted} {given}; write {name}=1000")
-    return given

@@ -44,3 +44,13 @@ def masks_of(distribution: Any) -> list[Any]:
             masks.append(distribution._mask)
         distribution = distribution.base_dist
     return masks
+
+
+def unmasked(distribution: Any) -> Any:
+    """The law in all its wrappers but masks."""
+    if not isinstance(distribution, WRAPPERS):
+        return distribution
+    base = unmasked(distribution.base_dist)
+    if isinstance(distribution, MaskedDistribution):
+        return base
+    return base if base is distribution.base_dist else wrapped_like(distribution, base)

@@ -12,7 +12,18 @@ import pytest
 import torch
 
 import pyro_gumbel
-from pyro_gumbel import discrete, guides, hard, registration, relaxing, reparam, soft
+from pyro_gumbel import (
+    diagnostics,
+    discrete,
+    estimators,
+    guides,
+    hard,
+    registration,
+    relaxing,
+    reparam,
+    soft,
+    temperature,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +62,10 @@ def test_every_linked_file_exists():
             assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [discrete, soft, hard, relaxing, guides, reparam, registration])
+@pytest.mark.parametrize("module", [
+    diagnostics, discrete, estimators, guides, hard, registration, relaxing, reparam, soft,
+    temperature,
+])  # fmt: skip
 def test_docstring_examples(module):
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
     result = doctest.testmod(module, extraglobs={**names, "pyro": pyro, "torch": torch})

@@ -1,0 +1,373 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which estimator, at which temperature: the gradients of a model of yours, measured."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from tqdm import tqdm  # which Pyro depends on
+
+from pyro_gumbel.estimators import NAMES, Estimator, named
+from pyro_gumbel.hard import StraightThrough
+from pyro_gumbel.parameters import read_count, read_number
+from pyro_gumbel.reference import (
+    DRAWS,
+    Moments,
+    Objective,
+    Reference,
+    by_enumeration,
+    by_score_function,
+)
+from pyro_gumbel.wrappers import innermost, rewrapped
+
+__all__ = ["GradientReport", "GradientRow", "gradient_report"]
+
+OWNER = "gradient_report"
+MOST_STATES = 2048  # that are enumerated
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientRow:
+    """The gradient of one estimator at one temperature, over all parameters of the guide.
+
+    :ivar estimator: its name, or how it prints.
+    :ivar temperature: tau.
+    :ivar bias: |E g - e| of its gradients g and the exact one e, without what noise adds to it.
+    :ivar bias_error: how large a bias the noise can hide: the standard error of E g - e.
+    :ivar standard_deviation: sqrt(E |g - E g|^2).
+    :ivar cosine: <E g, e> / (|E g| |e|), of the angle by which the bias turns the gradient; NaN
+        where E g is not above twice its standard error, and has no direction yet.
+    :ivar cosine_error: its standard error.
+    :ivar progress: <E g, e> / (sqrt(E |g|^2) |e|), the cosine of single gradients in mean square:
+        which part of the length of a step goes the right way. Bias and noise both lower it; the
+        length of g, which an optimiser like Adam undoes, does not.
+    :ivar milliseconds: the median time of one gradient.
+    """
+
+    estimator: str
+    temperature: float
+    bias: float
+    bias_error: float
+    standard_deviation: float
+    cosine: float
+    cosine_error: float
+    progress: float
+    milliseconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientReport:
+    """What `gradient_report` found; it prints as a table.
+
+    :ivar rows: a `GradientRow` for each estimator and temperature.
+    :ivar exact_norm: the length of the exact gradient, without what its noise adds.
+    :ivar exact_error: its standard error; 0 where it was enumerated.
+    :ivar exact_by: how it was found.
+    :ivar num_samples: how many gradients each row has seen.
+    :ivar num_parameters: how many numbers a gradient has.
+    """
+
+    rows: list[GradientRow]
+    exact_norm: float
+    exact_error: float
+    exact_by: str
+    num_samples: int
+    num_parameters: int
+
+    def best(self) -> GradientRow:
+        """The row with the most progress."""
+        return max(self.rows, key=lambda row: -2.0 if math.isnan(row.progress) else row.progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as numbers, strings, lists and dictionaries, e.g. for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        error = f" +- {self.exact_error:.2g}" if self.exact_error else ""
+        cells = [["estimator", "temperature", "bias", "sd", "cosine", "progress", "ms"]]
+        cells += [
+            [
+                row.estimator,
+                f"{row.temperature:g}",
+                f"{row.bias:.3g} +- {row.bias_error:.1g}",
+                f"{row.standard_deviation:.3g}",
+                _cosine(row),
+                f"{row.progress:.3f}",
+                f"{row.milliseconds:.2f}",
+            ]
+            for row in self.rows
+        ]
+        first, *others = ([len(cell) for cell in column] for column in zip(*cells, strict=True))
+        table = (
+            "  ".join(
+                [name.ljust(max(first))]
+                + [cell.rjust(max(column)) for cell, column in zip(rest, others, strict=True)]
+            )
+            for name, *rest in cells
+        )
+        return "\n".join(
+            [
+                f"exact gradient: length {self.exact_norm:.4g}{error}, by {self.exact_by}",
+                f"each row: {self.num_samples} gradients of {self.num_parameters} numbers",
+                *table,
+            ]
+        )
+
+    def plot(self) -> Any:
+        """A `matplotlib.figure.Figure`: bias, standard deviation and progress over temperature.
+
+        :raises ImportError: without matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "GradientReport.plot: expected matplotlib, which is not installed; write "
+                'pip install "pyro-gumbel[plot]", or print(report)'
+            ) from error
+        figure = Figure(figsize=(10, 3.5), layout="constrained")  # without pyplot: needs no display
+        panels = figure.subplots(1, 3)
+        names = list(dict.fromkeys(row.estimator for row in self.rows))
+        for axes, quantity in zip(panels, ("bias", "standard_deviation", "progress"), strict=True):
+            for name in names:
+                rows = sorted(
+                    (row for row in self.rows if row.estimator == name),
+                    key=lambda row: row.temperature,
+                )
+                bar = f"{quantity}_error"
+                axes.errorbar(
+                    [row.temperature for row in rows],
+                    [getattr(row, quantity) for row in rows],
+                    [getattr(row, bar, 0.0) for row in rows],
+                    marker="o",
+                    markersize=4,
+                    label=name,
+                )
+            axes.set(xscale="log", xlabel="temperature", title=quantity.replace("_", " "))
+            axes.grid(alpha=0.3)
+        for axes in panels[:2]:
+            axes.axhline(self.exact_norm, color="gray", linestyle=":", label="exact gradient")
+            axes.set_ylim(bottom=0)
+        panels[0].legend(frameon=False, fontsize="small")
+        return figure
+
+
+def _cosine(row: GradientRow) -> str:
+    return "-" if math.isnan(row.cosine) else f"{row.cosine:.2f} +- {row.cosine_error:.2f}"
+
+
+def gradient_report(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    estimators: Sequence[str | Estimator] = NAMES,
+    temperatures: Sequence[float] = (0.1, 0.3, 1.0),
+    num_samples: int = 200,
+    num_exact_samples: int | None = None,
+    elbo: Trace_ELBO | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> GradientReport:
+    r"""Bias, noise and cost of the gradients of a model and a guide, for each estimator.
+
+    The gradient is that of the loss of SVI in the parameters of the guide, as they are now, at
+    these arguments; of a subsampled plate one subsample is drawn and kept. All hard sites take each
+    estimator and temperature in turn, whatever they were written with; nothing is trained.
+
+    The exact gradient is enumerated where all latent sites of the guide are discrete and have up
+    to 2048 joint states, or that many in parallel in a model that `TraceEnum_ELBO` can run. Else it
+    is estimated by the score function with leave-one-out baselines, and its standard error is part
+    of the table: raise `num_exact_samples` where that is not small against its length.
+
+    >>> def model():
+    ...     z = pyro.sample("z", BernoulliStraightThrough(0.5, 0.5))
+    ...     pyro.sample("x", pyro.distributions.Normal(3 * z, 1.0), obs=torch.tensor(2.0))
+    >>> guide = AutoRelaxed(model, 0.5)
+    >>> report = gradient_report(model, guide, estimators=["reinmax", "gumbel_softmax"],
+    ...                          temperatures=[1.0], progress=False)
+    >>> report.best().estimator
+    'reinmax'
+
+    :param model: as for SVI.
+    :param guide: as for SVI, with hard sites.
+    :param args: the positional arguments of both.
+    :param kwargs: their keyword arguments.
+    :param estimators: names or functions, see `pyro_gumbel.estimators`.
+    :param temperatures: positive numbers.
+    :param num_samples: how many gradients each row of the table takes, 2 or more.
+    :param num_exact_samples: how many draws a score-function estimate takes, 20 or more; by default
+        50 times `num_samples`.
+    :param elbo: the loss of SVI, a `Trace_ELBO` (the default) or `TraceMeanField_ELBO`.
+    :param seed: of each row; the generator of the caller is left as it was.
+    :param progress: whether to show a progress bar.
+    :raises ValueError: for a guide without parameters or without hard sites, and numbers out of
+        range; and where an estimator does, e.g. "reinmax" at the site of a subset.
+    :raises TypeError: for arguments of another type.
+    """
+    elbo = _read_elbo(elbo)
+    cells = _read_cells(estimators, temperatures)
+    read_count(OWNER, "num_samples", num_samples, 2, 200)
+    if num_exact_samples is None:
+        num_exact_samples = 50 * num_samples
+    read_count(OWNER, "num_exact_samples", num_exact_samples, 2 * DRAWS, 10_000)
+    with _own_generator(seed):
+        objective = Objective(model, guide, args, {} if kwargs is None else kwargs)
+        _require_something_to_measure(objective)
+        exact = _reference(objective, num_exact_samples, progress)
+    norm = math.sqrt(max(exact.gradient.square().sum().item() - exact.error**2, 0.0))
+    rows = []
+    with tqdm(total=len(cells) * num_samples, desc="gradients", disable=not progress) as bar:
+        for label, estimator, temperature in cells:
+            with _own_generator(seed):
+                gradients = _gradients(objective, elbo, estimator, temperature, num_samples)
+                rows.append(_row(label, temperature, gradients, exact, norm, bar))
+    return GradientReport(rows, norm, exact.error, exact.how, num_samples, exact.gradient.numel())
+
+
+def _read_elbo(elbo: Any) -> Trace_ELBO:
+    """The loss, if its value is the ELBO."""
+    if elbo is None:
+        return Trace_ELBO()
+    if not isinstance(elbo, Trace_ELBO):
+        raise TypeError(
+            f"{OWNER}: `elbo` must be a Trace_ELBO or TraceMeanField_ELBO, got "
+            f"{type(elbo).__name__}; write elbo=TraceMeanField_ELBO()"
+        )
+    return elbo
+
+
+def _read_cells(
+    estimators: Sequence[str | Estimator], temperatures: Sequence[float]
+) -> list[tuple[str, Estimator, float]]:
+    """Label, function and temperature of each row."""
+    for name, given in (("estimators", estimators), ("temperatures", temperatures)):
+        if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+            example = "[0.5]" if name == "temperatures" else '["reinmax"]'
+            raise TypeError(
+                f"{OWNER}: `{name}` must be a list of one or more, got {given!r}; write "
+                f"{name}={example}"
+            )
+    functions = [(_label(each), named(each)) for each in estimators]
+    taus = [read_number(OWNER, "temperatures", each) for each in temperatures]
+    return [(label, function, tau) for label, function in functions for tau in taus]
+
+
+def _label(estimator: str | Estimator) -> str:
+    if isinstance(estimator, str):
+        return estimator
+    return getattr(estimator, "__name__", repr(estimator))
+
+
+def _require_something_to_measure(objective: Objective) -> None:
+    laws = {name: type(innermost(law)).__name__ for name, law in objective.sites.items()}
+    if not any(isinstance(innermost(law), StraightThrough) for law in objective.sites.values()):
+        raise ValueError(
+            f"{OWNER}: `guide` must have a latent site with a hard law, got {laws}; write "
+            "AutoRelaxed(model, 0.5), or CategoricalStraightThrough and its kin in the guide"
+        )
+    if not objective.parameters:
+        raise ValueError(
+            f"{OWNER}: `guide` must have parameters, got none with a gradient; write "
+            'pyro.param("logits", torch.zeros(3)) inside the guide'
+        )
+
+
+@contextmanager
+def _own_generator(seed: int) -> Iterator[None]:
+    """Random numbers from `seed`, and the caller's as they were afterwards."""
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _reference(objective: Objective, draws: int, progress: bool) -> Reference:
+    found = by_enumeration(objective, MOST_STATES)
+    if found is not None:
+        return found
+    groups = tqdm(range(draws // DRAWS), desc="exact gradient", disable=not progress)
+    return by_score_function(objective, groups)
+
+
+def _gradients(
+    objective: Objective,
+    elbo: Trace_ELBO,
+    estimator: Estimator,
+    temperature: float,
+    num_samples: int,
+) -> Iterator[tuple[Tensor, float]]:
+    """Gradients and the milliseconds that they took, after one to warm up."""
+    handler = _Replaced(estimator, temperature)
+    for i in range(num_samples + 1):
+        start = time.perf_counter()
+        gradient = objective.gradient(objective.loss(elbo, handler))
+        if i:
+            yield gradient, 1000 * (time.perf_counter() - start)
+
+
+class _Replaced(Messenger):
+    """Hard sites have this estimator and this temperature."""
+
+    def __init__(self, estimator: Estimator, temperature: float) -> None:
+        super().__init__()
+        self._estimator = estimator
+        self._temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law: Any = innermost(msg["fn"])
+        if not isinstance(law, StraightThrough):
+            return
+        new: Any = law.expand(law.batch_shape)  # type: ignore[attr-defined]
+        new.estimator = self._estimator
+        new._raw_temperature = law._raw.new_tensor(self._temperature)
+        msg["fn"] = rewrapped(msg["fn"], new)
+
+
+def _row(
+    label: str,
+    temperature: float,
+    gradients: Iterator[tuple[Tensor, float]],
+    exact: Reference,
+    norm: float,
+    bar: Any,
+) -> GradientRow:
+    moments, along, times = Moments(), Moments(), []
+    for gradient, milliseconds in gradients:
+        moments.add(gradient)
+        along.add(torch.dot(gradient, exact.gradient).reshape(1))
+        times.append(milliseconds)
+        bar.update()
+    noise = moments.variance / moments.count
+    noise_of_both = noise + exact.error**2
+    distance = (moments.mean - exact.gradient).square().sum().item()
+    length = math.sqrt(max(moments.mean.square().sum().item() - noise, 0.0))
+    direction = length if length**2 > 4 * noise else 0.0
+    cosine = _quotient(along.mean.item(), direction * norm)
+    root_mean_square = math.sqrt(length**2 + moments.variance)
+    return GradientRow(
+        estimator=label,
+        temperature=temperature,
+        bias=math.sqrt(max(distance - noise_of_both, 0.0)),
+        bias_error=math.sqrt(noise_of_both),
+        standard_deviation=math.sqrt(moments.variance),
+        cosine=max(min(cosine, 1.0), -1.0),
+        cosine_error=_quotient(math.sqrt(noise_of_both), direction),
+        progress=_quotient(along.mean.item(), root_mean_square * norm),
+        milliseconds=statistics.median(times),
+    )
+
+
+def _quotient(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
