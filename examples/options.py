@@ -13,13 +13,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def option_parser(description: str | None, *, steps: int, out: str) -> argparse.ArgumentParser:
+def option_parser(
+    description: str | None, *, steps: int, out: str, least: int = 1
+) -> argparse.ArgumentParser:
     """A parser with the options that all examples have."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--steps", type=whole_number(1, steps), default=steps, help=f"default: {steps}")
+    add("--steps", type=whole_number(least, steps), default=steps, help=f"default: {steps}")
     add("--seed", type=whole_number(0, 0), default=0, help="default: 0")
     add("--out", type=png_path(out), default=out, help=f"the picture (default: {out})")
     return parser

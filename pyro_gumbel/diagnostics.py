@@ -51,6 +51,7 @@ class GradientRow:
     :ivar progress: <E g, e> / (sqrt(E |g|^2) |e|), the cosine of single gradients in mean square:
         which part of the length of a step goes the right way. Bias and noise both lower it; the
         length of g, which an optimiser like Adam undoes, does not.
+    :ivar progress_error: its standard error, without that of e.
     :ivar milliseconds: the median time of one gradient.
     """
 
@@ -62,6 +63,7 @@ class GradientRow:
     cosine: float
     cosine_error: float
     progress: float
+    progress_error: float
     milliseconds: float
 
 
@@ -102,7 +104,7 @@ class GradientReport:
                 f"{row.bias:.3g} +- {row.bias_error:.1g}",
                 f"{row.standard_deviation:.3g}",
                 _cosine(row),
-                f"{row.progress:.3f}",
+                f"{row.progress:.2f} +- {row.progress_error:.2f}",
                 f"{row.milliseconds:.2f}",
             ]
             for row in self.rows
@@ -135,30 +137,30 @@ class GradientReport:
                 "GradientReport.plot: expected matplotlib, which is not installed; write "
                 'pip install "pyro-gumbel[plot]", or print(report)'
             ) from error
-        figure = Figure(figsize=(10, 3.5), layout="constrained")  # without pyplot: needs no display
+        figure = Figure(figsize=(11, 3.5), layout="constrained")  # without pyplot: needs no display
         panels = figure.subplots(1, 3)
-        names = list(dict.fromkeys(row.estimator for row in self.rows))
+        ticks = sorted({row.temperature for row in self.rows})
         for axes, quantity in zip(panels, ("bias", "standard_deviation", "progress"), strict=True):
-            for name in names:
-                rows = sorted(
-                    (row for row in self.rows if row.estimator == name),
-                    key=lambda row: row.temperature,
-                )
-                bar = f"{quantity}_error"
+            for name in dict.fromkeys(row.estimator for row in self.rows):
+                rows = [row for row in self.rows if row.estimator == name]
+                rows.sort(key=lambda row: row.temperature)
                 axes.errorbar(
                     [row.temperature for row in rows],
                     [getattr(row, quantity) for row in rows],
-                    [getattr(row, bar, 0.0) for row in rows],
+                    [getattr(row, f"{quantity}_error", 0.0) for row in rows],
                     marker="o",
                     markersize=4,
                     label=name,
                 )
             axes.set(xscale="log", xlabel="temperature", title=quantity.replace("_", " "))
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
         for axes in panels[:2]:
             axes.axhline(self.exact_norm, color="gray", linestyle=":", label="exact gradient")
             axes.set_ylim(bottom=0)
-        panels[0].legend(frameon=False, fontsize="small")
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right center", frameon=False)
         return figure
 
 
@@ -365,6 +367,7 @@ def _row(
         cosine=max(min(cosine, 1.0), -1.0),
         cosine_error=_quotient(math.sqrt(noise_of_both), direction),
         progress=_quotient(along.mean.item(), root_mean_square * norm),
+        progress_error=_quotient(math.sqrt(along.variance / along.count), root_mean_square * norm),
         milliseconds=statistics.median(times),
     )
 

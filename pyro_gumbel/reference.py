@@ -133,7 +133,9 @@ def by_enumeration(objective: Objective, most: int) -> Reference | None:
     elements = {name: _elements(law) for name, law in objective.sites.items()}
     if math.prod(sizes[name] ** elements[name] for name in sizes) <= most:
         return _state_by_state(objective)
-    if math.prod(sizes.values()) <= most:
+    # Pyro leaves alone what it cannot enumerate, such as laws with `.to_event`.
+    in_parallel = all(law.has_enumerate_support for law in objective.sites.values())
+    if in_parallel and math.prod(sizes.values()) <= most:
         return _by_parallel_enumeration(objective)
     return None
 

@@ -53,4 +53,4 @@ def unmasked(distribution: Any) -> Any:
     base = unmasked(distribution.base_dist)
     if isinstance(distribution, MaskedDistribution):
         return base
-    return base if base is distribution.base_dist else wrapped_like(distribution, base)
+    return distribution if base is distribution.base_dist else wrapped_like(distribution, base)

@@ -18,6 +18,8 @@ import pytest
 import scipy.stats
 import torch
 
+from pyro_gumbel import GradientReport, GradientRow
+
 for needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
 
@@ -133,6 +135,40 @@ def test_a_few_steps_of_relax_a_model(tmp_path):
     assert_picture(tmp_path / "relax_a_model.png")
 
 
+def test_a_small_choice_of_an_estimator(tmp_path):
+    options = ["--steps", 5, "--samples", 2, "--temperatures", 0.5, 1, "--json", "x.json"]
+    done = run(tmp_path, "choose_an_estimator", *options)
+    assert done.returncode == 0, done.stderr
+    assert "by leave-one-out score function, 100 draws" in done.stdout
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert len(report["rows"]) == 10
+    best = max(report["rows"], key=lambda row: row["progress"])
+    line = f'recommended: estimator="{best["estimator"]}", temperature={best["temperature"]:g}\n'
+    assert line in done.stdout
+    assert "  because " in done.stdout
+    assert_picture(tmp_path / "choose_an_estimator.png")
+
+
+def test_the_reason_for_a_recommendation():
+    def report(*rows):
+        made = [
+            GradientRow(*row[:2], row[2], 0.1, row[3], 1.0, 0.1, row[4], 0.02, 5.0) for row in rows
+        ]
+        return GradientReport(made, 10.0, 0.1, "enumeration of 3 states", 200, 3)
+
+    example = load("choose_an_estimator")
+    usual = ("gumbel_softmax", 0.5, 3.0, 8.0, 0.4)
+    for other, words in (
+        (("reinmax", 1.0, 1.0, 9.0, 0.6), "because it has less bias"),
+        (("reinmax", 1.0, 3.5, 4.0, 0.6), "because it has less noise"),
+        (("reinmax", 1.0, 1.0, 4.0, 0.6), "because it has less bias and less noise"),
+        (("reinmax", 1.0, 3.5, 9.0, 0.6), "because its mean points the right way"),
+        (("reinmax", 1.0, 1.0, 9.0, 0.42), "cannot tell the two apart"),
+        (("reinmax", 1.0, 1.0, 9.0, 0.3), "because no other estimator does better"),
+    ):
+        assert example.recommendation(report(usual, other)).endswith(words)
+
+
 def causes_by_number(output):
     """Log evidence, ELBO and mean difference, where `relax_a_model` has all."""
     line = r"^ *(\d+) +(-\S+) +(-\S+) +\S+ +\S+ +(0\.\d+)$"
@@ -238,6 +274,12 @@ BAD_OPTIONS = {
         ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. relax_a_model.png"),
     ],
+    "choose_an_estimator": [
+        ("--steps -1", "argument --steps: " + WHOLE.format(0, -1, 1000)),
+        ("--samples 1", "argument --samples: " + WHOLE.format(2, 1, 200)),
+        ("--temperatures 0", "expected a number above 0, got '0'; write e.g. 0.5"),
+        ("--out x", "got 'x'; write e.g. choose_an_estimator.png"),
+    ],
     "ranking": [
         ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
         ("--judges 0", "argument --judges: " + WHOLE.format(1, 0, 200)),
@@ -340,3 +382,50 @@ def test_relaxation_comes_near_enumeration_in_random_models(tmp_path):
     assert len(models) == 20
     assert all(model["enumerated"] - model["relaxed"] < 0.1 for model in models)
     assert all(model["relaxed"] < model["log evidence"] for model in models)
+
+
+def bits(*shape):
+    return np.random.default_rng(0).integers(0, 2, shape, dtype="uint8")
+
+
+BENCHMARKS = [
+    ("mnist_vae", {"epochs": 1, "seeds": 3, "estimator": "gapped"}, r"test (\S+), standard"),
+    ("mnist_vae", {"epochs": 1, "seeds": 3, "shape": "8x16"}, r"epoch 1: train (\S+), standard"),
+    ("jang_table1", {"minutes": 0.02, "units": "categorical"}, r"after .* steps: test (\S+) nats"),
+    ("jang_table1", {"minutes": 0.02, "model": "sbn", "estimator": "soft"}, r".*: test (\S+) nats"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "options", "pattern"), BENCHMARKS)
+def test_a_short_benchmark(tmp_path, script, options, pattern):
+    grey = 255 * bits(300, 28, 28)
+    binary = {name: bits(1000, 784) for name in ("train", "valid", "test")}
+    np.savez(tmp_path / "data.npz", x_train=grey, x_test=grey, **binary)
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / f"{script}.py"),
+         "--data", "data.npz", "--out", "x.json", "--threads", "1", *given],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert number(pattern, done.stdout) > 0
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["options"]["data"] == "data.npz"
+    assert record["test"]
+
+
+@pytest.mark.slow
+def test_polynomials(tmp_path):
+    """Where the straight-through estimator stops: its slopes balance at q = .45 for p = 2."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "polynomial.py"), "--powers", "2",
+         "--seeds", "0", "--estimators", "straight_through", "reinmax", "--threads", "1",
+         "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    excess = json.loads((tmp_path / "x.json").read_text())["excess"]
+    assert abs(excess["straight_through"]["2.0"][0] - 0.45 * (0.55**2 - 0.45**2)) < 0.002
+    assert excess["reinmax"]["2.0"][0] < 0.005
