@@ -160,8 +160,9 @@ class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):
         batch shape, or a function without arguments that returns one, called once.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite; exactly one of the two is given.
-    :param estimator: "gumbel_softmax", "straight_through", "reinmax", or a function (logits,
-        temperature, perturbed, hard, link) -> surrogate, see `pyro_gumbel.estimators`.
+    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
+        function (logits, temperature, perturbed, hard, link) -> surrogate, see
+        `pyro_gumbel.estimators`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.

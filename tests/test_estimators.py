@@ -21,7 +21,7 @@ from pyro_gumbel import (
     reinmax,
     straight_through,
 )
-from tests.common import assert_same_mean, make
+from tests.common import HARD, assert_same_mean, law_of, make
 
 NAMES = {
     "gapped": gapped(gap=1.0),
@@ -302,18 +302,40 @@ def test_infinite_log_odds():
         assert torch.autograd.grad(value.sum(), raw)[0].tolist() == [0, 0], name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_under_vmap_and_compile(name):
-    def gradient(raw):
-        law = CategoricalStraightThrough(0.5, logits=raw, estimator=name, validate_args=False)
-        return law.rsample() @ torch.arange(3.0)
+PAIRS = [
+    (cls, name)
+    for cls in HARD
+    for name in NAMES
+    if not (cls is SubsetStraightThrough and name in ONE_OF_FEW)
+]
+COMPILED = [
+    (cls, name) for cls, name in PAIRS if cls is CategoricalStraightThrough or name == "gumbel_rao"
+]
 
-    raw = torch.randn(5, 3)
-    mapped = torch.func.vmap(torch.func.grad(gradient), randomness="different")(raw)
+
+def weighted_sum(cls, name):
+    """Of a sample, as a function of the logits."""
+
+    def function(raw):
+        law = law_of(cls, 0.5, logits=raw, estimator=name, validate_args=False)
+        return (law.rsample() @ torch.arange(3.0)).sum()
+
+    return function
+
+
+@pytest.mark.parametrize(("cls", "name"), PAIRS)
+def test_under_vmap(cls, name):
+    gradient = torch.func.grad(weighted_sum(cls, name))
+    mapped = torch.func.vmap(gradient, randomness="different")(torch.randn(5, 3))
     assert mapped.shape == (5, 3)
     assert mapped.isfinite().all()
-    compiled = torch.compile(gradient, backend="aot_eager", fullgraph=True)
-    leaf = raw[0].clone().requires_grad_()
+
+
+@pytest.mark.parametrize(("cls", "name"), COMPILED)
+def test_under_compile(cls, name):
+    torch.compiler.reset()
+    compiled = torch.compile(weighted_sum(cls, name), backend="aot_eager", fullgraph=True)
+    leaf = torch.randn(3, requires_grad=True)
     (found,) = torch.autograd.grad(compiled(leaf), leaf)
     assert found.isfinite().all()
 

@@ -56,6 +56,14 @@ def test_the_example_of_relaxing_finds_the_clusters():
     assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
 
 
+def test_the_example_of_a_report_prints_its_table(capsys):
+    (block,) = python_blocks(ROOT / "docs" / "estimators.md")
+    exec(compile(block.replace("(x,),", "(x,), num_samples=5,"), "estimators.md", "exec"), {})
+    output = capsys.readouterr().out
+    assert "by enumeration of 27 states" in output
+    assert len(output.splitlines()) == 3 + 10
+
+
 def test_every_linked_file_exists():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
