@@ -26,6 +26,7 @@ from pyro_gumbel import (
     gapped,
     gradient_report,
     gumbel_rao,
+    reference,
 )
 from pyro_gumbel.reference import DRAWS, Objective, by_enumeration, by_score_function
 
@@ -164,9 +165,26 @@ def by_hand(model, guide, supports, **kwargs):
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)]).double()
 
 
+def shared():
+    """A site outside the plate, whose prior counts once, and bits inside that depend on it."""
+    z = pyro.sample("z", one_of_three(torch.tensor([0.9, 0.0, -1.2])))
+    with pyro.plate("points", 3):
+        w = pyro.sample("w", BernoulliStraightThrough(T, logits=(z @ MEANS).expand(3)))
+        pyro.sample("x", dist.Normal(z @ MEANS + w, 1.0), obs=DATA[:3])
+
+
+def shared_guide():
+    z = pyro.sample("z", one_of_three(parameter("z_logits", 3)))
+    shift = parameter("shift", 3)
+    with pyro.plate("points", 3):
+        pyro.sample("w", BernoulliStraightThrough(T, logits=shift - z[..., 0]))
+
+
 ONE_HOT = list(torch.eye(3))
 ROWS = [torch.stack(rows) for rows in itertools.product(torch.eye(3), repeat=4)]
+BITS = [torch.tensor(bits) for bits in itertools.product([0.0, 1.0], repeat=3)]
 CASES = {
+    "shared": (shared, shared_guide, {"z": ONE_HOT, "w": BITS}, {}),
     "chain": (chain, chain_guide, {"z": ONE_HOT, "w": [torch.tensor(0.0), torch.tensor(1.0)]}, {}),
     "plate": (plated, plated_guide, {"z": ROWS}, {}),
     "scaled": (plated, plated_guide, {"z": ROWS}, {"scale": 3.0}),
@@ -184,7 +202,7 @@ def test_the_enumerated_gradient_is_that_of_the_enumerated_elbo(case):
     assert found.how == f"enumeration of {math.prod(map(len, supports.values()))} states"
     torch.testing.assert_close(found.gradient, expected, atol=1e-5, rtol=1e-5)
     assert found.error == 0
-    if case != "chain":
+    if case in ("plate", "scaled", "masked"):
         parallel = by_enumeration(Objective(model, guide, (), kwargs), 3)
         assert parallel.how == "parallel enumeration"
         torch.testing.assert_close(parallel.gradient, expected, atol=1e-5, rtol=1e-5)
@@ -199,6 +217,31 @@ def test_the_score_function_agrees_with_enumeration(case):
     assert found.how == "leave-one-out score function, 400 draws"
     assert found.error < 0.5 * exact.norm()
     assert (found.gradient - exact).norm() < 3.5 * found.error
+
+
+def test_the_baseline_of_two_draws_is_the_other_one(monkeypatch):
+    """Two are enough to see whether a draw is in its own baseline: half the gradient goes then."""
+    monkeypatch.setattr(reference, "DRAWS", 2)
+    objective = Objective(plated, plated_guide)
+    exact = by_enumeration(objective, 2048).gradient
+    found = by_score_function(objective, range(150))
+    assert found.error < 0.3 * exact.norm()
+    assert (found.gradient - exact).norm() < 3.5 * found.error
+
+
+def test_a_parallel_enumeration_with_another_loss_is_none():
+    """A plate whose elements are not independent, which nobody but the loss can tell."""
+
+    def model():
+        with pyro.plate("bits", 12):
+            z = pyro.sample("z", BernoulliStraightThrough(T, logits=torch.zeros(12)))
+            pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.full((12,), 9.0))
+
+    def guide():
+        with pyro.plate("bits", 12):
+            pyro.sample("z", BernoulliStraightThrough(T, logits=parameter("logits", 12)))
+
+    assert by_enumeration(Objective(model, guide), 2048) is None
 
 
 def test_a_law_without_a_plate_has_one_cost_for_all_its_elements():
