@@ -113,6 +113,19 @@ def test_a_planted_case(name):
         assert row.progress == pytest.approx(report.exact_norm / mean, rel=0.1)
 
 
+def test_noise_is_not_taken_for_bias():
+    """Its part is taken off, so that without a bias what is left is below 0 half of the time."""
+    rows = [
+        gradient_report(
+            quadratic, quadratic_guide, estimators=["reinmax"], temperatures=[1.0], seed=seed,
+            num_samples=20, progress=False,
+        ).rows[0]
+        for seed in range(30)
+    ]  # fmt: skip
+    assert 5 < sum(row.bias == 0 for row in rows) < 28
+    assert len({row.standard_deviation for row in rows}) == 30
+
+
 def test_the_best_row_has_the_most_progress():
     report = gradient_report(
         quadratic, quadratic_guide, temperatures=[1.0], num_samples=60, progress=False
@@ -445,15 +458,15 @@ def test_estimator_and_temperature_are_replaced_and_nothing_else():
 
 
 def test_it_repeats_itself():
-    reports = [
-        gradient_report(
+    reports = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        report = gradient_report(
             quadratic, quadratic_guide, estimators=["gumbel_softmax"], temperatures=[0.5],
             num_samples=10, progress=False,
-        ).to_dict()
-        for _ in range(2)
-    ]  # fmt: skip
-    for report in reports:
+        ).to_dict()  # fmt: skip
         del report["rows"][0]["milliseconds"]
+        reports.append(report)
     assert reports[0] == reports[1]
 
 
