@@ -36,7 +36,7 @@ from pyro.optim import SGD
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from tqdm import tqdm
-from turns import environment_parser, write
+from turns import environment_parser, stop_at_ctrl_c, write
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -161,14 +161,19 @@ def bound(model: Any, images: Tensor, samples: int, chunk: int = 5) -> float:
 
 
 def train(model: Any, data: dict[str, Tensor], options: argparse.Namespace, results: Any) -> Any:
-    """The parameters that were best on the validation images; `results` gets the curve."""
+    """The parameters that were best on the validation images; `results` gets the curve.
+
+    Ctrl-C ends it early.
+    """
     optimiser = SGD({"lr": options.learning_rate, "momentum": 0.9})
     parts = (poutine.scale(part, 1 / BATCH) for part in (model.model, model.guide))
     svi = SVI(*parts, optimiser, Trace_ELBO())
     best, start, recent = copy.deepcopy(model.state_dict()), time.process_time(), []
-    lowest = bound(model, data["valid"], 1, chunk=1000)
+    lowest, stop = bound(model, data["valid"], 1, chunk=1000), stop_at_ctrl_c()
     with tqdm(total=60 * options.minutes, desc="training", unit="s") as bar:
-        while (seconds := time.process_time() - start) < 60 * options.minutes:
+        while not stop.is_set():
+            if (seconds := time.process_time() - start) > 60 * options.minutes:
+                break
             batch = data["train"][torch.randint(len(data["train"]), (BATCH,))]
             recent.append(svi.step(batch))
             model.temperature.step()
@@ -213,14 +218,12 @@ def main() -> None:
     model = MODELS[options.model](options.units, options.estimator, temperature)
     data = read_images(options.data)
     results: dict[str, Any] = {"curve": []}
-    try:
-        best = train(model, data, options, results)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C")
+    best = train(model, data, options, results)
+    steps = model.temperature.steps.item()
     model.load_state_dict(best)
     results["test"] = bound(model, data["test"], 1000)
     write(options, results)
-    print(f"after {model.temperature.steps.item()} steps: test {results['test']:.2f} nats")
+    print(f"after {steps} steps: test {results['test']:.2f} nats")
 
 
 if __name__ == "__main__":

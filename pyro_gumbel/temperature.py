@@ -160,7 +160,7 @@ class LinearTemperature(_Between):
     """
 
     def forward(self) -> Tensor:
-        return self.initial + (self.final - self.initial) * self._share()
+        return self.final + (self.initial - self.final) * (1 - self._share())
 
 
 class CosineTemperature(_Between):
@@ -187,22 +187,23 @@ class CosineTemperature(_Between):
 class LearnableTemperature(TemperatureSchedule, PyroModule):
     r"""tau = `value`, a positive parameter, learnt on the log scale; `step` does not move it.
 
-    SVI trains it, under the name of the attribute that it is of a `PyroModule`, else under `name`.
-    One of a batch shape has a temperature for each element. The ELBO of a soft law depends on tau.
-    That of a hard law does not: the gradient in tau is then that of the surrogate, which no loss
-    has, and tau drifts to where the surrogate likes it.
+    SVI trains it as an attribute of a `PyroModule`, such as a guide, or under a `name` of its own;
+    without either it is the parameter of a plain module, for an optimiser of torch. One of a batch
+    shape has a temperature for each element. The ELBO of a soft law depends on tau. That of a hard
+    law does not: the gradient in tau is then that of the surrogate, which no loss has, and tau
+    drifts to where the surrogate likes it.
 
     >>> LearnableTemperature(0.5)
     LearnableTemperature(steps=0, temperature=0.5)
 
     :param initial: the temperature to begin with, > 0; a number, or a tensor of floats that
         broadcasts with the batch shape of the law.
-    :param name: for the parameter store, of one that is no attribute of a module.
+    :param name: for the parameter store, of one that is no attribute of a `PyroModule`.
     :raises TypeError: for anything but a number or a tensor of floats.
     :raises ValueError: unless it is positive and finite.
     """
 
-    def __init__(self, initial: float | Tensor = 1.0, name: str = "temperature") -> None:
+    def __init__(self, initial: float | Tensor = 1.0, name: str = "") -> None:
         super().__init__()
         self._pyro_name = name
         tau = as_float_tensor("LearnableTemperature", "initial", initial).detach()
@@ -213,6 +214,10 @@ class LearnableTemperature(TemperatureSchedule, PyroModule):
             "write LearnableTemperature(0.5)",
         )
         self.value = PyroParam(tau.clone(), constraints.positive)
+
+    def __call__(self) -> Tensor:
+        # A nameless one would be "value" in the store, as any other: Pyro is left out of it.
+        return super().__call__() if self._pyro_name else self.forward()
 
     def forward(self) -> Tensor:
         return self.value

@@ -58,6 +58,13 @@ def test_a_schedule_follows_its_formula(name, dtype):
         schedule.step()
 
 
+def test_the_last_temperature_is_exact():
+    for cls in (LinearTemperature, CosineTemperature):
+        schedule = cls(1.0, 1e-8, num_steps=1)
+        schedule.step()
+        assert schedule().item() == pytest.approx(1e-8)
+
+
 def test_the_annealing_of_jang_et_al():
     schedule = ExponentialTemperature(rate=1e-5, hold=500)
     schedule.steps.fill_(40_000 + 499)
@@ -151,6 +158,17 @@ def test_a_learnt_temperature_of_a_soft_guide_finds_that_of_the_model():
         svi.step()
     expected = torch.tensor([0.5, 1.0, 0.5, 1.0])
     torch.testing.assert_close(guide.temperature().detach(), expected, atol=0.05, rtol=0)
+
+
+def test_nameless_ones_do_not_meet_in_the_parameter_store():
+    first, second = LearnableTemperature(0.5), LearnableTemperature(torch.full((3,), 2.0))
+    assert first().item() == pytest.approx(0.5)
+    assert second().tolist() == pytest.approx([2.0] * 3)
+    assert not pyro.get_param_store()
+    optimiser = torch.optim.SGD(second.parameters(), 1.0)
+    second().sum().backward()
+    optimiser.step()
+    assert second().tolist() == pytest.approx([2 * math.exp(-2)] * 3)
 
 
 def test_one_that_is_nobodys_attribute_is_trained_under_its_name():
