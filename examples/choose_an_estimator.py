@@ -17,6 +17,7 @@ Ctrl-C ends the training early and keeps what is there; in the report it ends th
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import signal
@@ -49,7 +50,9 @@ def train(vae: VAE, images: torch.Tensor, steps: int) -> None:
 def recommendation(report: GradientReport) -> str:
     """The best row, beside the best that the usual estimator can do, and why it is better."""
     best = report.best()
-    usual = max((row for row in report.rows if row.estimator == USUAL), key=lambda r: r.progress)
+    usual = dataclasses.replace(
+        report, rows=[row for row in report.rows if row.estimator == USUAL]
+    ).best()
     lines = [
         f'recommended: estimator="{best.estimator}", temperature={best.temperature:g}',
         f"  {described(best)}",

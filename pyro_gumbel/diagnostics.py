@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
-from pyro_gumbel.estimators import NAMES, Estimator, named
-from pyro_gumbel.hard import StraightThrough
+from pyro_gumbel.estimators import NAMES, OF_SUBSETS, Estimator, named
+from pyro_gumbel.hard import StraightThrough, SubsetStraightThrough
 from pyro_gumbel.parameters import read_count, read_number
 from pyro_gumbel.reference import (
     DRAWS,
@@ -34,6 +34,7 @@ __all__ = ["GradientReport", "GradientRow", "gradient_report"]
 
 OWNER = "gradient_report"
 MOST_STATES = 2048  # that are enumerated
+BLOCKS = 10  # of gradients, whose spread gives the error of a direction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,11 @@ class GradientRow:
     :ivar standard_deviation: sqrt(E |g - E g|^2).
     :ivar cosine: <E g, e> / (|E g| |e|), of the angle by which the bias turns the gradient; NaN
         where E g is not above twice its standard error, and has no direction yet.
-    :ivar cosine_error: its standard error.
+    :ivar cosine_error: its standard error, without that of e.
     :ivar progress: <E g, e> / (sqrt(E |g|^2) |e|), the cosine of single gradients in mean square:
         which part of the length of a step goes the right way. Bias and noise both lower it; the
-        length of g, which an optimiser like Adam undoes, does not.
+        length of g, which an optimiser like Adam undoes, does not. NaN, as the cosine, where e is
+        not above twice its own standard error.
     :ivar progress_error: its standard error, without that of e.
     :ivar milliseconds: the median time of one gradient.
     """
@@ -87,12 +89,25 @@ class GradientReport:
     num_parameters: int
 
     def best(self) -> GradientRow:
-        """The row with the most progress."""
-        return max(self.rows, key=lambda row: -2.0 if math.isnan(row.progress) else row.progress)
+        """The row with the most progress.
+
+        :raises ValueError: where the exact gradient has no direction that could be told.
+        """
+        rows = [row for row in self.rows if not math.isnan(row.progress)]
+        if not rows:
+            raise ValueError(
+                "GradientReport.best: expected an exact gradient that is not 0, got one of length "
+                f"{self.exact_norm:.2g} +- {self.exact_error:.2g}; write a larger "
+                "num_exact_samples, or report away from the optimum"
+            )
+        return max(rows, key=lambda row: row.progress)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as numbers, strings, lists and dictionaries, e.g. for JSON."""
-        return dataclasses.asdict(self)
+        """All of it as numbers, strings, lists and dictionaries, e.g. for JSON; NaN is None."""
+        found = dataclasses.asdict(self)
+        for row in found["rows"]:
+            row.update({name: None for name, value in row.items() if value != value})
+        return found
 
     def __str__(self) -> str:
         error = f" +- {self.exact_error:.2g}" if self.exact_error else ""
@@ -103,8 +118,8 @@ class GradientReport:
                 f"{row.temperature:g}",
                 f"{row.bias:.3g} +- {row.bias_error:.1g}",
                 f"{row.standard_deviation:.3g}",
-                _cosine(row),
-                f"{row.progress:.2f} +- {row.progress_error:.2f}",
+                _with_error(row.cosine, row.cosine_error),
+                _with_error(row.progress, row.progress_error),
                 f"{row.milliseconds:.2f}",
             ]
             for row in self.rows
@@ -164,8 +179,8 @@ class GradientReport:
         return figure
 
 
-def _cosine(row: GradientRow) -> str:
-    return "-" if math.isnan(row.cosine) else f"{row.cosine:.2f} +- {row.cosine_error:.2f}"
+def _with_error(number: float, error: float) -> str:
+    return "-" if math.isnan(number) else f"{number:.2f} +- {error:.2f}"
 
 
 def gradient_report(
@@ -174,7 +189,7 @@ def gradient_report(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    estimators: Sequence[str | Estimator] = NAMES,
+    estimators: Sequence[str | Estimator] | None = None,
     temperatures: Sequence[float] = (0.1, 0.3, 1.0),
     num_samples: int = 200,
     num_exact_samples: int | None = None,
@@ -191,7 +206,8 @@ def gradient_report(
     The exact gradient is enumerated where all latent sites of the guide are discrete and have up
     to 2048 joint states, or that many in parallel in a model that `TraceEnum_ELBO` can run. Else it
     is estimated by the score function with leave-one-out baselines, and its standard error is part
-    of the table: raise `num_exact_samples` where that is not small against its length.
+    of the table: raise `num_exact_samples` where that is not small against its length. Nothing but
+    the sites should be random: call `.eval()` of modules with dropout or batch normalisation.
 
     >>> def model():
     ...     z = pyro.sample("z", BernoulliStraightThrough(0.5, 0.5))
@@ -204,9 +220,10 @@ def gradient_report(
 
     :param model: as for SVI.
     :param guide: as for SVI, with hard sites.
-    :param args: the positional arguments of both.
-    :param kwargs: their keyword arguments.
-    :param estimators: names or functions, see `pyro_gumbel.estimators`.
+    :param args: the positional arguments of both, a tuple or list.
+    :param kwargs: their keyword arguments, a dictionary.
+    :param estimators: names or functions, see `pyro_gumbel.estimators`; None for all names, of
+        subsets those that know them.
     :param temperatures: positive numbers.
     :param num_samples: how many gradients each row of the table takes, 2 or more.
     :param num_exact_samples: how many draws a score-function estimate takes, 20 or more; by default
@@ -219,22 +236,25 @@ def gradient_report(
     :raises TypeError: for arguments of another type.
     """
     elbo = _read_elbo(elbo)
-    cells = _read_cells(estimators, temperatures)
+    _read_arguments(args, kwargs)
     read_count(OWNER, "num_samples", num_samples, 2, 200)
     if num_exact_samples is None:
         num_exact_samples = 50 * num_samples
     read_count(OWNER, "num_exact_samples", num_exact_samples, 2 * DRAWS, 10_000)
-    with _own_generator(seed):
+    with _own_generator(seed), torch.inference_mode(False), torch.enable_grad():
         objective = Objective(model, guide, args, {} if kwargs is None else kwargs)
         _require_something_to_measure(objective)
+        cells = _read_cells(_names(objective) if estimators is None else estimators, temperatures)
+        for _, estimator, temperature in cells:
+            _gradient(objective, elbo, estimator, temperature)  # what is wrong shows at once
         exact = _reference(objective, num_exact_samples, progress)
-    norm = math.sqrt(max(exact.gradient.square().sum().item() - exact.error**2, 0.0))
-    rows = []
-    with tqdm(total=len(cells) * num_samples, desc="gradients", disable=not progress) as bar:
-        for label, estimator, temperature in cells:
-            with _own_generator(seed):
+        rows = []
+        with tqdm(total=len(cells) * num_samples, desc="gradients", disable=not progress) as bar:
+            for label, estimator, temperature in cells:
+                torch.manual_seed(seed + 1)  # other draws than those of the exact gradient
                 gradients = _gradients(objective, elbo, estimator, temperature, num_samples)
-                rows.append(_row(label, temperature, gradients, exact, norm, bar))
+                rows.append(_row(label, temperature, gradients, exact, bar))
+    norm = math.sqrt(max(_square(exact), 0.0))
     return GradientReport(rows, norm, exact.error, exact.how, num_samples, exact.gradient.numel())
 
 
@@ -242,18 +262,40 @@ def _read_elbo(elbo: Any) -> Trace_ELBO:
     """The loss, if its value is the ELBO."""
     if elbo is None:
         return Trace_ELBO()
-    if not isinstance(elbo, Trace_ELBO):
+    if type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
+        kind = f"the class {elbo.__name__}" if isinstance(elbo, type) else type(elbo).__name__
         raise TypeError(
-            f"{OWNER}: `elbo` must be a Trace_ELBO or TraceMeanField_ELBO, got "
-            f"{type(elbo).__name__}; write elbo=TraceMeanField_ELBO()"
+            f"{OWNER}: `elbo` must be a Trace_ELBO or TraceMeanField_ELBO, got {kind}; write "
+            "elbo=TraceMeanField_ELBO()"
         )
     return elbo
 
 
+def _read_arguments(args: Any, kwargs: Any) -> None:
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"{OWNER}: `args` must be a tuple or list of arguments, got {type(args).__name__}; "
+            "write (x,) for the argument x"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"{OWNER}: `kwargs` must be a dictionary, got {type(kwargs).__name__}; write "
+            'kwargs={"x": x}'
+        )
+
+
+def _names(objective: Objective) -> Sequence[str]:
+    """All estimators that the hard sites take."""
+    laws = [innermost(law) for law in objective.sites.values()]
+    return OF_SUBSETS if any(isinstance(law, SubsetStraightThrough) for law in laws) else NAMES
+
+
 def _read_cells(
-    estimators: Sequence[str | Estimator], temperatures: Sequence[float]
+    estimators: Sequence[str | Estimator], temperatures: Any
 ) -> list[tuple[str, Estimator, float]]:
     """Label, function and temperature of each row."""
+    if hasattr(temperatures, "tolist"):  # a tensor or an array
+        temperatures = temperatures.tolist()
     for name, given in (("estimators", estimators), ("temperatures", temperatures)):
         if isinstance(given, str) or not isinstance(given, Sequence) or not given:
             example = "[0.5]" if name == "temperatures" else '["reinmax"]'
@@ -261,7 +303,10 @@ def _read_cells(
                 f"{OWNER}: `{name}` must be a list of one or more, got {given!r}; write "
                 f"{name}={example}"
             )
-    functions = [(_label(each), named(each)) for each in estimators]
+    labels = [_label(each) for each in estimators]
+    if len(set(labels)) < len(labels):
+        labels = [f"{i}: {label}" for i, label in enumerate(labels)]
+    functions = list(zip(labels, map(named, estimators), strict=True))
     taus = [read_number(OWNER, "temperatures", each) for each in temperatures]
     return [(label, function, tau) for label, function in functions for tau in taus]
 
@@ -311,12 +356,17 @@ def _gradients(
     num_samples: int,
 ) -> Iterator[tuple[Tensor, float]]:
     """Gradients and the milliseconds that they took, after one to warm up."""
-    handler = _Replaced(estimator, temperature)
     for i in range(num_samples + 1):
         start = time.perf_counter()
-        gradient = objective.gradient(objective.loss(elbo, handler))
+        gradient = _gradient(objective, elbo, estimator, temperature)
         if i:
             yield gradient, 1000 * (time.perf_counter() - start)
+
+
+def _gradient(
+    objective: Objective, elbo: Trace_ELBO, estimator: Estimator, temperature: float
+) -> Tensor:
+    return objective.gradient(objective.loss(elbo, _Replaced(estimator, temperature)))
 
 
 class _Replaced(Messenger):
@@ -337,39 +387,60 @@ class _Replaced(Messenger):
         msg["fn"] = rewrapped(msg["fn"], new)
 
 
+def _square(exact: Reference) -> float:
+    """|e|^2, without what its noise adds."""
+    return exact.gradient.square().sum().item() - exact.error**2
+
+
 def _row(
     label: str,
     temperature: float,
     gradients: Iterator[tuple[Tensor, float]],
     exact: Reference,
-    norm: float,
     bar: Any,
 ) -> GradientRow:
     moments, along, times = Moments(), Moments(), []
-    for gradient, milliseconds in gradients:
+    blocks = [Moments() for _ in range(BLOCKS)]
+    for i, (gradient, milliseconds) in enumerate(gradients):
         moments.add(gradient)
         along.add(torch.dot(gradient, exact.gradient).reshape(1))
+        blocks[i % BLOCKS].add(gradient)
         times.append(milliseconds)
         bar.update()
     noise = moments.variance / moments.count
     noise_of_both = noise + exact.error**2
     distance = (moments.mean - exact.gradient).square().sum().item()
-    length = math.sqrt(max(moments.mean.square().sum().item() - noise, 0.0))
-    direction = length if length**2 > 4 * noise else 0.0
-    cosine = _quotient(along.mean.item(), direction * norm)
-    root_mean_square = math.sqrt(length**2 + moments.variance)
+    square = max(moments.mean.square().sum().item() - noise, 0.0)
+    root_mean_square = math.sqrt(square + moments.variance)
+    length = math.sqrt(square) if square > 4 * noise else math.nan
+    norm = _square(exact)
+    seen = norm > max(4 * exact.error**2, (1e-6 * root_mean_square) ** 2)
+    norm = math.sqrt(norm) if seen else math.nan
+    projection = along.mean.item() / norm
     return GradientRow(
         estimator=label,
         temperature=temperature,
         bias=math.sqrt(max(distance - noise_of_both, 0.0)),
         bias_error=math.sqrt(noise_of_both),
         standard_deviation=math.sqrt(moments.variance),
-        cosine=max(min(cosine, 1.0), -1.0),
-        cosine_error=_quotient(math.sqrt(noise_of_both), direction),
-        progress=_quotient(along.mean.item(), root_mean_square * norm),
-        progress_error=_quotient(math.sqrt(along.variance / along.count), root_mean_square * norm),
+        cosine=_clamped(_quotient(projection, length)),
+        cosine_error=_quotient(_turning_error(blocks, moments.mean, exact.gradient), length),
+        progress=_clamped(_quotient(projection, root_mean_square)),
+        progress_error=_quotient(math.sqrt(along.variance / along.count) / norm, root_mean_square),
         milliseconds=statistics.median(times),
     )
+
+
+def _turning_error(blocks: list[Moments], mean: Tensor, exact: Tensor) -> float:
+    """The standard error of the mean in the one direction that turns it from the exact one."""
+    u, v = (vector / vector.norm() for vector in (exact, mean))
+    across = u - torch.dot(u, v) * v
+    parts = [torch.dot(across, block.mean).item() for block in blocks if block.count]
+    return statistics.stdev(parts) / math.sqrt(len(parts))
+
+
+def _clamped(cosine: float) -> float:
+    return cosine if math.isnan(cosine) else max(min(cosine, 1.0), -1.0)
 
 
 def _quotient(numerator: float, denominator: float) -> float:

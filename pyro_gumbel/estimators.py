@@ -24,6 +24,7 @@ from pyro_gumbel.parameters import read_count, read_number
 
 __all__ = [
     "NAMES",
+    "OF_SUBSETS",
     "Estimator",
     "gapped",
     "gumbel_rao",
@@ -197,6 +198,7 @@ _NAMED: dict[str, Estimator] = {
     "straight_through": straight_through,
 }
 NAMES = tuple(_NAMED)
+OF_SUBSETS = ("gumbel_rao", "gumbel_softmax", "straight_through")
 
 
 def named(estimator: str | Estimator) -> Estimator:

@@ -8,20 +8,26 @@ With q(z) the guide, f(z) = log p(x, z) - log q(z) and all of it differentiable 
     grad ELBO = grad sum_z q(z) f(z)                                              (enumeration)
               = E [grad f(z) + sum_i (f_i(z) - b_i) grad log q_i(z_i)]            (score function)
 
-where f_i is f without what is in other elements of the plates of site i, and b_i is independent of
-z_i: of K draws the mean of f_i at the K - 1 others, the leave-one-out baseline of Kool, van Hoof
-and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019),
-https://openreview.net/forum?id=r1lgTGL5DE. Continuous sites of the guide stay pathwise in it: z is
-then a draw of the discrete sites given them.
+where f_i is f without what does not depend on z_i, and b_i is independent of z_i: of K draws the
+mean of f_i at the K - 1 others, the leave-one-out baseline of Kool, van Hoof and Welling, "Buy 4
+REINFORCE samples, get a baseline for free!" (2019), https://openreview.net/forum?id=r1lgTGL5DE.
+Sites of the guide that can be differentiated through stay pathwise in it: z is then a draw of the
+others given them.
+
+What does not depend on an element of z in a plate are the other elements of that plate, if they are
+as independent as the plate says. Pyro cannot know, so it is tried out: the element is changed, and
+all log probabilities outside of it have to stay. A plate where they do not is no plate here, and
+the model is not enumerated in parallel.
 
 f has the scales and masks of the model and the guide; q(z), the chance of a draw, has none.
 """
 
+import functools
 import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +48,8 @@ __all__ = ["Objective", "Reference", "by_enumeration", "by_score_function"]
 
 DRAWS = 10  # of which each has the mean of the others as its baseline
 CHECKS = 100  # draws of the loss, against which an enumerated one is held
+RUNS = 10  # of the guide, to meet its parameters
+ATTEMPTS, CHANGES = 12, 3  # to change an element of a plate, and how often one has to be changed
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,13 @@ class Objective:
 
     def __post_init__(self) -> None:
         self._subsample = _OneSubsample()
-        with poutine.trace(param_only=True) as capture, self._subsample:
-            trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        values = [site["value"] for site in capture.trace.nodes.values()]
-        leaves = {id(leaf): leaf for leaf in (value.unconstrained() for value in values)}
+        leaves: dict[int, Tensor] = {}
+        for _ in range(RUNS):
+            with poutine.trace(param_only=True) as capture, self._subsample:
+                trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+            for site in capture.trace.nodes.values():
+                leaf = site["value"].unconstrained()
+                leaves[id(leaf)] = leaf
         self.parameters = [leaf for leaf in leaves.values() if leaf.requires_grad]
         self.sites = {
             name: site["fn"]
@@ -99,7 +110,14 @@ class Objective:
         parts = torch.autograd.grad(
             loss, self.parameters, allow_unused=True, materialize_grads=True
         )
-        return torch.cat([part.flatten().double().cpu() for part in parts])
+        return torch.cat([part.flatten().cpu().double() for part in parts])
+
+    @functools.cached_property
+    def independent(self) -> set[tuple[str, int]]:
+        """The sites, and of their plates the dimensions, whose elements are independent."""
+        _, guide = self.traces(_WithoutGradient())
+        plates = [(name, frame) for name in _scored(guide) for frame in _frames(guide.nodes[name])]
+        return {(name, frame.dim) for name, frame in plates if _is_independent(self, name, frame)}
 
 
 class _OneSubsample(Messenger):
@@ -127,22 +145,20 @@ def by_enumeration(objective: Objective, most: int) -> Reference | None:
     All states of all elements of all sites one by one, if they are few; else the states of each
     site in parallel, as `TraceEnum_ELBO` has them, if the model can be run so.
     """
-    sizes = {name: _cardinality(law) for name, law in objective.sites.items()}
+    sizes = {name: _cardinality(law, most) for name, law in objective.sites.items()}
     if not all(sizes.values()):
         return None
     elements = {name: _elements(law) for name, law in objective.sites.items()}
     if math.prod(sizes[name] ** elements[name] for name in sizes) <= most:
-        return _state_by_state(objective)
-    # Pyro leaves alone what it cannot enumerate, such as laws with `.to_event`.
-    in_parallel = all(law.has_enumerate_support for law in objective.sites.values())
-    if in_parallel and math.prod(sizes.values()) <= most:
+        return _state_by_state(objective, most)
+    if math.prod(sizes.values()) <= most and _in_parallel(objective):
         return _by_parallel_enumeration(objective)
     return None
 
 
-def _cardinality(law: Any) -> int:
-    """How many outcomes one element of a law has; 0 for no end of them."""
-    if not is_discrete(law):
+def _cardinality(law: Any, most: int) -> int:
+    """How many outcomes one element of a law has; 0 for no end of them, or surely too many."""
+    if not is_discrete(law) or innermost(law).event_shape.numel() > most:
         return 0
     try:
         return len(innermost(law).enumerate_support(expand=False))
@@ -163,23 +179,34 @@ def _outcomes(law: Any) -> Iterator[Tensor]:
         yield support[list(choice)].reshape(law.shape())
 
 
-def _state_by_state(objective: Objective) -> Reference:
-    """The sum over z of the gradient of -q(z) f(z)."""
+def _state_by_state(objective: Objective, most: int) -> Reference | None:
+    """The sum over z of the gradient of -q(z) f(z); None where z is not all that is random."""
     total, states = torch.tensor(0.0), 0
     begun: list[dict[str, Tensor]] = [{}]
     while begun:
         values = begun.pop()
         try:
-            model, guide = objective.traces(_Given(values))
+            loss, q = _weighted_loss(objective, values)
         except _Undecided as site:
+            if site.name not in objective.sites or not _cardinality(site.law, most):
+                return None
             begun.extend({**values, site.name: value} for value in _outcomes(site.law))
             continue
-        q = torch.stack([_log_chance(guide.nodes[name]).sum() for name in values]).sum().exp()
-        if q > 0:
-            elbo = model.log_prob_sum() - guide.log_prob_sum()
-            total = total + objective.gradient(-q * elbo)
+        if not states and not torch.equal(loss, _weighted_loss(objective, values)[0]):
+            return None
         states += 1
+        if states + len(begun) > 2 * most:
+            return None
+        if q > 0:
+            total = total + objective.gradient(loss)
     return Reference(total, 0.0, f"enumeration of {states} states")
+
+
+def _weighted_loss(objective: Objective, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """-q(z) f(z), and q(z)."""
+    model, guide = objective.traces(_Given(values))
+    q = torch.stack([_log_chance(guide.nodes[name]).sum() for name in values]).sum().exp()
+    return -q * (model.log_prob_sum() - guide.log_prob_sum()), q
 
 
 class _Undecided(Exception):
@@ -206,21 +233,32 @@ class _Given(Messenger):
         msg["value"] = self._values[msg["name"]]
 
 
+def _in_parallel(objective: Objective) -> bool:
+    """Whether Pyro enumerates all sites, none with `.to_event`, and plates are what they say."""
+    _, guide = objective.traces(_WithoutGradient())
+    plates = {(name, f.dim) for name in _scored(guide) for f in _frames(guide.nodes[name])}
+    laws = objective.sites.values()
+    return all(law.has_enumerate_support for law in laws) and plates <= objective.independent
+
+
 def _by_parallel_enumeration(objective: Objective) -> Reference | None:
-    """None where model or guide cannot be run so, or have another loss then."""
+    """None where model or guide cannot be run so, or have another loss or gradient then."""
     guide = config_enumerate(objective.guide)
     elbo = TraceEnum_ELBO(max_plate_nesting=_plate_nesting(*objective.traces()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # Pyro's, of invalid dependencies
             loss = objective.loss(elbo, guide=guide)
-    except (NotImplementedError, RuntimeError, ValueError, IndexError, RuntimeWarning):
+    except Exception:  # of whatever kind the user's code raises when it meets other shapes
         return None
     draws = [objective.loss(Trace_ELBO(), _WithoutGradient()).item() for _ in range(CHECKS)]
     error = statistics.stdev(draws) / math.sqrt(CHECKS) + 1e-5 * abs(loss.item())
     if not abs(statistics.mean(draws) - loss.item()) < 6 * error:
         return None
-    return Reference(objective.gradient(loss), 0.0, "parallel enumeration")
+    gradient, sampled = objective.gradient(loss), by_score_function(objective, range(CHECKS // 5))
+    if not (gradient - sampled.gradient).norm() < 6 * sampled.error + 1e-5 * gradient.norm():
+        return None
+    return Reference(gradient, 0.0, "parallel enumeration")
 
 
 def _plate_nesting(*traces: Any) -> int:
@@ -232,7 +270,7 @@ def _plate_nesting(*traces: Any) -> int:
 # The score function.
 
 
-def by_score_function(objective: Objective, groups: Iterator[int]) -> Reference:
+def by_score_function(objective: Objective, groups: Iterable[int]) -> Reference:
     """The mean over as many groups of draws as `groups` has numbers, and its standard error."""
     moments = Moments()
     for _ in groups:
@@ -267,8 +305,8 @@ def _score_function_loss(objective: Objective) -> Tensor:
     for _ in range(DRAWS):
         model, guide = objective.traces(_WithoutGradient())
         elbos.append(model.log_prob_sum() - guide.log_prob_sum())
-        sites = [guide.nodes[name] for name in _discrete(guide)]
-        costs.append([_cost(site, model, guide) for site in sites])
+        sites = [guide.nodes[name] for name in _scored(guide)]
+        costs.append([_cost(site, model, guide, objective.independent) for site in sites])
         scores.append([_log_chance(site) for site in sites])
     loss = -sum(elbos)
     for of_site, score_of_site in zip(
@@ -281,8 +319,9 @@ def _score_function_loss(objective: Objective) -> Tensor:
     return loss / DRAWS
 
 
-def _discrete(trace: Any) -> list[str]:
-    return [name for name, site in trace.iter_stochastic_nodes() if is_discrete(site["fn"])]
+def _scored(trace: Any) -> list[str]:
+    """The sites of a guide that no gradient passes through."""
+    return [name for name, site in trace.iter_stochastic_nodes() if not site["fn"].has_rsample]
 
 
 def _log_chance(site: Any) -> Tensor:
@@ -290,22 +329,100 @@ def _log_chance(site: Any) -> Tensor:
     return unmasked(site["fn"]).log_prob(site["value"])
 
 
-def _cost(site: Any, model: Any, guide: Any) -> Tensor:
-    """f, without what is in other elements of the plates of `site`."""
+def _cost(site: Any, model: Any, guide: Any, independent: set[tuple[str, int]]) -> Tensor:
+    """f, without what is in other elements of the independent plates of `site`."""
     total = torch.tensor(0.0)
     for sign, trace in ((1, model), (-1, guide)):
         for term in trace.nodes.values():
             if term["type"] == "sample":
-                total = total + sign * _within(site, term, term["log_prob"].detach())
+                shared = set(_frames(site)) & set(_frames(term))
+                kept = {f.dim for f in shared if (site["name"], f.dim) in independent}
+                total = total + sign * _summed(term["log_prob"].detach(), kept)
     return total
 
 
-def _within(site: Any, term: Any, log_prob: Tensor) -> Tensor:
-    """`log_prob` of a term, summed over all dimensions but those of the plates of both sites."""
-    shared = set(site["cond_indep_stack"]) & set(term["cond_indep_stack"])
-    kept = {frame.dim for frame in shared if frame.vectorized}
+def _summed(log_prob: Tensor, kept: set[int]) -> Tensor:
+    """Over all dimensions but those that are kept, counted from the right."""
     dims = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
     return log_prob.sum(dims, keepdim=True) if dims else log_prob
+
+
+def _frames(site: Any) -> list[Any]:
+    """The plates of a site that are dimensions."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+# What the plates promise.
+
+
+@torch.no_grad()
+def _is_independent(objective: Objective, name: str, frame: Any) -> bool:
+    """Whether nothing outside of an element changes with it, in a few attempts."""
+    changed = 0
+    for _ in range(ATTEMPTS):
+        before, other = (objective.traces(_WithoutGradient()) for _ in range(2))
+        values = {
+            key: before[1].nodes[key]["value"] for key, _ in before[1].iter_stochastic_nodes()
+        }
+        if name not in values or name not in other[1].nodes:
+            return False
+        dim = frame.dim - before[1].nodes[name]["fn"].event_dim
+        moved = _with_another_element(values[name], other[1].nodes[name]["value"], dim)
+        if moved is None:
+            continue
+        index, values[name] = moved
+        after = objective.traces(_WithoutGradient(), _Values(values))
+        if not _same_elsewhere(before, after, frame, index):
+            return False
+        changed += 1
+        if changed == CHANGES:
+            return True
+    return False
+
+
+def _with_another_element(value: Tensor, other: Tensor, dim: int) -> tuple[int, Tensor] | None:
+    """The index of a random element that `other` has unlike, and `value` with that element."""
+    if value.shape != other.shape:
+        return None
+    unlike = (value != other).movedim(dim, 0)
+    unlike = unlike.reshape(len(unlike), -1).any(-1).nonzero().flatten()
+    if not len(unlike):
+        return None
+    index = int(unlike[torch.randint(len(unlike), ())])
+    mixed = value.clone()
+    mixed.select(dim, index).copy_(other.select(dim, index))
+    return index, mixed
+
+
+def _same_elsewhere(before: Any, after: Any, frame: Any, index: int) -> bool:
+    """Whether the log probabilities of both traces agree but at one index of a plate."""
+    for old, new in zip(before, after, strict=True):
+        if set(old.nodes) != set(new.nodes):
+            return False
+        for name, site in old.nodes.items():
+            if site["type"] != "sample":
+                continue
+            was, now = site["log_prob"], new.nodes[name]["log_prob"]
+            if was.shape != now.shape:
+                return False
+            if frame in _frames(site):
+                keep = torch.arange(was.shape[frame.dim], device=was.device) != index
+                was, now = (part.movedim(frame.dim, 0)[keep] for part in (was, now))
+            if not torch.allclose(was, now, rtol=1e-5, atol=1e-6, equal_nan=True):
+                return False
+    return True
+
+
+class _Values(Messenger):
+    """The guide's sites have these values."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and not site_is_subsample(msg) and msg["name"] in self._values:
+            msg["value"] = self._values[msg["name"]]
 
 
 class _WithoutGradient(Messenger):

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 from pyro_gumbel import (
     AutoRelaxed,
@@ -585,6 +585,10 @@ def fixed_guide():
         ({"num_samples": 1}, ValueError, "`num_samples` must be .* 2 or more, got 1; write"),
         ({"num_exact_samples": DRAWS}, ValueError, "`num_exact_samples` must be .* 20 or more"),
         ({"elbo": RenyiELBO()}, TypeError, "`elbo` must be a Trace_ELBO .*RenyiELBO; write"),
+        ({"elbo": JitTrace_ELBO()}, TypeError, "`elbo` must be .*, got JitTrace_ELBO; write"),
+        ({"elbo": Trace_ELBO}, TypeError, "`elbo` must be .*, got the class Trace_ELBO; write"),
+        ({"args": DATA}, TypeError, r"`args` must be a tuple or list .*, got Tensor; write \(x,\)"),
+        ({"kwargs": [1]}, TypeError, "`kwargs` must be a dictionary, got list; write"),
         ({"model": soft_model, "guide": soft_guide}, ValueError, "`guide` must have a latent site"),
         ({"guide": fixed_guide}, ValueError, "`guide` must have parameters, got none"),
     ],
@@ -593,3 +597,191 @@ def test_bad_arguments(change, error, words):
     arguments = {"model": quadratic, "guide": quadratic_guide, "progress": False, **change}
     with pytest.raises(error, match=words):
         gradient_report(**arguments)
+
+
+# Models that are not what their plates say, and randomness outside of the sites.
+
+
+def agree(objective, expected, groups=40, most=0.5):
+    """The score function against an exact gradient."""
+    found = by_score_function(objective, range(groups))
+    assert found.error < most * expected.norm()
+    assert (found.gradient - expected).norm() < 3.5 * found.error
+
+
+def meeting():
+    """Bits of a plate that meet in a bit outside, on which all elements of the plate depend."""
+    points = pyro.plate("points", 4)
+    with points:
+        z = pyro.sample("z", BernoulliStraightThrough(T, logits=torch.zeros(4)))
+    w = pyro.sample("w", BernoulliStraightThrough(T, logits=z.sum() - 2))
+    with points:
+        pyro.sample("x", dist.Normal(z + 3 * w, 0.5), obs=DATA)
+
+
+def meeting_guide():
+    with pyro.plate("points", 4):
+        z = pyro.sample("z", BernoulliStraightThrough(T, logits=parameter("logits", 4)))
+    pyro.sample("w", BernoulliStraightThrough(T, logits=2 * z.sum() - 4))
+
+
+def normalised():
+    """The elements of the plate are normalised over it."""
+    with pyro.plate("points", 4):
+        z = pyro.sample("z", BernoulliStraightThrough(T, logits=torch.zeros(4)))
+        pyro.sample("x", dist.Normal(3 * (z - z.mean()), 0.5), obs=DATA)
+
+
+def normalised_guide():
+    with pyro.plate("points", 4):
+        pyro.sample("z", BernoulliStraightThrough(T, logits=parameter("logits", 4)))
+
+
+@pytest.mark.parametrize(("model", "guide"), [
+    (meeting, meeting_guide), (normalised, normalised_guide),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*possibly invalid dependency:RuntimeWarning")
+def test_elements_that_are_not_independent_have_one_cost(model, guide):
+    pyro.enable_validation(False)
+    objective = Objective(model, guide)
+    assert objective.independent == set()
+    exact = by_enumeration(objective, 2048)
+    assert exact.how.startswith("enumeration of")
+    agree(objective, exact.gradient)
+    assert by_enumeration(Objective(model, guide), 10) is None
+
+
+def test_independent_elements_are_found_so():
+    assert Objective(plated, plated_guide).independent == {("z", -1)}
+    assert Objective(shared, shared_guide).independent == {("w", -1)}
+
+
+def test_data_in_another_plate_are_outside():
+    """Enumerated in parallel, the sum over the plate would be over one element: always 1."""
+    n = torch.tensor([4.0, 3.0])
+
+    def model():
+        with pyro.plate("bits", 12):
+            z = pyro.sample("z", BernoulliStraightThrough(T, torch.full((12,), 1 / 12)))
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=n)
+
+    def guide():
+        logits = pyro.param("logits", torch.full((12,), -math.log(11.0)))
+        with pyro.plate("bits", 12):
+            pyro.sample("z", BernoulliStraightThrough(T, logits=logits))
+
+    pyro.enable_validation(False)
+    assert by_enumeration(Objective(model, guide), 2048) is None
+
+
+def test_a_continuous_site_without_a_pathwise_gradient_has_its_score():
+    def model():
+        w = pyro.sample("w", dist.VonMises(0.0, 1.0))
+        z = pyro.sample("z", BernoulliStraightThrough(T, logits=w))
+        pyro.sample("x", dist.Normal(w + z, 0.5), obs=DATA[2])
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor(0.3))
+        pyro.sample("w", dist.VonMises(loc, 4.0))
+        pyro.sample("z", BernoulliStraightThrough(T, 0.4))
+
+    objective = Objective(model, guide)
+    assert by_enumeration(objective, 2048) is None
+    leaf = torch.tensor(0.3, requires_grad=True)
+    w = torch.linspace(-math.pi, math.pi, 2001)[:-1]
+    q = dist.VonMises(leaf, 4.0)
+    total = 0.0
+    for z, chance in ((0.0, 0.6), (1.0, 0.4)):
+        f = dist.VonMises(0.0, 1.0).log_prob(w) - q.log_prob(w) - math.log(chance)
+        f = f + dist.Bernoulli(logits=w).log_prob(torch.tensor(z))
+        f = f + dist.Normal(w + z, 0.5).log_prob(DATA[2])
+        total = total - chance * (q.log_prob(w).exp() * f).sum() * 2 * math.pi / 2000
+    (expected,) = torch.autograd.grad(total, leaf)
+    agree(objective, expected.reshape(1).double())
+
+
+def test_other_randomness_is_not_enumerated():
+    def dropped():
+        z = pyro.sample("z", one_of_three(torch.zeros(3)))
+        pyro.sample("x", dist.Normal(z @ MEANS * torch.rand(()), 1.0), obs=DATA[0])
+
+    def latent():
+        quadratic()
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    assert by_enumeration(Objective(dropped, quadratic_guide), 2048) is None
+    assert by_enumeration(Objective(latent, quadratic_guide), 2048) is None
+
+
+def test_sites_and_parameters_of_one_branch():
+    def model():
+        z = pyro.sample("z", BernoulliStraightThrough(T, 0.1))
+        mean = pyro.sample("w", one_of_three(torch.zeros(3))) @ MEANS if z > 0 else z
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[2])
+
+    def guide():
+        z = pyro.sample("z", BernoulliStraightThrough(T, logits=parameter("logits", 2)[1]))
+        if z > 0:
+            pyro.sample("w", one_of_three(parameter("inner", 3)))
+
+    objective = Objective(model, guide)
+    assert sum(leaf.numel() for leaf in objective.parameters) == 5
+
+
+# Errors of the errors, and where there is nothing to see.
+
+
+def test_the_error_of_the_cosine():
+    """Against its spread over seeds."""
+    rows = [
+        gradient_report(
+            chain, chain_guide, estimators=["straight_through"], temperatures=[1.0], seed=seed,
+            num_samples=60, progress=False,
+        ).rows[0]
+        for seed in range(8)
+    ]  # fmt: skip
+    for name in ("cosine", "progress"):
+        spread = np.std([getattr(row, name) for row in rows], ddof=1)
+        claimed = np.mean([getattr(row, f"{name}_error") for row in rows])
+        assert 0.3 < claimed / spread < 3
+
+
+def test_at_the_optimum_nothing_is_best():
+    def model():
+        pyro.sample("z", one_of_three(torch.linspace(-0.4, 0.7, 3)))
+
+    report = gradient_report(
+        model, quadratic_guide, estimators=["gumbel_softmax"], temperatures=[1.0], num_samples=10,
+        progress=False,
+    )  # fmt: skip
+    assert report.exact_norm < 1e-6
+    assert report.to_dict()["rows"][0]["progress"] is None
+    with pytest.raises(ValueError, match=r"expected an exact gradient that is not 0, got .* write"):
+        report.best()
+
+
+def test_it_works_where_gradients_are_off_and_takes_tensors():
+    with torch.no_grad():
+        report = gradient_report(
+            quadratic, quadratic_guide, estimators=[lambda *a: a[4](a[2], a[1])] * 2,
+            temperatures=torch.tensor([0.5, 1.0]), num_samples=5, progress=False,
+        )  # fmt: skip
+    assert report.exact_norm > 0.1
+    assert [row.temperature for row in report.rows] == [0.5, 1.0] * 2
+    assert len({row.estimator for row in report.rows}) == 2
+
+
+def test_subsets_have_the_estimators_that_know_them():
+    def model():
+        z = pyro.sample("z", SubsetStraightThrough(T, 2, logits=torch.zeros(3)))
+        pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATA[0])
+
+    def guide():
+        pyro.sample("z", SubsetStraightThrough(T, 2, logits=parameter("logits", 3)))
+
+    report = gradient_report(model, guide, num_samples=3, temperatures=[1.0], progress=False)
+    found = [row.estimator for row in report.rows]
+    assert found == ["gumbel_rao", "gumbel_softmax", "straight_through"]
+    with pytest.raises(ValueError, match="got Hypersimplex"):
+        gradient_report(model, guide, estimators=["reinmax"], progress=False)
