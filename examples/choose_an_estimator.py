@@ -49,10 +49,12 @@ def train(vae: VAE, images: torch.Tensor, steps: int) -> None:
 
 def recommendation(report: GradientReport) -> str:
     """The best row, beside the best that the usual estimator can do, and why it is better."""
-    best = report.best()
-    usual = dataclasses.replace(
-        report, rows=[row for row in report.rows if row.estimator == USUAL]
-    ).best()
+    try:
+        best = report.best()
+    except ValueError:  # the exact gradient is lost in its noise
+        return "no recommendation: write a larger --samples"
+    usual_rows = [row for row in report.rows if row.estimator == USUAL]
+    usual = dataclasses.replace(report, rows=usual_rows).best()
     lines = [
         f'recommended: estimator="{best.estimator}", temperature={best.temperature:g}',
         f"  {described(best)}",

@@ -136,10 +136,10 @@ def test_a_few_steps_of_relax_a_model(tmp_path):
 
 
 def test_a_small_choice_of_an_estimator(tmp_path):
-    options = ["--steps", 5, "--samples", 2, "--temperatures", 0.5, 1, "--json", "x.json"]
+    options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
     done = run(tmp_path, "choose_an_estimator", *options)
     assert done.returncode == 0, done.stderr
-    assert "by leave-one-out score function, 100 draws" in done.stdout
+    assert "by leave-one-out score function, 400 draws" in done.stdout
     report = json.loads((tmp_path / "x.json").read_text())
     assert len(report["rows"]) == 10
     best = max(report["rows"], key=lambda row: row["progress"])
@@ -158,6 +158,8 @@ def test_the_reason_for_a_recommendation():
 
     example = load("choose_an_estimator")
     usual = ("gumbel_softmax", 0.5, 3.0, 8.0, 0.4)
+    nothing = report(("gumbel_softmax", 0.5, 3.0, 8.0, math.nan))
+    assert example.recommendation(nothing) == "no recommendation: write a larger --samples"
     for other, words in (
         (("reinmax", 1.0, 1.0, 9.0, 0.6), "because it has less bias"),
         (("reinmax", 1.0, 3.5, 4.0, 0.6), "because it has less noise"),
