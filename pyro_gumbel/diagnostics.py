@@ -116,7 +116,7 @@ class GradientReport:
             [
                 row.estimator,
                 f"{row.temperature:g}",
-                f"{row.bias:.3g} +- {row.bias_error:.1g}",
+                f"{row.bias:.3g} +- {float(f'{row.bias_error:.1g}'):g}",
                 f"{row.standard_deviation:.3g}",
                 _with_error(row.cosine, row.cosine_error),
                 _with_error(row.progress, row.progress_error),
