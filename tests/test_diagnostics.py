@@ -93,7 +93,7 @@ def planted(name):
 def test_a_planted_case(name):
     """Of the two what is known of the sample alone: they have no other noise."""
     report = gradient_report(
-        quadratic, quadratic_guide, estimators=[name], temperatures=[1.0], num_samples=1000,
+        quadratic, quadratic_guide, estimators=[name], temperatures=[1.0], num_samples=600,
         progress=False,
     )  # fmt: skip
     (row,) = report.rows
@@ -101,13 +101,13 @@ def test_a_planted_case(name):
     assert report.exact_norm == pytest.approx(exact.norm().item(), rel=1e-5)
     assert report.exact_error == 0
     assert row.standard_deviation == pytest.approx(sd, rel=0.1)
-    assert row.bias_error == pytest.approx(sd / math.sqrt(1000), rel=0.1)
+    assert row.bias_error == pytest.approx(sd / math.sqrt(600), rel=0.1)
     assert abs(row.bias - bias) < 4 * row.bias_error
     if name == "reinmax":
         assert bias < 1e-6
         assert row.cosine > 0.99
     else:
-        assert row.bias > 5 * row.bias_error
+        assert row.bias > 4 * row.bias_error
     mean = math.sqrt(report.exact_norm**2 + row.standard_deviation**2)
     if name == "reinmax":
         assert row.progress == pytest.approx(report.exact_norm / mean, rel=0.1)
@@ -120,10 +120,10 @@ def test_noise_is_not_taken_for_bias():
             quadratic, quadratic_guide, estimators=["reinmax"], temperatures=[1.0], seed=seed,
             num_samples=20, progress=False,
         ).rows[0]
-        for seed in range(30)
+        for seed in range(16)
     ]  # fmt: skip
-    assert 5 < sum(row.bias == 0 for row in rows) < 28
-    assert len({row.standard_deviation for row in rows}) > 15
+    assert 2 < sum(row.bias == 0 for row in rows) < 16
+    assert len({row.standard_deviation for row in rows}) > 8
 
 
 def test_the_best_row_has_the_most_progress():

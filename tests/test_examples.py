@@ -81,8 +81,18 @@ def assert_picture(path):
     assert len(content) > 10_000
 
 
-@pytest.mark.parametrize("soft", [[], ["--soft"]], ids=["hard", "soft"])
-@pytest.mark.parametrize("latents", ["categorical", "bernoulli"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("latents", "soft"),
+    [
+        ("categorical", []),
+        pytest.param("categorical", ["--soft"], marks=SLOW),
+        pytest.param("bernoulli", [], marks=SLOW),
+        ("bernoulli", ["--soft"]),
+    ],
+)
 def test_few_steps(tmp_path, latents, soft):
     picture = tmp_path / "x.png"
     done = run(tmp_path, "digits_vae", "--steps", 20, "--latents", latents, *soft, "--out", picture)
@@ -92,7 +102,7 @@ def test_few_steps(tmp_path, latents, soft):
     assert_picture(picture)
 
 
-@pytest.mark.parametrize("soft", [[], ["--soft"]], ids=["hard", "soft"])
+@pytest.mark.parametrize("soft", [pytest.param([], marks=SLOW), ["--soft"]])
 def test_a_few_steps_of_feature_selection(tmp_path, soft):
     options = ["--steps", 5, "--size", 3, *soft, "--temperature", 0.7, "--out", "x.png"]
     done = run(tmp_path, "feature_selection", *options)
@@ -178,6 +188,7 @@ def causes_by_number(output):
     return {int(number): tuple(map(float, values)) for number, *values in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking"])
 def test_equal_seeds_give_equal_results(tmp_path, script):
     runs = [run(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
