@@ -72,19 +72,17 @@ class Objective:
 
     def __post_init__(self) -> None:
         self._subsample = _OneSubsample()
+        self.sites: dict[str, Any] = {}
         leaves: dict[int, Tensor] = {}
         for _ in range(RUNS):
             with poutine.trace(param_only=True) as capture, self._subsample:
                 trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+            self.sites |= {name: site["fn"] for name, site in trace.iter_stochastic_nodes()}
             for site in capture.trace.nodes.values():
                 leaf = site["value"].unconstrained()
                 leaves[id(leaf)] = leaf
+        self.sites = {name: law for name, law in self.sites.items() if not _draws_indices(law)}
         self.parameters = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        self.sites = {
-            name: site["fn"]
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-        }
 
     def traces(self, *handlers: AbstractContextManager[Any]) -> tuple[Any, Any]:
         """Of the model and the guide, with all log probabilities, under `handlers`."""
@@ -118,6 +116,11 @@ class Objective:
         _, guide = self.traces(_WithoutGradient())
         plates = [(name, frame) for name in _scored(guide) for frame in _frames(guide.nodes[name])]
         return {(name, frame.dim) for name, frame in plates if _is_independent(self, name, frame)}
+
+
+def _draws_indices(law: Any) -> bool:
+    """Whether this is the law of a plate's subsample."""
+    return site_is_subsample({"type": "sample", "fn": law})
 
 
 class _OneSubsample(Messenger):
@@ -301,21 +304,20 @@ class Moments:
 
 def _score_function_loss(objective: Objective) -> Tensor:
     """A loss whose gradient is that of -E f, without bias."""
-    elbos, costs, scores = [], [], []
+    loss = torch.tensor(0.0)
+    terms: dict[str, list[tuple[Tensor, Tensor]]] = {}  # a site may be in some draws only
     for _ in range(DRAWS):
         model, guide = objective.traces(_WithoutGradient())
-        elbos.append(model.log_prob_sum() - guide.log_prob_sum())
-        sites = [guide.nodes[name] for name in _scored(guide)]
-        costs.append([_cost(site, model, guide, objective.independent) for site in sites])
-        scores.append([_log_chance(site) for site in sites])
-    loss = -sum(elbos)
-    for of_site, score_of_site in zip(
-        zip(*costs, strict=True), zip(*scores, strict=True), strict=True
-    ):
-        mean = sum(of_site) / DRAWS
-        for cost, score in zip(of_site, score_of_site, strict=True):
-            advantage = (cost - mean) * DRAWS / (DRAWS - 1)  # against the mean of the others
-            loss = loss - (advantage * score).sum()
+        loss = loss - (model.log_prob_sum() - guide.log_prob_sum())
+        for name in _scored(guide):
+            site = guide.nodes[name]
+            cost = _cost(site, model, guide, objective.independent)
+            terms.setdefault(name, []).append((cost, _log_chance(site)))
+    for of_site in terms.values():
+        total = sum(cost for cost, _ in of_site)
+        others = max(len(of_site) - 1, 1)
+        for cost, score in of_site:
+            loss = loss - ((cost - (total - cost) / others) * score).sum()
     return loss / DRAWS
 
 

@@ -727,6 +727,9 @@ def test_sites_and_parameters_of_one_branch():
 
     objective = Objective(model, guide)
     assert sum(leaf.numel() for leaf in objective.parameters) == 5
+    exact = by_enumeration(objective, 2048)
+    assert exact.how == "enumeration of 4 states"
+    agree(objective, exact.gradient)
 
 
 # Errors of the errors, and where there is nothing to see.
