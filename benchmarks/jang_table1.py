@@ -22,7 +22,9 @@ processor time, or by Ctrl-C, which keeps what is there.
 
 import argparse
 import copy
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from pyro.optim import SGD, Adam
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from tqdm import tqdm
-from turns import environment_parser, stop_at_ctrl_c, write
+from turns import environment_parser, write
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -165,6 +167,20 @@ def bound(model: Any, images: Tensor, samples: int, chunk: int = 5) -> float:
     return total / len(images)
 
 
+def steps_within(limit: float) -> Iterator[tuple[int, float]]:
+    """The steps from 1 and the seconds of processor time so far, until those reach the limit."""
+    start = time.process_time()
+    with tqdm(total=limit, desc="training", unit="s", bar_format="{l_bar}{bar}{postfix}") as bar:
+        for step in itertools.count(1):
+            seconds = time.process_time() - start
+            if seconds > limit:
+                return
+            if step % 100 == 0:
+                bar.set_postfix_str(f"step {step}", refresh=False)
+                bar.update(seconds - bar.n)
+            yield step, seconds
+
+
 def train(model: Any, data: dict[str, Tensor], options: argparse.Namespace, results: Any) -> Any:
     """The parameters that were best on the validation images; `results` gets the curve.
 
@@ -173,25 +189,22 @@ def train(model: Any, data: dict[str, Tensor], options: argparse.Namespace, resu
     optimiser = OPTIMISERS[options.optimiser](options.learning_rate)
     parts = (poutine.scale(part, 1 / BATCH) for part in (model.model, model.guide))
     svi = SVI(*parts, optimiser, Trace_ELBO())
-    best, start, recent = copy.deepcopy(model.state_dict()), time.process_time(), []
-    lowest, stop = bound(model, data["valid"], 1, chunk=1000), stop_at_ctrl_c()
-    with tqdm(total=60 * options.minutes, desc="training", unit="s") as bar:
-        while not stop.is_set():
-            if (seconds := time.process_time() - start) > 60 * options.minutes:
-                break
+    best, recent = copy.deepcopy(model.state_dict()), []
+    lowest = bound(model, data["valid"], 1, chunk=1000)
+    try:
+        for steps, seconds in steps_within(60 * options.minutes):
             batch = data["train"][torch.randint(len(data["train"]), (BATCH,))]
             recent.append(svi.step(batch))
             model.temperature.step()
-            steps = model.temperature.steps.item()
             if steps % EVERY == 0:
                 valid = bound(model, data["valid"], 1, chunk=1000)
                 results["curve"].append((steps, seconds, sum(recent) / len(recent), valid))
                 if valid < lowest:
                     lowest, best = valid, copy.deepcopy(model.state_dict())
-                bar.set_postfix_str(f"step {steps}, validation {valid:.1f}, best {lowest:.1f}")
-                bar.update(seconds - bar.n)
                 recent.clear()
                 write(options, results)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C")
     return best
 
 

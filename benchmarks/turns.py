@@ -6,9 +6,7 @@
 import argparse
 import json
 import platform
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,18 +39,6 @@ def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     return options
-
-
-def stop_at_ctrl_c() -> threading.Event:
-    """An event that the first Ctrl-C sets; the second one ends the program, as ever."""
-    stop = threading.Event()
-
-    def handle(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, handle)
-    return stop
 
 
 def medians(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

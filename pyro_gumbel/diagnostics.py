@@ -150,7 +150,7 @@ class GradientReport:
         except ImportError as error:
             raise ImportError(
                 "GradientReport.plot: expected matplotlib, which is not installed; write "
-                'pip install "pyro-gumbel[plot]", or print(report)'
+                "pip install matplotlib (it is the extra `plot`), or print(report)"
             ) from error
         figure = Figure(figsize=(11, 3.5), layout="constrained")  # without pyplot: needs no display
         panels = figure.subplots(1, 3)

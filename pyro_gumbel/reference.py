@@ -54,7 +54,7 @@ ATTEMPTS, CHANGES = 12, 3  # to change an element of a plate, and how often one 
 
 @dataclass(frozen=True)
 class Reference:
-    """A gradient, its standard error over all parameters, the ELBO and how they were found."""
+    """A gradient, its standard error over all parameters, and how it was found."""
 
     gradient: Tensor
     error: float
@@ -195,12 +195,12 @@ def _state_by_state(objective: Objective, most: int) -> Reference | None:
                 return None
             begun.extend({**values, site.name: value} for value in _outcomes(site.law))
             continue
-        if not states and not torch.equal(loss, _weighted_loss(objective, values)[0]):
-            return None
         states += 1
         if states + len(begun) > 2 * most:
             return None
-        if q > 0:
+        if q > 0:  # a state of no chance has no loss
+            if not total.dim() and not torch.equal(loss, _weighted_loss(objective, values)[0]):
+                return None
             total = total + objective.gradient(loss)
     return Reference(total, 0.0, f"enumeration of {states} states")
 
