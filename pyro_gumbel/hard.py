@@ -15,8 +15,9 @@ from pyro.distributions import Bernoulli, OneHotCategorical
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
+from pyro_gumbel import kernels
 from pyro_gumbel.discrete import PlackettLuce, Subset
-from pyro_gumbel.estimators import Estimator, named, straight_through_of
+from pyro_gumbel.estimators import Estimator, gumbel_softmax, named, straight_through_of
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.parameters import Temperature
 from pyro_gumbel.rows import OneBit, OneOfK, Row
@@ -54,6 +55,8 @@ class StraightThrough(Row):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward is that of the estimator's surrogate."""
+        if self._is_drawn_at_once:
+            return remember(self._drawn_at_once(sample_shape), PATHWISE, True)
         logits, perturbed = self._contest(sample_shape)
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
@@ -63,7 +66,20 @@ class StraightThrough(Row):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
         with torch.no_grad():
+            if self._is_drawn_at_once:
+                return self._drawn_at_once(sample_shape)
             return self.link.vertex(self._contest(sample_shape)[1]).to(self._raw.dtype)
+
+    @property
+    def _is_drawn_at_once(self) -> bool:
+        """Whether a draw is one by the formulas of `pyro_gumbel.kernels`."""
+        plain = kernels.apply_to(self._raw, self._raw_temperature)
+        return plain and self.estimator is gumbel_softmax
+
+    def _drawn_at_once(self, sample_shape: Any) -> Tensor:
+        shape = torch.Size(sample_shape)
+        arguments = self._x, self._tau, self.link, shape, self._batch_shape
+        return kernels.draw_hard(*arguments).to(self._raw.dtype)
 
     def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
         """x and z = x + noise of the full shape of a draw: the sample is what z chooses."""
@@ -261,6 +277,8 @@ class PlackettLuceStraightThrough(_OfSize, PlackettLuce):
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
     """
+
+    _is_drawn_at_once = False
 
     def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
         logits, perturbed = super()._contest(sample_shape)

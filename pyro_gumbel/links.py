@@ -83,6 +83,7 @@ __all__ = [
     "Simplex",
     "clamped_log",
     "interval",
+    "largest",
     "simplex",
 ]
 
@@ -187,7 +188,7 @@ class _OfConstantSum(Link):
     def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         # The last of the winners is taken out first: differences are exact next to it, and no
         # quotient but those far from it overflows.
-        below = perturbed - _largest(perturbed.detach(), self.size)
+        below = perturbed - largest(perturbed.detach(), self.size)
         return _normalised(_divide(below, temperature), self)
 
     def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
@@ -351,7 +352,7 @@ def _normalised(scaled: Tensor, link: _OfConstantSum) -> Tensor:
     return function.apply(scaled, link)
 
 
-def _largest(z: Tensor, j: int) -> Tensor:
+def largest(z: Tensor, j: int) -> Tensor:
     """The j-th largest over the last dimension."""
     return z.amax(-1, keepdim=True) if j == 1 else z.topk(j, -1).values[..., -1:]
 

@@ -18,15 +18,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["memory_of", "recall", "remember"]
+__all__ = ["Density", "memory_of", "recall", "recall_density", "remember"]
+
+
+class Density:
+    """The log density of a draw under the very law that drew it, known by its parameters."""
+
+    def __init__(self, log_prob: Tensor, key: object, *parameters: Tensor) -> None:
+        self.log_prob = log_prob
+        self.key = key
+        self.parameters = parameters
+        self.versions = tuple(map(_version, parameters))
+
+    def of(self, key: object, *parameters: Tensor) -> Tensor | None:
+        """log p, if these are the parameters and unchanged; None if not.
+
+        A draw without a graph has no gradient to pass on to parameters that want one.
+        """
+        same = all(mine is yours for mine, yours in zip(self.parameters, parameters, strict=True))
+        if not same or key != self.key or self.versions != tuple(map(_version, parameters)):
+            return None
+        if not torch.is_grad_enabled():
+            return self.log_prob.detach()
+        wanted = any(parameter.requires_grad for parameter in parameters)
+        return self.log_prob if self.log_prob.requires_grad == wanted else None
 
 
 class _Memory:
     """`content` under `key`, with what is needed to see that the tensor is still the one drawn."""
 
-    def __init__(self, owner: Tensor, key: object, content: Any) -> None:
+    def __init__(self, owner: Tensor, key: object, content: Any, density: Density | None) -> None:
         self.key = key
         self.content = content
+        self.density = density
         self.attached = owner.requires_grad
         self.traced = torch.jit.is_tracing()
         if not torch.compiler.is_compiling():
@@ -54,9 +78,10 @@ def _version(value: Tensor) -> int:
     return 0 if value.is_inference() else value._version
 
 
-def remember(value: Tensor, key: object, content: Any) -> Tensor:
+def remember(value: Tensor, key: object, content: Any, density: Density | None = None) -> Tensor:
     """Attach `content` to `value` under `key`, and return `value`."""
-    value._pyro_gumbel_memory = _Memory(value, key, content)  # type: ignore[attr-defined]
+    memory = _Memory(value, key, content, density)
+    value._pyro_gumbel_memory = memory  # type: ignore[attr-defined]
     return value
 
 
@@ -64,6 +89,14 @@ def recall(value: Tensor, key: object) -> Any | None:
     """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
     kept, content = memory_of(value)
     return content if kept == key else None
+
+
+def recall_density(value: Tensor, key: object, *parameters: Tensor) -> Tensor | None:
+    """The log density of `value` under the law that drew it, if it has this key and parameters."""
+    memory = getattr(value, "_pyro_gumbel_memory", None)
+    if not isinstance(memory, _Memory) or memory.density is None or not memory.still_holds(value):
+        return None
+    return memory.density.of(key, *parameters)
 
 
 def memory_of(value: Tensor) -> tuple[object, Any]:

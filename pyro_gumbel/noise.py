@@ -39,17 +39,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_gumbel.parameters import in_eager_mode
+
 __all__ = [
+    "MANY",
     "exponential",
+    "exponential_",
     "given_bit",
     "given_order",
     "gumbel",
     "logistic",
+    "logistic_",
     "uniform",
     "won_by_the_untaken",
 ]
 
 _CELLS = 2.0**24
+MANY = 2**16  # from how many variates on 32 bits of each cost less than a double
+EDGE = 2.0**-10  # how near to 0 and 1 the variates made of 32 bits are drawn anew
 
 
 def uniform(
@@ -69,8 +76,20 @@ def uniform(
 
 def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """E ~ Exponential(1), never 0: -log(1 - U) from whichever end of U is the exact one."""
+    if _is_many(shape, dtype, device):
+        return exponential_(torch.empty(shape, dtype=dtype))
+    if _has_doubles(dtype, device):
+        e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
+        return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
     u, complement = uniform(shape, dtype=dtype, device=device)
     return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
+
+
+def exponential_(out: Tensor) -> Tensor:
+    """Fill a dense tensor of float32 on a CPU with Exponential(1) variates, never 0."""
+    lower, edge, near = _of_bits_(out)
+    out.log1p_().neg_()
+    return _put_(out, edge, torch.where(lower, -torch.log1p(-near), -near.log()))
 
 
 def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -80,8 +99,69 @@ def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) ->
 
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """L = log U - log(1 - U) ~ Logistic(0, 1), the difference of two Gumbel variates."""
+    if _is_many(shape, dtype, device):
+        return logistic_(torch.empty(shape, dtype=dtype))
+    if _has_doubles(dtype, device):
+        u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
+        return torch.logit(u).to(dtype)
     u, complement = uniform(shape, dtype=dtype, device=device)
     return u.log() - complement.log()
+
+
+def logistic_(out: Tensor) -> Tensor:
+    """Fill a dense tensor of float32 on a CPU with Logistic(0, 1) variates."""
+    lower, edge, near = _of_bits_(out)
+    log_u = torch.log1p(out)
+    out.add_(1).neg_().log1p_().neg_().add_(log_u)
+    at_edge = near.log() - torch.log1p(-near)
+    return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
+
+
+def _has_doubles(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether variates of `dtype` can be had from doubles: the 53 bits of one are enough."""
+    return dtype == torch.float32 and device.type == "cpu"
+
+
+def _is_many(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bool:
+    return _has_doubles(dtype, device) and math.prod(shape) >= MANY and in_eager_mode()
+
+
+def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill with U - 1 from 32 bits each, half as dear as `torch.rand`; and finer ones at the ends.
+
+    Of U two parts in 2^10 are near to 0 or 1. The positions of those are a Bernoulli process, with
+    gaps of geometric law; the others are uniform on the middle part, to a relative 2^-14 of the
+    distance to either end.
+
+    :returns: which of the near ones are near to 0, their positions, and the distance of each.
+    """
+    n = out.numel()
+    bits = torch.empty((n + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
+    _flat(out).copy_(bits.view(torch.int32)[:n])
+    out.mul_((1 - 2 * EDGE) * 2.0**-32).sub_(0.5)
+    edge = _successes(n, 2 * EDGE)
+    near = torch.rand(edge.shape, dtype=torch.float64).mul_(EDGE).clamp_(min=2.0**-100)
+    return torch.rand(edge.shape) < 0.5, edge, near
+
+
+def _flat(out: Tensor) -> Tensor:
+    """All elements of a dense tensor, in the order of its memory."""
+    return out.as_strided((out.numel(),), (1,))
+
+
+def _put_(out: Tensor, edge: Tensor, variates: Tensor) -> Tensor:
+    _flat(out).index_copy_(0, edge, variates.to(out.dtype))
+    return out
+
+
+def _successes(n: int, chance: float) -> Tensor:
+    """Which of n Bernoulli trials succeed, by the gaps between them."""
+    enough = int(n * chance + 10 * math.sqrt(n * chance)) + 10
+    u = torch.rand(enough, dtype=torch.float64)
+    gaps = u.neg_().log1p_().div_(math.log1p(-chance)).floor_().add_(1)
+    at = gaps.cumsum_(0).sub_(1)
+    count = int((at < n).sum())
+    return at[:count].long() if count < enough else _successes(n, chance)
 
 
 def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Temperature",
@@ -23,7 +24,9 @@ __all__ = [
     "brief",
     "broadcast",
     "check_value",
+    "ends",
     "fitted",
+    "in_eager_mode",
     "in_program",
     "joint_batch_shape",
     "read_count",
@@ -196,6 +199,14 @@ def known(tensor: Tensor, otherwise: Any) -> Any:
         return otherwise
 
 
+def ends(tensor: Tensor) -> tuple[float, float]:
+    """The least and the largest number of a tensor; NaN twice if there is one, or none to read."""
+    if not tensor.numel() or tensor.is_meta or not in_eager_mode():
+        return math.nan, math.nan
+    least, most = tensor.detach().aminmax()
+    return least.item(), most.item()
+
+
 def brief(tensor: Tensor) -> str:
     """The number, if this is a scalar that can be read, or else the shape."""
     number = known(tensor, otherwise=None) if tensor.dim() == 0 else None
@@ -205,6 +216,13 @@ def brief(tensor: Tensor) -> str:
 def in_program() -> bool:
     """Whether tensors stand for the steps of a program here, rather than for numbers."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def in_eager_mode() -> bool:
+    """Whether tensors are plain numbers here, that no program and no transform looks through."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:

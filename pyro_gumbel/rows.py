@@ -25,6 +25,7 @@ from pyro_gumbel.parameters import (
     brief,
     broadcast,
     check_value,
+    ends,
     in_program,
     joint_batch_shape,
     read_parameter,
@@ -240,6 +241,8 @@ class Row:
         return self._validate_args and not in_program()
 
     def _check_temperature(self) -> None:
+        if all(0 < end < math.inf for end in ends(self.temperature)):
+            return
         require(
             (self.temperature > 0) & self.temperature.isfinite(),
             f"{type(self).__name__}: `temperature` must be positive and finite",
@@ -302,9 +305,12 @@ class OneBit(Row):
 
     def _check_parameter(self) -> None:
         x = self._raw
+        least, most = ends(x)
         if self._given == "probs":
+            if least >= 0 and most <= 1:
+                return
             self._require((x >= 0) & (x <= 1), "in [0, 1]", "write logits=... for log-odds")
-        else:
+        elif math.isnan(least):
             self._require(~x.isnan(), "free of NaN", "write logits=torch.nan_to_num(logits)")
 
 
@@ -353,6 +359,10 @@ class OneOfK(Row):
 
     def _check_parameter(self) -> None:
         x = self._raw
+        least, most = ends(x)
+        lowest = 0 if self._given == "probs" else -math.inf
+        if lowest < least and most < math.inf:
+            return
         if self._given == "probs":
             self._require(
                 ((x >= 0) & x.isfinite()).all(-1) & ((x > 0).sum(-1) >= self.size),

@@ -16,6 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_gumbel import kernels
 from pyro_gumbel.constraints import (
     hypersimplex,
     log_simplex,
@@ -24,7 +25,7 @@ from pyro_gumbel.constraints import (
     simplex_rows,
 )
 from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_moments
-from pyro_gumbel.memory import recall, remember
+from pyro_gumbel.memory import Density, recall, recall_density, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
 from pyro_gumbel.parameters import Temperature, brief, check_value, known, require
@@ -58,6 +59,10 @@ class Soft(Row):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters."""
+        if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
+            shape = torch.Size(sample_shape)
+            s, v, density = kernels.draw(self._x, self._tau, self.link, shape, self._batch_shape)
+            return self._value_of(s, v, density)
         return self._value_at(self._draw_coordinates(sample_shape))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -67,6 +72,12 @@ class Soft(Row):
 
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         return self.link.coordinates(self._perturbed(sample_shape), self._tau)
+
+    _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
+
+    def _value_of(self, s: Tensor, v: Tensor, density: Tensor | None) -> Tensor:
+        """The value of a draw, from what it gives."""
+        return self._value_at(v)
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
         """The value with these coordinates, in the parameter's dtype."""
@@ -80,7 +91,13 @@ class Soft(Row):
         self, v: Tensor, value: Tensor, low: float, high: float, *, of_values: bool
     ) -> Tensor:
         """The density at v, or -inf where `value` leaves the face that the law lives on."""
-        x, v = self._location, self.link.finite(v)
+        x = self._location
+        if self._is_drawn_at_once and kernels.apply_to(v, self._raw, self._raw_temperature):
+            arguments = (v, x, self._tau, self.link, self._batch_shape)
+            at_once = kernels.log_density(*arguments, of_values=of_values)
+            if at_once is not None:
+                return at_once
+        v = self.link.finite(v)
         density = self.link.log_density(v, x, self._tau, of_values=of_values)
         off_face = self.link.off_face(value, x, low, high)
         return torch.where(off_face, -torch.inf, density)
@@ -92,6 +109,15 @@ class _Values(Soft):
     def _value_at(self, coordinates: Tensor) -> Tensor:
         value = self.link.value(coordinates).to(self._raw.dtype)
         return remember(value, self.link, coordinates)
+
+    def _value_of(self, s: Tensor, v: Tensor, density: Tensor | None) -> Tensor:
+        own = None if density is None else Density(density, *self._identity)
+        return remember(s.to(self._raw.dtype), self.link, v, own)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """What two laws share whose densities are one and the same tensor."""
+        return (self.link, self._given), self._raw, self._raw_temperature
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)
@@ -105,6 +131,9 @@ class _Values(Soft):
         A value that remembers nothing (a copy, a slice, a user's own) is scored through an
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
+        own = recall_density(value, *self._identity) if isinstance(value, Tensor) else None
+        if own is not None:
+            return self._over_batch(own)
         self._validate_sample(value)
         v = self._coordinates_of(value)
         return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
@@ -492,6 +521,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
     support = simplex_rows
     _support_text = "rows on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True)"
+    _is_drawn_at_once = False
 
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         perturbed = self._perturbed(sample_shape)

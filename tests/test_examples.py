@@ -442,3 +442,26 @@ def test_polynomials(tmp_path):
     excess = json.loads((tmp_path / "x.json").read_text())["excess"]
     assert abs(excess["straight_through"]["2.0"][0] - 0.45 * (0.55**2 - 0.45**2)) < 0.002
     assert excess["reinmax"]["2.0"][0] < 0.005
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--skip memory svi", pytest.param("--growth --largest 1e4 --plot x.png", marks=SLOW)],
+)
+def test_speeds(tmp_path, options):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "speed.py"), "--threads", "1",
+         "--shapes", "64x10", "--repeats", "0.01", "--out", "x.json", *options.split()],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "64x10, hard" in done.stdout
+    record = json.loads((tmp_path / "x.json").read_text())
+    soft = record["shapes"]["64x10"]["soft"]
+    assert {"RelaxedCategorical", "the loss itself"} < set(soft["seconds"])
+    assert soft["ratios"]["RelaxedCategorical"] == 1
+    if "--growth" in options:
+        assert set(record["shapes"]["64x10"]["peak MiB"]) < set(soft["seconds"])
+        assert all(record["svi"]["seconds"].values())
+        assert len(record["growth"]) == 5
+        assert_picture(tmp_path / "x.png")

@@ -1,0 +1,500 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Time and memory of soft and hard categories, against Pyro, torch and JAX.
+
+    python benchmarks/speed.py --threads 1                     # four shapes, and SVI
+    python benchmarks/speed.py --shapes 64x10 4096x64 --plot speed.png --out speed.json
+    python benchmarks/speed.py --shapes --skip svi --growth    # growth alone, of ours
+    python benchmarks/speed.py --device cuda
+
+The soft work of one call: construct the law from logits x, draw y, take log p(y), and
+differentiate sum(log p(y)) + sum(y * y) in x. The hard work: construct, draw, and differentiate
+sum(y * w), w fixed. All is float32, at temperature 0.5. Every contestant pays for its loss, so
+the time of that alone stands beside: sum(y * y), or sum(y * w), and its gradient, y a leaf. The
+contestants take turns in one process, a call each, and ratios are of medians: of a law that checks
+its arguments to ours that checks them, of any other to ours that does not. JAX takes part where it
+is installed and has the device; `torch.compile` with --compiled.
+
+Memory is what the soft work adds to the peak of a process of its own. On a GPU, or with
+--bandwidth, the time to move five arrays of x's size is given as a fraction of the time taken.
+"""
+
+import argparse
+import functools
+import math
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+from torch.nn.functional import gumbel_softmax
+from turns import environment_parser, read_options, write
+
+import pyro_gumbel
+from pyro_gumbel import CategoricalStraightThrough, RelaxedCategorical, RelaxedSubset, gumbel_rao
+
+TEMPERATURE = 0.5
+SHAPES = [(64, 10), (4096, 64), (1_000_000, 10), (100_000, 128)]
+SECONDS = 5  # of turns, at --repeats 1
+ARRAYS_MOVED = 5  # of x's size, at the least
+REJECTS = "rejects its own sample"
+BATCH, PIXELS, LATENT = 128, 784, (20, 10)
+
+Shape = tuple[int, int]
+Law = Callable[[Tensor, Tensor], Any]  # of temperature and logits
+Work = Callable[[], object]
+Times = dict[str, float | str]  # seconds, or why there are none
+
+
+def unchecked(family: Any, **given: Any) -> Law:
+    return lambda tau, x: family(tau, logits=x, validate_args=False, **given)
+
+
+def checked(family: Any) -> Law:
+    return lambda tau, x: family(tau, logits=x, validate_args=True)
+
+
+SOFT: dict[str, Law] = {
+    "RelaxedCategorical": unchecked(RelaxedCategorical),
+    "RelaxedCategorical, checked": checked(RelaxedCategorical),
+    "Pyro's RelaxedOneHotCategorical": unchecked(dist.RelaxedOneHotCategorical),
+    "Pyro's RelaxedOneHotCategorical, checked": checked(dist.RelaxedOneHotCategorical),
+    "torch's RelaxedOneHotCategorical": unchecked(torch.distributions.RelaxedOneHotCategorical),
+}
+HARD: dict[str, Law] = {
+    "CategoricalStraightThrough": unchecked(CategoricalStraightThrough),
+    "CategoricalStraightThrough, checked": checked(CategoricalStraightThrough),
+}
+IN_MEMORY = ("RelaxedCategorical", "Pyro's RelaxedOneHotCategorical")
+
+
+@functools.cache
+def temperature(device: str) -> Tensor:
+    return torch.tensor(TEMPERATURE, device=device)
+
+
+def leaf(shape: Shape, device: str) -> Tensor:
+    return torch.randn(shape, device=device).requires_grad_()
+
+
+def soft_work(law: Law, x: Tensor, device: str) -> None:
+    made = law(temperature(device), x)
+    y = made.rsample()
+    torch.autograd.grad(made.log_prob(y).sum() + (y * y).sum(), x)
+
+
+def hard_work(law: Law, x: Tensor, w: Tensor, device: str) -> None:
+    y = law(temperature(device), x).rsample()
+    torch.autograd.grad((y * w).sum(), x)
+
+
+def torch_hard_work(x: Tensor, w: Tensor) -> None:
+    torch.autograd.grad((gumbel_softmax(x, tau=TEMPERATURE, hard=True) * w).sum(), x)
+
+
+def loss_itself(y: Tensor, w: Tensor) -> None:
+    torch.autograd.grad((y * w).sum(), y)
+
+
+def compiled(work: Work) -> None:
+    with pyro_gumbel.compiled():
+        work()
+
+
+def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
+    """The soft work by the same formulas, compiled by JAX, if it is there and has the device."""
+    os.environ.setdefault("NPROC", str(options.threads))  # the threads of its CPU client
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs a GPU too
+    try:
+        import jax
+    except ImportError:
+        return None
+    if jax.default_backend() != {"cuda": "gpu"}.get(options.device, options.device):
+        return None
+    k, tau = x.shape[-1], TEMPERATURE
+    constant = math.lgamma(k) + (k - 1) * math.log(tau)
+
+    def loss(x: Any, key: Any) -> Any:
+        v = jax.nn.log_softmax((x + jax.random.gumbel(key, x.shape, x.dtype)) / tau)
+        y = jax.numpy.exp(v)
+        log_p = constant + (jax.nn.log_softmax(x - tau * v) - v).sum(-1)
+        return log_p.sum() + (y * y).sum()
+
+    @jax.jit
+    def step(x: Any, key: Any) -> Any:
+        key, now = jax.random.split(key)
+        return key, jax.value_and_grad(loss)(x, now)
+
+    state = {"x": jax.numpy.asarray(x.detach().cpu().numpy()), "key": jax.random.key(0)}
+
+    def work() -> None:
+        state["key"], found = step(state["x"], state["key"])
+        jax.block_until_ready(found)
+
+    return work
+
+
+def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
+    x = leaf(shape, options.device)
+    works: dict[str, Work] = {
+        name: partial(soft_work, law, x, options.device) for name, law in SOFT.items()
+    }
+    if options.compiled:
+        works["RelaxedCategorical, compiled"] = partial(compiled, works["RelaxedCategorical"])
+    by_jax = jax_work(x, options)
+    if by_jax:
+        works["JAX, jit"] = by_jax
+    y = leaf(shape, options.device)
+    works["the loss itself"] = partial(loss_itself, y, y)
+    return works
+
+
+def hard_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
+    x, w = leaf(shape, options.device), torch.randn(shape, device=options.device)
+    works: dict[str, Work] = {
+        name: partial(hard_work, law, x, w, options.device) for name, law in HARD.items()
+    }
+    works["torch's gumbel_softmax, hard"] = partial(torch_hard_work, x, w)
+    works["the loss itself"] = partial(loss_itself, leaf(shape, options.device), w)
+    return works
+
+
+def svi_step(name: str, family: Any, device: str) -> Work:
+    """A step on a batch of random bits, of a VAE with one layer of categories."""
+    images = torch.randint(2, (BATCH, PIXELS), device=device).float()
+    width = LATENT[0] * LATENT[1]
+    encoder = torch.nn.Linear(PIXELS, width).to(device)
+    decoder = torch.nn.Linear(width, PIXELS).to(device)
+    equal, tau = torch.zeros(BATCH, *LATENT, device=device), temperature(device)
+
+    def model(images: Tensor) -> None:
+        pyro.module(f"decoder of {name}", decoder)
+        with pyro.plate("images", BATCH):
+            z = pyro.sample("z", family(tau, logits=equal).to_event(1))
+            pixels = dist.Bernoulli(logits=decoder(z.flatten(-2)))
+            pyro.sample("x", pixels.to_event(1), obs=images)
+
+    def guide(images: Tensor) -> None:
+        pyro.module(f"encoder of {name}", encoder)
+        logits = encoder(images).unflatten(-1, LATENT)
+        with pyro.plate("images", BATCH):
+            pyro.sample("z", family(tau, logits=logits).to_event(1))
+
+    return partial(SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step, images)
+
+
+def seconds(work: Work, device: str) -> float:
+    finish(device)
+    start = time.perf_counter()
+    work()
+    finish(device)
+    return time.perf_counter() - start
+
+
+def finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_turns(contestants: Mapping[str, Work], options: argparse.Namespace) -> Times:
+    """The median seconds of a call of each, over turns of a few seconds in all.
+
+    A first round warms up, and a second one shows how many there is time for.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    rejected: Times = {}
+
+    def take_turns() -> None:
+        for name, work in contestants.items():
+            if name in rejected:
+                continue
+            try:
+                taken[name].append(seconds(work, options.device))
+            except ValueError as error:
+                if "within the support" not in str(error):
+                    raise
+                rejected[name] = REJECTS
+
+    take_turns()
+    a_round = seconds(take_turns, options.device)
+    for _ in range(min(1000, max(2, round(options.repeats * SECONDS / a_round)))):
+        take_turns()
+    return {name: rejected.get(name) or statistics.median(taken[name][1:]) for name in contestants}
+
+
+def ratios(times: Times) -> dict[str, float]:
+    """Of the time of each to that of ours, which checks its arguments if the other does."""
+    ours = next(iter(times))
+    return {
+        name: taken / float(times[f"{ours}, checked" if name.endswith(", checked") else ours])
+        for name, taken in times.items()
+        if isinstance(taken, float)
+    }
+
+
+def called(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def table(title: str, head: list[str], rows: Iterable[list[str | float]]) -> None:
+    """Printed in Markdown, numbers to three digits at least."""
+    print(f"\n{title}\n\n| | {' | '.join(head)} |\n|{'---|' * (1 + len(head))}")
+    for row in rows:
+        print(f"| {' | '.join(map(written, row))} |", flush=True)
+
+
+def written(cell: str | float) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:.3g}" if abs(cell) < 999.5 else f"{cell:.0f}"
+
+
+def measured(
+    kind: str, shape: Shape, contestants: dict[str, Work], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The times of one work on one shape, and what follows from them."""
+    times = in_turns(contestants, options)
+    entries = math.prod(shape)
+    found: dict[str, Any] = {"seconds": times, "ratios": ratios(times)}
+    head = ["ms", "ns an entry", "times ours"]
+    if kind == "soft" and options.bandwidth:
+        head.append("of the bandwidth")
+        floor = ARRAYS_MOVED * 4 * entries / (1e9 * options.bandwidth)
+        found["of the bandwidth"] = {name: floor / times[name] for name in found["ratios"]}
+
+    def cells(name: str, taken: float | str) -> list[str | float]:
+        if isinstance(taken, str):
+            return [name, taken, *[""] * (len(head) - 1)]
+        rest = [found[key][name] for key in ("ratios", "of the bandwidth") if key in found]
+        return [name, 1e3 * taken, 1e9 * taken / entries, *rest]
+
+    table(f"{called(shape)}, {kind}", head, [cells(*item) for item in times.items()])
+    return found
+
+
+def high_water() -> int:
+    """The most bytes that this process has held at a time.
+
+    On Linux not by `getrusage`, whose maximum starts at that of the process it was forked from.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak(name: str, shape: Shape, device: str) -> float:
+    """How many MiB a first soft work adds to the most that this process has held."""
+    soft_work(SOFT[name], leaf((2, 2), device), device)  # for what is loaded only now
+    x = leaf(shape, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if device == "cuda" else high_water()
+    soft_work(SOFT[name], x, device)
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else high_water()
+    return (after - before) / 2**20
+
+
+def peaks(shape: Shape, options: argparse.Namespace) -> dict[str, float]:
+    """The MiB of each, in a process of its own."""
+    given = ["--device", options.device, "--threads", str(options.threads)]
+
+    def of(name: str) -> float:
+        line = [sys.executable, __file__, *given, "--peak", name, called(shape)]
+        return float(subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+    added = {name: of(name) for name in IN_MEMORY}
+    ours = added[IN_MEMORY[0]]
+    rows = [[name, mib, mib / ours if ours else ""] for name, mib in added.items()]
+    table(f"{called(shape)}, soft, peak memory", ["MiB", "times ours"], rows)
+    return added
+
+
+def svi(options: argparse.Namespace) -> dict[str, Any]:
+    families = {
+        "RelaxedCategorical": RelaxedCategorical,
+        "Pyro's RelaxedOneHotCategorical": dist.RelaxedOneHotCategorical,
+    }
+    pyro.clear_param_store()
+    with pyro.validation_enabled(False):
+        steps = {name: svi_step(name, made, options.device) for name, made in families.items()}
+        times = in_turns(steps, options)
+    pyro.clear_param_store()
+    found: dict[str, Any] = {"seconds": times, "ratios": ratios(times)}
+    rows = [[name, 1e3 * float(times[name]), ratio] for name, ratio in found["ratios"].items()]
+    table(f"SVI step, batch {BATCH}, latent {called(LATENT)}", ["ms", "times ours"], rows)
+    return found
+
+
+def cases(options: argparse.Namespace) -> dict[str, dict[str, tuple[Shape, Law]]]:
+    """What is to grow: by title, shapes and laws by name."""
+    total = int(min(1e6, options.largest))
+    relaxed = unchecked(RelaxedCategorical)
+    sizes = sorted({int(min(entries, options.largest)) for entries in (1e6, 1e7, 1e8)})
+
+    def rows_of(k: int, entries: int = total) -> Shape:
+        return max(1, entries // k), k
+
+    def subset(size: int) -> Law:
+        return unchecked(RelaxedSubset, size=size)
+
+    def rao(samples: int) -> Law:
+        return unchecked(CategoricalStraightThrough, estimator=gumbel_rao(samples=samples))
+
+    return {
+        "RelaxedCategorical, k = 10, by entries": {
+            str(n): (rows_of(10, n), relaxed) for n in sizes if fits(n, options.device)
+        },
+        f"RelaxedCategorical, {total} entries, by k": {
+            str(k): (rows_of(k), relaxed) for k in (2, 10, 100, 1000, 10_000)
+        },
+        f"RelaxedSubset of size 5, {total} entries, by k": {
+            str(k): (rows_of(k), subset(5)) for k in (100, 1000, 10_000)
+        },
+        f"RelaxedSubset, k = 1000, {total} entries, by size": {
+            str(size): (rows_of(1000), subset(size)) for size in (1, 5, 50, 500)
+        },
+        "CategoricalStraightThrough, hard, by samples of gumbel_rao": {
+            str(samples): ((1000, 10), rao(samples)) for samples in (1, 10, 100)
+        },
+    }
+
+
+def fits(entries: int, device: str) -> bool:
+    """Whether there is memory for a dozen arrays of so many."""
+    meminfo = Path("/proc/meminfo")
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    elif meminfo.exists():
+        free = 1024 * int(re.findall(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())[0])
+    else:
+        return True
+    return 12 * 4 * entries < free
+
+
+def growth(
+    title: str, of: dict[str, tuple[Shape, Law]], options: argparse.Namespace
+) -> dict[str, float]:
+    """The seconds by name."""
+    device = options.device
+
+    def work(shape: Shape, law: Law) -> Work:
+        if "hard" in title:
+            return partial(
+                hard_work, law, leaf(shape, device), torch.randn(shape, device=device), device
+            )
+        return partial(soft_work, law, leaf(shape, device), device)
+
+    found = in_turns({name: work(*case) for name, case in of.items()}, options)
+    times = {name: float(taken) for name, taken in found.items()}
+    rows: list[list[str | float]] = [
+        [name, called(shape), 1e3 * times[name], 1e9 * times[name] / math.prod(shape)]
+        for name, (shape, _) in of.items()
+    ]
+    table(title, ["shape", "ms", "ns an entry"], rows)
+    return times
+
+
+def plot(shapes: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bars of the time an entry, by shape and contestant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")  # without pyplot: needs no display
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("soft", "hard"), strict=True):
+        times = {shape: found[kind]["seconds"] for shape, found in shapes.items() if kind in found}
+        names = list(dict.fromkeys(name for row in times.values() for name in row))
+        for i, name in enumerate(names):
+            bars = {
+                place + 0.8 * i / len(names): 1e9 * row[name] / math.prod(shape_of(shape))
+                for place, (shape, row) in enumerate(times.items())
+                if isinstance(row[name], float)
+            }
+            axes.bar(bars.keys(), bars.values(), 0.8 / len(names), align="edge", label=name)
+        axes.set_xticks([place + 0.4 for place in range(len(times))], list(times))
+        axes.set(title=f"{kind} work", yscale="log", ylabel="ns an entry")
+        if times:
+            axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.07))
+    figure.savefig(path, dpi=120)
+
+
+def shape_of(shape: str) -> Shape:
+    rows, k = map(int, shape.split("x"))
+    return rows, k
+
+
+def read() -> argparse.Namespace:
+    parser = environment_parser(__doc__)
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--shapes", nargs="*", type=shape_of, default=SHAPES, help="such as 64x10 4096x64")
+    add("--skip", nargs="+", choices=["soft", "hard", "memory", "svi"], default=[])
+    add("--repeats", type=float, default=1.0, help="times the usual rounds (default: 1)")
+    add("--compiled", action="store_true", help="ours by `torch.compile` too")
+    add("--growth", action="store_true", help="how the times of ours grow, too")
+    add("--largest", type=float, default=1e7, help="entries, if they fit (default: 1e7)")
+    add("--bandwidth", type=float, help="of the memory, GB/s (default on a GPU: of a copy)")
+    add("--plot", type=Path, help="a PNG file for the times")
+    add("--peak", nargs=2, help=argparse.SUPPRESS)  # name and shape: what a process is started for
+    options = read_options(parser)
+    if options.compiled and not hasattr(pyro_gumbel, "compiled"):
+        parser.error("--compiled: this pyro_gumbel has no `compiled`")
+    return options
+
+
+def copy_bandwidth(options: argparse.Namespace) -> float:
+    """In GB/s, that of a copy of a GiB."""
+    source = torch.empty(2**28, device=options.device)
+    copied = in_turns({"": partial(torch.empty_like(source).copy_, source)}, options)
+    return 2 * 2**30 / float(copied[""]) / 1e9
+
+
+def main() -> None:
+    options = read()
+    if options.peak:
+        print(peak(options.peak[0], shape_of(options.peak[1]), options.device))
+        return
+    if options.device == "cuda" and not options.bandwidth:
+        options.bandwidth = copy_bandwidth(options)
+    on_gpu = options.device == "cuda"
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores",
+        "pyro": pyro.__version__,
+        "shapes": {},
+    }
+    print(f"{results['device']}, {options.threads} threads, float32")
+    if options.bandwidth:
+        print(f"bandwidth: {options.bandwidth:.4g} GB/s")
+    for shape in options.shapes:
+        found = results["shapes"][called(shape)] = {}
+        for kind, contestants in (("soft", soft_contestants), ("hard", hard_contestants)):
+            if kind not in options.skip:
+                found[kind] = measured(kind, shape, contestants(shape, options), options)
+        if "memory" not in options.skip:
+            found["peak MiB"] = peaks(shape, options)
+        write(options, results)
+    if "svi" not in options.skip:
+        results["svi"] = svi(options)
+        write(options, results)
+    results["growth"] = {}
+    for title, of in (cases(options) if options.growth else {}).items():
+        results["growth"][title] = growth(title, of, options)
+        write(options, results)
+    if options.plot:
+        plot(results["shapes"], options.plot)
+
+
+if __name__ == "__main__":
+    main()

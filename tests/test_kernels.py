@@ -1,0 +1,321 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The formulas of the hot path against the graph of operations that they stand for."""
+
+import itertools
+
+import pytest
+import torch
+
+from pyro_gumbel import kernels, noise
+from pyro_gumbel.links import Hypersimplex, interval, simplex
+from tests.common import (
+    COORDINATES,
+    HARD,
+    ONE_BIT,
+    RANKINGS,
+    SOFT,
+    VALUES,
+    assert_same_mean,
+    law_of,
+    make,
+    param_shape,
+)
+
+LINKS = [interval, simplex, Hypersimplex(2)]
+NAMES = ["interval", "simplex", "hypersimplex"]
+K = 5
+
+PLAIN = [cls for cls in [*SOFT, *HARD] if cls not in RANKINGS]
+LINK_OF = {cls: i for column in (VALUES, COORDINATES, HARD) for i, cls in enumerate(column)}
+
+# sample shape, batch shape, shape of the parameter and of the temperature
+SHAPES = [
+    ((), (), (), ()),
+    ((), (3,), (3,), ()),
+    ((4,), (3,), (3,), (3,)),
+    ((4, 2), (3, 2), (3, 2), (3, 1)),
+    ((2,), (3, 2), (2,), (3, 2)),
+    ((5,), (), (), ()),
+    ((0,), (3,), (3,), ()),
+]
+
+
+def parameters(link, x_shape, tau_shape):
+    """x and tau, in float64, which require a gradient."""
+    event = (K,) if link.event_dim else ()
+    x = torch.randn((*x_shape, *event), dtype=torch.float64, requires_grad=True)
+    tau = torch.rand((*tau_shape, *(1 for _ in event if tau_shape)), dtype=torch.float64) + 0.3
+    return x, tau.requires_grad_()
+
+
+@pytest.fixture(params=[2**30, 12], ids=["whole", "blocks"])
+def one_noise(request, monkeypatch):
+    """Noise that is known: the blocks are whole, or of two rows; it is what was drawn."""
+    monkeypatch.setattr(kernels, "BLOCK", request.param)
+    drawn = []
+
+    def keep(sampler):
+        def draw(shape, **kinds):
+            drawn.append(sampler(shape, **kinds))
+            return drawn[-1].clone()
+
+        return draw
+
+    monkeypatch.setattr(kernels, "exponential", keep(noise.exponential))
+    monkeypatch.setattr(kernels, "logistic", keep(noise.logistic))
+    return drawn
+
+
+def graph(link, x, tau, variates):
+    """s, v and log p(s) at given noise, as operations that autograd differentiates."""
+    z = x - variates.log() if link.event_dim else x + variates
+    v = link.coordinates(z, tau)
+    density = link.log_density(v, x, tau, of_values=True)
+    return link.value(v), v, density
+
+
+def whole_noise(drawn, shape, samples, rows):
+    """The noise of the blocks, put together as the blocks are laid."""
+    if len(drawn) == 1:
+        return drawn[0].reshape(shape)
+    event = shape[-1:] if drawn[0].dim() == 3 else ()
+    columns, blocks = [], iter(drawn)
+    while sum(column.shape[1] for column in columns) < rows:
+        column = [next(blocks)]
+        while sum(len(block) for block in column) < samples:
+            column.append(next(blocks))
+        columns.append(torch.cat(column))
+    return torch.cat(columns, 1).reshape(shape).reshape((*shape[: len(shape) - len(event)], *event))
+
+
+def assert_same_gradients(found, expected, leaves):
+    """The outputs and their gradients, in every combination of outputs that are used."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    weights = [torch.randn_like(one) for one in found]
+    for n in range(1, len(found) + 1):
+        for used in itertools.combinations(range(len(found)), n):
+            totals = [
+                sum((weights[i] * outputs[i]).sum() for i in used) for outputs in (found, expected)
+            ]
+            gradients = [torch.autograd.grad(t, leaves, retain_graph=True) for t in totals]
+            for one, other in zip(*gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, one_noise):
+    x, tau = parameters(link, x_shape, tau_shape)
+    arguments = link, torch.Size(sample), torch.Size(batch)
+    s, v, density = kernels.draw(x, tau, *arguments)
+    assert s.shape == v.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
+    assert density.shape == (*sample, *batch)
+    if not s.numel():
+        return
+    samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
+    expected = graph(link, x, tau, whole_noise(one_noise, s.shape, samples, rows))
+    assert_same_gradients((s, v, density), expected, [x, tau])
+
+
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_hard_draw_has_the_gradient_of_the_soft_one(
+    link, sample, batch, x_shape, tau_shape, one_noise
+):
+    x, tau = parameters(link, x_shape, tau_shape)
+    hard = kernels.draw_hard(x, tau, link, torch.Size(sample), torch.Size(batch))
+    if not hard.numel():
+        return
+    samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
+    variates = whole_noise(one_noise, hard.shape, samples, rows)
+    z = x - variates.log() if link.event_dim else x + variates
+    torch.testing.assert_close(hard, link.vertex(z))
+    soft = link(z, tau)
+    weight = torch.randn_like(soft)
+    gradients = [torch.autograd.grad((y * weight).sum(), [x, tau]) for y in (hard, soft)]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("of_values", [True, False])
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_density_is_that_of_the_graph(
+    link, sample, batch, x_shape, tau_shape, of_values, monkeypatch
+):
+    x, tau = parameters(link, x_shape, tau_shape)
+    shape = (*sample, *batch, *((K,) if link.event_dim else ()))
+    z = torch.randn(shape, dtype=torch.float64)
+    v = link.coordinates(z, torch.ones((), dtype=torch.float64)).requires_grad_()
+    for block in (2**30, 12):
+        monkeypatch.setattr(kernels, "BLOCK", block)
+        found = kernels.log_density(v, x, tau, link, torch.Size(batch), of_values=of_values)
+        expected = link.log_density(v, x, tau, of_values=of_values)
+        assert_same_gradients([found], [expected.expand(found.shape)], [v, x, tau])
+
+
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_second_derivatives(link):
+    """At noise that a seed fixes; the backward is differentiated like any function."""
+    x, tau = parameters(link, (2,), (2,))
+    sizes = torch.Size(), torch.Size((2,))
+
+    def seeded(function, *arguments):
+        torch.manual_seed(3)
+        return function(*arguments, link, *sizes)
+
+    assert torch.autograd.gradgradcheck(lambda *p: seeded(kernels.draw, *p), (x, tau))
+    v = kernels.draw(x, tau, link, *sizes)[1].detach().requires_grad_()
+    for of_values in (True, False):
+        assert torch.autograd.gradgradcheck(
+            lambda *p, of_values=of_values: kernels.log_density(
+                *p, link, sizes[1], of_values=of_values
+            ),
+            (v, x, tau),
+        )
+
+
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_second_derivatives_of_a_hard_draw(link, one_noise):
+    """They are those of the surrogate."""
+    x, tau = parameters(link, (), ())
+    hard = kernels.draw_hard(x, tau, link, torch.Size(), torch.Size())
+    (variates,) = one_noise
+    soft = link(x - variates.log() if link.event_dim else x + variates, tau)
+    weight = torch.randn_like(soft)
+    found = []
+    for y in (hard, soft):
+        first = torch.autograd.grad((weight * y).sum(), [x, tau], create_graph=True)
+        found.append(torch.autograd.grad(sum(g.sin().sum() for g in first), [x, tau]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+@pytest.mark.parametrize("k", [3, 40])
+def test_draws_of_many_blocks_have_their_law(cls, k, monkeypatch):
+    """Their winners are those of the discrete law, and no block repeats another."""
+    monkeypatch.setattr(kernels, "BLOCK", 2**17)
+    monkeypatch.setattr(kernels, "MANY", 2**10)
+    law = make(cls, batch_shape=(), k=k)
+    n = 300_000 if cls in ONE_BIT else 900_000 // k
+    value = law.sample((n,))
+    v = value if cls in [*COORDINATES, *HARD] else law.link.inverse(value)
+    winners = v if cls in HARD else law.link.vertex(v)
+    assert_same_mean(winners, law_of(HARD[LINK_OF[cls]], 1.0, logits=law.logits).mean.detach())
+    if cls not in HARD:
+        assert v.reshape(n, -1)[:, 0].unique().numel() > n / 2
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+def test_sample_and_rsample_draw_alike_in_many_blocks(cls, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", 2**10)
+    law = make(cls, batch_shape=(50,), k=4)
+    draws = []
+    for draw in (law.sample, law.rsample):
+        torch.manual_seed(0)
+        draws.append(draw((100,)).detach())
+    assert draws[0].equal(draws[1])
+
+
+@pytest.mark.parametrize("cls", VALUES[:3])
+def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
+    """It is that of any law with these parameters; in x it has the total derivative, or none."""
+    law = make(cls, 0.4, (3,), 4)
+    value = law.rsample((2,))
+    twin = law_of(cls, 0.4, logits=law._raw)
+    torch.testing.assert_close(law.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
+    assert law.log_prob(value).requires_grad
+    with torch.no_grad():
+        assert not law.log_prob(value).requires_grad
+    ((total,), (other,)) = (
+        torch.autograd.grad(d.log_prob(value).sum(), law._raw, retain_graph=True)
+        for d in (law, twin)
+    )
+    torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        cut = law.rsample((2,))
+    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._raw)
+    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._raw)
+    torch.testing.assert_close(partial, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", VALUES[:3])
+def test_a_parameter_that_has_changed_is_another(cls):
+    """A step of an optimiser between the draw and its score."""
+    law = make(cls, 0.4, (3,), 4)
+    value = law.rsample()
+    with torch.no_grad():
+        law._raw.add_(1.5 * torch.randn_like(law._raw))
+    fresh = law_of(cls, 0.4, logits=law._raw.detach().clone())
+    torch.testing.assert_close(law.log_prob(value).detach(), fresh.log_prob(value).detach())
+
+
+@pytest.mark.parametrize("cls", VALUES[:3])
+def test_probs_are_not_taken_for_logits(cls):
+    parameter = torch.rand((3, *param_shape(cls, 4))).requires_grad_()
+    value = law_of(cls, 0.4, logits=parameter).rsample()
+    as_probs = law_of(cls, 0.4, probs=parameter)
+    fresh = law_of(cls, 0.4, probs=parameter.detach().clone())
+    torch.testing.assert_close(as_probs.log_prob(value), fresh.log_prob(value))
+
+
+@pytest.mark.parametrize("parameter", ["logits", "temperature"])
+@pytest.mark.parametrize("link", [interval, simplex], ids=NAMES[:2])
+def test_infinite_logits_leave_the_formulas(link, parameter):
+    """To the graph, which knows the faces; the draw itself is right."""
+    x = torch.tensor([[0.5, -torch.inf, 0.1], [0.0, 0.3, -1.0]], requires_grad=True)
+    tau = torch.tensor(0.5, requires_grad=True)
+    batch = torch.Size((2,) if link.event_dim else (2, 3))
+    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch)
+    assert density is None
+    assert s[0, 1] == 0
+    assert kernels.log_density(v, x, tau, link, batch, of_values=True) is None
+    gradients = torch.autograd.grad(s.pow(2).sum(), [x, tau])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in SOFT if cls not in RANKINGS])
+def test_the_graph_is_used_where_it_is_wanted(cls, monkeypatch):
+    """Under vmap, func.grad, jvp, jit, and for subclasses of a tensor."""
+    monkeypatch.setattr(kernels, "_Draw", None)
+    monkeypatch.setattr(kernels, "_Density", None)
+    logits = torch.zeros((2, *param_shape(cls, 3)))
+
+    def score(logits):
+        law = law_of(cls, 0.5, logits=logits, validate_args=False)
+        return law.log_prob(law.rsample()).sum()
+
+    with pytest.raises(AttributeError):
+        score(logits)
+    torch.func.vmap(score, randomness="different")(logits)
+    torch.func.grad(score)(logits)
+    torch.func.jvp(score, (logits,), (logits,))
+    with torch.autograd.forward_ad.dual_level():
+        score(torch.autograd.forward_ad.make_dual(logits, logits))
+
+    class Named(torch.Tensor):
+        pass
+
+    score(logits.as_subclass(Named))
+
+
+def test_successes_are_bernoulli_trials():
+    n, chance = 200_000, 2 * noise.EDGE
+    counts = torch.zeros(n)
+    rounds = 400
+    total = 0
+    for _ in range(rounds):
+        at = noise._successes(n, chance)
+        assert (at.diff() > 0).all()
+        assert at[0] >= 0
+        assert at[-1] < n
+        total += len(at)
+        counts[at] += 1
+    expected = n * rounds * chance
+    assert abs(total - expected) < 5 * expected**0.5
+    halves = counts[: n // 2].sum() - counts[n // 2 :].sum()
+    assert abs(halves) < 5 * expected**0.5
