@@ -49,7 +49,10 @@ __all__ = ["apply_to", "draw", "draw_hard", "log_density"]
 BLOCK = 2**19  # elements: a few tensors of as many stay in the cache
 SHORT = 32  # to sum over fewer neighbours is dear
 
-Gradient = Tensor | None
+EXACT = -50  # of a v above this, less log(k), log(s) is as good, and 1 / s far from infinity
+
+Maybe = Tensor | None
+Gradient = Maybe
 
 
 def apply_to(*tensors: Tensor) -> bool:
@@ -59,10 +62,20 @@ def apply_to(*tensors: Tensor) -> bool:
 
 
 def draw(
-    x: Tensor, tau: Tensor, link: Link, sample_shape: torch.Size, batch_shape: torch.Size
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """s, v and log p(s) of a draw; None for the last where a logit is infinite."""
-    s, v, density = _Draw.apply(x, tau, link, sample_shape, batch_shape)
+    x: Tensor,
+    tau: Tensor,
+    link: Link,
+    sample_shape: torch.Size,
+    batch_shape: torch.Size,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """s, v and log p(s) of a draw.
+
+    No v where it is log(s) to rounding, unless it is to be kept; no log p(s) where a logit is
+    infinite.
+    """
+    s, v, density = _Draw.apply(x, tau, link, sample_shape, batch_shape, keep)
     return s, v, density if _is_finite(density) else None
 
 
@@ -98,18 +111,18 @@ class _OnInterval:
         self.degrees, self.log_factorial = 1, 0.0
 
     def draw(
-        self, noise: Tensor, x: Tensor, tau: Tensor, s: Gradient = None, v: Gradient = None
+        self, noise: Tensor, x: Tensor, tau: Tensor, s: Maybe, v: Maybe, *, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """s, v, and log p(s) but for its constant; the first two into s and v if given."""
         v = self.perturbed(noise, x, v).div_(tau)
         return torch.sigmoid(v, out=s), v, _log_slope(noise).sub_(_log_slope(v))
 
-    def perturbed(self, noise: Tensor, x: Tensor, z: Gradient = None) -> Tensor:
+    def perturbed(self, noise: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
         """z, into z if given."""
         return torch.add(noise, x, out=z)
 
     def linked_(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """s and v of perturbed logits, which change."""
+        """s and v of perturbed logits, in whose place v comes."""
         return torch.sigmoid(z.div_(tau)), z
 
     def pull_draw(self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor) -> Tensor:
@@ -145,33 +158,42 @@ class _InRows:
         self.k, self.degrees, self.log_factorial = k, k - 1, math.lgamma(k)
 
     def draw(
-        self, e: Tensor, x: Tensor, tau: Tensor, s: Gradient = None, v: Gradient = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """s, v, and log p(s) but for its constant; the first two into s and v if given."""
+        self, e: Tensor, x: Tensor, tau: Tensor, s: Maybe, v: Maybe, *, keep: bool
+    ) -> tuple[Tensor, Maybe, Tensor]:
+        """s, v, and log p(s) but for its constant; the first two into s and v if given.
+
+        On the simplex no v, unless it is to be kept or is more than log(s) in floats.
+        """
         log_total = e.sum(-1).log_()
         log_e = e.log_()
         density = log_e.sum(-1).sub_(log_total, alpha=self.k)
-        z = torch.sub(x, log_e, out=log_e)
-        s, v = self.linked_(z, tau, s, v)
-        return s, v, density.add_(self._of_slopes(v, of_values=True))
-
-    def perturbed(self, e: Tensor, x: Tensor, z: Gradient = None) -> Tensor:
-        """z, into z if given."""
-        return torch.sub(x, e.log_(), out=z)
-
-    def linked_(
-        self, z: Tensor, tau: Tensor, s: Gradient = None, v: Gradient = None
-    ) -> tuple[Tensor, Tensor]:
-        """s and v of perturbed logits, which change."""
-        z.sub_(largest(z, self.link.size)).div_(tau)
+        z = self._scaled_(torch.sub(x, log_e, out=log_e), tau)
         if not self.on_simplex:
             normal = self.link.normalise(z)
             v = normal if v is None else v.copy_(normal)
-            return torch.sigmoid(v, out=s), v
-        exp_z = z.exp()
-        total = exp_z.sum(-1, keepdim=True)
-        s = torch.div(exp_z, total, out=s)
-        return s, torch.sub(z, total.log_(), out=v)
+            return torch.sigmoid(v, out=s), v, density.add_(self._of_slopes(v, of_values=True))
+        s, c = _softmax(z, s)
+        density.sub_(z.sum(-1)).add_(c.squeeze(-1), alpha=self.k)
+        if keep or z.amin().item() < EXACT:
+            return s, torch.sub(z, c, out=v), density
+        return s, None, density
+
+    def perturbed(self, e: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
+        """z, into z if given."""
+        return torch.sub(x, e.log_(), out=z)
+
+    def linked_(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """s and v of perturbed logits, in whose place v may come."""
+        z = self._scaled_(z, tau)
+        if self.on_simplex:
+            s, _ = _softmax(z, None)
+            return s, torch.log(s, out=z)
+        v = self.link.normalise(z)
+        return v.sigmoid(), v
+
+    def _scaled_(self, z: Tensor, tau: Tensor) -> Tensor:
+        """z / tau, up to a common term of a row: that of the last of the winners is 0."""
+        return z.sub_(largest(z, self.link.size)).div_(tau)
 
     def pull_draw(self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor) -> Tensor:
         """r."""
@@ -179,7 +201,7 @@ class _InRows:
         omega = s if self.on_simplex else self.link.weights(v)
         u = _sum(None if a is None else a * w, b)
         if c is not None:
-            u = _sum(u, self._of_c(c, v, omega, of_values=True)).expand_as(v)
+            u = _sum(u, self._of_c(c, v, omega, of_values=True)).expand_as(s)
         return u - omega * u.sum(-1, keepdim=True)
 
     def density(self, v: Tensor, x: Tensor, tau: Tensor, of_values: bool) -> Tensor:
@@ -225,29 +247,48 @@ class _InRows:
         return terms.sum(-1)
 
 
+def _softmax(z: Tensor, s: Maybe) -> tuple[Tensor, Tensor]:
+    """softmax(z), into s if given, and logsumexp(z), of z whose largest is 0."""
+    exp_z = z.exp()
+    total = exp_z.sum(-1, keepdim=True)
+    return torch.div(exp_z, total, out=s), total.log_()
+
+
 def _formulas(link: Link, x: Tensor) -> Any:
     return _InRows(link, x.shape[-1]) if link.event_dim else _OnInterval(link, 1)
 
 
 class _Draw(torch.autograd.Function):
-    """(x, tau) -> s, v, log p(s)."""
+    """(x, tau) -> s, v or None, log p(s)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: torch.Size, batch: torch.Size
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        tau: Tensor,
+        link: Link,
+        sample: torch.Size,
+        batch: torch.Size,
+        keep: bool,
+    ) -> tuple[Tensor, Maybe, Tensor]:
         ctx.formulas = formulas = _formulas(link, x)
         ctx.batch = batch
         noise = _Noise(link, x)
         shape = sample + batch + x.shape[x.dim() - link.event_dim :]
-        if math.prod(shape) <= BLOCK:
-            s, v, density = formulas.draw(noise.of(shape), x, tau)
+        if math.prod(shape) < MANY:
+            s, v, density = formulas.draw(noise.of(shape), x, tau, None, None, keep=True)
             _add_constant(density, tau, formulas)
         else:
-            s, v, density = x.new_empty(shape), x.new_empty(shape), x.new_empty(sample + batch)
-            for *_, tensors in _Blocks(v, batch, link.event_dim).each(x, tau, s, v, density):
-                x_, tau_, s_, v_, density_ = tensors
-                density_.copy_(formulas.draw(noise.of(v_.shape), x_, tau_, s_, v_)[2])
+            s, density = x.new_empty(shape), x.new_empty(sample + batch)
+            v = x.new_empty(shape) if keep or not isinstance(link, Simplex) else None
+            blocks = _Blocks(s, batch, link.event_dim)
+            for samples, rows, (x_, tau_, s_, v_, density_) in blocks.each(x, tau, s, v, density):
+                variates = noise.of(s_.shape)
+                drawn = formulas.draw(variates, x_, tau_, s_, v_, keep=v is not None)
+                if v_ is None and drawn[1] is not None:
+                    v = s.log() if v is None else v
+                    blocks.fold(v)[samples, rows] = drawn[1]
+                density_.copy_(drawn[2])
                 _add_constant(density_, tau_, formulas)
         ctx.save_for_backward(x, tau, s, v)
         ctx.set_materialize_grads(False)
@@ -257,16 +298,18 @@ class _Draw(torch.autograd.Function):
     def backward(ctx: Any, a: Any, b: Any, c: Any) -> tuple[Gradient, ...]:
         x, tau, s, v = ctx.saved_tensors
         formulas = ctx.formulas
-        blocks = _Blocks(v, ctx.batch, formulas.event_dim)
+        blocks = _Blocks(s, ctx.batch, formulas.event_dim)
 
         def pull(x: Any, tau: Any, a: Any, b: Any, c: Any, s: Any, v: Any) -> tuple[Gradient, ...]:
             dx = formulas.pull_draw(a, b, c, s, v) / tau
-            return None, dx, _of_tau(formulas, c, tau, dx, v) if ctx.needs_input_grad[1] else None
+            if not ctx.needs_input_grad[1]:
+                return None, dx, None
+            return None, dx, _of_tau(formulas, c, tau, dx, s.log() if v is None else v)
 
         if a is None and b is None and c is None:
-            return None, None, None, None, None
+            return (None,) * 6
         _, dx, dtau = _pulled(pull, blocks, x, tau, a, b, c, s, v)
-        return dx, dtau, None, None, None
+        return dx, dtau, None, None, None, None
 
 
 class _HardDraw(torch.autograd.Function):
@@ -279,7 +322,7 @@ class _HardDraw(torch.autograd.Function):
         ctx.formulas, ctx.link, ctx.batch = _formulas(link, x), link, batch
         noise = _Noise(link, x)
         shape = sample + batch + x.shape[x.dim() - link.event_dim :]
-        if math.prod(shape) <= BLOCK:
+        if math.prod(shape) < MANY:
             z = ctx.formulas.perturbed(noise.of(shape), x)
             vertex = link.vertex(z)
         else:
@@ -324,7 +367,7 @@ class _Density(torch.autograd.Function):
         ctx.formulas = formulas = _formulas(link, x)
         ctx.batch, ctx.of_values = batch, of_values
         ctx.save_for_backward(v, x, tau)
-        if v.numel() <= BLOCK:
+        if v.numel() < MANY:
             return _add_constant(formulas.density(v, x, tau, of_values), tau, formulas)
         density = x.new_empty(v.shape[: v.dim() - link.event_dim])
         for *_, tensors in _Blocks(v, batch, link.event_dim).each(x, tau, v, density):
@@ -374,7 +417,7 @@ def _pulled(
     *others: Gradient,
 ) -> tuple[Gradient, ...]:
     """dv, dx and dtau over all blocks, from what `pull` finds for the draws of one."""
-    if blocks.are_one or torch.is_grad_enabled():  # with a graph of its own: no change in place
+    if blocks.are_few or torch.is_grad_enabled():  # with a graph of its own: no change in place
         dv, dx, dtau = pull(x, tau, *others)
     else:
         dv, dx, dtau = blocks.gather(pull, x, tau, *others)
@@ -395,7 +438,13 @@ class _Blocks:
         cut = v.dim() - event_dim
         self.shape, self.batch, self.event = v.shape, batch, v.shape[cut:]
         self.ones = (1,) * event_dim
-        self.are_one = v.numel() <= BLOCK
+        self.are_few = v.numel() < MANY
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """A tensor over samples, batch and maybe events, as (samples, rows, *event)."""
+        cut = len(self.shape) - len(self.event)
+        samples = math.prod(self.shape[: cut - len(self.batch)])
+        return tensor.reshape((samples, math.prod(self.batch), *tensor.shape[cut:]))
 
     def each(
         self, x: Tensor, tau: Tensor, *draws: Gradient
@@ -410,8 +459,7 @@ class _Blocks:
         x = x.expand(self.batch + self.event).reshape((rows, *self.event))
         if tau.dim():
             tau = tau.expand(self.batch + self.ones).reshape((rows, *self.ones))
-        fold = (samples, rows)
-        folded = [None if t is None else t.reshape(fold + t.shape[cut:]) for t in draws]
+        folded = [None if t is None else self.fold(t) for t in draws]
         many = max(1, BLOCK // math.prod(self.event))
         for row in range(0, rows, many):
             for sample in range(0, samples, max(1, many // rows)):

@@ -79,7 +79,10 @@ def _version(value: Tensor) -> int:
 
 
 def remember(value: Tensor, key: object, content: Any, density: Density | None = None) -> Tensor:
-    """Attach `content` to `value` under `key`, and return `value`."""
+    """Attach `content` to `value` under `key`, and return `value`.
+
+    :param content: or a function of the value that finds it.
+    """
     memory = _Memory(value, key, content, density)
     value._pyro_gumbel_memory = memory  # type: ignore[attr-defined]
     return value
@@ -103,5 +106,6 @@ def memory_of(value: Tensor) -> tuple[object, Any]:
     """The key and the content of what `value` remembers; None and None if it is not as drawn."""
     memory = getattr(value, "_pyro_gumbel_memory", None)
     if isinstance(memory, _Memory) and memory.still_holds(value):
-        return memory.key, memory.content
+        content = memory.content
+        return memory.key, content(value) if callable(content) else content
     return None, None

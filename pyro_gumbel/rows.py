@@ -205,6 +205,8 @@ class Row:
 
     def _over_batch(self, log_prob: Tensor) -> Tensor:
         """`log_prob` over the whole batch, where value and parameters were smaller."""
+        if log_prob.shape == self._batch_shape:
+            return log_prob
         return log_prob.expand(broadcast(log_prob.shape, self._batch_shape))  # type: ignore[arg-type]
 
     # What a row defines.

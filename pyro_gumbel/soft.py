@@ -60,9 +60,10 @@ class Soft(Row):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters."""
         if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
-            shape = torch.Size(sample_shape)
-            s, v, density = kernels.draw(self._x, self._tau, self.link, shape, self._batch_shape)
-            return self._value_of(s, v, density)
+            shapes = torch.Size(sample_shape), self._batch_shape
+            keep = isinstance(self, Coordinates) or self._raw.dtype != self._dtype
+            drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep)
+            return self._value_of(*drawn)
         return self._value_at(self._draw_coordinates(sample_shape))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -75,9 +76,9 @@ class Soft(Row):
 
     _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
 
-    def _value_of(self, s: Tensor, v: Tensor, density: Tensor | None) -> Tensor:
+    def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         """The value of a draw, from what it gives."""
-        return self._value_at(v)
+        raise NotImplementedError
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
         """The value with these coordinates, in the parameter's dtype."""
@@ -110,9 +111,10 @@ class _Values(Soft):
         value = self.link.value(coordinates).to(self._raw.dtype)
         return remember(value, self.link, coordinates)
 
-    def _value_of(self, s: Tensor, v: Tensor, density: Tensor | None) -> Tensor:
+    def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         own = None if density is None else Density(density, *self._identity)
-        return remember(s.to(self._raw.dtype), self.link, v, own)
+        coordinates = torch.log if v is None else v
+        return remember(s.to(self._raw.dtype), self.link, coordinates, own)
 
     @property
     def _identity(self) -> tuple[Any, ...]:
@@ -141,6 +143,9 @@ class _Values(Soft):
 
 class Coordinates(Soft):
     """The coordinates v as values."""
+
+    def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
+        return self._value_at(v)  # type: ignore[arg-type]
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
         return coordinates.to(self._raw.dtype)

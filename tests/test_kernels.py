@@ -4,12 +4,14 @@
 """The formulas of the hot path against the graph of operations that they stand for."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from pyro_gumbel import kernels, noise
+from pyro_gumbel import RelaxedCategorical, kernels, noise
 from pyro_gumbel.links import Hypersimplex, interval, simplex
+from pyro_gumbel.memory import recall
 from tests.common import (
     COORDINATES,
     HARD,
@@ -50,10 +52,12 @@ def parameters(link, x_shape, tau_shape):
     return x, tau.requires_grad_()
 
 
-@pytest.fixture(params=[2**30, 12], ids=["whole", "blocks"])
+@pytest.fixture(params=["whole", "blocks"])
 def one_noise(request, monkeypatch):
-    """Noise that is known: the blocks are whole, or of two rows; it is what was drawn."""
-    monkeypatch.setattr(kernels, "BLOCK", request.param)
+    """The noise that is drawn, for all at once or for blocks of two rows."""
+    if request.param == "blocks":
+        monkeypatch.setattr(kernels, "MANY", 1)
+        monkeypatch.setattr(kernels, "BLOCK", 12)
     drawn = []
 
     def keep(sampler):
@@ -110,7 +114,7 @@ def assert_same_gradients(found, expected, leaves):
 def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, one_noise):
     x, tau = parameters(link, x_shape, tau_shape)
     arguments = link, torch.Size(sample), torch.Size(batch)
-    s, v, density = kernels.draw(x, tau, *arguments)
+    s, v, density = kernels.draw(x, tau, *arguments, keep=True)
     assert s.shape == v.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
     assert density.shape == (*sample, *batch)
     if not s.numel():
@@ -150,7 +154,8 @@ def test_a_density_is_that_of_the_graph(
     shape = (*sample, *batch, *((K,) if link.event_dim else ()))
     z = torch.randn(shape, dtype=torch.float64)
     v = link.coordinates(z, torch.ones((), dtype=torch.float64)).requires_grad_()
-    for block in (2**30, 12):
+    for many, block in ((2**30, 2**30), (1, 12)):
+        monkeypatch.setattr(kernels, "MANY", many)
         monkeypatch.setattr(kernels, "BLOCK", block)
         found = kernels.log_density(v, x, tau, link, torch.Size(batch), of_values=of_values)
         expected = link.log_density(v, x, tau, of_values=of_values)
@@ -167,8 +172,10 @@ def test_second_derivatives(link):
         torch.manual_seed(3)
         return function(*arguments, link, *sizes)
 
-    assert torch.autograd.gradgradcheck(lambda *p: seeded(kernels.draw, *p), (x, tau))
-    v = kernels.draw(x, tau, link, *sizes)[1].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda *p: seeded(partial(kernels.draw, keep=True), *p), (x, tau)
+    )
+    v = kernels.draw(x, tau, link, *sizes, keep=True)[1].detach().requires_grad_()
     for of_values in (True, False):
         assert torch.autograd.gradgradcheck(
             lambda *p, of_values=of_values: kernels.log_density(
@@ -192,6 +199,58 @@ def test_second_derivatives_of_a_hard_draw(link, one_noise):
         found.append(torch.autograd.grad(sum(g.sin().sum() for g in first), [x, tau]))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("one_noise", ["blocks"], indirect=True)
+def test_coordinates_are_kept_where_the_value_has_lost_one(one_noise):
+    """On the simplex they are log(s) elsewhere; of one row that has lost one, all are kept."""
+    tau = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.randn(6, K, dtype=torch.float64)
+    shapes = simplex, torch.Size(), torch.Size((6,))
+    assert kernels.draw(x, tau, *shapes, keep=False)[1] is None
+    for row in range(6):
+        x[row, 1] = -2e3
+        one_noise.clear()
+        s, v, _ = kernels.draw(x, tau, *shapes, keep=False)
+        expected, *_ = graph(simplex, x, tau, whole_noise(one_noise, s.shape, 1, 6))
+        torch.testing.assert_close(s, expected)
+        assert s[row, 1] == 0
+        assert v[row, 1] < -3900
+        others = torch.arange(6) != row
+        torch.testing.assert_close(v[others], s[others].log())
+        x[row, 1] = 0.0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.02])
+def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
+    """Whether or not they are kept: the score of another law is exact, and so is its gradient."""
+    law = make(RelaxedCategorical, temperature, (8000,), 10)
+    other = make(RelaxedCategorical, temperature, (8000,), 10)
+    value = law.rsample()
+    assert callable(value._pyro_gumbel_memory.content) == (temperature == 0.5)
+    v = recall(value, simplex)
+    torch.testing.assert_close(v.exp(), value)
+    exact = simplex.log_density(
+        v.detach().double(),
+        other.logits.detach().double(),
+        torch.tensor(temperature, dtype=torch.float64),
+        of_values=True,
+    )
+    torch.testing.assert_close(other.log_prob(value).double(), exact, rtol=1e-5, atol=1e-3)
+    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._raw)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+@pytest.mark.parametrize("k", [3, 40])
+def test_draws_and_gradients_are_contiguous(cls, k):
+    """Whatever the layout of the memory in between."""
+    for rows in (10, 40_000):
+        law = make(cls, batch_shape=(rows,), k=k)
+        value = law.rsample()
+        assert value.is_contiguous()
+        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._raw)
+        assert gradient.is_contiguous()
 
 
 @pytest.mark.parametrize("cls", PLAIN)
@@ -270,7 +329,7 @@ def test_infinite_logits_leave_the_formulas(link, parameter):
     x = torch.tensor([[0.5, -torch.inf, 0.1], [0.0, 0.3, -1.0]], requires_grad=True)
     tau = torch.tensor(0.5, requires_grad=True)
     batch = torch.Size((2,) if link.event_dim else (2, 3))
-    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch)
+    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch, keep=True)
     assert density is None
     assert s[0, 1] == 0
     assert kernels.log_density(v, x, tau, link, batch, of_values=True) is None
