@@ -27,6 +27,50 @@ def test_noise_has_its_law(sampler, law, dtype):
     assert stats.kstest(draws.double().numpy(), law.cdf).pvalue > ALPHA
 
 
+@pytest.mark.parametrize(
+    ("sampler", "law"), [(noise.exponential, stats.expon), (noise.logistic, stats.logistic)]
+)
+def test_many_variates_have_their_law_up_to_both_ends(sampler, law):
+    """Across the edge from where they are finer, and below 2^-18 as at its other side."""
+    u, n = [], 0
+    for _ in range(20):
+        draws = sampler((5_000_000,), **KINDS)
+        n += len(draws)
+        assert draws.isfinite().all()
+        ends = draws[(draws < law.ppf(4 * noise.EDGE)) | (draws > law.isf(4 * noise.EDGE))]
+        u.append(ends.double())
+    ends = torch.cat(u).numpy()
+    for tail in (law.cdf(ends), law.sf(ends)):
+        for width in (4 * noise.EDGE, noise.EDGE, 2.0**-18):
+            near = tail[tail < width] / width
+            assert abs(len(near) - n * width) < z_bound() * (n * width) ** 0.5
+            assert stats.kstest(near, "uniform").pvalue > ALPHA
+        assert len(set(near)) > 0.99 * len(near)
+
+
+def test_many_variates_are_of_one_seed_and_no_two_alike():
+    torch.manual_seed(4)
+    first = noise.exponential((3, noise.MANY), **KINDS)
+    torch.manual_seed(4)
+    assert noise.exponential((3, noise.MANY), **KINDS).equal(first)
+    assert not first[0].equal(first[1])
+    assert noise.logistic((noise.MANY + 1,), **KINDS).shape == (noise.MANY + 1,)
+
+
+def test_successes_are_bernoulli_trials():
+    n, chance = 200_000, 2 * noise.EDGE
+    counts = torch.zeros(n)
+    for _ in range(400):
+        at = noise._successes(n, chance)
+        assert (at.diff() > 0).all()
+        assert at[0] >= 0
+        assert at[-1] < n
+        counts[at] += 1
+    for part in counts.split(n // 4):
+        expected = 400 * chance * n / 4
+        assert abs(part.sum() - expected) < z_bound(4) * (expected * (1 - chance)) ** 0.5
+
+
 @pytest.mark.parametrize("end", [0, 1])
 def test_uniform_fills_its_smallest_cells_at_both_ends(end):
     """Below 2^-18 a plain float32 uniform has 64 values; here it is uniform there too."""
