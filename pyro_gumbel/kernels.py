@@ -29,6 +29,9 @@ dv the 1 of omega - 1.
 **Bits** have no sums: omega is 0, there is 1 for k - 1, log density h of the logistic noise for
 log softmax, and r = c h(d) in the gradients of a density.
 
+**Coordinates** on the simplex are log(s), to rounding, unless s has lost an entry. Of many draws they
+are kept only then.
+
 All this is for finite numbers. Where there are others, and wherever the graph itself is wanted (by
 torch.func, compilers and tracers), it is that of `pyro_gumbel.links`.
 """
@@ -394,7 +397,7 @@ class _Density(torch.autograd.Function):
 def _add_constant(density: Tensor, tau: Tensor, formulas: Any) -> Tensor:
     """Add log (k-1)! + (k-1) log tau to the densities of a draw."""
     if tau.numel() == 1:
-        return density.add_(formulas.degrees * math.log(tau.item()) + formulas.log_factorial)
+        return density.add_(formulas.degrees * tau.log().item() + formulas.log_factorial)
     log_tau = _without_events(tau, formulas).log()
     return density.add_(log_tau, alpha=formulas.degrees).add_(formulas.log_factorial)
 
@@ -435,16 +438,19 @@ class _Blocks:
     """
 
     def __init__(self, v: Tensor, batch: torch.Size, event_dim: int) -> None:
-        cut = v.dim() - event_dim
-        self.shape, self.batch, self.event = v.shape, batch, v.shape[cut:]
+        self.cut = v.dim() - event_dim
+        self.shape, self.batch, self.event = v.shape, batch, v.shape[self.cut :]
         self.ones = (1,) * event_dim
         self.are_few = v.numel() < MANY
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many samples and how many rows."""
+        return math.prod(self.shape[: self.cut - len(self.batch)]), math.prod(self.batch)
+
     def fold(self, tensor: Tensor) -> Tensor:
         """A tensor over samples, batch and maybe events, as (samples, rows, *event)."""
-        cut = len(self.shape) - len(self.event)
-        samples = math.prod(self.shape[: cut - len(self.batch)])
-        return tensor.reshape((samples, math.prod(self.batch), *tensor.shape[cut:]))
+        return tensor.reshape((*self.counts, *tensor.shape[self.cut :]))
 
     def each(
         self, x: Tensor, tau: Tensor, *draws: Gradient
@@ -453,9 +459,7 @@ class _Blocks:
 
         Of some rows all samples come, then those of the next.
         """
-        rows = math.prod(self.batch)
-        cut = len(self.shape) - len(self.event)
-        samples = math.prod(self.shape[: cut - len(self.batch)])
+        samples, rows = self.counts
         x = x.expand(self.batch + self.event).reshape((rows, *self.event))
         if tau.dim():
             tau = tau.expand(self.batch + self.ones).reshape((rows, *self.ones))
@@ -479,7 +483,7 @@ class _Blocks:
                 shape = self.shape if i == 0 else self.batch + part.shape[2:]
                 if whole[i] is None:
                     whole[i] = part.new_empty(shape)
-                folded = whole[i].view((-1, math.prod(self.batch), *part.shape[2:]))
+                folded = whole[i].view((-1, self.counts[1], *part.shape[2:]))
                 if i == 0:
                     folded[samples, rows] = part
                 elif samples.start:
