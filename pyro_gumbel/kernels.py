@@ -29,8 +29,8 @@ dv the 1 of omega - 1.
 **Bits** have no sums: omega is 0, there is 1 for k - 1, log density h of the logistic noise for
 log softmax, and r = c h(d) in the gradients of a density.
 
-**Coordinates** on the simplex are log(s), to rounding, unless s has lost an entry. Of many draws they
-are kept only then.
+**Coordinates** on the simplex are log(s), to rounding, unless s has lost an entry. Of many draws
+they are kept only then.
 
 All this is for finite numbers. Where there are others, and wherever the graph itself is wanted (by
 torch.func, compilers and tracers), it is that of `pyro_gumbel.links`.
