@@ -14,7 +14,7 @@ sum(y * w), w fixed. All is float32, at temperature 0.5. Every contestant pays f
 the time of that alone stands beside: sum(y * y), or sum(y * w), and its gradient, y a leaf. The
 contestants take turns in one process, a call each, and ratios are of medians: of a law that checks
 its arguments to ours that checks them, of any other to ours that does not. JAX takes part where it
-is installed and has the device; `torch.compile` with --compiled.
+is installed and has the device.
 
 Memory is what the soft work adds to the peak of a process of its own. On a GPU, or with
 --bandwidth, the time to move five arrays of x's size is given as a fraction of the time taken.
@@ -44,7 +44,6 @@ from torch import Tensor
 from torch.nn.functional import gumbel_softmax
 from turns import environment_parser, read_options, write
 
-import pyro_gumbel
 from pyro_gumbel import CategoricalStraightThrough, RelaxedCategorical, RelaxedSubset, gumbel_rao
 
 TEMPERATURE = 0.5
@@ -110,11 +109,6 @@ def loss_itself(y: Tensor, w: Tensor) -> None:
     torch.autograd.grad((y * w).sum(), y)
 
 
-def compiled(work: Work) -> None:
-    with pyro_gumbel.compiled():
-        work()
-
-
 def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
     """The soft work by the same formulas, compiled by JAX, if it is there and has the device."""
     os.environ.setdefault("NPROC", str(options.threads))  # the threads of its CPU client
@@ -153,8 +147,6 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     works: dict[str, Work] = {
         name: partial(soft_work, law, x, options.device) for name, law in SOFT.items()
     }
-    if options.compiled:
-        works["RelaxedCategorical, compiled"] = partial(compiled, works["RelaxedCategorical"])
     by_jax = jax_work(x, options)
     if by_jax:
         works["JAX, jit"] = by_jax
@@ -442,16 +434,12 @@ def read() -> argparse.Namespace:
     add("--shapes", nargs="*", type=shape_of, default=SHAPES, help="such as 64x10 4096x64")
     add("--skip", nargs="+", choices=["soft", "hard", "memory", "svi"], default=[])
     add("--repeats", type=float, default=1.0, help="times the usual rounds (default: 1)")
-    add("--compiled", action="store_true", help="ours by `torch.compile` too")
     add("--growth", action="store_true", help="how the times of ours grow, too")
     add("--largest", type=float, default=1e7, help="entries, if they fit (default: 1e7)")
     add("--bandwidth", type=float, help="of the memory, GB/s (default on a GPU: of a copy)")
     add("--plot", type=Path, help="a PNG file for the times")
     add("--peak", nargs=2, help=argparse.SUPPRESS)  # name and shape: what a process is started for
-    options = read_options(parser)
-    if options.compiled and not hasattr(pyro_gumbel, "compiled"):
-        parser.error("--compiled: this pyro_gumbel has no `compiled`")
-    return options
+    return read_options(parser)
 
 
 def copy_bandwidth(options: argparse.Namespace) -> float:

@@ -55,7 +55,7 @@ SHORT = 32  # to sum over fewer neighbours is dear
 EXACT = -50  # of a v above this, less log(k), log(s) is as good, and 1 / s far from infinity
 
 Maybe = Tensor | None
-Gradient = Maybe
+Gradient = Tensor | None
 
 
 def apply_to(*tensors: Tensor) -> bool:
@@ -403,7 +403,7 @@ def _add_constant(density: Tensor, tau: Tensor, formulas: Any) -> Tensor:
 
 
 def _without_events(tau: Tensor, formulas: Any) -> Tensor:
-    return tau.squeeze(-1) if tau.dim() and isinstance(formulas, _InRows) else tau
+    return tau.squeeze(-1) if tau.dim() and formulas.event_dim else tau
 
 
 def _of_tau(formulas: Any, c: Gradient, tau: Tensor, dx: Tensor, v: Tensor) -> Tensor:

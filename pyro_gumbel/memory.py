@@ -6,9 +6,10 @@
 A soft value saturates: at temperature 0.1 a fair bit in float32 is exactly 1 in 15 % of its draws
 (from logit(s) = 17.3 up), and its density can no longer be told from it. So the sampler attaches
 the unsaturated coordinates to the very tensor that it returns, and whoever scores that tensor
-uses them. Hard samples carry the mark of `rsample` in the same way. A memory belongs to one
-tensor as it was drawn: a copy, a slice, a file or a tensor changed in place has none. (A change in
-place goes unnoticed where torch keeps no count of them: inference mode and compiled functions.)
+uses them; for the law that drew it there is the log density too. Hard samples carry the mark of
+`rsample` in the same way. A memory belongs to one tensor as it was drawn: a copy, a slice, a file
+or a tensor changed in place has none. (A change in place goes unnoticed where torch keeps no count
+of them: inference mode and compiled functions.)
 """
 
 import weakref
@@ -22,21 +23,19 @@ __all__ = ["Density", "memory_of", "recall", "recall_density", "remember"]
 
 
 class Density:
-    """The log density of a draw under the very law that drew it, known by its parameters."""
+    """The log density of a draw under the very law that drew it, while its parameters last."""
 
-    def __init__(self, log_prob: Tensor, key: object, *parameters: Tensor) -> None:
+    def __init__(self, log_prob: Tensor, law: object, *parameters: Tensor) -> None:
         self.log_prob = log_prob
-        self.key = key
-        self.parameters = parameters
+        self.law = law
         self.versions = tuple(map(_version, parameters))
 
-    def of(self, key: object, *parameters: Tensor) -> Tensor | None:
-        """log p, if these are the parameters and unchanged; None if not.
+    def of(self, law: object, *parameters: Tensor) -> Tensor | None:
+        """log p under this law; None if it is another, or if its parameters have changed.
 
         A draw without a graph has no gradient to pass on to parameters that want one.
         """
-        same = all(mine is yours for mine, yours in zip(self.parameters, parameters, strict=True))
-        if not same or key != self.key or self.versions != tuple(map(_version, parameters)):
+        if law is not self.law or self.versions != tuple(map(_version, parameters)):
             return None
         if not torch.is_grad_enabled():
             return self.log_prob.detach()
@@ -94,12 +93,12 @@ def recall(value: Tensor, key: object) -> Any | None:
     return content if kept == key else None
 
 
-def recall_density(value: Tensor, key: object, *parameters: Tensor) -> Tensor | None:
-    """The log density of `value` under the law that drew it, if it has this key and parameters."""
+def recall_density(value: Tensor, law: object, *parameters: Tensor) -> Tensor | None:
+    """The log density of `value`, if it is this law that drew it, with these parameters."""
     memory = getattr(value, "_pyro_gumbel_memory", None)
     if not isinstance(memory, _Memory) or memory.density is None or not memory.still_holds(value):
         return None
-    return memory.density.of(key, *parameters)
+    return memory.density.of(law, *parameters)
 
 
 def memory_of(value: Tensor) -> tuple[object, Any]:

@@ -8,6 +8,8 @@ distance to 1 is as coarse. A Gumbel variate -log(-log(u)) of such a u is infini
 million draws, and a category less likely than 6e-8 either never wins or wins far too often. Here
 a second variate fills the cell that the first one chose, so that both U and 1 - U are exact to
 their last digit, down to 2^-48; what little is left is clamped to the smallest normal number.
+Float32 on a CPU has it cheaper: from the 53 bits of a double, or for many draws at once from 32
+bits, and with new variates for those that come near to 0 or 1.
 
 **Noise given that an untaken category wins.** Drawing z = x + g anew until the winner is one that
 is not yet taken has no bound on the number of draws. The same law without a loop: the waiting
@@ -77,7 +79,7 @@ def uniform(
 def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """E ~ Exponential(1), never 0: -log(1 - U) from whichever end of U is the exact one."""
     if _is_many(shape, dtype, device):
-        return exponential_(torch.empty(shape, dtype=dtype))
+        return exponential_(torch.empty(shape, dtype=dtype, device=device))
     if _has_doubles(dtype, device):
         e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
         return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
@@ -100,7 +102,7 @@ def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) ->
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """L = log U - log(1 - U) ~ Logistic(0, 1), the difference of two Gumbel variates."""
     if _is_many(shape, dtype, device):
-        return logistic_(torch.empty(shape, dtype=dtype))
+        return logistic_(torch.empty(shape, dtype=dtype, device=device))
     if _has_doubles(dtype, device):
         u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
         return torch.logit(u).to(dtype)
@@ -127,7 +129,7 @@ def _is_many(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill with U - 1 from 32 bits each, half as dear as `torch.rand`; and finer ones at the ends.
+    """Fill with U - 1 from 32 bits each, cheaper than `torch.rand`; and finer ones for the ends.
 
     Of U two parts in 2^10 are near to 0 or 1. The positions of those are a Bernoulli process, with
     gaps of geometric law; the others are uniform on the middle part, to a relative 2^-14 of the
@@ -135,13 +137,14 @@ def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     :returns: which of the near ones are near to 0, their positions, and the distance of each.
     """
-    n = out.numel()
-    bits = torch.empty((n + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
+    n, device = out.numel(), out.device
+    bits = torch.empty((n + 1) // 2, dtype=torch.int64, device=device).random_(-(2**63), None)
     _flat(out).copy_(bits.view(torch.int32)[:n])
     out.mul_((1 - 2 * EDGE) * 2.0**-32).sub_(0.5)
-    edge = _successes(n, 2 * EDGE)
-    near = torch.rand(edge.shape, dtype=torch.float64).mul_(EDGE).clamp_(min=2.0**-100)
-    return torch.rand(edge.shape) < 0.5, edge, near
+    edge = _successes(n, 2 * EDGE, device)
+    near = torch.rand(edge.shape, dtype=torch.float64, device=device).mul_(EDGE)
+    lower = torch.rand(edge.shape, device=device) < 0.5
+    return lower, edge, near.clamp_(min=2.0**-100)
 
 
 def _flat(out: Tensor) -> Tensor:
@@ -154,14 +157,14 @@ def _put_(out: Tensor, edge: Tensor, variates: Tensor) -> Tensor:
     return out
 
 
-def _successes(n: int, chance: float) -> Tensor:
+def _successes(n: int, chance: float, device: torch.device) -> Tensor:
     """Which of n Bernoulli trials succeed, by the gaps between them."""
     enough = int(n * chance + 10 * math.sqrt(n * chance)) + 10
-    u = torch.rand(enough, dtype=torch.float64)
+    u = torch.rand(enough, dtype=torch.float64, device=device)
     gaps = u.neg_().log1p_().div_(math.log1p(-chance)).floor_().add_(1)
     at = gaps.cumsum_(0).sub_(1)
     count = int((at < n).sum())
-    return at[:count].long() if count < enough else _successes(n, chance)
+    return at[:count].long() if count < enough else _successes(n, chance, device)
 
 
 def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def in_program() -> bool:
 
 def in_eager_mode() -> bool:
     """Whether tensors are plain numbers here, that no program and no transform looks through."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if in_program():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 

@@ -47,6 +47,8 @@ __all__ = [
 class Soft(Row):
     """The soft law of a row, mixed in before the row: what values and coordinates share."""
 
+    _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
+
     def __init__(
         self,
         temperature: Temperature,
@@ -73,8 +75,6 @@ class Soft(Row):
 
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         return self.link.coordinates(self._perturbed(sample_shape), self._tau)
-
-    _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         """The value of a draw, from what it gives."""
@@ -118,8 +118,8 @@ class _Values(Soft):
 
     @property
     def _identity(self) -> tuple[Any, ...]:
-        """What two laws share whose densities are one and the same tensor."""
-        return (self.link, self._given), self._raw, self._raw_temperature
+        """What a law shares with no other but its expansions, and what must not have changed."""
+        return self._made, self._raw, self._raw_temperature
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)

@@ -113,15 +113,20 @@ def test_a_planted_case(name):
         assert row.progress == pytest.approx(report.exact_norm / mean, rel=0.1)
 
 
+def rows_of_seeds(seeds, model, guide, estimator, *, num_samples):
+    """The row of one estimator, at temperature 1, in a report of each seed."""
+    return [
+        gradient_report(
+            model, guide, estimators=[estimator], temperatures=[1.0], seed=seed,
+            num_samples=num_samples, progress=False,
+        ).rows[0]
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
 def test_noise_is_not_taken_for_bias():
     """Its part is taken off, so that without a bias what is left is below 0 half of the time."""
-    rows = [
-        gradient_report(
-            quadratic, quadratic_guide, estimators=["reinmax"], temperatures=[1.0], seed=seed,
-            num_samples=20, progress=False,
-        ).rows[0]
-        for seed in range(16)
-    ]  # fmt: skip
+    rows = rows_of_seeds(16, quadratic, quadratic_guide, "reinmax", num_samples=20)
     assert 2 < sum(row.bias == 0 for row in rows) < 16
     assert len({row.standard_deviation for row in rows}) > 8
 
@@ -761,13 +766,7 @@ def test_sites_and_parameters_of_one_branch():
 
 def test_the_error_of_the_cosine():
     """Against its spread over seeds."""
-    rows = [
-        gradient_report(
-            chain, chain_guide, estimators=["straight_through"], temperatures=[1.0], seed=seed,
-            num_samples=60, progress=False,
-        ).rows[0]
-        for seed in range(8)
-    ]  # fmt: skip
+    rows = rows_of_seeds(8, chain, chain_guide, "straight_through", num_samples=60)
     for name in ("cosine", "progress"):
         spread = np.std([getattr(row, name) for row in rows], ddof=1)
         claimed = np.mean([getattr(row, f"{name}_error") for row in rows])

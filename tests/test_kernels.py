@@ -84,14 +84,13 @@ def whole_noise(drawn, shape, samples, rows):
     """The noise of the blocks, put together as the blocks are laid."""
     if len(drawn) == 1:
         return drawn[0].reshape(shape)
-    event = shape[-1:] if drawn[0].dim() == 3 else ()
     columns, blocks = [], iter(drawn)
     while sum(column.shape[1] for column in columns) < rows:
         column = [next(blocks)]
         while sum(len(block) for block in column) < samples:
             column.append(next(blocks))
         columns.append(torch.cat(column))
-    return torch.cat(columns, 1).reshape(shape).reshape((*shape[: len(shape) - len(event)], *event))
+    return torch.cat(columns, 1).reshape(shape)
 
 
 def assert_same_gradients(found, expected, leaves):
@@ -196,7 +195,8 @@ def test_second_derivatives_of_a_hard_draw(link, one_noise):
     found = []
     for y in (hard, soft):
         first = torch.autograd.grad((weight * y).sum(), [x, tau], create_graph=True)
-        found.append(torch.autograd.grad(sum(g.sin().sum() for g in first), [x, tau]))
+        total = sum(g.sin().sum() for g in first) + (weight * y).sum()  # through both at once
+        found.append(torch.autograd.grad(total, [x, tau]))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
@@ -296,6 +296,7 @@ def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
     twin = law_of(cls, 0.4, logits=law._raw)
     torch.testing.assert_close(law.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
     assert law.log_prob(value).requires_grad
+    assert law.expand((2, 3)).log_prob(value).equal(law.log_prob(value))
     with torch.no_grad():
         assert not law.log_prob(value).requires_grad
     ((total,), (other,)) = (
@@ -310,13 +311,19 @@ def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
     torch.testing.assert_close(partial, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("cls", VALUES[:3])
-def test_a_parameter_that_has_changed_is_another(cls):
+def test_a_parameter_that_has_changed_is_another(cls, in_place):
     """A step of an optimiser between the draw and its score."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample()
-    with torch.no_grad():
-        law._raw.add_(1.5 * torch.randn_like(law._raw))
+    moved = 1.5 * torch.randn_like(law._raw)
+    if in_place:
+        with torch.no_grad():
+            law._raw.add_(moved)
+    else:  # which torch does not count; but then the law is another one
+        law._raw.data.add_(moved)
+        law = law_of(cls, law._raw_temperature, logits=law._raw)
     fresh = law_of(cls, 0.4, logits=law._raw.detach().clone())
     torch.testing.assert_close(law.log_prob(value).detach(), fresh.log_prob(value).detach())
 

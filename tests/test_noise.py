@@ -57,11 +57,18 @@ def test_many_variates_are_of_one_seed_and_no_two_alike():
     assert noise.logistic((noise.MANY + 1,), **KINDS).shape == (noise.MANY + 1,)
 
 
+def test_many_variates_are_on_the_device_that_is_asked_for():
+    """Whatever the default is."""
+    with torch.device("meta"):
+        for sampler in (noise.exponential, noise.logistic):
+            assert sampler((noise.MANY,), **KINDS).device == KINDS["device"]
+
+
 def test_successes_are_bernoulli_trials():
     n, chance = 200_000, 2 * noise.EDGE
     counts = torch.zeros(n)
     for _ in range(400):
-        at = noise._successes(n, chance)
+        at = noise._successes(n, chance, KINDS["device"])
         assert (at.diff() > 0).all()
         assert at[0] >= 0
         assert at[-1] < n
