@@ -25,17 +25,17 @@ __all__ = ["Density", "memory_of", "recall", "recall_density", "remember"]
 class Density:
     """The log density of a draw under the very law that drew it, while its parameters last."""
 
-    def __init__(self, log_prob: Tensor, law: object, *parameters: Tensor) -> None:
+    def __init__(self, log_prob: Tensor, parameters: tuple[Tensor, ...]) -> None:
         self.log_prob = log_prob
-        self.law = law
+        self.parameters = parameters
         self.versions = tuple(map(_version, parameters))
 
-    def of(self, law: object, *parameters: Tensor) -> Tensor | None:
-        """log p under this law; None if it is another, or if its parameters have changed.
+    def of(self, parameters: tuple[Tensor, ...]) -> Tensor | None:
+        """log p, if this is the tuple that its law has; None if not, or if they have changed.
 
         A draw without a graph has no gradient to pass on to parameters that want one.
         """
-        if law is not self.law or self.versions != tuple(map(_version, parameters)):
+        if parameters is not self.parameters or self.versions != tuple(map(_version, parameters)):
             return None
         if not torch.is_grad_enabled():
             return self.log_prob.detach()
@@ -93,12 +93,14 @@ def recall(value: Tensor, key: object) -> Any | None:
     return content if kept == key else None
 
 
-def recall_density(value: Tensor, law: object, *parameters: Tensor) -> Tensor | None:
-    """The log density of `value`, if it is this law that drew it, with these parameters."""
+def recall_density(value: Tensor, parameters: tuple[Tensor, ...]) -> Tensor | None:
+    """The log density of `value`, if the law that drew it has this very tuple of parameters."""
+    if torch.compiler.is_compiling():
+        return None  # a compiled function knows equality, not identity, of tuples
     memory = getattr(value, "_pyro_gumbel_memory", None)
     if not isinstance(memory, _Memory) or memory.density is None or not memory.still_holds(value):
         return None
-    return memory.density.of(law, *parameters)
+    return memory.density.of(parameters)
 
 
 def memory_of(value: Tensor) -> tuple[object, Any]:

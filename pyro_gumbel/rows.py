@@ -54,7 +54,6 @@ class Row:
     _support_text: ClassVar[str]  # what a value must be, and what to write if it is not
     _remedy: ClassVar[str]
 
-    _made: object
     _batch_shape: torch.Size
     _event_shape: torch.Size
     _validate_args: bool
@@ -84,11 +83,11 @@ class Row:
         """Read and check everything; the columns have the signatures that a user sees."""
         # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
         owner = type(self).__name__
-        self._made = object()  # the same in what `expand` returns, and in no other law
         self._given, self._raw = read_parameter(owner, probs, logits, self._parameter_dim)
         shapes: dict[str, Any] = {self._given: self._raw.shape, "size": size}
         if self._has_temperature:
             self._raw_temperature = read_temperature(owner, temperature, self._raw)
+            self._parameters = self._raw, self._raw_temperature  # whose tuple: `Density.of` asks
             shapes["temperature"] = self._raw_temperature.shape
         self._batch_shape, self._event_shape = self.infer_shapes(**shapes)
         if size is not None:

@@ -112,14 +112,9 @@ class _Values(Soft):
         return remember(value, self.link, coordinates)
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
-        own = None if density is None else Density(density, *self._identity)
+        own = None if density is None else Density(density, self._parameters)
         coordinates = torch.log if v is None else v
         return remember(s.to(self._raw.dtype), self.link, coordinates, own)
-
-    @property
-    def _identity(self) -> tuple[Any, ...]:
-        """What a law shares with no other but its expansions, and what must not have changed."""
-        return self._made, self._raw, self._raw_temperature
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)
@@ -133,7 +128,7 @@ class _Values(Soft):
         A value that remembers nothing (a copy, a slice, a user's own) is scored through an
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
         """
-        own = recall_density(value, *self._identity) if isinstance(value, Tensor) else None
+        own = recall_density(value, self._parameters) if isinstance(value, Tensor) else None
         if own is not None:
             return self._over_batch(own)
         self._validate_sample(value)
