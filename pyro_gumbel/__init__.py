@@ -4,6 +4,7 @@
 """Relaxed and straight-through discrete distributions for Pyro."""
 
 from pyro_gumbel import constraints, divergences, estimators, links
+from pyro_gumbel.compiling import compiled
 from pyro_gumbel.diagnostics import GradientReport, GradientRow, gradient_report
 from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
 from pyro_gumbel.estimators import (
@@ -67,6 +68,7 @@ __all__ = [
     "Subset",
     "SubsetStraightThrough",
     "TemperatureSchedule",
+    "compiled",
     "constraints",
     "divergences",
     "estimators",

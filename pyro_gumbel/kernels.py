@@ -38,11 +38,13 @@ torch.func, compilers and tracers), it is that of `pyro_gumbel.links`.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_gumbel.compiling import is_compiled, program
 from pyro_gumbel.links import Link, Simplex, largest
 from pyro_gumbel.noise import MANY, exponential, exponential_, logistic, logistic_
 from pyro_gumbel.parameters import in_eager_mode
@@ -56,6 +58,7 @@ EXACT = -50  # of a v above this, less log(k), log(s) is as good, and 1 / s far 
 
 Maybe = Tensor | None
 Gradient = Tensor | None
+Gradients = tuple[Gradient, Gradient, Gradient]  # dv, dx, dtau
 
 
 def apply_to(*tensors: Tensor) -> bool:
@@ -114,25 +117,29 @@ class _OnInterval:
         self.degrees, self.log_factorial = 1, 0.0
 
     def draw(
-        self, noise: Tensor, x: Tensor, tau: Tensor, s: Maybe, v: Maybe, *, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """s, v, and log p(s) but for its constant; the first two into s and v if given."""
-        v = self.perturbed(noise, x, v).div_(tau)
-        return torch.sigmoid(v, out=s), v, _log_slope(noise).sub_(_log_slope(v))
+        self, noise: Tensor, x: Tensor, tau: Tensor, s: Maybe = None, spare: Maybe = None
+    ) -> tuple[Tensor, Tensor, Maybe, Tensor]:
+        """s (in s if given), v (in the noise's memory), None, and log p(s) but for its constant."""
+        density = _log_slope(noise)
+        v = noise.add_(x).div_(tau)
+        return torch.sigmoid(v, out=s), v, None, density.sub_(_log_slope(v))
 
     def perturbed(self, noise: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
         """z, into z if given."""
         return torch.add(noise, x, out=z)
 
-    def linked_(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """s and v of perturbed logits, in whose place v comes."""
-        return torch.sigmoid(z.div_(tau)), z
+    def linked(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """s and v of perturbed logits."""
+        v = z / tau
+        return v.sigmoid(), v
 
-    def pull_draw(self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor) -> Tensor:
-        """r."""
-        of_s = None if a is None else a * (v.sigmoid() * (-v).sigmoid())
+    def pull_draw(
+        self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor, out: Maybe = None
+    ) -> Tensor:
+        """r, in `out` if given."""
+        of_s = None if a is None else torch.mul(a, v.sigmoid() * (-v).sigmoid(), out=out)
         of_density = None if c is None else c * torch.tanh(v / 2)
-        return _sum(of_s, b, of_density)
+        return _sum(of_s, b, of_density, out=out)
 
     def density(self, v: Tensor, x: Tensor, tau: Tensor, of_values: bool) -> Tensor:
         """log p but for its constant."""
@@ -140,10 +147,10 @@ class _OnInterval:
         return density.sub_(_log_slope(v)) if of_values else density
 
     def pull_density(
-        self, c: Tensor, v: Tensor, x: Tensor, tau: Tensor, of_values: bool
+        self, c: Tensor, v: Tensor, x: Tensor, tau: Tensor, of_values: bool, out: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """r and dv."""
-        r = -c * torch.tanh((x - tau * v) / 2)
+        """r, in `out` if given, and dv."""
+        r = torch.mul(-c, torch.tanh((x - tau * v) / 2), out=out)
         return r, c * torch.tanh(v / 2) - tau * r if of_values else -tau * r
 
     def total(self, terms: Tensor) -> Tensor:
@@ -161,35 +168,33 @@ class _InRows:
         self.k, self.degrees, self.log_factorial = k, k - 1, math.lgamma(k)
 
     def draw(
-        self, e: Tensor, x: Tensor, tau: Tensor, s: Maybe, v: Maybe, *, keep: bool
-    ) -> tuple[Tensor, Maybe, Tensor]:
-        """s, v, and log p(s) but for its constant; the first two into s and v if given.
-
-        On the simplex no v, unless it is to be kept or is more than log(s) in floats.
+        self, e: Tensor, x: Tensor, tau: Tensor, s: Maybe = None, spare: Maybe = None
+    ) -> tuple[Tensor, Tensor, Maybe, Tensor]:
+        """s (in s if given), z (in the noise's memory) and n with v = z - n, and log p(s) but
+        for its constant. n is None for 0. `spare` is memory that lies as the noise does.
         """
         log_total = e.sum(-1).log_()
         log_e = e.log_()
         density = log_e.sum(-1).sub_(log_total, alpha=self.k)
-        z = self._scaled_(torch.sub(x, log_e, out=log_e), tau)
+        z = self._scaled_(log_e.neg_().add_(x), tau)
         if not self.on_simplex:
-            normal = self.link.normalise(z)
-            v = normal if v is None else v.copy_(normal)
-            return torch.sigmoid(v, out=s), v, density.add_(self._of_slopes(v, of_values=True))
-        s, c = _softmax(z, s)
-        density.sub_(z.sum(-1)).add_(c.squeeze(-1), alpha=self.k)
-        if keep or z.amin().item() < EXACT:
-            return s, torch.sub(z, c, out=v), density
-        return s, None, density
+            v = self.link.normalise(z)
+            return torch.sigmoid(v, out=s), v, None, density.add_(self._of_slopes(v, True))
+        s, n = _softmax(z, s, spare)
+        return s, z, n, density.sub_(z.sum(-1)).add_(n.squeeze(-1), alpha=self.k)
 
     def perturbed(self, e: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
         """z, into z if given."""
         return torch.sub(x, e.log_(), out=z)
 
-    def linked_(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """s and v of perturbed logits, in whose place v may come."""
-        z = self._scaled_(z, tau)
+    def linked(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """s and v of perturbed logits."""
+        if torch.is_grad_enabled():
+            v = self.link.coordinates(z, tau)
+            return self.link.value(v), v
+        z = self._scaled_(_across(z.shape, z).copy_(z), tau)
         if self.on_simplex:
-            s, _ = _softmax(z, None)
+            s, _ = _softmax(z)
             return s, torch.log(s, out=z)
         v = self.link.normalise(z)
         return v.sigmoid(), v
@@ -198,14 +203,16 @@ class _InRows:
         """z / tau, up to a common term of a row: that of the last of the winners is 0."""
         return z.sub_(largest(z, self.link.size)).div_(tau)
 
-    def pull_draw(self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor) -> Tensor:
-        """r."""
+    def pull_draw(
+        self, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Tensor, out: Maybe = None
+    ) -> Tensor:
+        """r, in `out` if given."""
         w = s if self.on_simplex else v.sigmoid() * (-v).sigmoid()
         omega = s if self.on_simplex else self.link.weights(v)
-        u = _sum(None if a is None else a * w, b)
-        if c is not None:
-            u = _sum(u, self._of_c(c, v, omega, of_values=True)).expand_as(s)
-        return u - omega * u.sum(-1, keepdim=True)
+        of_s = None if a is None else torch.mul(a, w, out=out)
+        of_density = None if c is None else self._of_c(c, v, omega, of_values=True)
+        u = _sum(of_s, b, of_density, out=out).expand_as(s)
+        return torch.addcmul(u, omega, _sum_of_rows(u), value=-1, out=out)
 
     def density(self, v: Tensor, x: Tensor, tau: Tensor, of_values: bool) -> Tensor:
         """log p but for its constant."""
@@ -214,15 +221,15 @@ class _InRows:
         return density.add_(self._of_slopes(v, of_values))
 
     def pull_density(
-        self, c: Tensor, v: Tensor, x: Tensor, tau: Tensor, of_values: bool
+        self, c: Tensor, v: Tensor, x: Tensor, tau: Tensor, of_values: bool, out: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """r and dv."""
+        """r, in `out` if given, and dv."""
         if torch.is_grad_enabled():
             p = (x - tau * v).softmax(-1)
         else:
             p = self._below_largest(v, x, tau).exp_()
             p.div_(p.sum(-1, keepdim=True))
-        r = c.unsqueeze(-1) * (1 - self.k * p)
+        r = torch.mul(c.unsqueeze(-1), 1 - self.k * p, out=out)
         omega = None if self.on_simplex else self.link.weights(v)
         return r, self._of_c(c, v, omega, of_values) - tau * r
 
@@ -250,9 +257,9 @@ class _InRows:
         return terms.sum(-1)
 
 
-def _softmax(z: Tensor, s: Maybe) -> tuple[Tensor, Tensor]:
-    """softmax(z), into s if given, and logsumexp(z), of z whose largest is 0."""
-    exp_z = z.exp()
+def _softmax(z: Tensor, s: Maybe = None, spare: Maybe = None) -> tuple[Tensor, Tensor]:
+    """softmax(z), in s if given, and logsumexp(z), of z whose largest is 0."""
+    exp_z = torch.exp(z, out=s if spare is None else spare)
     total = exp_z.sum(-1, keepdim=True)
     return torch.div(exp_z, total, out=s), total.log_()
 
@@ -279,19 +286,22 @@ class _Draw(torch.autograd.Function):
         noise = _Noise(link, x)
         shape = sample + batch + x.shape[x.dim() - link.event_dim :]
         if math.prod(shape) < MANY:
-            s, v, density = formulas.draw(noise.of(shape), x, tau, None, None, keep=True)
+            s, z, n, density = formulas.draw(noise.of(shape), x, tau)
+            v = z if n is None else z.sub_(n)
             _add_constant(density, tau, formulas)
         else:
             s, density = x.new_empty(shape), x.new_empty(sample + batch)
             v = x.new_empty(shape) if keep or not isinstance(link, Simplex) else None
-            blocks = _Blocks(s, batch, link.event_dim)
-            for samples, rows, (x_, tau_, s_, v_, density_) in blocks.each(x, tau, s, v, density):
-                variates = noise.of(s_.shape)
-                drawn = formulas.draw(variates, x_, tau_, s_, v_, keep=v is not None)
-                if v_ is None and drawn[1] is not None:
-                    v = s.log() if v is None else v
-                    blocks.fold(v)[samples, rows] = drawn[1]
-                density_.copy_(drawn[2])
+            blocks, draw_one = _Blocks(s, batch, link.event_dim), program(_draw)
+            for *at, (x_, tau_, s_, density_) in blocks.each(x, tau, s, density):
+                e = noise.of(s_.shape)
+                _, z, n, found = draw_one(formulas, e, x_, tau_, s_, noise.beside(e))
+                if v is None and z.amin().item() < EXACT:
+                    v = s.log()
+                if v is not None:
+                    v_ = blocks.fold(v)[tuple(at)]
+                    torch.sub(z, n, out=v_) if n is not None else v_.copy_(z)
+                density_.copy_(found)
                 _add_constant(density_, tau_, formulas)
         ctx.save_for_backward(x, tau, s, v)
         ctx.set_materialize_grads(False)
@@ -299,19 +309,12 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, a: Any, b: Any, c: Any) -> tuple[Gradient, ...]:
-        x, tau, s, v = ctx.saved_tensors
-        formulas = ctx.formulas
-        blocks = _Blocks(s, ctx.batch, formulas.event_dim)
-
-        def pull(x: Any, tau: Any, a: Any, b: Any, c: Any, s: Any, v: Any) -> tuple[Gradient, ...]:
-            dx = formulas.pull_draw(a, b, c, s, v) / tau
-            if not ctx.needs_input_grad[1]:
-                return None, dx, None
-            return None, dx, _of_tau(formulas, c, tau, dx, s.log() if v is None else v)
-
         if a is None and b is None and c is None:
             return (None,) * 6
-        _, dx, dtau = _pulled(pull, blocks, x, tau, a, b, c, s, v)
+        x, tau, s, v = ctx.saved_tensors
+        blocks = _Blocks(s, ctx.batch, ctx.formulas.event_dim)
+        options = ctx.formulas, ctx.needs_input_grad[1]
+        _, dx, dtau = _pulled(_pull_draw, options, blocks, x, tau, a, b, c, s, v)
         return dx, dtau, None, None, None, None
 
 
@@ -322,7 +325,7 @@ class _HardDraw(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: torch.Size, batch: torch.Size
     ) -> tuple[Tensor, Tensor]:
-        ctx.formulas, ctx.link, ctx.batch = _formulas(link, x), link, batch
+        ctx.formulas, ctx.batch = _formulas(link, x), batch
         noise = _Noise(link, x)
         shape = sample + batch + x.shape[x.dim() - link.event_dim :]
         if math.prod(shape) < MANY:
@@ -341,22 +344,9 @@ class _HardDraw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Any, of_z: Any) -> tuple[Gradient, ...]:
         x, tau, z = ctx.saved_tensors
-        formulas, link = ctx.formulas, ctx.link
-
-        def pull(x: Any, tau: Any, a: Any, of_z: Any, z: Any) -> tuple[Gradient, ...]:
-            if a is None:
-                return None, of_z, None
-            if torch.is_grad_enabled():
-                v = link.coordinates(z, tau)
-                s = link.value(v)
-            else:
-                s, v = formulas.linked_(_across(z.shape, z).copy_(z), tau)
-            dx = formulas.pull_draw(a, None, None, s, v) / tau
-            dtau = _of_tau(formulas, None, tau, dx, v) if ctx.needs_input_grad[1] else None
-            return None, _sum(dx, of_z), dtau
-
-        blocks = _Blocks(z, ctx.batch, formulas.event_dim)
-        _, dx, dtau = _pulled(pull, blocks, x, tau, a, of_z, z)
+        blocks = _Blocks(z, ctx.batch, ctx.formulas.event_dim)
+        options = ctx.formulas, ctx.needs_input_grad[1]
+        _, dx, dtau = _pulled(_pull_hard, options, blocks, x, tau, a, of_z, z)
         return dx, dtau, None, None, None
 
 
@@ -372,26 +362,65 @@ class _Density(torch.autograd.Function):
         ctx.save_for_backward(v, x, tau)
         if v.numel() < MANY:
             return _add_constant(formulas.density(v, x, tau, of_values), tau, formulas)
-        density = x.new_empty(v.shape[: v.dim() - link.event_dim])
+        density, density_of = x.new_empty(v.shape[: v.dim() - link.event_dim]), program(_density)
         for *_, tensors in _Blocks(v, batch, link.event_dim).each(x, tau, v, density):
             x_, tau_, v_, density_ = tensors
-            density_.copy_(formulas.density(v_, x_, tau_, of_values))
+            density_.copy_(density_of(formulas, v_, x_, tau_, of_values))
             _add_constant(density_, tau_, formulas)
         return density
 
     @staticmethod
     def backward(ctx: Any, c: Any) -> tuple[Gradient, ...]:
         v, x, tau = ctx.saved_tensors
-        formulas = ctx.formulas
-        blocks = _Blocks(v, ctx.batch, formulas.event_dim)
-        of_v, of_x, of_tau, *_ = ctx.needs_input_grad
+        blocks = _Blocks(v, ctx.batch, ctx.formulas.event_dim)
+        options = ctx.formulas, ctx.of_values, *ctx.needs_input_grad[:3]
+        return *_pulled(_pull_density, options, blocks, x, tau, c, v), None, None, None
 
-        def pull(x: Any, tau: Any, c: Any, v: Any) -> tuple[Gradient, ...]:
-            r, dv = formulas.pull_density(c, v, x, tau, ctx.of_values)
-            dtau = _of_tau(formulas, c, tau, r, v) if of_tau else None
-            return dv if of_v else None, r if of_x else None, dtau
 
-        return *_pulled(pull, blocks, x, tau, c, v), None, None, None
+# What is done with one block, compiled or not; `out` is memory for dx.
+
+
+def _draw(
+    formulas: Any, noise: Tensor, x: Tensor, tau: Tensor, s: Tensor, spare: Maybe
+) -> tuple[Tensor, Tensor, Maybe, Tensor]:
+    drawn: tuple[Tensor, Tensor, Maybe, Tensor] = formulas.draw(noise, x, tau, s, spare)
+    return drawn
+
+
+def _density(formulas: Any, v: Tensor, x: Tensor, tau: Tensor, of_values: bool) -> Tensor:
+    density: Tensor = formulas.density(v, x, tau, of_values)
+    return density
+
+
+def _pull_draw(
+    formulas: Any, of_tau: bool,
+    x: Tensor, tau: Tensor, a: Gradient, b: Gradient, c: Gradient, s: Tensor, v: Maybe, out: Maybe,
+) -> Gradients:  # fmt: skip
+    dx = torch.div(formulas.pull_draw(a, b, c, s, v, out), tau, out=out)
+    if not of_tau:
+        return None, dx, None
+    return None, dx, _of_tau(formulas, c, tau, dx, s.log() if v is None else v)
+
+
+def _pull_hard(
+    formulas: Any, of_tau: bool,
+    x: Tensor, tau: Tensor, a: Gradient, of_z: Gradient, z: Tensor, out: Maybe,
+) -> Gradients:  # fmt: skip
+    if a is None:
+        return None, of_z, None
+    s, v = formulas.linked(z, tau)
+    dx = torch.div(formulas.pull_draw(a, None, None, s, v, out), tau, out=out)
+    dtau = _of_tau(formulas, None, tau, dx, v) if of_tau else None
+    return None, _sum(dx, of_z, out=out), dtau
+
+
+def _pull_density(
+    formulas: Any, of_values: bool, of_v: bool, of_x: bool, of_tau: bool,
+    x: Tensor, tau: Tensor, c: Tensor, v: Tensor, out: Maybe,
+) -> Gradients:  # fmt: skip
+    r, dv = formulas.pull_density(c, v, x, tau, of_values, out)
+    dtau = _of_tau(formulas, c, tau, r, v) if of_tau else None
+    return dv if of_v else None, r if of_x else None, dtau
 
 
 def _add_constant(density: Tensor, tau: Tensor, formulas: Any) -> Tensor:
@@ -413,17 +442,18 @@ def _of_tau(formulas: Any, c: Gradient, tau: Tensor, dx: Tensor, v: Tensor) -> T
 
 
 def _pulled(
-    pull: Callable[..., tuple[Gradient, ...]],
+    pull: Callable[..., Gradients],
+    options: tuple[Any, ...],
     blocks: "_Blocks",
     x: Tensor,
     tau: Tensor,
     *others: Gradient,
-) -> tuple[Gradient, ...]:
+) -> Gradients:
     """dv, dx and dtau over all blocks, from what `pull` finds for the draws of one."""
     if blocks.are_few or torch.is_grad_enabled():  # with a graph of its own: no change in place
-        dv, dx, dtau = pull(x, tau, *others)
+        dv, dx, dtau = pull(*options, x, tau, *others, None)
     else:
-        dv, dx, dtau = blocks.gather(pull, x, tau, *others)
+        dv, dx, dtau = blocks.gather(partial(program(pull), *options), x, tau, *others)
     if dx is not None and dx.shape != x.shape:
         dx = dx.sum_to_size(x.shape)
     if dtau is not None:
@@ -450,7 +480,7 @@ class _Blocks:
 
     def fold(self, tensor: Tensor) -> Tensor:
         """A tensor over samples, batch and maybe events, as (samples, rows, *event)."""
-        return tensor.reshape((*self.counts, *tensor.shape[self.cut :]))
+        return tensor.detach().reshape((*self.counts, *tensor.shape[self.cut :]))
 
     def each(
         self, x: Tensor, tau: Tensor, *draws: Gradient
@@ -460,9 +490,9 @@ class _Blocks:
         Of some rows all samples come, then those of the next.
         """
         samples, rows = self.counts
-        x = x.expand(self.batch + self.event).reshape((rows, *self.event))
+        x = x.detach().expand(self.batch + self.event).reshape((rows, *self.event))
         if tau.dim():
-            tau = tau.expand(self.batch + self.ones).reshape((rows, *self.ones))
+            tau = tau.detach().expand(self.batch + self.ones).reshape((rows, *self.ones))
         folded = [None if t is None else self.fold(t) for t in draws]
         many = max(1, BLOCK // math.prod(self.event))
         for row in range(0, rows, many):
@@ -475,9 +505,14 @@ class _Blocks:
         self, pull: Callable[..., Any], x: Tensor, tau: Tensor, *others: Gradient
     ) -> list[Any]:
         """The gradients of all blocks: in v as it is, in x and tau summed over samples."""
-        whole: list[Any] = [None, None, None]
+        whole: list[Any] = [None, x.new_empty(self.batch + self.event), None]
+        scratch = _Scratch(x)
         for samples, rows, tensors in self.each(x, tau, *others):
-            for i, part in enumerate(pull(*tensors)):
+            if self.counts[0] == 1:
+                out = whole[1].view((1, self.counts[1], *self.event))[:, rows]
+            else:
+                out = scratch("dx", tensors[-1].shape)
+            for i, part in enumerate(pull(*tensors, out)):
                 if part is None:
                     continue
                 shape = self.shape if i == 0 else self.batch + part.shape[2:]
@@ -488,32 +523,50 @@ class _Blocks:
                     folded[samples, rows] = part
                 elif samples.start:
                     folded[0, rows] += part.sum(0)
-                else:
-                    folded[0, rows] = part.sum(0) if len(part) > 1 else part[0]
+                elif self.counts[0] > 1:
+                    torch.sum(part, 0, out=folded[0, rows])
+                elif part is not out:
+                    folded[:, rows] = part
         return whole
 
 
+class _Scratch:
+    """Memory by name, of one block and again of the next: the system hands out new pages slowly."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: torch.Size) -> Tensor:
+        if name not in self.kept or self.kept[name].shape != shape:
+            self.kept[name] = _across(shape, self.like)
+        return self.kept[name]
+
+
 class _Noise:
-    """The variates of one block after the other, of many in memory of their own."""
+    """The variates of one block after the other."""
 
     def __init__(self, link: Link, x: Tensor) -> None:
         self.in_rows = bool(link.event_dim)
         self.like = x
-        self.kept: Any = None
+        self.scratch = _Scratch(x)
 
     def of(self, shape: torch.Size) -> Tensor:
         """Noise of that shape."""
         if self.like.dtype != torch.float32 or math.prod(shape) < MANY:
             draw = exponential if self.in_rows else logistic
             return draw(shape, dtype=self.like.dtype, device=self.like.device)
-        if self.kept is None or self.kept.shape != shape:
-            self.kept = _across(shape, self.like) if self.in_rows else self.like.new_empty(shape)
-        return (exponential_ if self.in_rows else logistic_)(self.kept)
+        return (exponential_ if self.in_rows else logistic_)(self.scratch("noise", shape))
+
+    def beside(self, noise: Tensor) -> Tensor | None:
+        """Memory that lies across as the noise does, if it does."""
+        return None if noise.is_contiguous() else self.scratch("beside", noise.shape)
 
 
 def _across(shape: torch.Size, like: Tensor) -> Tensor:
     """Memory for rows; many short ones lie across it, which makes sums over them cheap."""
-    if math.prod(shape) < MANY or shape[-1] >= SHORT:
+    few = math.prod(shape) < MANY
+    if few or not 1 < shape[-1] < SHORT or is_compiled():
         return like.new_empty(shape)
     return like.new_empty((shape[-1], *shape[:-1])).movedim(0, -1)
 
@@ -524,7 +577,14 @@ def _log_slope(v: Tensor) -> Tensor:
     return size.neg().exp_().log1p_().mul_(-2).sub_(size)
 
 
-def _sum(*terms: Gradient) -> Any:
-    """The sum of those that are there; None if none is."""
+def _sum(*terms: Gradient, out: Maybe = None) -> Any:
+    """The sum of those that are there, of several in `out` if given; None if none is."""
     there = [term for term in terms if term is not None]
-    return sum(there[1:], there[0]) if there else None
+    return reduce(partial(torch.add, out=out), there) if there else None
+
+
+def _sum_of_rows(u: Tensor) -> Tensor:
+    """sum(u) of each row, kept as a dimension."""
+    if u.shape[-1] >= SHORT or torch.compiler.is_compiling():
+        return u.sum(-1, keepdim=True)
+    return u @ u.new_ones((u.shape[-1], 1))

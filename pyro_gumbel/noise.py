@@ -90,7 +90,7 @@ def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.devic
 def exponential_(out: Tensor) -> Tensor:
     """Fill a dense tensor of float32 on a CPU with Exponential(1) variates, never 0."""
     lower, edge, near = _of_bits_(out)
-    out.log1p_().neg_()
+    out.sub_(0.5).log1p_().neg_()
     return _put_(out, edge, torch.where(lower, -torch.log1p(-near), -near.log()))
 
 
@@ -113,8 +113,7 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) 
 def logistic_(out: Tensor) -> Tensor:
     """Fill a dense tensor of float32 on a CPU with Logistic(0, 1) variates."""
     lower, edge, near = _of_bits_(out)
-    log_u = torch.log1p(out)
-    out.add_(1).neg_().log1p_().neg_().add_(log_u)
+    out.add_(0.5).logit_()
     at_edge = near.log() - torch.log1p(-near)
     return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
 
@@ -129,7 +128,7 @@ def _is_many(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill with U - 1 from 32 bits each, cheaper than `torch.rand`; and finer ones for the ends.
+    """Fill with U - 1/2 from 32 bits each, cheaper than `torch.rand`; and finer ones for the ends.
 
     Of U two parts in 2^10 are near to 0 or 1. The positions of those are a Bernoulli process, with
     gaps of geometric law; the others are uniform on the middle part, to a relative 2^-14 of the
@@ -138,9 +137,10 @@ def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     :returns: which of the near ones are near to 0, their positions, and the distance of each.
     """
     n, device = out.numel(), out.device
-    bits = torch.empty((n + 1) // 2, dtype=torch.int64, device=device).random_(-(2**63), None)
-    _flat(out).copy_(bits.view(torch.int32)[:n])
-    out.mul_((1 - 2 * EDGE) * 2.0**-32).sub_(0.5)
+    flat = _flat(out)  # whose memory is the bits' too
+    flat[: n - n % 2].view(torch.int64).random_(-(2**63), None)
+    flat[n - n % 2 :].view(torch.int32).random_(-(2**31), None)
+    flat.copy_(flat.view(torch.int32)).mul_((1 - 2 * EDGE) * 2.0**-32)
     edge = _successes(n, 2 * EDGE, device)
     near = torch.rand(edge.shape, dtype=torch.float64, device=device).mul_(EDGE)
     lower = torch.rand(edge.shape, device=device) < 0.5
