@@ -14,7 +14,7 @@ sum(y * w), w fixed. All is float32, at temperature 0.5. Every contestant pays f
 the time of that alone stands beside: sum(y * y), or sum(y * w), and its gradient, y a leaf. The
 contestants take turns in one process, a call each, and ratios are of medians: of a law that checks
 its arguments to ours that checks them, of any other to ours that does not. JAX takes part where it
-is installed and has the device.
+is installed and has the device, and with --compiled ours within `pyro_gumbel.compiled` too.
 
 Memory is what the soft work adds to the peak of a process of its own. On a GPU, or with
 --bandwidth, the time to move five arrays of x's size is given as a fraction of the time taken.
@@ -44,7 +44,16 @@ from torch import Tensor
 from torch.nn.functional import gumbel_softmax
 from turns import environment_parser, read_options, write
 
-from pyro_gumbel import CategoricalStraightThrough, RelaxedCategorical, RelaxedSubset, gumbel_rao
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedSubset,
+    SubsetStraightThrough,
+    compiled,
+    gumbel_rao,
+)
 
 TEMPERATURE = 0.5
 SHAPES = [(64, 10), (4096, 64), (1_000_000, 10), (100_000, 128)]
@@ -109,6 +118,16 @@ def loss_itself(y: Tensor, w: Tensor) -> None:
     torch.autograd.grad((y * w).sum(), y)
 
 
+def density_work(law: Law, x: Tensor, y: Tensor, device: str) -> None:
+    """The density of a value that is not from this law."""
+    torch.autograd.grad(law(temperature(device), x).log_prob(y).sum(), x)
+
+
+def within_compiled(work: Work) -> None:
+    with compiled():
+        work()
+
+
 def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
     """The soft work by the same formulas, compiled by JAX, if it is there and has the device."""
     os.environ.setdefault("NPROC", str(options.threads))  # the threads of its CPU client
@@ -147,6 +166,10 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     works: dict[str, Work] = {
         name: partial(soft_work, law, x, options.device) for name, law in SOFT.items()
     }
+    if options.compiled:
+        works["RelaxedCategorical, compiled"] = partial(
+            within_compiled, works["RelaxedCategorical"]
+        )
     by_jax = jax_work(x, options)
     if by_jax:
         works["JAX, jit"] = by_jax
@@ -331,6 +354,42 @@ def svi(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def gains(options: argparse.Namespace) -> dict[str, Times]:
+    """What compiling makes of laws, one in eight of the categories chosen by subsets."""
+    found: dict[str, Times] = {}
+    for k in (10, 128):
+        shape = int(min(1e6, options.largest)) // k, k
+        x, w = leaf(shape, options.device), torch.randn(shape, device=options.device)
+        size, y = max(1, k // 8), w.softmax(-1)
+        of_size = {"size": size}
+        works: dict[str, Work] = {
+            "RelaxedBernoulli": partial(soft_work, unchecked(RelaxedBernoulli), x),
+            "RelaxedCategorical": partial(soft_work, unchecked(RelaxedCategorical), x),
+            "RelaxedCategorical, density": partial(
+                density_work, unchecked(RelaxedCategorical), x, y
+            ),
+            "RelaxedSubset": partial(soft_work, unchecked(RelaxedSubset, **of_size), x),
+            "BernoulliStraightThrough": partial(
+                hard_work, unchecked(BernoulliStraightThrough), x, w
+            ),
+            "CategoricalStraightThrough": partial(
+                hard_work, unchecked(CategoricalStraightThrough), x, w
+            ),
+            "SubsetStraightThrough": partial(
+                hard_work, unchecked(SubsetStraightThrough, **of_size), x, w
+            ),
+        }
+        rows: list[list[str | float]] = []
+        for name, work in works.items():
+            plain = partial(work, options.device)
+            times = in_turns({"": plain, "compiled": partial(within_compiled, plain)}, options)
+            found[f"{called(shape)}, {name}"] = times
+            without, within = map(float, times.values())
+            rows.append([name, 1e3 * without, 1e3 * within, without / within])
+        table(f"{called(shape)}, compiled", ["ms", "compiled", "times as fast"], rows)
+    return found
+
+
 def cases(options: argparse.Namespace) -> dict[str, dict[str, tuple[Shape, Law]]]:
     """What is to grow: by title, shapes and laws by name."""
     total = int(min(1e6, options.largest))
@@ -434,6 +493,7 @@ def read() -> argparse.Namespace:
     add("--shapes", nargs="*", type=shape_of, default=SHAPES, help="such as 64x10 4096x64")
     add("--skip", nargs="+", choices=["soft", "hard", "memory", "svi"], default=[])
     add("--repeats", type=float, default=1.0, help="times the usual rounds (default: 1)")
+    add("--compiled", action="store_true", help="ours by `torch.compile`, too")
     add("--growth", action="store_true", help="how the times of ours grow, too")
     add("--largest", type=float, default=1e7, help="entries, if they fit (default: 1e7)")
     add("--bandwidth", type=float, help="of the memory, GB/s (default on a GPU: of a copy)")
@@ -475,6 +535,9 @@ def main() -> None:
         write(options, results)
     if "svi" not in options.skip:
         results["svi"] = svi(options)
+        write(options, results)
+    if options.compiled:
+        results["compiled"] = gains(options)
         write(options, results)
     results["growth"] = {}
     for title, of in (cases(options) if options.growth else {}).items():

@@ -74,7 +74,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import logsigmoid
 
 __all__ = [
     "Hypersimplex",
@@ -281,7 +281,7 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         return f"Hypersimplex({self.size})"
 
     def vertex(self, perturbed: Tensor) -> Tensor:
-        winners = perturbed.topk(self.size, -1).indices
+        winners = perturbed.topk(self.size, -1, sorted=False).indices
         return torch.zeros_like(perturbed).scatter(-1, winners, 1.0)
 
     def normalise(self, scaled: Tensor) -> Tensor:
@@ -290,12 +290,10 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
     def _threshold(self, scaled: Tensor) -> Tensor:
         """The root c of the balance; -inf where there is nothing but the top m."""
         m, k = self.size, scaled.shape[-1]
-        if m == k:
-            scaled = pad(scaled, (0, 1), value=-math.inf)
-        largest, where = scaled.topk(m + 1, -1)
-        top, rest = largest[..., :m], scaled.scatter(-1, where[..., :m], -math.inf)
-        high = largest[..., m - 1 : m] + math.log(max(k - m, 1))
-        low = largest[..., m:] - math.log(m)
+        top, where = scaled.topk(m, -1, sorted=False)
+        rest = scaled.scatter(-1, where, -math.inf)
+        high = top.amin(-1, keepdim=True) + math.log(max(k - m, 1))
+        low = rest.amax(-1, keepdim=True) - math.log(m)
         c = (low + high) / 2
         for _ in range(5 if scaled.dtype == torch.float64 else 4):
             held, fall = _log_sum_and_slope(rest - c)
@@ -354,7 +352,9 @@ def _normalised(scaled: Tensor, link: _OfConstantSum) -> Tensor:
 
 def largest(z: Tensor, j: int) -> Tensor:
     """The j-th largest over the last dimension."""
-    return z.amax(-1, keepdim=True) if j == 1 else z.topk(j, -1).values[..., -1:]
+    if j == 1:
+        return z.amax(-1, keepdim=True)
+    return z.topk(j, -1, sorted=False).values.amin(-1, keepdim=True)
 
 
 def _log_sum_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:

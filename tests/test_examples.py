@@ -446,7 +446,10 @@ def test_polynomials(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["--skip memory svi", pytest.param("--growth --largest 1e4 --plot x.png", marks=SLOW)],
+    [
+        "--skip memory svi",
+        pytest.param("--growth --compiled --largest 1e4 --plot x.png", marks=SLOW),
+    ],
 )
 def test_speeds(tmp_path, options):
     done = subprocess.run(
@@ -464,4 +467,5 @@ def test_speeds(tmp_path, options):
         assert set(record["shapes"]["64x10"]["peak MiB"]) < set(soft["seconds"])
         assert all(record["svi"]["seconds"].values())
         assert len(record["growth"]) == 5
+        assert len(record["compiled"]) == 14
         assert_picture(tmp_path / "x.png")
