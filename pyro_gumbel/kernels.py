@@ -585,6 +585,6 @@ def _sum(*terms: Gradient, out: Maybe = None) -> Any:
 
 def _sum_of_rows(u: Tensor) -> Tensor:
     """sum(u) of each row, kept as a dimension."""
-    if u.shape[-1] >= SHORT or torch.compiler.is_compiling():
+    if u.numel() < MANY or u.shape[-1] >= SHORT or torch.compiler.is_compiling():
         return u.sum(-1, keepdim=True)
     return u @ u.new_ones((u.shape[-1], 1))
