@@ -505,29 +505,32 @@ class _Blocks:
         self, pull: Callable[..., Any], x: Tensor, tau: Tensor, *others: Gradient
     ) -> list[Any]:
         """The gradients of all blocks: in v as it is, in x and tau summed over samples."""
-        whole: list[Any] = [None, x.new_empty(self.batch + self.event), None]
-        scratch = _Scratch(x)
+        n, m = self.counts
+        dx, scratch = x.new_empty((1, m, *self.event)), _Scratch(x)
+        whole: list[Any] = [None, None, None]
         for samples, rows, tensors in self.each(x, tau, *others):
-            if self.counts[0] == 1:
-                out = whole[1].view((1, self.counts[1], *self.event))[:, rows]
-            else:
-                out = scratch("dx", tensors[-1].shape)
+            out = dx[:, rows]
+            if n > 1:
+                out = scratch("dx", torch.Size((len(range(n)[samples]), *out.shape[1:])))
             for i, part in enumerate(pull(*tensors, out)):
                 if part is None:
                     continue
-                shape = self.shape if i == 0 else self.batch + part.shape[2:]
                 if whole[i] is None:
-                    whole[i] = part.new_empty(shape)
-                folded = whole[i].view((-1, self.counts[1], *part.shape[2:]))
+                    shape = n if i == 0 else 1, m, *part.shape[2:]
+                    whole[i] = dx if i == 1 else part.new_empty(shape)
                 if i == 0:
-                    folded[samples, rows] = part
+                    whole[i][samples, rows] = part
                 elif samples.start:
-                    folded[0, rows] += part.sum(0)
-                elif self.counts[0] > 1:
-                    torch.sum(part, 0, out=folded[0, rows])
+                    whole[i][0, rows] += part.sum(0)
+                elif n > 1:
+                    torch.sum(part, 0, out=whole[i][0, rows])
                 elif part is not out:
-                    folded[:, rows] = part
-        return whole
+                    whole[i][:, rows] = part
+        outer = self.shape[: self.cut], self.batch, self.batch
+        return [
+            None if t is None else t.view(shape + t.shape[2:])
+            for t, shape in zip(whole, outer, strict=True)
+        ]
 
 
 class _Scratch:

@@ -108,18 +108,21 @@ def assert_same_gradients(found, expected, leaves):
                 torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, one_noise):
+def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, keep, one_noise):
     x, tau = parameters(link, x_shape, tau_shape)
     arguments = link, torch.Size(sample), torch.Size(batch)
-    s, v, density = kernels.draw(x, tau, *arguments, keep=True)
-    assert s.shape == v.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
+    s, v, density = kernels.draw(x, tau, *arguments, keep=keep)
+    assert s.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
+    assert v is None or v.shape == s.shape
     assert density.shape == (*sample, *batch)
     if not s.numel():
         return
     samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
     expected = graph(link, x, tau, whole_noise(one_noise, s.shape, samples, rows))
+    v = s.log() if v is None else v
     assert_same_gradients((s, v, density), expected, [x, tau])
 
 
