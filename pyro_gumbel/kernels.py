@@ -37,6 +37,7 @@ torch.func, compilers and tracers), it is that of `pyro_gumbel.links`.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any
@@ -192,7 +193,7 @@ class _InRows:
         if torch.is_grad_enabled():
             v = self.link.coordinates(z, tau)
             return self.link.value(v), v
-        z = self._scaled_(_across(z.shape, z).copy_(z), tau)
+        z = self._scaled_(_scratch("z", z.shape, z).copy_(z), tau)
         if self.on_simplex:
             s, _ = _softmax(z)
             return s, torch.log(s, out=z)
@@ -235,7 +236,7 @@ class _InRows:
 
     def _below_largest(self, v: Tensor, x: Tensor, tau: Tensor) -> Tensor:
         """d less the largest of its row."""
-        d = torch.mul(v, tau, out=_across(v.shape, v))
+        d = torch.mul(v, tau, out=_scratch("d", v.shape, v))
         torch.sub(x, d, out=d)
         return d.sub_(d.amax(-1, keepdim=True))
 
@@ -506,12 +507,12 @@ class _Blocks:
     ) -> list[Any]:
         """The gradients of all blocks: in v as it is, in x and tau summed over samples."""
         n, m = self.counts
-        dx, scratch = x.new_empty((1, m, *self.event)), _Scratch(x)
+        dx = x.new_empty((1, m, *self.event))
         whole: list[Any] = [None, None, None]
         for samples, rows, tensors in self.each(x, tau, *others):
             out = dx[:, rows]
             if n > 1:
-                out = scratch("dx", torch.Size((len(range(n)[samples]), *out.shape[1:])))
+                out = _scratch("dx", torch.Size((len(range(n)[samples]), *out.shape[1:])), x)
             for i, part in enumerate(pull(*tensors, out)):
                 if part is None:
                     continue
@@ -533,45 +534,45 @@ class _Blocks:
         ]
 
 
-class _Scratch:
-    """Memory by name, of one block and again of the next: the system hands out new pages slowly."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.kept: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, shape: torch.Size) -> Tensor:
-        if name not in self.kept or self.kept[name].shape != shape:
-            self.kept[name] = _across(shape, self.like)
-        return self.kept[name]
-
-
 class _Noise:
     """The variates of one block after the other."""
 
     def __init__(self, link: Link, x: Tensor) -> None:
         self.in_rows = bool(link.event_dim)
         self.like = x
-        self.scratch = _Scratch(x)
 
     def of(self, shape: torch.Size) -> Tensor:
         """Noise of that shape."""
         if self.like.dtype != torch.float32 or math.prod(shape) < MANY:
             draw = exponential if self.in_rows else logistic
             return draw(shape, dtype=self.like.dtype, device=self.like.device)
-        return (exponential_ if self.in_rows else logistic_)(self.scratch("noise", shape))
+        return (exponential_ if self.in_rows else logistic_)(_scratch("noise", shape, self.like))
 
     def beside(self, noise: Tensor) -> Tensor | None:
         """Memory that lies across as the noise does, if it does."""
-        return None if noise.is_contiguous() else self.scratch("beside", noise.shape)
+        return None if noise.is_contiguous() else _scratch("beside", noise.shape, self.like)
 
 
-def _across(shape: torch.Size, like: Tensor) -> Tensor:
-    """Memory for rows; many short ones lie across it, which makes sums over them cheap."""
-    few = math.prod(shape) < MANY
-    if few or not 1 < shape[-1] < SHORT or is_compiled():
+_kept = threading.local()
+
+
+def _scratch(name: str, shape: torch.Size, like: Tensor) -> Tensor:
+    """Memory for what does not outlive a block; many short rows lie across it.
+
+    By its name it is the same at every call in a thread, because the system hands out new pages
+    slowly. Sums over rows that lie across are cheap.
+    """
+    size = math.prod(shape)
+    if not MANY <= size <= BLOCK or torch.compiler.is_compiling():
         return like.new_empty(shape)
-    return like.new_empty((shape[-1], *shape[:-1])).movedim(0, -1)
+    by_name, key = vars(_kept), f"{name}, {like.dtype}"
+    if key not in by_name or by_name[key].numel() < size:
+        with torch.inference_mode(False):  # for calls outside of that mode too
+            by_name[key] = like.new_empty(BLOCK)
+    flat = by_name[key][:size]
+    if not 1 < shape[-1] < SHORT or is_compiled():
+        return flat.view(shape)
+    return flat.view((shape[-1], *shape[:-1])).movedim(0, -1)
 
 
 def _log_slope(v: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 """The formulas of the hot path against the graph of operations that they stand for."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -379,3 +380,22 @@ def test_the_graph_is_used_where_it_is_wanted(cls, monkeypatch):
         pass
 
     score(logits.as_subclass(Named))
+
+
+def draws_in_a_thread(_):
+    """Draws in inference mode, then others; whether their densities are those of their values."""
+    logits = torch.randn(noise.MANY // 8, 8)
+    law = RelaxedCategorical(0.5, logits=logits)
+    with torch.inference_mode():
+        law.rsample()
+    for _ in range(20):
+        value = law.rsample()
+        torch.testing.assert_close(
+            law.log_prob(value), law.log_prob(value.clone()), rtol=1e-4, atol=1e-3
+        )
+    return True
+
+
+def test_threads_and_modes_do_not_share_the_memory_of_blocks():
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(draws_in_a_thread, range(4)))
