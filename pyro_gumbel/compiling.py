@@ -31,8 +31,9 @@ def compiled() -> Iterator[None]:
 
     It is for tensors of 65,536 elements and more on a CPU; smaller ones, and GPUs, are as without
     it. The first draw of a kind (a law, a dtype, a number of categories) takes seconds, in which
-    a C++ compiler works. The noise, and so a draw from a seed, is the same to rounding. Not for
-    functions that you compile yourself: there a draw is a part of your own program.
+    a C++ compiler works. From a seed rows of fewer than 32 come out as others than without it, of
+    the same law. Not for functions that you compile yourself: there a draw is a part of your own
+    program.
 
     `torch.compile` switches off the validation of all distributions for the process; here it
     stays as it was.
