@@ -81,7 +81,8 @@ def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.devic
     if _is_many(shape, dtype, device):
         return exponential_(torch.empty(shape, dtype=dtype, device=device))
     if _has_doubles(dtype, device):
-        return _double(shape, device).log_().neg_().to(dtype)
+        e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
+        return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
     u, complement = uniform(shape, dtype=dtype, device=device)
     return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
 
@@ -103,7 +104,8 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) 
     if _is_many(shape, dtype, device):
         return logistic_(torch.empty(shape, dtype=dtype, device=device))
     if _has_doubles(dtype, device):
-        return _double(shape, device).logit_().to(dtype)
+        u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
+        return torch.logit(u).to(dtype)
     u, complement = uniform(shape, dtype=dtype, device=device)
     return u.log() - complement.log()
 
@@ -114,11 +116,6 @@ def logistic_(out: Tensor) -> Tensor:
     out.add_(0.5).logit_()
     at_edge = near.log() - torch.log1p(-near)
     return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
-
-
-def _double(shape: Sequence[int], device: torch.device) -> Tensor:
-    """U in float64, from 2^-60 to 1 - 2^-53."""
-    return torch.rand(shape, dtype=torch.float64, device=device).add_(2.0**-60)
 
 
 def _has_doubles(dtype: torch.dtype, device: torch.device) -> bool:

@@ -236,7 +236,7 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
 @pytest.mark.parametrize("cls", SOFT)
 def test_forward_mode(cls):
     """torch.func.hessian is forward over reverse; of a single bit too."""
-    logits = torch.randn(param_shape(cls))
+    logits = torch.randn(param_shape(cls), dtype=torch.float64)
     value = law_of(cls, 0.5, logits=logits).sample().clone()
 
     def score(logits, value):
