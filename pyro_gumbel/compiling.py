@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TypeVar
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch.distributions import Distribution
 
-__all__ = ["compiled", "is_compiled", "program"]
+__all__ = ["compiled", "is_on", "program"]
 
 Result = TypeVar("Result")
 
@@ -31,9 +32,10 @@ def compiled() -> Iterator[None]:
 
     It is for tensors of 65,536 elements and more on a CPU; smaller ones, and GPUs, are as without
     it. The first draw of a kind (a law, a dtype, a number of categories) takes seconds, in which
-    a C++ compiler works. From a seed rows of fewer than 32 come out as others than without it, of
-    the same law. Not for functions that you compile yourself: there a draw is a part of your own
-    program.
+    a C++ compiler works; after eight programs of one kind `torch.compile` logs that it makes no
+    more. From a seed rows of fewer than 32 come out as others than without it, of the same law.
+    Not for functions that you compile yourself: there a draw is a part of your own program. Not for
+    threads that are started within.
 
     `torch.compile` switches off the validation of all distributions for the process; here it
     stays as it was.
@@ -55,30 +57,36 @@ def compiled() -> Iterator[None]:
         _is_on.reset(token)
 
 
-def is_compiled() -> bool:
-    """Whether `program` compiles, or is at it."""
-    return torch.compiler.is_compiling() or _is_on.get()
+def is_on() -> bool:
+    """Whether this is within `compiled`."""
+    return _is_on.get()
 
 
-def program(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function, or within `compiled` the program that does the same."""
-    return _compile(function) if _is_on.get() else function
+def program(function: Callable[..., Result], kind: Any) -> Callable[..., Result]:
+    """The function, or within `compiled` its program for arguments of a kind."""
+    return _compile(function, kind) if _is_on.get() else function
 
 
 @cache
-def _compile(function: Callable[..., Result]) -> Callable[..., Result]:
+def _compile(function: Any, kind: Any) -> Any:
+    # Programs are counted by code object, and there are to be enough for every kind.
+    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     default = Distribution._validate_args
     try:
-        return torch.compile(function)
+        return torch.compile(copy)
     finally:
         Distribution.set_default_validate_args(default)
+
+
+def _sin(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
 
 
 @cache
 def _failure() -> str:
     """What `torch.compile` fails with, on one line; empty if it works."""
     try:
-        _compile(torch.sin)(torch.zeros(64))
+        _compile(_sin, "to see whether it works")(torch.zeros(64, device="cpu"))
     except Exception as error:  # whatever the reason, there is another way
         return " ".join(str(error).split())[:300] or type(error).__name__
     return ""

@@ -9,7 +9,7 @@ the unsaturated coordinates to the very tensor that it returns, and whoever scor
 uses them; for the law that drew it there is the log density too. Hard samples carry the mark of
 `rsample` in the same way. A memory belongs to one tensor as it was drawn: a copy, a slice, a file
 or a tensor changed in place has none. (A change in place goes unnoticed where torch keeps no count
-of them: inference mode and compiled functions.)
+of them: `.data`, inference mode and compiled functions.)
 """
 
 import weakref
@@ -28,19 +28,22 @@ class Density:
     def __init__(self, log_prob: Tensor, parameters: tuple[Tensor, ...]) -> None:
         self.log_prob = log_prob
         self.parameters = parameters
-        self.versions = tuple(map(_version, parameters))
+        self.versions = self._now()
 
     def of(self, parameters: tuple[Tensor, ...]) -> Tensor | None:
         """log p, if this is the tuple that its law has; None if not, or if they have changed.
 
         A draw without a graph has no gradient to pass on to parameters that want one.
         """
-        if parameters is not self.parameters or self.versions != tuple(map(_version, parameters)):
+        if parameters is not self.parameters or self.versions != self._now():
             return None
         if not torch.is_grad_enabled():
             return self.log_prob.detach()
         wanted = any(parameter.requires_grad for parameter in parameters)
         return self.log_prob if self.log_prob.requires_grad == wanted else None
+
+    def _now(self) -> tuple[int, ...]:
+        return tuple(map(_version, (self.log_prob, *self.parameters)))
 
 
 class _Memory:

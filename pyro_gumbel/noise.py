@@ -88,10 +88,10 @@ def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.devic
 
 
 def exponential_(out: Tensor) -> Tensor:
-    """Fill a dense tensor of float32 on a CPU with Exponential(1) variates, never 0."""
+    """Fill a dense tensor of float32 on a CPU with Exponential(1) variates -log U, never 0."""
     lower, edge, near = _of_bits_(out)
     out.sub_(0.5).log1p_().neg_()
-    return _put_(out, edge, torch.where(lower, -torch.log1p(-near), -near.log()))
+    return _put_(out, edge, torch.where(lower, -near.log(), -torch.log1p(-near)))
 
 
 def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -257,7 +257,7 @@ def test_half_values_have_their_coordinates_kept(dtype):
 @pytest.mark.parametrize("k", [3, 40])
 def test_draws_and_gradients_are_contiguous(cls, k):
     """Whatever the layout of the memory in between."""
-    for rows in (10, 40_000):
+    for rows in (10, 80_000):
         law = make(cls, batch_shape=(rows,), k=k)
         value = law.rsample()
         assert value.is_contiguous()
@@ -284,6 +284,7 @@ def test_draws_of_many_blocks_have_their_law(cls, k, monkeypatch):
 @pytest.mark.parametrize("cls", PLAIN)
 def test_sample_and_rsample_draw_alike_in_many_blocks(cls, monkeypatch):
     monkeypatch.setattr(kernels, "BLOCK", 2**10)
+    monkeypatch.setattr(kernels, "MANY", 2**8)
     law = make(cls, batch_shape=(50,), k=4)
     draws = []
     for draw in (law.sample, law.rsample):
@@ -399,3 +400,77 @@ def draws_in_a_thread(_):
 def test_threads_and_modes_do_not_share_the_memory_of_blocks():
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(draws_in_a_thread, range(4)))
+
+
+@pytest.mark.parametrize("k", [3, 8, 40])
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_draw_in_float32_is_that_of_the_graph_in_float64(link, k, monkeypatch):
+    """In blocks of their true kind of memory: short rows lie across it."""
+    monkeypatch.setattr(kernels, "BLOCK", 2**17)
+    drawn = []
+
+    def noting(sampler):
+        def sample_(out):
+            drawn.append(sampler(out).clone())
+            return out
+
+        return sample_
+
+    monkeypatch.setattr(kernels, "exponential_", noting(noise.exponential_))
+    monkeypatch.setattr(kernels, "logistic_", noting(noise.logistic_))
+    batch = torch.Size((340_000 // k, *(() if link.event_dim else (k,))))
+    x = torch.randn(340_000 // k, k, requires_grad=True)
+    tau = torch.tensor(0.5, requires_grad=True)
+    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch, keep=False)
+    assert len(drawn) == 3
+    variates = torch.cat([block.reshape(-1, k if link.event_dim else 1) for block in drawn])
+    exact = [t.detach().double().requires_grad_() for t in (x, tau)]
+    expected = graph(link, *exact, variates.reshape(x.shape).double())
+    v = s.log() if v is None else v
+    for one, other in zip((s, v, density), expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+    weight = torch.rand_like(s)
+    totals = (density.sum() + (weight * s).sum(), expected[2].sum() + (weight * expected[0]).sum())
+    found, right = (
+        torch.autograd.grad(t, leaves) for t, leaves in zip(totals, ([x, tau], exact), strict=True)
+    )
+    torch.testing.assert_close(found[0].double(), right[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1].double(), right[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
+def test_a_value_of_many_rows_under_a_batch_of_one(cls):
+    many = make(cls, batch_shape=(noise.MANY,), k=3)
+    law = make(cls, batch_shape=(1,), k=3)
+    value = many.sample().clone()
+    score = law.log_prob(value)
+    assert score.shape == (noise.MANY,)
+    part = law.log_prob(value[:7].clone())
+    torch.testing.assert_close(score[:7], part, rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(score.sum(), law._raw)
+    halves = [law.log_prob(half.clone()).sum() for half in value.split(1000)]
+    (expected,) = torch.autograd.grad(sum(halves), law._raw)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.5)
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+def test_autocast_rounds_no_gradient(cls):
+    law = make(cls, batch_shape=(noise.MANY,), k=3)
+    value = law.rsample()
+    total = (value * torch.randn(value.shape)).sum()
+    (expected,) = torch.autograd.grad(total, law._raw, retain_graph=True)
+    with torch.autocast("cpu"):
+        (found,) = torch.autograd.grad(total, law._raw)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cls", VALUES[:3])
+def test_a_score_that_has_been_changed_is_not_given_again(cls):
+    law = make(cls, 0.4, (3,), 4)
+    value = law.rsample()
+    right = law.log_prob(value).detach().clone()
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            score = law.log_prob(value)
+            score -= 5
+        torch.testing.assert_close(law.log_prob(value).detach(), right, rtol=1e-4, atol=1e-4)

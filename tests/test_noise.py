@@ -54,7 +54,12 @@ def test_many_variates_are_of_one_seed_and_no_two_alike():
     torch.manual_seed(4)
     assert noise.exponential((3, noise.MANY), **KINDS).equal(first)
     assert not first[0].equal(first[1])
-    assert noise.logistic((noise.MANY + 1,), **KINDS).shape == (noise.MANY + 1,)
+
+
+def test_the_last_of_an_odd_number_is_drawn_too():
+    for sampler, law in ((noise.exponential_, "expon"), (noise.logistic_, "logistic")):
+        last = [sampler(torch.zeros(3))[-1].item() for _ in range(2000)]
+        assert stats.kstest(last, law).pvalue > ALPHA
 
 
 def test_many_variates_are_on_the_device_that_is_asked_for():
