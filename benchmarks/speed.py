@@ -178,6 +178,39 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     return works
 
 
+def floor(shape: Shape, options: argparse.Namespace) -> Times:
+    """The times of what no implementation of the soft work by torch can do without, on a CPU."""
+    entries = math.prod(shape)
+    block = torch.rand(min(entries, 2**18)) + 0.5
+    times = -(-entries // len(block))
+
+    def bits() -> None:
+        for _ in range(times):
+            block.view(torch.int64).random_(-(2**63), None)
+
+    def functions() -> None:
+        block.fill_(1.5)
+        for _ in range(times):
+            block.log().log1p_().exp_()
+
+    def pages() -> None:
+        for _ in range(2):
+            torch.empty(shape).fill_(0.0)
+
+    y = leaf(shape, options.device)
+    works: dict[str, Work] = {
+        "32 random bits an entry": bits,
+        "two logarithms and an exponential": functions,
+        "two arrays written for the first time": pages,
+        "the loss itself": partial(loss_itself, y, y),
+    }
+    found = in_turns(works, options)
+    found["sum"] = sum(float(taken) for taken in found.values())
+    rows = [[name, 1e3 * float(taken)] for name, taken in found.items()]
+    table(f"{called(shape)}, soft, the floor", ["ms"], rows)
+    return found
+
+
 def hard_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
     x, w = leaf(shape, options.device), torch.randn(shape, device=options.device)
     works: dict[str, Work] = {
@@ -491,7 +524,7 @@ def read() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--shapes", nargs="*", type=shape_of, default=SHAPES, help="such as 64x10 4096x64")
-    add("--skip", nargs="+", choices=["soft", "hard", "memory", "svi"], default=[])
+    add("--skip", nargs="+", choices=["soft", "hard", "floor", "memory", "svi"], default=[])
     add("--repeats", type=float, default=1.0, help="times the usual rounds (default: 1)")
     add("--compiled", action="store_true", help="ours by `torch.compile`, too")
     add("--growth", action="store_true", help="how the times of ours grow, too")
@@ -530,6 +563,8 @@ def main() -> None:
         for kind, contestants in (("soft", soft_contestants), ("hard", hard_contestants)):
             if kind not in options.skip:
                 found[kind] = measured(kind, shape, contestants(shape, options), options)
+        if "floor" not in options.skip and not on_gpu:
+            found["floor"] = floor(shape, options)
         if "memory" not in options.skip:
             found["peak MiB"] = peaks(shape, options)
         write(options, results)
