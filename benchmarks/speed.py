@@ -16,6 +16,9 @@ contestants take turns in one process, a call each, and ratios are of medians: o
 its arguments to ours that checks them, of any other to ours that does not. JAX takes part where it
 is installed and has the device, and with --compiled ours within `pyro_gumbel.compiled` too.
 
+The floor of the soft work is the time of what torch's operations have to do for it in any case:
+random bits, logarithms and an exponential, writing y and the gradient, the loss itself.
+
 Memory is what the soft work adds to the peak of a process of its own. On a GPU, or with
 --bandwidth, the time to move five arrays of x's size is given as a fraction of the time taken.
 """
