@@ -23,7 +23,7 @@ _is_on = ContextVar("pyro_gumbel.compiled", default=False)
 
 @contextmanager
 def compiled() -> Iterator[None]:
-    """Within it large draws, densities and their gradients are computed by `torch.compile`.
+    """Within it `torch.compile` computes large soft draws, densities, and gradients of all draws.
 
     .. code-block:: python
 
