@@ -57,6 +57,7 @@ BLOCK = 2**19  # elements: a few tensors of as many stay in the cache
 SHORT = 32  # to sum over fewer neighbours is dear
 
 EXACT = -50  # of a v above this, less log(k), log(s) is as good, and 1 / s far from infinity
+EXACT_BELOW = 2  # of a v below this, logit(s) is as good
 
 Maybe = Tensor | None
 Gradient = Tensor | None
@@ -77,14 +78,28 @@ def draw(
     batch_shape: torch.Size,
     *,
     keep: bool,
+    score: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """s, v and log p(s) of a draw.
 
-    No v where it is log(s) to rounding, unless it is to be kept; no log p(s) where a logit is
-    infinite.
+    Unless it is to be kept, no v where `link.inverse_inside` finds it to rounding. log p(s) where
+    it is to be scored and the logits are finite, but not that of bits without a gradient: from v
+    it is as cheap.
     """
-    s, v, density = _Draw.apply(x, tau, link, sample_shape, batch_shape, keep)
-    return s, v, density if _is_finite(density) else None
+    attached = torch.is_grad_enabled() and (x.requires_grad or tau.requires_grad)
+    score = score and (attached or link.event_dim > 0)
+    s, v, density = _Draw.apply(x, tau, link, sample_shape, batch_shape, keep, score)
+    if v is not None and not keep and not attached and _is_inside(v, link):
+        v = None
+    return s, v, density if density is not None and _is_finite(density) else None
+
+
+def _is_inside(v: Tensor, link: Link) -> bool:
+    """Whether the value has all of v, to rounding."""
+    if not v.numel():
+        return True
+    least, most = v.aminmax()
+    return least.item() > EXACT and (isinstance(link, Simplex) or most.item() < EXACT_BELOW)
 
 
 def draw_hard(
@@ -121,12 +136,14 @@ class _OnInterval:
         self.degrees, self.log_factorial = 1, 0.0
 
     def draw(
-        self, noise: Tensor, x: Tensor, tau: Tensor, s: Maybe = None, spare: Maybe = None
-    ) -> tuple[Tensor, Tensor, Maybe, Tensor]:
+        self, noise: Tensor, x: Tensor, tau: Tensor, score: bool, s: Maybe, spare: Maybe
+    ) -> tuple[Tensor, Tensor, Maybe, Maybe]:
         """s (in s if given), v (in the noise's memory), None, and log p(s) but for its constant."""
-        density = _log_slope(noise)
+        density = _log_slope(noise) if score else None
         v = noise.add_(x).div_(tau)
-        return torch.sigmoid(v, out=s), v, None, density.sub_(_log_slope(v))
+        if density is not None:
+            density.sub_(_log_slope(v))
+        return torch.sigmoid(v, out=s), v, None, density
 
     def perturbed(self, noise: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
         """z, into z if given."""
@@ -172,20 +189,24 @@ class _InRows:
         self.k, self.degrees, self.log_factorial = k, k - 1, math.lgamma(k)
 
     def draw(
-        self, e: Tensor, x: Tensor, tau: Tensor, s: Maybe = None, spare: Maybe = None
-    ) -> tuple[Tensor, Tensor, Maybe, Tensor]:
+        self, e: Tensor, x: Tensor, tau: Tensor, score: bool, s: Maybe, spare: Maybe
+    ) -> tuple[Tensor, Tensor, Maybe, Maybe]:
         """s (in s if given), z (in the noise's memory) and n with v = z - n, and log p(s) but
         for its constant. n is None for 0. `spare` is memory that lies as the noise does.
         """
-        log_total = e.sum(-1).log_()
+        log_total = e.sum(-1).log_() if score else None
         log_e = e.log_()
-        density = log_e.sum(-1).sub_(log_total, alpha=self.k)
+        density = None if log_total is None else log_e.sum(-1).sub_(log_total, alpha=self.k)
         z = self._scaled_(log_e.neg_().add_(x), tau)
         if not self.on_simplex:
             v = self.link.normalise(z)
-            return torch.sigmoid(v, out=s), v, None, density.add_(self._of_slopes(v, True))
+            if density is not None:
+                density.add_(self._of_slopes(v, True))
+            return torch.sigmoid(v, out=s), v, None, density
         s, n = _softmax(z, s, spare)
-        return s, z, n, density.sub_(z.sum(-1)).add_(n.squeeze(-1), alpha=self.k)
+        if density is not None:
+            density.sub_(z.sum(-1)).add_(n.squeeze(-1), alpha=self.k)
+        return s, z, n, density
 
     def perturbed(self, e: Tensor, x: Tensor, z: Maybe = None) -> Tensor:
         """z, into z if given."""
@@ -275,7 +296,7 @@ def _formulas(link: Link, x: Tensor) -> Any:
 
 
 class _Draw(torch.autograd.Function):
-    """(x, tau) -> s, v or None, log p(s)."""
+    """(x, tau) -> s, v or None, log p(s) or None."""
 
     @staticmethod
     def forward(
@@ -286,30 +307,33 @@ class _Draw(torch.autograd.Function):
         sample: torch.Size,
         batch: torch.Size,
         keep: bool,
-    ) -> tuple[Tensor, Maybe, Tensor]:
+        score: bool,
+    ) -> tuple[Tensor, Maybe, Maybe]:
         ctx.formulas = formulas = _formulas(link, x)
         ctx.batch = batch
         noise = _Noise(link, x)
         shape = sample + batch + x.shape[x.dim() - link.event_dim :]
         if math.prod(shape) < MANY:
-            s, z, n, density = formulas.draw(noise.of(shape), x, tau)
+            s, z, n, density = formulas.draw(noise.of(shape), x, tau, score, None, None)
             v = z if n is None else z.sub_(n)
-            _add_constant(density, tau, formulas)
+            if density is not None:
+                _add_constant(density, tau, formulas)
         else:
-            s, density = x.new_empty(shape), x.new_empty(sample + batch)
+            s, density = x.new_empty(shape), x.new_empty(sample + batch) if score else None
             v = x.new_empty(shape) if keep or not isinstance(link, Simplex) else None
             draw_block = program(_draw, formulas.kind)
             blocks = _Blocks(s, batch, link.event_dim)
             for at, (x_, tau_, s_, density_) in blocks.each(x, tau, s, density):
                 e = noise.of(s_.shape)
-                _, z, n, found = draw_block(formulas, e, x_, tau_, s_, noise.beside(e))
+                _, z, n, found = draw_block(formulas, e, x_, tau_, score, s_, noise.beside(e))
                 if v is None and z.amin().item() < EXACT:
                     v = s.log()
                 if v is not None:
                     v_ = blocks.fold(v)[at]
                     torch.sub(z, n, out=v_) if n is not None else v_.copy_(z)
-                density_.copy_(found)
-                _add_constant(density_, tau_, formulas)
+                if density_ is not None:
+                    density_.copy_(found)
+                    _add_constant(density_, tau_, formulas)
         ctx.save_for_backward(x, tau, s, v)
         ctx.set_materialize_grads(False)
         return s, v, density
@@ -317,12 +341,12 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Any, b: Any, c: Any) -> tuple[Gradient, ...]:
         if a is None and b is None and c is None:
-            return (None,) * 6
+            return (None,) * 7
         x, tau, s, v = ctx.saved_tensors
         blocks = _Blocks(s, ctx.batch, ctx.formulas.event_dim)
         options = ctx.formulas, ctx.needs_input_grad[1]
         _, dx, dtau = _pulled(_pull_draw, options, blocks, x, tau, a, b, c, s, v)
-        return dx, dtau, None, None, None, None
+        return dx, dtau, None, None, None, None, None
 
 
 class _HardDraw(torch.autograd.Function):
@@ -389,9 +413,9 @@ class _Density(torch.autograd.Function):
 
 
 def _draw(
-    formulas: Any, noise: Tensor, x: Tensor, tau: Tensor, s: Tensor, spare: Maybe
-) -> tuple[Tensor, Tensor, Maybe, Tensor]:
-    drawn: tuple[Tensor, Tensor, Maybe, Tensor] = formulas.draw(noise, x, tau, s, spare)
+    formulas: Any, noise: Tensor, x: Tensor, tau: Tensor, score: bool, s: Tensor, spare: Maybe
+) -> tuple[Tensor, Tensor, Maybe, Maybe]:
+    drawn: tuple[Tensor, Tensor, Maybe, Maybe] = formulas.draw(noise, x, tau, score, s, spare)
     return drawn
 
 

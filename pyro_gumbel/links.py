@@ -113,6 +113,10 @@ class Link:
         """s -> v, clamped: finite, with a finite derivative, on the boundary too."""
         raise NotImplementedError
 
+    def inverse_inside(self, value: Tensor) -> Tensor:
+        """s -> v of values that are far from the boundary."""
+        raise NotImplementedError
+
     def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
         """v -> z - x, of all noise that gives finite v the most probable."""
         raise NotImplementedError
@@ -148,6 +152,9 @@ class _Sigmoid(Link):
     def inverse(self, value: Tensor) -> Tensor:
         below_one = 1 - torch.finfo(value.dtype).eps / 2
         return clamped_log(value) - torch.log1p(-value.clamp(max=below_one))
+
+    def inverse_inside(self, value: Tensor) -> Tensor:
+        return torch.logit(value)
 
 
 class Interval(_Sigmoid):
@@ -247,6 +254,9 @@ class Simplex(_OfConstantSum):
 
     def inverse(self, value: Tensor) -> Tensor:
         return clamped_log(value)
+
+    def inverse_inside(self, value: Tensor) -> Tensor:
+        return value.log()
 
     def vertex(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)

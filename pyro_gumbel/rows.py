@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
 from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
+from pyro_gumbel.memory import Parameters
 from pyro_gumbel.parameters import (
     Temperature,
     brief,
@@ -87,7 +88,7 @@ class Row:
         shapes: dict[str, Any] = {self._given: self._raw.shape, "size": size}
         if self._has_temperature:
             self._raw_temperature = read_temperature(owner, temperature, self._raw)
-            self._parameters = self._raw, self._raw_temperature  # whose tuple: `Density.of` asks
+            self._parameters = Parameters(self._raw, self._raw_temperature)
             shapes["temperature"] = self._raw_temperature.shape
         self._batch_shape, self._event_shape = self.infer_shapes(**shapes)
         if size is not None:

@@ -63,8 +63,9 @@ class Soft(Row):
         """A draw that is differentiable in the parameters."""
         if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
             shapes = torch.Size(sample_shape), self._batch_shape
-            keep = isinstance(self, Coordinates) or self._raw.dtype != self._dtype
-            drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep)
+            values = isinstance(self, _Values)
+            keep = not values or self._raw.dtype != self._dtype
+            drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep, score=values)
             return self._value_of(*drawn)
         return self._value_at(self._draw_coordinates(sample_shape))
 
@@ -113,7 +114,7 @@ class _Values(Soft):
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         own = None if density is None else Density(density, self._parameters)
-        coordinates = torch.log if v is None else v
+        coordinates = self.link.inverse_inside if v is None else v
         return remember(s.to(self._raw.dtype), self.link, coordinates, own)
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
