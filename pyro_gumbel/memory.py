@@ -23,6 +23,7 @@ had from the value to rounding; its log density, but not of bits without a gradi
 distribution's parameters, with the copy of those that are leaves.
 """
 
+import math
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -58,37 +59,51 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._seen = tuple(map(_seen, tensors))
-        self._copies = tuple(None if _counts_changes(t) else t.detach().clone() for t in tensors)
+        self._marks = [(t.requires_grad, t.grad_fn, _version(t), _copy_of(t)) for t in tensors]
+        self.requires_grad = any(mark[0] for mark in self._marks)
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        return self._seen == tuple(map(_seen, tensors)) and all(
-            copy is None or (copy.device.type == "cpu" and _are_equal(copy, tensor.detach()))
-            for copy, tensor in zip(self._copies, tensors, strict=True)
-        )
+        for tensor, (requires_grad, grad_fn, version, copy) in zip(
+            tensors, self._marks, strict=True
+        ):
+            if (
+                tensor.requires_grad is not requires_grad
+                or tensor.grad_fn is not grad_fn
+                or _version(tensor) != version
+                or not (copy is None or _is_equal(tensor, copy))
+            ):
+                return False
+        return True
 
 
-def _seen(tensor: Tensor) -> tuple[Any, ...]:
-    """What can be told of a tensor without reading its values."""
-    kind = tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
-    return *kind, tensor.grad_fn, _version(tensor)
+def _copy_of(tensor: Tensor) -> Tensor | float | None:
+    """The values, but none of a tensor whose changes torch counts; NaN on a GPU.
 
-
-def _counts_changes(tensor: Tensor) -> bool:
-    """Whether this is a result of operations, and no view of a leaf."""
-    base = tensor._base if tensor._is_view() else tensor
-    return tensor.grad_fn is not None and base is not None and base.grad_fn is not None
-
-
-def _are_equal(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same numbers.
-
-    Eight bytes at a time, twice as fast as float by float.
+    To read values there would wait for it: what cannot be compared counts as changed.
     """
-    flat = left.is_contiguous() and right.is_contiguous() and right.storage_offset() % 8 == 0
-    if flat and left.numel() % 8 == 0 and left.numel() >= 4096:
-        left, right = (tensor.view(-1).view(torch.int64) for tensor in (left, right))
-    return torch.equal(left, right)
+    if tensor.grad_fn is not None and not _is_view_of_a_leaf(tensor):
+        return None
+    if tensor.device.type != "cpu":
+        return math.nan
+    return tensor.item() if tensor.dim() == 0 else tensor.detach().clone()
+
+
+def _is_view_of_a_leaf(tensor: Tensor) -> bool:
+    return tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
+
+
+def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
+    """Whether a tensor still has the values of its copy."""
+    if not isinstance(copy, Tensor):
+        return tensor.device.type == "cpu" and tensor.dim() == 0 and tensor.item() == copy
+    if (tensor.dtype, tensor.shape) != (copy.dtype, copy.shape):
+        return False
+    tensor = tensor.detach()
+    whole = tensor.is_contiguous() and copy.is_contiguous() and tensor.storage_offset() % 8 == 0
+    if whole and tensor.numel() % 8 == 0 and tensor.numel() >= 4096:
+        # Eight bytes at a time: twice as fast as float by float.
+        return torch.equal(*(each.view(-1).view(torch.int64) for each in (tensor, copy)))
+    return torch.equal(tensor, copy)
 
 
 class Density:
@@ -106,10 +121,8 @@ class Density:
         """
         if parameters is not self._parameters or not parameters.are_in(self._state):
             return None
-        if torch.is_grad_enabled():
-            wanted = any(tensor.requires_grad for tensor in parameters.tensors)
-            if self._log_prob.requires_grad != wanted:
-                return None
+        if torch.is_grad_enabled() and self._log_prob.requires_grad != self._state.requires_grad:
+            return None
         return self._log_prob.clone()
 
 

@@ -441,7 +441,7 @@ def test_a_kept_draw_holds_no_more_than_its_coordinates_and_score(cls, tau, k):
     inside = cls is RelaxedCategorical and tau == 1.0
     expected = 0 if inside else itself
     if cls not in ONE_BIT:
-        expected += 20 * 4 + 2 * (4 * k + 4)  # the score, the parameters and their copies
+        expected += 20 * 4 + 2 * 4 * k + 4  # the score, the parameters, a copy of the logits
     assert held_bytes(value) == expected
 
 
