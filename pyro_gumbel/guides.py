@@ -3,33 +3,27 @@
 
 """The mean-field guide of a model's discrete sites."""
 
-import sys
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from operator import attrgetter
-from types import FrameType
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ReweightedWakeSleep, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.utils import deep_setattr
-from pyro.infer.elbo import ELBO
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
-from torch.distributions import OneHotCategorical, constraints
+from torch.distributions import constraints
 
 from pyro_gumbel.estimators import Estimator, named
 from pyro_gumbel.hard import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     PlackettLuceStraightThrough,
-    StraightThrough,
     SubsetStraightThrough,
 )
 from pyro_gumbel.parameters import Temperature, at_site, fitted
@@ -57,10 +51,9 @@ class AutoRelaxed(AutoGuide):
         guide.append(AutoNormal(poutine.block(model, hide=["z"])))
         guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), 0.5))
 
-    Under `TraceMeanField_ELBO` train the model as it is. Under other ELBOs train
-    ``relaxed(model, temperature)``, and give that to the guide: there the prior has to pass a
-    gradient to the sample, which a plain `OneHotCategorical` does not. The guide warns of it. With
-    `hard=False` the model is always ``relaxed(model, temperature, hard=False)``.
+    With `hard=True` the model may be relaxed or not: a plain prior passes its gradient to the
+    samples too. (Not within a function that `torch.compile` compiles: relax the model there.) With
+    `hard=False` the model is ``relaxed(model, temperature, hard=False)``.
 
     A model with masked discrete sites is run once more in every call, for the masks. A
     `poutine.scale` inside the model is not the guide's: write it around both.
@@ -115,11 +108,6 @@ class AutoRelaxed(AutoGuide):
                 "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
             )
         self._masked = any(_masks(site["mask"], site["law"]) for site in self._sites.values())
-        self._without_gradient = [
-            name
-            for name, site in self.prototype_trace.iter_stochastic_nodes()
-            if _passes_no_gradient(innermost(site["fn"]))
-        ]
         self.logits = PyroModule()
         for name, logits in self._initial_logits(*args, **kwargs).items():
             event_dim = logits.dim() - len(self._sites[name]["law"].batch_shape)
@@ -234,7 +222,6 @@ class AutoRelaxed(AutoGuide):
                 if site["mask"] is not None:
                     stack.enter_context(poutine.mask(mask=site["mask"]))
                 result[name] = pyro.sample(name, self._current_law(name, site))
-        self._warn_of_lost_gradients(result)
         return result
 
     @torch.no_grad()
@@ -243,24 +230,6 @@ class AutoRelaxed(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: _most_probable(innermost(self.law(name))) for name in self._sites}
-
-    def _warn_of_lost_gradients(self, values: dict[str, Tensor]) -> None:
-        """Once, where a prior passes no gradient to a sample that has one."""
-        sites = [name for name in self._without_gradient if values[name].requires_grad]
-        elbo, model = _running_objective() if sites else (None, None)
-        guide = self if self.master is None else self.master()
-        own = getattr(guide, "_model", None)  # a copy has none
-        if elbo is None or own is None or model != own[0]:
-            return
-        if isinstance(elbo, TraceMeanField_ELBO | ReweightedWakeSleep):
-            return
-        self._without_gradient = []
-        warnings.warn(
-            f"AutoRelaxed: the OneHotCategorical priors of {sites} pass no gradient to the samples "
-            f"under {type(elbo).__name__}; write model = relaxed(model, temperature) before the "
-            "guide and SVI are made of it, or loss=TraceMeanField_ELBO()",
-            stacklevel=2,
-        )
 
 
 def _masks(mask: Any, law: Any) -> list[Tensor]:
@@ -286,11 +255,6 @@ def _mean_logits(laws: list[Any]) -> Tensor:
     return mean.logit() if isinstance(laws[0], OneBit) else mean.log()
 
 
-def _passes_no_gradient(law: Any) -> bool:
-    """Whether log_prob looks an index up."""
-    return isinstance(law, OneHotCategorical) and not isinstance(law, StraightThrough)
-
-
 def _size(law: Row) -> tuple[int, ...]:
     """The argument `size`, where the class has it."""
     return (law.size,) if isinstance(law, MOfK | Ranking) else ()
@@ -308,24 +272,3 @@ def _hard_class(law: Row) -> Any:
     if isinstance(law, MOfK):
         return SubsetStraightThrough
     return PlackettLuceStraightThrough if isinstance(law, Ranking) else CategoricalStraightThrough
-
-
-def _running_objective() -> tuple[ELBO | None, Any]:
-    """The ELBO that is running this guide, and its model; None where the guide runs alone.
-
-    Pyro tells a guide nothing of it, so it is looked up in the calls under way. Variables are read
-    of methods with a model alone: to read them keeps them alive for as long as the call.
-    """
-    found: tuple[ELBO | None, Any] = (None, None)
-    frame: FrameType | None = sys._getframe(1)
-    try:
-        while frame is not None:
-            names = frame.f_code.co_varnames
-            if names[:1] == ("self",) and "model" in names:
-                variables = frame.f_locals
-                if isinstance(variables.get("self"), ELBO) and "model" in variables:
-                    found = variables["self"], variables["model"]
-            frame = frame.f_back
-    finally:
-        del frame
-    return found

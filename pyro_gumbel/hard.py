@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_gumbel import kernels
 from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.estimators import Estimator, gumbel_softmax, named, straight_through_of
+from pyro_gumbel.indexing import as_one_hot_sample
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.parameters import Temperature
 from pyro_gumbel.rows import OneBit, OneOfK, Row
@@ -56,11 +57,14 @@ class StraightThrough(Row):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward is that of the estimator's surrogate."""
         if self._is_drawn_at_once:
-            return remember(self._drawn_at_once(sample_shape), PATHWISE, True)
+            return self._pathwise(self._drawn_at_once(sample_shape))
         logits, perturbed = self._contest(sample_shape)
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
-        sample = straight_through_of(hard, surrogate).to(self._raw.dtype)
+        return self._pathwise(straight_through_of(hard, surrogate).to(self._raw.dtype))
+
+    def _pathwise(self, sample: Tensor) -> Tensor:
+        """A draw that carries the mark of `rsample`."""
         return remember(sample, PATHWISE, True)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -220,6 +224,9 @@ class CategoricalStraightThrough(_OfOne, OneOfK, OneHotCategorical):
     """
 
     # Of the parent's inner `_categorical` nothing is left: all that read it is overridden.
+
+    def _pathwise(self, sample: Tensor) -> Tensor:
+        return super()._pathwise(as_one_hot_sample(sample))
 
     _support_text = "hard, that is exactly one-hot"
     _remedy = (

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel.compiling import is_on, program
+from pyro_gumbel.indexing import is_plain
 from pyro_gumbel.links import Link, Simplex, largest
 from pyro_gumbel.noise import MANY, exponential, exponential_, logistic, logistic_
 from pyro_gumbel.parameters import in_eager_mode
@@ -66,8 +67,7 @@ Gradients = tuple[Gradient, Gradient, Gradient]  # dv, dx, dtau
 
 def apply_to(*tensors: Tensor) -> bool:
     """Whether the formulas may stand for the graph of operations on these tensors."""
-    plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-    return plain and in_eager_mode()
+    return all(is_plain(t) and t.device.type == "cpu" for t in tensors) and in_eager_mode()
 
 
 def draw(

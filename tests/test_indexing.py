@@ -1,0 +1,255 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A plain prior passes its gradient to a one-hot sample, whatever Pyro does on the way."""
+
+import copy
+import io
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_gumbel import CategoricalStraightThrough
+from pyro_gumbel.indexing import OneHotIndex, OneHotSample, as_one_hot_sample
+
+K = 4
+
+
+def drawn(batch=(3,), dtype=torch.float32):
+    """A sample with a gradient, and the logits that have it."""
+    logits = torch.randn((*batch, K), dtype=dtype).requires_grad_()
+    return CategoricalStraightThrough(0.5, logits=logits).rsample(), logits
+
+
+def without_index(value):
+    """The same sample as a plain tensor, with its graph."""
+    return value * 1
+
+
+PRIORS = {
+    "Pyro's": lambda x: dist.OneHotCategorical(logits=x),
+    "torch's": lambda x: torch.distributions.OneHotCategorical(logits=x),
+    "by probs": lambda x: dist.OneHotCategorical(probs=x.softmax(-1)),
+    "unchecked": lambda x: dist.OneHotCategorical(logits=x, validate_args=False),
+    "expanded": lambda x: dist.OneHotCategorical(logits=x).expand([2, 3]),
+    "independent": lambda x: dist.OneHotCategorical(logits=x).to_event(1),
+    "masked": lambda x: dist.OneHotCategorical(logits=x).mask(torch.tensor([True, False, True])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_plain_prior_is_linear_in_a_sample(prior, dtype):
+    value, logits = drawn(dtype=dtype)
+    x = torch.randn(3, K, dtype=dtype).requires_grad_()
+    plain = PRIORS[prior](x)
+    log_prob = plain.log_prob(value)
+    torch.testing.assert_close(log_prob, plain.log_prob(value.detach()), rtol=0, atol=0)
+    found = torch.autograd.grad(log_prob.sum(), (logits, x), retain_graph=True)
+
+    table = plain.base_dist if hasattr(plain, "base_dist") else plain
+    terms = (without_index(value) * table.logits).sum(-1)
+    if prior == "masked":
+        terms = terms * torch.tensor([1.0, 0.0, 1.0], dtype=dtype)
+    expected = torch.autograd.grad(terms.sum(), (logits, x))
+    torch.testing.assert_close(found, expected)
+    assert (found[0] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("value_shape", "prior_shape"),
+    [((), ()), ((), (5,)), ((5,), ()), ((2, 1), (3,)), ((2, 1, 3), (4, 1)), ((0,), ())],
+)
+def test_shapes_broadcast(value_shape, prior_shape):
+    value, logits = drawn(value_shape, torch.float64)
+    x = torch.randn(*prior_shape, K, dtype=torch.float64)
+    log_prob = dist.OneHotCategorical(logits=x).log_prob(value)
+    expected = (without_index(value) * x.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(log_prob, expected)
+    found, wanted = (
+        torch.autograd.grad(terms.sum(), logits, retain_graph=True)
+        for terms in (log_prob, expected)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_impossible_category_passes_no_gradient():
+    value, logits = drawn((100,))
+    x = torch.tensor([0.0, 1.0, -torch.inf, 0.5])
+    log_prob = dist.OneHotCategorical(logits=x).log_prob(value)
+    impossible = value[:, 2] == 1
+    assert impossible.any()
+    assert log_prob[impossible].isneginf().all()
+    assert log_prob[~impossible].isfinite().all()
+    (found,) = torch.autograd.grad(log_prob.sum(), logits)
+    assert found.isfinite().all()
+    assert (found != 0).any()
+
+
+def test_second_derivatives_are_those_of_the_sum():
+    value, logits = drawn(dtype=torch.float64)
+    x = torch.randn(3, K, dtype=torch.float64).requires_grad_()
+    mixed = []
+    for log_prob in (
+        dist.OneHotCategorical(logits=x).log_prob(value),
+        (without_index(value) * x.log_softmax(-1)).sum(-1),
+    ):
+        (first,) = torch.autograd.grad(log_prob.sum(), logits, create_graph=True)
+        mixed.append(torch.autograd.grad((first**2).sum(), (x, logits), retain_graph=True))
+    torch.testing.assert_close(*mixed)
+
+
+OPERATIONS = {
+    "product": lambda z: z @ torch.ones(K),
+    "arithmetic": lambda z: 2 * z + 1,
+    "clone": torch.clone,
+    "detach": torch.detach,
+    "slice": lambda z: z[..., :2],
+    "index": lambda z: z[0],
+    "all": lambda z: z[...],
+    "view": lambda z: z.view(-1),
+    "dtype": lambda z: z.double(),
+    "long": lambda z: z.long(),
+    "argmax": lambda z: z.argmax(-1),
+    "the largest": lambda z: z.max(),
+    "largest over the batch": lambda z: z.max(0).indices,
+    "largest, kept": lambda z: z.max(-1, keepdim=True).indices,
+    "maximum": lambda z: torch.max(z, torch.zeros(K)),
+    "values": lambda z: z.max(-1).values,
+    "stack": lambda z: torch.stack([z, z]),
+    "cat": lambda z: torch.cat([z, z]),
+    "comparison": lambda z: z == 1,
+    "linear": lambda z: torch.nn.functional.linear(z, torch.ones(2, K)),
+    "index arithmetic": lambda z: z.max(-1)[1] + 1,
+    "index as a table's": lambda z: torch.arange(K)[z.max(-1)[1]],
+    "index, compared": lambda z: z.max(-1)[1] % 1 == 0,
+    "index, one-hot": lambda z: torch.nn.functional.one_hot(z.max(-1)[1], K),
+    "index, sliced": lambda z: z.max(-1)[1][:1],
+    "index, elsewhere": lambda z: z.max(-1)[1].unsqueeze(0),
+    "index, of the batch": lambda z: torch.ones(K, K).gather(0, z.max(-1)[1].unsqueeze(-1)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_other_operation_is_that_of_a_plain_tensor(operation):
+    value, _ = drawn()
+    assert type(value) is OneHotSample
+    found = OPERATIONS[operation](value)
+    expected = OPERATIONS[operation](without_index(value))
+    assert type(found) is type(expected) is torch.Tensor
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found.requires_grad == expected.requires_grad
+
+
+@pytest.mark.parametrize("function", [torch.max, torch.Tensor.max])
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_the_index_is_one_of_integers(function, dim):
+    value, _ = drawn()
+    largest = function(value, dim)
+    assert type(largest.indices) is OneHotIndex
+    assert type(largest.values) is torch.Tensor
+    assert largest.indices.dtype == torch.int64
+    assert not largest.indices.requires_grad
+    torch.testing.assert_close(largest[1].tolist(), value.argmax(-1).tolist())
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("copied", [saved_and_loaded, lambda v: pickle.loads(pickle.dumps(v))])
+def test_copies_on_disk_are_plain(copied):
+    value, _ = drawn()
+    for each in (value, value.max(-1).indices):
+        assert type(copied(each)) is torch.Tensor
+        torch.testing.assert_close(copied(each), each.plain)
+
+
+def test_copies_are_what_those_of_a_plain_tensor_are():
+    value, _ = drawn()
+    with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
+        copy.deepcopy(value)
+    index = value.max(-1).indices
+    assert type(copy.deepcopy(index)) is torch.Tensor
+    assert repr(value).startswith("tensor([[")
+    assert str(index).startswith("tensor([")
+
+
+def test_a_value_without_a_gradient_is_plain():
+    law = CategoricalStraightThrough(0.5, logits=torch.zeros(3, K))
+    assert type(law.sample()) is torch.Tensor
+    assert type(law.rsample()) is torch.Tensor
+    with torch.no_grad():
+        assert type(as_one_hot_sample(drawn()[0].detach())) is torch.Tensor
+
+
+def of_logits(x, logits):
+    value = CategoricalStraightThrough(0.5, logits=logits).rsample()
+    return dist.OneHotCategorical(logits=x, validate_args=False).log_prob(value).sum()
+
+
+def expected_gradient(x, logits):
+    value = without_index(CategoricalStraightThrough(0.5, logits=logits).rsample())
+    return torch.autograd.grad((value * x.log_softmax(-1)).sum(), logits)[0]
+
+
+def test_func_grad():
+    x, logits = torch.randn(3, K), torch.randn(3, K)
+    torch.manual_seed(1)
+    found = torch.func.grad(of_logits, argnums=1)(x, logits)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, expected_gradient(x, logits.requires_grad_()))
+
+
+def test_vmap():
+    """Over samples: the mean gradient is that of samples drawn at once."""
+    x, logits = torch.randn(K), torch.randn(K)
+
+    def gradient(_):
+        return torch.func.grad(of_logits, argnums=1)(x, logits)
+
+    found = torch.vmap(gradient, randomness="different")(torch.arange(2000))
+    logits.requires_grad_()
+    expected = torch.stack([expected_gradient(x, logits) for _ in range(2000)])
+    error = (found.var(0) / 2000 + expected.var(0) / 2000).sqrt()
+    assert ((found.mean(0) - expected.mean(0)) / error).abs().max() < 5
+    assert (found != 0).any()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks plain results too
+def test_a_compiled_function_takes_a_sample():
+    value, logits = drawn()
+    weights = torch.randn(K)
+    compiled = torch.compile(lambda z: (z @ weights).exp().sum(), fullgraph=True, backend="eager")
+    (found,) = torch.autograd.grad(compiled(value), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((value @ weights).exp().sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_compiled_draw_is_plain():
+    def draw(logits):
+        return CategoricalStraightThrough(0.5, logits=logits, validate_args=False).rsample()
+
+    value = torch.compile(draw, fullgraph=True, backend="eager")(torch.zeros(3, K).requires_grad_())
+    assert type(value) is torch.Tensor
+
+
+def test_a_sample_may_be_the_logits_of_a_draw():
+    """By the formulas too, which are for tensors whose operations are torch's own."""
+    value, logits = drawn()
+    torch.manual_seed(1)
+    found = CategoricalStraightThrough(0.5, logits=value).rsample() @ torch.arange(K).float()
+    torch.manual_seed(1)
+    expected = CategoricalStraightThrough(0.5, logits=without_index(value)).rsample()
+    expected = expected @ torch.arange(K).float()
+    for each in (found, expected):
+        assert each.requires_grad
+    gradients = [
+        torch.autograd.grad(each.sum(), logits, retain_graph=True)[0] for each in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients)
