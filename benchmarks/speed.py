@@ -9,7 +9,9 @@
     python benchmarks/speed.py --device cuda
 
 The soft work of one call: construct the law from logits x, draw y, take log p(y), and
-differentiate sum(log p(y)) + sum(y * y) in x. The hard work: construct, draw, and differentiate
+differentiate sum(log p(y)) + sum(y * y) in x. The logits are the result of an operation, as those
+of a network are; "of a leaf" are logits that an optimiser moves, which ours compares with a copy
+before it uses what the draw has computed of log p(y). The hard work: construct, draw, and differentiate
 sum(y * w), w fixed. All is float32, at temperature 0.5. Every contestant pays for its loss, so
 the time of that alone stands beside: sum(y * y), or sum(y * w), and its gradient, y a leaf. The
 contestants take turns in one process, a call each, and ratios are of medians: of a law that checks
@@ -102,6 +104,11 @@ def leaf(shape: Shape, device: str) -> Tensor:
     return torch.randn(shape, device=device).requires_grad_()
 
 
+def logits(shape: Shape, device: str) -> Tensor:
+    """A result of operations, as the output of a network is."""
+    return 1 * leaf(shape, device)
+
+
 def soft_work(law: Law, x: Tensor, device: str) -> None:
     made = law(temperature(device), x)
     y = made.rsample()
@@ -165,10 +172,13 @@ def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
 
 
 def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
-    x = leaf(shape, options.device)
+    x = logits(shape, options.device)
     works: dict[str, Work] = {
         name: partial(soft_work, law, x, options.device) for name, law in SOFT.items()
     }
+    works["RelaxedCategorical, of a leaf"] = partial(
+        soft_work, SOFT["RelaxedCategorical"], leaf(shape, options.device), options.device
+    )
     if options.compiled:
         works["RelaxedCategorical, compiled"] = partial(
             within_compiled, works["RelaxedCategorical"]
@@ -215,7 +225,7 @@ def floor(shape: Shape, options: argparse.Namespace) -> Times:
 
 
 def hard_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
-    x, w = leaf(shape, options.device), torch.randn(shape, device=options.device)
+    x, w = logits(shape, options.device), torch.randn(shape, device=options.device)
     works: dict[str, Work] = {
         name: partial(hard_work, law, x, w, options.device) for name, law in HARD.items()
     }
@@ -349,8 +359,8 @@ def high_water() -> int:
 
 def peak(name: str, shape: Shape, device: str) -> float:
     """How many MiB a first soft work adds to the most that this process has held."""
-    soft_work(SOFT[name], leaf((2, 2), device), device)  # for what is loaded only now
-    x = leaf(shape, device)
+    soft_work(SOFT[name], logits((2, 2), device), device)  # for what is loaded only now
+    x = logits(shape, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if device == "cuda" else high_water()
@@ -395,7 +405,7 @@ def gains(options: argparse.Namespace) -> dict[str, Times]:
     found: dict[str, Times] = {}
     for k in (10, 128):
         shape = int(min(1e6, options.largest)) // k, k
-        x, w = leaf(shape, options.device), torch.randn(shape, device=options.device)
+        x, w = logits(shape, options.device), torch.randn(shape, device=options.device)
         size, y = max(1, k // 8), w.softmax(-1)
         of_size = {"size": size}
         works: dict[str, Work] = {
@@ -481,9 +491,9 @@ def growth(
     def work(shape: Shape, law: Law) -> Work:
         if "hard" in title:
             return partial(
-                hard_work, law, leaf(shape, device), torch.randn(shape, device=device), device
+                hard_work, law, logits(shape, device), torch.randn(shape, device=device), device
             )
-        return partial(soft_work, law, leaf(shape, device), device)
+        return partial(soft_work, law, logits(shape, device), device)
 
     found = in_turns({name: work(*case) for name, case in of.items()}, options)
     times = {name: float(taken) for name, taken in found.items()}
