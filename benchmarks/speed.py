@@ -9,14 +9,16 @@
     python benchmarks/speed.py --device cuda
 
 The soft work of one call: construct the law from logits x, draw y, take log p(y), and
-differentiate sum(log p(y)) + sum(y * y) in x. The logits are the result of an operation, as those
-of a network are; "of a leaf" are logits that an optimiser moves, which ours compares with a copy
-before it uses what the draw has computed of log p(y). The hard work: construct, draw, and differentiate
-sum(y * w), w fixed. All is float32, at temperature 0.5. Every contestant pays for its loss, so
-the time of that alone stands beside: sum(y * y), or sum(y * w), and its gradient, y a leaf. The
-contestants take turns in one process, a call each, and ratios are of medians: of a law that checks
-its arguments to ours that checks them, of any other to ours that does not. JAX takes part where it
-is installed and has the device, and with --compiled ours within `pyro_gumbel.compiled` too.
+differentiate sum(log p(y)) + sum(y * y) in x. The hard work: construct, draw, and differentiate
+sum(y * w), w fixed. All is float32, at temperature 0.5. Logits are the result of an operation, as
+those of a network are. "Of a leaf" are logits that an optimiser moves: ours compares them with a
+copy before it uses what the draw has computed of log p(y).
+
+Every contestant pays for its loss, so the time of that alone stands beside: sum(y * y), or
+sum(y * w), and its gradient, y a leaf. The contestants take turns in one process, a call each, and
+ratios are of medians: of a law that checks its arguments to ours that checks them, of any other to
+ours that does not. JAX takes part where it is installed and has the device, and with --compiled
+ours within `pyro_gumbel.compiled` too.
 
 The floor of the soft work is the time of what torch's operations have to do for it in any case:
 random bits, logarithms and an exponential, writing y and the gradient, the loss itself.
