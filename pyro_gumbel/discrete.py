@@ -180,8 +180,9 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
 
     def _outcomes(self) -> Tensor:
         k = self._event_shape[-1]
-        chosen = torch.tensor(list(itertools.combinations(range(k), self.size)))
-        return torch.zeros(len(chosen), k).scatter(-1, chosen, 1.0)
+        sets = list(itertools.combinations(range(k), self.size))
+        chosen = torch.tensor(sets, device=self._raw.device)
+        return self._raw.new_zeros((len(sets), k)).scatter(-1, chosen, 1.0)
 
     @property
     def mean(self) -> Tensor:
@@ -254,7 +255,8 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
 
     def _outcomes(self) -> Tensor:
         k = self._event_shape[-1]
-        chosen = torch.tensor(list(itertools.permutations(range(k), self.size)))
+        orders = list(itertools.permutations(range(k), self.size))
+        chosen = torch.tensor(orders, device=self._raw.device)
         return torch.nn.functional.one_hot(chosen, k)
 
     @property

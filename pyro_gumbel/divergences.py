@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, OneHotCategorical, register_kl
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    OneHotCategorical,
+    TransformedDistribution,
+    kl_divergence,
+    register_kl,
+)
 
 from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.hard import BernoulliStraightThrough, CategoricalStraightThrough
@@ -58,6 +65,21 @@ def _kl_of_many(q: Any, p: Any) -> Tensor:
     return kl_of_masses(*(law.expand(batch).log_prob(values).movedim(0, -1) for law in (q, p)))
 
 
+def _kl_of_transformed(q: Any, p: Any) -> Tensor:
+    """The rule of torch for one transformation of two distributions, with a text where it fails."""
+    try:
+        if q.transforms != p.transforms or q.event_shape != p.event_shape:
+            raise NotImplementedError
+        return kl_divergence(q.base_dist, p.base_dist)
+    except NotImplementedError as error:
+        names = [f"{type(law).__module__}.{type(law).__name__}" for law in (q, p)]
+        raise NotImplementedError(
+            f"kl_divergence(q, p): no formula is known for {names[0]} and {names[1]}; write both "
+            "with the relaxed classes of pyro_gumbel, or estimate it by "
+            "(q.log_prob(z) - p.log_prob(z)).mean(0) with z = q.rsample((1000,))"
+        ) from error
+
+
 def _require_alike(q: Any, p: Any) -> None:
     """Raise a ValueError unless both laws have as many categories and choose as many of them."""
     shapes = [(tuple(law.event_shape), getattr(law, "size", 1)) for law in (q, p)]
@@ -83,6 +105,10 @@ for _soft in (
     LogitRelaxedSubset,
 ):
     register_kl(_soft, _soft)(_kl_of_soft)
+
+for _soft in (RelaxedBernoulli, RelaxedCategorical):  # in torch's hierarchy they are transformed
+    register_kl(_soft, TransformedDistribution)(_kl_of_transformed)
+    register_kl(TransformedDistribution, _soft)(_kl_of_transformed)
 
 for _hard, _plain in (
     (BernoulliStraightThrough, Bernoulli),

@@ -41,7 +41,11 @@ Temperature = float | Tensor | Callable[[], float | Tensor]
 
 
 def read_parameter(
-    owner: str, probs: Tensor | float | None, logits: Tensor | float | None, event_dim: int
+    owner: str,
+    probs: Tensor | float | None,
+    logits: Tensor | float | None,
+    event_dim: int,
+    device: torch.device | None = None,  # of a number; None for the default
 ) -> tuple[str, Tensor]:
     """The name of the one parameter that was given, and the parameter as a tensor of floats."""
     if (probs is None) == (logits is None):
@@ -50,7 +54,9 @@ def read_parameter(
             f"{'neither' if probs is None else 'both'}; write {owner}(..., logits=logits)"
         )
     name, given = ("probs", probs) if logits is None else ("logits", logits)
-    parameter = as_float_tensor(owner, name, given)
+    elsewhere = device is not None and not isinstance(given, Tensor)
+    like = torch.empty((), device=device) if elsewhere else None
+    parameter = as_float_tensor(owner, name, given, like)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
             f"{owner}: `{name}` must have the categories in its last dimension, at least one, got "
@@ -100,8 +106,7 @@ def read_count(owner: str, name: str, given: Any, least: int, example: int) -> i
 
 def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
     """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
-    given = temperature() if callable(temperature) else temperature
-    return as_float_tensor(owner, "temperature", given, like)
+    return as_float_tensor(owner, "temperature", temperature, like)
 
 
 def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:

@@ -102,9 +102,10 @@ class Objective:
             return elbo.differentiable_loss(self.model, guide, *self.args, **self.kwargs)
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Of a loss in the guide's parameters, one vector in float64."""
+        """Of a loss in the guide's parameters, one vector in float64 on the CPU."""
         if not loss.requires_grad:
-            return torch.zeros(sum(p.numel() for p in self.parameters), dtype=torch.float64)
+            numbers = sum(p.numel() for p in self.parameters)
+            return torch.zeros(numbers, dtype=torch.float64, device="cpu")
         parts = torch.autograd.grad(
             loss, self.parameters, allow_unused=True, materialize_grads=True
         )
@@ -184,7 +185,7 @@ def _outcomes(law: Any) -> Iterator[Tensor]:
 
 def _state_by_state(objective: Objective, most: int) -> Reference | None:
     """The sum over z of the gradient of -q(z) f(z); None where z is not all that is random."""
-    total, states = torch.tensor(0.0), 0
+    total, states = _zero(), 0
     begun: list[dict[str, Tensor]] = [{}]
     while begun:
         values = begun.pop()
@@ -264,6 +265,11 @@ def _by_parallel_enumeration(objective: Objective) -> Reference | None:
     return Reference(gradient, 0.0, "parallel enumeration")
 
 
+def _zero() -> Tensor:
+    """To begin a sum with: a number on the CPU goes with tensors of every device."""
+    return torch.tensor(0.0, device="cpu")
+
+
 def _plate_nesting(*traces: Any) -> int:
     """How many dimensions the plates take."""
     stacks = [site.get("cond_indep_stack", ()) for trace in traces for site in trace.nodes.values()]
@@ -288,7 +294,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.tensor(0.0)
+        self.mean = _zero()
         self._squares = 0.0
 
     def add(self, vector: Tensor) -> None:
@@ -304,7 +310,7 @@ class Moments:
 
 def _score_function_loss(objective: Objective) -> Tensor:
     """A loss whose gradient is that of -E f, without bias."""
-    loss = torch.tensor(0.0)
+    loss = _zero()
     terms: dict[str, list[tuple[Tensor, Tensor]]] = {}  # a site may be in some draws only
     for _ in range(DRAWS):
         model, guide = objective.traces(_WithoutGradient())
@@ -333,7 +339,7 @@ def _log_chance(site: Any) -> Tensor:
 
 def _cost(site: Any, model: Any, guide: Any, independent: set[tuple[str, int]]) -> Tensor:
     """f, without what is in other elements of the independent plates of `site`."""
-    total = torch.tensor(0.0)
+    total = _zero()
     for sign, trace in ((1, model), (-1, guide)):
         for term in trace.nodes.values():
             if term["type"] == "sample":
@@ -390,7 +396,7 @@ def _with_another_element(value: Tensor, other: Tensor, dim: int) -> tuple[int, 
     unlike = unlike.reshape(len(unlike), -1).any(-1).nonzero().flatten()
     if not len(unlike):
         return None
-    index = int(unlike[torch.randint(len(unlike), ())])
+    index = int(unlike[torch.randint(len(unlike), (), device="cpu")])
     mixed = value.clone()
     mixed.select(dim, index).copy_(other.select(dim, index))
     return index, mixed

@@ -340,7 +340,7 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
 
 
 def _simplex_of(value: Tensor) -> Link:
-    valid = on_the_simplex.check(value) if value.dim() else torch.tensor(False)
+    valid = on_the_simplex.check(value) if value.dim() else torch.zeros_like(value).bool()
     require(
         valid,
         "harden: `value` must remember what it is or be on the simplex (non-negative, sum 1 over "

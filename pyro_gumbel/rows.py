@@ -84,7 +84,9 @@ class Row:
         """Read and check everything; the columns have the signatures that a user sees."""
         # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
         owner = type(self).__name__
-        self._given, self._raw = read_parameter(owner, probs, logits, self._parameter_dim)
+        temperature = temperature() if callable(temperature) else temperature
+        device = temperature.device if isinstance(temperature, Tensor) else None
+        self._given, self._raw = read_parameter(owner, probs, logits, self._parameter_dim, device)
         shapes: dict[str, Any] = {self._given: self._raw.shape, "size": size}
         if self._has_temperature:
             self._raw_temperature = read_temperature(owner, temperature, self._raw)

@@ -13,8 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch import RelaxedBernoulli as PyroRelaxedBernoulli
+from pyro.distributions.torch import RelaxedOneHotCategorical as PyroRelaxedOneHotCategorical
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.transforms import ExpTransform, SigmoidTransform, Transform
 
 from pyro_gumbel import kernels
 from pyro_gumbel.constraints import (
@@ -175,6 +178,12 @@ class _ValuesOfOne(_OfOne, _Values):
 
     _most_probable: ClassVar[str]  # what to write instead of a mode that does not exist
 
+    def _as(self, cls: Any) -> Any:
+        """The distribution of another class of the family that has all that this one has."""
+        new = object.__new__(cls)
+        new.__dict__.update(self.__dict__)
+        return new
+
     @property
     def mean(self) -> Tensor:
         """E s, exact; tends to `probs` as the temperature falls."""
@@ -253,7 +262,7 @@ class _OfSize(Soft):
         )
 
 
-class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
+class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, PyroRelaxedBernoulli):
     r"""A bit relaxed to the unit interval: s = sigmoid((x + L) / tau), L standard logistic.
 
     With v = logit(s), sigma the sigmoid and d = x - tau v::
@@ -281,6 +290,16 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
     _support_text = "in [0, 1]"
     _remedy = "write value.sigmoid() if these are logits, or use LogitRelaxedBernoulli"
     _most_probable = "write probs.round() for the more probable bit, the probs.argmax of two"
+
+    @property
+    def base_dist(self) -> "LogitRelaxedBernoulli":
+        """The distribution of logit(s), with the same parameters."""
+        return self._as(LogitRelaxedBernoulli)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """From a value of `base_dist` to s."""
+        return [SigmoidTransform()]
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(S <= value) = sigmoid(tau logit(value) - x)."""
@@ -351,7 +370,7 @@ class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
         return self._value_at(self._quantile(value))
 
 
-class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
+class RelaxedCategorical(_ValuesOfOne, OneOfK, PyroRelaxedOneHotCategorical):
     r"""A one-hot vector relaxed to the simplex: s = softmax((x + g) / tau), g iid Gumbel(0, 1).
 
     With v = log(s) and k categories::
@@ -381,6 +400,16 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
     _support_text = "on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True), or use ExpRelaxedCategorical for logs"
     _most_probable = "write probs.argmax(-1) for the most probable category"
+
+    @property
+    def base_dist(self) -> "ExpRelaxedCategorical":
+        """The distribution of log(s), with the same parameters."""
+        return self._as(ExpRelaxedCategorical)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """From a value of `base_dist` to s."""
+        return [ExpTransform()]
 
     @property
     def covariance_matrix(self) -> Tensor:

@@ -8,11 +8,12 @@ Each test shows the failure first, so that it tells when the host has mended it.
 
 import copy
 import math
+import pickle
 
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import TransformedDistribution, constraints, kl_divergence
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -20,7 +21,7 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
 )
-from tests.common import assert_counts
+from tests.common import ALL, assert_counts, make
 
 
 def theirs_and_ours(temperature, logits):
@@ -207,3 +208,115 @@ def test_probabilities_of_zero_and_one_have_an_entropy_and_a_divergence():
     sure = torch.tensor([-math.inf, math.inf])
     assert dist.Bernoulli(logits=sure, validate_args=False).entropy().isnan().any()
     assert BernoulliStraightThrough(0.5, logits=sure).entropy().tolist() == [0.0, 0.0]
+
+
+# The built-in classes as ancestors of ours.
+
+BUILT_IN_OF = {
+    RelaxedBernoulli: (torch.distributions.RelaxedBernoulli, dist.RelaxedBernoulli),
+    RelaxedCategorical: (
+        torch.distributions.RelaxedOneHotCategorical,
+        dist.RelaxedOneHotCategorical,
+    ),
+}
+KEPT = [
+    lambda law: law,
+    lambda law: law.expand((4, *law.batch_shape)),
+    copy.copy,
+    copy.deepcopy,
+    lambda law: pickle.loads(pickle.dumps(law)),
+]
+
+
+@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("cls", ALL)
+def test_code_that_asks_for_the_built_in_classes_finds_ours(cls, keep):
+    """Values and no coordinates, no hard values: those are bits and one-hot vectors."""
+    law = keep(make(cls))
+    for ours, built_in in BUILT_IN_OF.items():
+        assert [isinstance(law, theirs) for theirs in built_in] == 2 * [cls is ours]
+    assert isinstance(law, TransformedDistribution) == (cls in BUILT_IN_OF)
+
+
+FORMS = {
+    "scalar": lambda cls, given: make(cls, 0.4, (), 4, torch.float64, given),
+    "batch": lambda cls, given: make(cls, 0.4, (3, 2), 4, torch.float64, given),
+    "temperatures": lambda cls, given: make(
+        cls, torch.tensor([0.3, 1.0], dtype=torch.float64), (3, 2), 4, torch.float64, given
+    ),
+    "expanded": lambda cls, given: make(cls, 0.4, (2,), 4, torch.float64, given).expand((3, 2)),
+}
+
+
+@pytest.mark.parametrize("given", ["logits", "probs"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cls", BUILT_IN_OF)
+def test_base_and_transforms_make_the_same_law(cls, form, given):
+    """By torch's own formulas for transformed distributions, with all derivatives."""
+    law = FORMS[form](cls, given)
+    torch.manual_seed(0)
+    value = law.rsample((5,))
+    torch.manual_seed(0)
+    transformed = TransformedDistribution.rsample(law, (5,))
+    torch.testing.assert_close(transformed, value)
+    scores = law.log_prob(value.detach()), TransformedDistribution.log_prob(law, value.detach())
+    torch.testing.assert_close(*scores)
+    for pair in ((value.square(), transformed.square()), scores):
+        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), law._raw)[0] for y in pair))
+    assert law.base_dist.batch_shape == law.batch_shape
+    assert law.base_dist.event_shape == law.event_shape
+    for name in ("temperature", "probs", "logits"):
+        torch.testing.assert_close(getattr(law.base_dist, name), getattr(law, name))
+
+
+def test_quantiles_of_base_and_transforms():
+    law = FORMS["temperatures"](RelaxedBernoulli, "logits")
+    p = torch.linspace(0.05, 0.95, 7, dtype=torch.float64).reshape(-1, 1, 1)
+    value = law.icdf(p)
+    torch.testing.assert_close(TransformedDistribution.icdf(law, p), value)
+    torch.testing.assert_close(TransformedDistribution.cdf(law, value), law.cdf(value))
+
+
+@pytest.mark.parametrize("cls", BUILT_IN_OF)
+def test_whether_there_is_an_rsample_is_ours_to_set(cls):
+    """Pyro assigns it; of torch's transformed distributions it is a property of the base."""
+    law = make(cls)
+    assert cls.has_rsample is True
+    assert not law.has_rsample_(False).has_rsample
+    assert not law.base_dist.has_rsample
+    assert not law.expand((4, 2)).has_rsample
+    assert make(cls).has_rsample
+
+
+@pytest.mark.parametrize("cls", BUILT_IN_OF)
+def test_nothing_of_the_ancestors_is_left_that_needs_their_constructor(cls):
+    """All that is public of them answers, or is not implemented."""
+    law = make(cls, temperature=3.0)
+    other = {"conjugate_update", "independent", "reshape", "rsample_n", "sample_n"}
+    arguments = {
+        "cdf": (law.sample(),),
+        "enumerate_support": (),
+        "entropy": (),
+        "expand": ((3, 2),),
+        "expand_by": ((3,),),
+        "has_rsample_": (True,),
+        "icdf": (torch.tensor([0.2, 0.3]),),
+        "log_prob": (law.sample(),),
+        "mask": (True,),
+        "perplexity": (),
+        "rsample": (),
+        "sample": (),
+        "score_parts": (law.sample(),),
+        "shape": (),
+        "to_event": (0,),
+    }
+    missing = set()
+    for name in {name for theirs in BUILT_IN_OF[cls] for name in dir(theirs)} - other:
+        try:
+            found = getattr(law, name)
+            if name in arguments:
+                found(*arguments[name])
+        except NotImplementedError:
+            missing.add(name)
+    expected = {"enumerate_support"} | ({"cdf", "icdf"} if cls is RelaxedCategorical else set())
+    assert missing == expected

@@ -302,6 +302,56 @@ def test_sets_of_all_that_is_possible_are_points():
         assert kl_divergence(*laws) == 0
 
 
+# Torch takes relaxed values for transformed distributions.
+
+BASE_OF = {RelaxedBernoulli: LogitRelaxedBernoulli, RelaxedCategorical: ExpRelaxedCategorical}
+TAU, HALF = torch.tensor(0.5), torch.tensor([0.3, -0.2, 1.0])
+OTHERS = [
+    dist.RelaxedBernoulli(TAU, logits=HALF),
+    dist.RelaxedBernoulliStraightThrough(TAU, logits=HALF),
+    dist.RelaxedOneHotCategorical(TAU, logits=HALF),
+    dist.RelaxedOneHotCategoricalStraightThrough(TAU, logits=HALF),
+    torch.distributions.RelaxedBernoulli(TAU, logits=HALF),
+    dist.LogNormal(HALF, 1.0),
+    dist.Gumbel(HALF, 1.0),
+    dist.Uniform(HALF, 2.0),
+    dist.Bernoulli(logits=HALF),
+    RelaxedSubset(0.5, 2, logits=HALF),
+    LogitRelaxedBernoulli(0.5, logits=HALF),
+]
+
+
+@pytest.mark.parametrize("cls", BASE_OF)
+def test_kl_of_soft_laws_and_the_same_law_by_its_base(cls):
+    """The class's own, without a warning of two that fit, and that of a bare transformed one."""
+    q, p = soft_pair(cls, 4, (0.5, 0.3))
+    exact = kl_divergence(*(law_of(BASE_OF[cls], d.temperature, logits=d._raw) for d in (q, p)))
+    bare = [dist.TransformedDistribution(d.base_dist, d.transforms) for d in (q, p)]
+    assert exact > 0
+    for pair in ((q, p), (q, bare[1]), (bare[0], p), bare):
+        torch.testing.assert_close(kl_divergence(*pair), exact)
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("cls", BASE_OF)
+def test_there_is_no_kl_of_soft_laws_and_others(cls, other):
+    """Above all no wrong one with the built-in class of the same name."""
+    law = law_of(cls, 0.5, logits=HALF)
+    for pair in ((law, other), (other, law)):
+        with pytest.raises(NotImplementedError, match=r"\w+"):
+            kl_divergence(*pair)
+
+
+def test_the_kl_that_there_is_not_says_what_to_write():
+    law, other = RelaxedBernoulli(0.5, logits=HALF), OTHERS[0]
+    text = r"pyro_gumbel\.soft\.RelaxedBernoulli and pyro\.distributions.*; write both"
+    with pytest.raises(NotImplementedError, match=text):
+        kl_divergence(law, other)
+    one, of_k = RelaxedBernoulli(0.5, 0.5), RelaxedCategorical(0.5, logits=torch.zeros(3))
+    with pytest.raises(NotImplementedError, match=r"soft\.RelaxedBernoulli and .*Categorical;"):
+        kl_divergence(one, of_k)
+
+
 @pytest.mark.parametrize("cls", [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough, Subset])
 def test_kl_between_different_sizes_is_refused(cls):
     q, p = (law_of(cls, 0.5, logits=torch.zeros(4), size=size) for size in (1, 2))

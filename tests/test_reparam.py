@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.infer.reparam import GumbelSoftmaxReparam
+from pyro.infer.reparam import AutoReparam, GumbelSoftmaxReparam, TransformReparam
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from scipy import stats
 
@@ -23,7 +23,9 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
     RelaxedSubset,
     harden,
+    register,
     relaxed,
+    unregister,
 )
 from pyro_gumbel.reparam import Gumbel, Logistic
 from tests.common import ALPHA, COORDINATES, SOFT, make, z_bound
@@ -190,6 +192,110 @@ def test_what_has_no_noise_is_refused():
             through_noise(site(law))()
     with pytest.raises(ValueError, match=r'site "z" must be latent'):
         through_noise(lambda: pyro.sample("z", make(RelaxedBernoulli), obs=torch.ones(2) / 2))()
+
+
+# Pyro's own.
+
+
+def log_slope(law, value):
+    """log |det ds/dv|, as the classes of coordinates have it: of every entry on its own."""
+    if law.event_shape[-1:] == (3,):  # a row of the simplex
+        return value.log().sum(-1)
+    return (value * (1 - value)).log()
+
+
+def built_in_model():
+    """Of the classes that `pyro.distributions` has now."""
+    tau = torch.tensor(0.5)
+    z = pyro.sample("z", dist.RelaxedOneHotCategorical(tau, logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", dist.RelaxedBernoulli(tau, logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+def own_model():
+    z = pyro.sample("z", RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", RelaxedBernoulli(0.5, logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+def plain_model():
+    z = pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", dist.Bernoulli(logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+@pytest.fixture(params=["ours", "replaced", "relaxed"])
+def model_of_both(request):
+    """One of three and four bits, in three ways to write them."""
+    if request.param == "ours":
+        yield own_model
+    elif request.param == "relaxed":
+        yield relaxed(plain_model, 0.5, hard=False)
+    else:
+        register(replace=True)
+        yield built_in_model
+        unregister()
+
+
+STRATEGIES = [
+    AutoReparam,
+    lambda: {"z": TransformReparam(), "b": TransformReparam()},
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reparametrised_by_pyro_the_model_has_the_density_that_it_had(model_of_both, strategy):
+    """At the same noise, but for the slope of the transformation."""
+    moved = poutine.reparam(model_of_both, config=strategy())
+    traces = []
+    for model in (model_of_both, moved):
+        pyro.set_rng_seed(1)
+        traces.append(poutine.trace(model).get_trace())
+        traces[-1].compute_log_prob()
+    before, after = (trace.nodes for trace in traces)
+    for name in ("z", "b"):
+        value, base = before[name]["value"], after[f"{name}_base"]
+        torch.testing.assert_close(after[name]["value"], value)
+        expected = before[name]["log_prob"] + log_slope(before[name]["fn"], value)
+        torch.testing.assert_close(base["log_prob"], expected, rtol=1e-4, atol=1e-4)
+        assert not base["is_observed"]
+        assert after[name]["log_prob_sum"] == 0
+    torch.testing.assert_close(after["x"]["log_prob"], before["x"]["log_prob"])
+
+
+def test_reparametrised_by_pyro_the_model_trains(model_of_both):
+    model = AutoReparam()(model_of_both)
+    guide = AutoDelta(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step() for _ in range(30)]
+    assert set(guide.median()) == {"z_base", "b_base"}
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("value", ["drawn", "given"])
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
+def test_transform_reparam_of_an_initial_value(cls, value):
+    law = make(cls, batch_shape=(200,), k=4, dtype=torch.float64).to_event(1)
+    s = law.sample()
+    if value == "given":
+        s = s.clone()
+    base = initial_noise(law, s, TransformReparam, "z_base")
+    moved = poutine.reparam(site(law), {"z": TransformReparam()})
+    back = poutine.condition(moved, {"z_base": base})()
+    torch.testing.assert_close(back, s)
+
+
+def test_gumbel_softmax_reparam_of_ours_has_the_law_of_ours():
+    """At a temperature without batch; the largest entry is the i-th as often as it should be."""
+    law = RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5]))
+    moved = poutine.reparam(site(law), {"z": GumbelSoftmaxReparam()})
+    uniform = torch.rand(3)
+    gumbel = -(-uniform.log()).log()
+    value = poutine.condition(moved, {"z_uniform": uniform})()
+    torch.testing.assert_close(value, law.link(law.logits + gumbel, law.temperature))
 
 
 # Where it is for.
