@@ -24,7 +24,11 @@ from pyro_gumbel.constraints import (
     simplex,
     simplex_rows,
 )
-from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_moments
+from pyro_gumbel.integrals import (
+    relaxed_entropy,
+    softmax_mean,
+    softmax_second_moments,
+)
 from pyro_gumbel.memory import Density, recall, recall_density, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
@@ -54,7 +58,6 @@ class Soft(Row):
         temperature: Temperature,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
-        *,
         validate_args: bool | None = None,
     ) -> None:
         Row.__init__(self, probs, logits, temperature=temperature, validate_args=validate_args)
@@ -62,7 +65,7 @@ class Soft(Row):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters."""
         if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
-            shapes = torch.Size(sample_shape), self._batch_shape
+            shapes = self._sample_shape(sample_shape), self._batch_shape
             keep = isinstance(self, Coordinates) or self._raw.dtype != self._dtype
             drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep)
             return self._value_of(*drawn)
@@ -244,7 +247,6 @@ class _OfSize(Soft):
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
-        *,
         validate_args: bool | None = None,
     ) -> None:
         Row.__init__(
@@ -267,13 +269,14 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
     torch.Size([3])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
-        function without arguments that returns one, called once.
+        function without arguments that returns one, called once. An object that torch functions
+        take for a tensor, by `__torch_function__`, becomes that tensor.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite; exactly one of the two is given.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = constraints.unit_interval
@@ -315,7 +318,7 @@ class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
     :param logits: its log-odds x; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = constraints.real
@@ -373,7 +376,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
         of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = simplex
@@ -408,7 +411,7 @@ class ExpRelaxedCategorical(_OfOne, Coordinates, OneOfK, TorchDistribution):
     :param logits: log weights x, unnormalised; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = log_simplex
@@ -442,7 +445,7 @@ class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
         of the two is given, with at least m possible categories in every row.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     _all_of_them = False
@@ -475,7 +478,7 @@ class LogitRelaxedSubset(_OfSize, Coordinates, MOfK, TorchDistribution):
     :param logits: as in `RelaxedSubset`; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     _all_of_them = False
@@ -515,7 +518,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
         of the two is given, with at least m possible categories in every row.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     support = simplex_rows

@@ -6,6 +6,7 @@
 import inspect
 from typing import ClassVar
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -188,6 +189,23 @@ def test_laws_that_cannot_be_relaxed_say_what_to_write():
         relax(dist.Bernoulli(0.5), -1.0)
 
 
+def test_numbers_that_no_float_can_hold():
+    with pytest.raises(ValueError, match="`temperature` must be positive"):
+        relax(dist.Bernoulli(0.5), 10**400)
+    with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\): .*`temperature` must be posi'):
+        relaxed(lambda: pyro.sample("z", dist.Bernoulli(0.5)), 10**400)()
+
+
+def test_temperatures_that_are_no_tensors_yet():
+    """Integers and arrays; and a batch of them, for a distribution that is taken apart."""
+    law = dist.Bernoulli(logits=torch.zeros(2, 3)).to_event(1)
+    for given in (torch.tensor([1, 2]), lambda: torch.tensor([1, 2])):
+        found = relax(law, given).base_dist.temperature
+        assert found.expand(2, 3).tolist() == [[1.0] * 3, [2.0] * 3]
+    for given in (np.array(2), np.array(2.0), torch.tensor(2), np.int64(2)):
+        assert relax(law, given).base_dist.temperature == 2
+
+
 # Models.
 
 DATA = torch.tensor([0.7, -0.4, 1.9, 3.0])
@@ -355,6 +373,11 @@ def test_sites_are_chosen_by_name():
         model()
     with pytest.raises(TypeError, match=r'`sites` must be a collection.*write sites=\["z"\]'):
         relaxed(model, T, sites="a")
+    for wrong in (3, None.__class__, object(), [3], [None], (b"a",)):
+        with pytest.raises(TypeError, match=r'`sites` must be a collection.*write sites=\["z"\]'):
+            relaxed(model, T, sites=wrong)
+    for names in ((name for name in "a"), {"a": 1}, ("a",), frozenset("a")):
+        assert laws(relaxed(model, T, sites=names))["a"] is BernoulliStraightThrough
     # a branch that was taken once need not be taken again
     branching = relaxed(lambda go: pyro.sample("z", dist.Bernoulli(0.5)) if go else None, T,
                         sites=["z"])  # fmt: skip
