@@ -21,6 +21,7 @@ from pyro_gumbel.estimators import (
     Estimator,
     gumbel_softmax,
     named,
+    require_suited,
     straight_through_of,
 )
 from pyro_gumbel.memory import recall, remember
@@ -160,6 +161,8 @@ class _OfSize(StraightThrough):
         Row.__init__(
             self, probs, logits, temperature=temperature, size=size, validate_args=validate_args
         )
+        if self.estimator is not gumbel_softmax:
+            require_suited(type(self).__name__, self.estimator, self.link)
 
 
 class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):

@@ -34,8 +34,10 @@ from pyro_gumbel import (
     RelaxedSubset,
     Subset,
     SubsetStraightThrough,
+    gapped,
     harden,
     links,
+    reinmax,
     relax,
     relaxed,
 )
@@ -187,6 +189,26 @@ def test_laws_that_cannot_be_relaxed_say_what_to_write():
             relax(law, T, estimator="unknown")
     with pytest.raises(ValueError, match="`temperature` must be positive"):
         relax(dist.Bernoulli(0.5), -1.0)
+
+
+@pytest.mark.parametrize("estimator", ["reinmax", "gapped", reinmax, gapped(gap=2.0)])
+def test_an_estimator_that_knows_no_subsets(estimator):
+    """It is refused where the distribution is made: with the name of its site in a model."""
+    subset = Subset(2, logits=torch.zeros(4))
+    words = r"`estimator` must be one that knows subsets.*got (reinmax|gapped).*gumbel_softmax"
+    for form in (subset, subset.expand((3,)), subset.expand((3,)).to_event(1), subset.mask(True)):
+        with pytest.raises(ValueError, match=words):
+            relax(form, T, estimator=estimator)
+
+    def model():
+        pyro.sample("bit", dist.Bernoulli(0.5))
+        pyro.sample("chosen", subset)
+
+    with pytest.raises(ValueError, match=rf'pyro.sample\("chosen", ...\): .*{words}'):
+        relaxed(model, T, estimator=estimator)()
+    with pytest.raises(ValueError, match=rf'pyro.sample\("chosen", ...\): .*{words}'):
+        AutoRelaxed(model, T, estimator=estimator)()
+    relaxed(model, T, estimator=estimator, sites=["bit"])()
 
 
 def test_numbers_that_no_float_can_hold():
