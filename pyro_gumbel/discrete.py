@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_gumbel import noise
+from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import ranking, subset
 from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
@@ -27,6 +28,11 @@ ENUMERABLE = 100_000  # the largest number of outcomes that is enumerated
 
 class _WithoutReplacement(Row):
     """What both laws share."""
+
+    rsample: Any = absent(
+        "would need a gradient, and discrete values have none",
+        "write relax(distribution, 0.5).rsample(), or sample()",
+    )
 
     has_rsample = False
     has_enumerate_support = True

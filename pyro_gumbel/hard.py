@@ -16,6 +16,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
 from pyro_gumbel import kernels
+from pyro_gumbel.absent import absent
 from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.estimators import (
     Estimator,
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 PATHWISE = "returned by rsample"
+_USE_PROBS = "use probs: P(D <= 0) is 1 - probs"
 
 
 class StraightThrough(Row):
@@ -192,6 +194,9 @@ class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for anything but real numbers and tensors of them.
     """
+
+    cdf: Any = absent("is a step, which torch's Bernoulli leaves out", _USE_PROBS)
+    icdf: Any = absent("is a step, which torch's Bernoulli leaves out", _USE_PROBS)
 
     _support_text = "hard, that is exactly 0 or 1"
     _remedy = (

@@ -19,6 +19,7 @@ from torch.distributions.utils import probs_to_logits
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
+from pyro_gumbel.absent import absent
 from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
 from pyro_gumbel.parameters import (
     Temperature,
@@ -62,6 +63,8 @@ class Row:
     _event_shape: torch.Size
     _validate_args: bool
     size: int
+
+    conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
 
     if TYPE_CHECKING:  # of the Distribution class, or of the rows below
         support: Any
@@ -369,6 +372,15 @@ class OneBit(Row):
 
 class OneOfK(Row):
     """One of k: `probs` non-negative weights over the last dimension, `logits` their logarithms."""
+
+    cdf: Any = absent(
+        "is of one number, and a value here is a vector",
+        "write (d.sample((1000,)) <= value).double().mean(0) for shares of samples",
+    )
+    icdf: Any = absent(
+        "is of one number, and a value here is a vector",
+        "write d.sample((1000,)).quantile(q, 0) for quantiles of samples",
+    )
 
     link: Link = simplex
     size = 1  # how many are chosen

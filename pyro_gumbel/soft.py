@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_gumbel import kernels
+from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import (
     hypersimplex,
     log_simplex,
@@ -25,6 +26,7 @@ from pyro_gumbel.constraints import (
     simplex_rows,
 )
 from pyro_gumbel.integrals import (
+    log_softmax_mean,
     relaxed_entropy,
     softmax_mean,
     softmax_second_moments,
@@ -48,8 +50,16 @@ __all__ = [
 ]
 
 
+_NO_FORM = "has no exact formula here"
+
+
 class Soft(Row):
     """The soft law of a row, mixed in before the row: what values and coordinates share."""
+
+    enumerate_support: Any = absent(
+        "is of discrete values, and these are continuous",
+        "use the straight-through class of the family, as relax(..., hard=True) makes it",
+    )
 
     _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
 
@@ -241,6 +251,12 @@ class _Bit(_OfOne):
 class _OfSize(Soft):
     """`size` of the categories; mixed in before values or coordinates."""
 
+    mean: Any = absent(_NO_FORM, "write d.rsample((1000,)).mean(0) to estimate it")
+    variance: Any = absent(_NO_FORM, "write d.rsample((1000,)).var(0) to estimate it")
+    covariance_matrix: Any = absent(_NO_FORM, "use the covariance of d.rsample((1000,))")
+    entropy: Any = absent(_NO_FORM, "write -d.log_prob(d.rsample((1000,))).mean(0) to estimate it")
+    mode: Any = absent(_NO_FORM, "use that of Subset or PlackettLuce for the most probable choice")
+
     def __init__(
         self,
         temperature: Temperature,
@@ -417,6 +433,25 @@ class ExpRelaxedCategorical(_OfOne, Coordinates, OneOfK, TorchDistribution):
     support = log_simplex
     _support_text = "on the log-simplex (logsumexp 0 over the last dimension)"
     _remedy = "write value.log_softmax(-1), or value.log() if this is a point of the simplex"
+
+    variance: Any = absent(
+        f"{_NO_FORM} (that of v_i - v_j is pi^2 / (3 temperature^2))",
+        "write d.rsample((1000,)).var(0) to estimate it",
+    )
+    covariance_matrix: Any = absent(_NO_FORM, "use the covariance of d.rsample((1000,))")
+
+    @property
+    def mean(self) -> Tensor:
+        """E v = (x + gamma) / tau - E logsumexp((x + g) / tau), gamma Euler's constant, to 1e-12.
+
+        No point of the log-simplex, which is curved: `log_softmax` of it is the mode.
+        """
+        return self._like_param(log_softmax_mean(*self._outcomes))
+
+    @property
+    def mode(self) -> Tensor:
+        """log_softmax(x / tau), where the density of v is largest."""
+        return self._like_param(self.link.coordinates(self._x, self._tau))
 
 
 class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
