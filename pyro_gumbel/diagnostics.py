@@ -19,7 +19,7 @@ from tqdm import tqdm  # which Pyro depends on
 
 from pyro_gumbel.estimators import NAMES, OF_SUBSETS, Estimator, named
 from pyro_gumbel.hard import StraightThrough, SubsetStraightThrough
-from pyro_gumbel.parameters import read_count, read_number
+from pyro_gumbel.parameters import read_count, read_number, read_seed
 from pyro_gumbel.reference import (
     DRAWS,
     Moments,
@@ -229,7 +229,7 @@ def gradient_report(
     :param num_exact_samples: how many draws a score-function estimate takes, 20 or more; by default
         50 times `num_samples`.
     :param elbo: the loss of SVI, a `Trace_ELBO` (the default) or `TraceMeanField_ELBO`.
-    :param seed: of each row; the generator of the caller is left as it was.
+    :param seed: of each row, an int; the generator of the caller is left as it was.
     :param progress: whether to show a progress bar.
     :raises ValueError: for a guide without parameters or without hard sites, and numbers out of
         range; and where an estimator does, e.g. "reinmax" at the site of a subset.
@@ -241,6 +241,7 @@ def gradient_report(
     if num_exact_samples is None:
         num_exact_samples = 50 * num_samples
     read_count(OWNER, "num_exact_samples", num_exact_samples, 2 * DRAWS, 10_000)
+    seed = read_seed(OWNER, seed)
     with _own_generator(seed), torch.inference_mode(False), torch.enable_grad():
         objective = Objective(model, guide, args, {} if kwargs is None else kwargs)
         _require_something_to_measure(objective)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_gumbel import noise
+from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import ranking, subset
 from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
@@ -27,6 +28,11 @@ ENUMERABLE = 100_000  # the largest number of outcomes that is enumerated
 
 class _WithoutReplacement(Row):
     """What both laws share."""
+
+    rsample: Any = absent(
+        "would need a gradient, and discrete values have none",
+        "write relax(distribution, 0.5).rsample(), or sample()",
+    )
 
     has_rsample = False
     has_enumerate_support = True
@@ -41,7 +47,6 @@ class _WithoutReplacement(Row):
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
-        *,
         validate_args: bool | None = None,
     ) -> None:
         Row.__init__(self, probs, logits, size=size, validate_args=validate_args)
@@ -145,7 +150,7 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but tensors of real numbers, and a size that is no int.
     """
 
     _support_text = "m-hot, that is `size` ones and otherwise zeros over the last dimension"
@@ -218,7 +223,7 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
         of the two is given, with at least m possible categories in every row.
     :param validate_args: as in `Subset`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but tensors of real numbers, and a size that is no int.
     """
 
     _support_text = "one-hot rows, no two of them alike"

@@ -31,6 +31,7 @@ __all__ = [
     "gumbel_softmax",
     "named",
     "reinmax",
+    "require_suited",
     "straight_through",
     "straight_through_of",
 ]
@@ -160,7 +161,8 @@ class gapped:  # used as a function
     gap: float = 1.0
 
     def __post_init__(self) -> None:
-        read_number("gapped", "gap", self.gap, zero=True)
+        gap = read_number("gapped", "gap", self.gap, zero=True)
+        object.__setattr__(self, "gap", gap)  # of numpy, or a fraction: now a float
 
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
@@ -181,6 +183,16 @@ def _require_one_of_few(name: str, link: Link) -> None:
         raise ValueError(
             f"{name}: `link` must be the interval or the simplex, got {link!r}; write "
             'estimator="gumbel_softmax" for a subset'
+        )
+
+
+def require_suited(owner: str, estimator: Estimator, link: Link) -> None:
+    """Raise for an estimator of this module that does not know the values of the link."""
+    if isinstance(link, Hypersimplex) and (estimator is reinmax or type(estimator) is gapped):
+        raise ValueError(
+            f"{owner}: `estimator` must be one that knows subsets, one of {list(OF_SUBSETS)} or a "
+            f"function of yours, got {getattr(estimator, '__name__', estimator)}; "
+            'write estimator="gumbel_softmax"'
         )
 
 

@@ -16,8 +16,15 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
 from pyro_gumbel import kernels
+from pyro_gumbel.absent import absent
 from pyro_gumbel.discrete import PlackettLuce, Subset
-from pyro_gumbel.estimators import Estimator, gumbel_softmax, named, straight_through_of
+from pyro_gumbel.estimators import (
+    Estimator,
+    gumbel_softmax,
+    named,
+    require_suited,
+    straight_through_of,
+)
 from pyro_gumbel.indexing import as_one_hot_sample
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.parameters import Temperature
@@ -33,6 +40,7 @@ __all__ = [
 ]
 
 PATHWISE = "returned by rsample"
+_USE_PROBS = "use probs: P(D <= 0) is 1 - probs"
 
 
 class StraightThrough(Row):
@@ -47,9 +55,9 @@ class StraightThrough(Row):
         temperature: Temperature,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
         *,
         estimator: str | Estimator = "gumbel_softmax",
-        validate_args: bool | None = None,
     ) -> None:
         self.estimator = named(estimator)
         Row.__init__(self, probs, logits, temperature=temperature, validate_args=validate_args)
@@ -81,7 +89,7 @@ class StraightThrough(Row):
         return plain and self.estimator is gumbel_softmax
 
     def _drawn_at_once(self, sample_shape: Any) -> Tensor:
-        shape = torch.Size(sample_shape)
+        shape = self._sample_shape(sample_shape)
         arguments = self._x, self._tau, self.link, shape, self._batch_shape
         return kernels.draw_hard(*arguments).to(self._raw.dtype)
 
@@ -151,14 +159,16 @@ class _OfSize(StraightThrough):
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
+        validate_args: bool | None = None,
         *,
         estimator: str | Estimator = "gumbel_softmax",
-        validate_args: bool | None = None,
     ) -> None:
         self.estimator = named(estimator)
         Row.__init__(
             self, probs, logits, temperature=temperature, size=size, validate_args=validate_args
         )
+        if self.estimator is not gumbel_softmax:
+            require_suited(type(self).__name__, self.estimator, self.link)
 
 
 class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):
@@ -186,8 +196,11 @@ class BernoulliStraightThrough(_OfOne, OneBit, Bernoulli):
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
+
+    cdf: Any = absent("is a step, which torch's Bernoulli leaves out", _USE_PROBS)
+    icdf: Any = absent("is a step, which torch's Bernoulli leaves out", _USE_PROBS)
 
     _support_text = "hard, that is exactly 0 or 1"
     _remedy = (
@@ -220,7 +233,7 @@ class CategoricalStraightThrough(_OfOne, OneOfK, OneHotCategorical):
     :param estimator: as in `BernoulliStraightThrough`.
     :param validate_args: as in `BernoulliStraightThrough`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     # Of the parent's inner `_categorical` nothing is left: all that read it is overridden.
@@ -254,10 +267,12 @@ class SubsetStraightThrough(_OfSize, Subset):
         normalised.
     :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
         of the two is given, with at least m possible categories in every row.
-    :param estimator: as in `BernoulliStraightThrough`.
+    :param estimator: as in `BernoulliStraightThrough`, but neither "reinmax" nor "gapped", which
+        know no subsets.
     :param validate_args: as in `BernoulliStraightThrough`.
-    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises ValueError: for a wrong value, shape or estimator, or both or neither of `probs` and
+        `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
 
@@ -282,7 +297,7 @@ class PlackettLuceStraightThrough(_OfSize, PlackettLuce):
     :param estimator: as in `BernoulliStraightThrough`.
     :param validate_args: as in `BernoulliStraightThrough`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     _is_drawn_at_once = False

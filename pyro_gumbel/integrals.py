@@ -47,6 +47,8 @@ at all nodes. Its size grows with the spread of the b, not with k.
     E s_i s_j = -d2L/db_i db_j = \int f'(w_i) f'(w_j) P dw / R,    i != j,
     E s_i^2 = E s_i - d2L/db_i^2 = E s_i + \int (f''(w_i) + f'(w_i)^2) P dw / R.
 
+Of the coordinates E v_i = (x_i + gamma) / tau - L(x / tau, -1 / tau), since E g_i is gamma.
+
 **Entropy.** x - tau v is log E up to a common constant, so of the density in `pyro_gumbel.links`
 
     log p(v) = log (k-1)! + (k-1) log tau + sum_i log E_i - k log sum_i E_i,
@@ -87,6 +89,7 @@ from pyro_gumbel.parameters import known
 
 __all__ = [
     "expected_log_sum",
+    "log_softmax_mean",
     "relaxed_divergence",
     "relaxed_entropy",
     "softmax_mean",
@@ -110,6 +113,14 @@ def expected_log_sum(log_weights: Tensor, exponent: Tensor) -> Tensor:
     r = exponent.double()
     scale, centre, below = _scaled(log_weights, r)
     return scale * (centre + _in_blocks(_excess, below, r, matched=True)) - _EULER * r
+
+
+def log_softmax_mean(logits: Tensor, temperature: Tensor) -> Tensor:
+    """E log softmax((x + g) / tau) over the last dimension; -inf where x is."""
+    tau = temperature.double()
+    b = _divided(logits.double(), tau)
+    shift = _EULER / tau - expected_log_sum(b, -1 / tau)
+    return torch.where(b.isneginf(), b.detach(), b + shift.unsqueeze(-1))
 
 
 def softmax_mean(logits: Tensor, temperature: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 """From discrete to relaxed: one law, all latent sites of a model, and a soft value back again."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -272,12 +272,13 @@ def relaxed(
 def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
     if sites is None:
         return None
-    if isinstance(sites, str) or not all(isinstance(name, str) for name in sites):
+    names = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else [sites]
+    if names == [sites] or not all(isinstance(name, str) for name in names):
         raise TypeError(
             "relaxed: `sites` must be a collection of names of sample sites, got "
             f'{sites!r}; write sites=["z"]'
         )
-    return frozenset(sites)
+    return frozenset(names)
 
 
 def is_relaxable(distribution: Any) -> bool:

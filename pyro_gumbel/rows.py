@@ -19,6 +19,7 @@ from torch.distributions.utils import probs_to_logits
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
+from pyro_gumbel.absent import absent
 from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
 from pyro_gumbel.memory import Parameters
 from pyro_gumbel.parameters import (
@@ -30,9 +31,12 @@ from pyro_gumbel.parameters import (
     in_program,
     joint_batch_shape,
     read_parameter,
+    read_shape,
     read_size,
     read_temperature,
+    read_validate_args,
     require,
+    require_int_size,
 )
 
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
@@ -51,6 +55,7 @@ class Row:
 
     _parameter_dim: ClassVar[int]  # dimensions of a parameter that are not of the batch
     _has_temperature: ClassVar[bool] = True
+    _has_size: ClassVar[bool] = False
     _integers: ClassVar[bool] = False  # whether a value may be of integers
     _support_text: ClassVar[str]  # what a value must be, and what to write if it is not
     _remedy: ClassVar[str]
@@ -60,8 +65,9 @@ class Row:
     _validate_args: bool
     size: int
 
+    conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
+
     if TYPE_CHECKING:  # of the Distribution class, or of the rows below
-        _extended_shape: Callable[[Any], torch.Size]
         support: Any
 
         def log_prob(self, value: Tensor) -> Tensor: ...
@@ -84,9 +90,16 @@ class Row:
         """Read and check everything; the columns have the signatures that a user sees."""
         # Not the constructor of torch's Distribution: it knows no vmap, and its errors no remedy.
         owner = type(self).__name__
+        if self._has_size:
+            require_int_size(owner, size)
         temperature = temperature() if callable(temperature) else temperature
         device = temperature.device if isinstance(temperature, Tensor) else None
-        self._given, self._raw = read_parameter(owner, probs, logits, self._parameter_dim, device)
+        try:
+            self._given, self._raw = read_parameter(
+                owner, probs, logits, self._parameter_dim, device
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}{self._order(temperature)}") from None
         shapes: dict[str, Any] = {self._given: self._raw.shape, "size": size}
         if self._has_temperature:
             self._raw_temperature = read_temperature(owner, temperature, self._raw)
@@ -96,11 +109,23 @@ class Row:
         if size is not None:
             self.size = size
         if validate_args is not None:
-            self._validate_args = validate_args
+            self._validate_args = read_validate_args(owner, validate_args)
         if self._checks_values:
             if self._has_temperature:
                 self._check_temperature()
             self._check_parameter()
+
+    @classmethod
+    def _order(cls, temperature: Any) -> str:
+        """The end of an error: the line to write, and whether a parameter came first instead."""
+        before = "0.5, " * cls._has_temperature + "2, " * cls._has_size
+        line = f"; write {cls.__name__}({before}logits=logits)"
+        if not cls._has_temperature:
+            return line
+        shape = getattr(temperature, "shape", None)
+        if not isinstance(shape, tuple) or not shape:
+            return f"{line}, `temperature` first"
+        return f"{line}, `temperature` first: here it has shape {tuple(shape)}"
 
     @classmethod
     def infer_shapes(
@@ -109,31 +134,41 @@ class Row:
         probs: torch.Size | tuple[int, ...] | None = None,
         logits: torch.Size | tuple[int, ...] | None = None,
         *,
-        size: int | None = None,
+        size: int | tuple[()] | None = None,
     ) -> tuple[torch.Size, torch.Size]:
         """The batch shape and the event shape from the shapes of the arguments.
 
-        :param size: the argument itself, which has no shape, where the class has it.
+        :param size: the argument itself, where the class has it; or its shape, (), which does for
+            subsets.
         :raises ValueError: where the temperature's shape does not go with the batch shape.
+        :raises NotImplementedError: for the shape of the size of a ranking.
         """
         if (probs is None) == (logits is None):
             raise ValueError(
                 f"{cls.__name__}.infer_shapes: expected the shape of exactly one of `probs` and "
                 f"`logits`; write {cls.__name__}.infer_shapes(temperature=(), logits=logits.shape)"
             )
-        shape = torch.Size(probs if logits is None else logits)  # type: ignore[arg-type]
+        name, given = ("probs", probs) if logits is None else ("logits", logits)
+        shape = _as_shape(cls, name, given)
         cut = len(shape) - cls._parameter_dim
-        joint = joint_batch_shape(cls.__name__, torch.Size(temperature), shape[:cut])
+        if cut < 0:
+            raise ValueError(
+                f"{cls.__name__}.infer_shapes: `{name}` must have the categories in its last "
+                f"dimension, got shape (); write {name}=(3,) for three categories"
+            )
+        tau_shape = _as_shape(cls, "temperature", temperature)
+        joint = joint_batch_shape(cls.__name__, tau_shape, shape[:cut])
         return joint, cls._event_shape_of(shape[cut:], size)
 
     @classmethod
-    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
-        """The event shape, from the shape of the categories and the size."""
+    def _event_shape_of(cls, categories: torch.Size, size: Any) -> torch.Size:
+        """The event shape, from the shape of the categories and the size or its shape."""
         return categories
 
     def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
         """The same law over a larger batch, without copying a tensor."""
-        batch_shape = torch.Size(batch_shape)
+        if type(batch_shape) is not torch.Size:
+            batch_shape = read_shape(f"{type(self).__name__}.expand", "batch_shape", batch_shape)
         if broadcast(self._batch_shape, batch_shape) != batch_shape:
             raise ValueError(
                 f"{type(self).__name__}.expand: `batch_shape` must be one that "
@@ -164,6 +199,26 @@ class Row:
         """tau, on the parameter's device and of its dtype; a single element as a scalar."""
         tau = self._raw_temperature.to(self._raw)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
+
+    # Shapes.
+
+    def _sample_shape(self, given: Any) -> torch.Size:
+        """The argument `sample_shape` of a method."""
+        if type(given) is torch.Size and not given:
+            return given  # at once: it is most often so
+        return read_shape(type(self).__name__, "sample_shape", given)
+
+    def _extended_shape(self, sample_shape: Any = torch.Size()) -> torch.Size:
+        """The shape of a draw."""
+        return torch.Size(self._sample_shape(sample_shape) + self._batch_shape + self._event_shape)
+
+    def shape(self, sample_shape: Any = torch.Size()) -> torch.Size:
+        """The shape of a draw: sample_shape + batch_shape + event_shape."""
+        return self._extended_shape(sample_shape)
+
+    def expand_by(self, sample_shape: Any) -> Self:
+        """This distribution over the batch shape sample_shape + batch_shape."""
+        return self.expand(torch.Size(self._sample_shape(sample_shape) + self._batch_shape))
 
     # What the columns use: computed in float32 at least.
 
@@ -323,6 +378,15 @@ class OneBit(Row):
 class OneOfK(Row):
     """One of k: `probs` non-negative weights over the last dimension, `logits` their logarithms."""
 
+    cdf: Any = absent(
+        "is of one number, and a value here is a vector",
+        "write (d.sample((1000,)) <= value).double().mean(0) for shares of samples",
+    )
+    icdf: Any = absent(
+        "is of one number, and a value here is a vector",
+        "write d.sample((1000,)).quantile(q, 0) for quantiles of samples",
+    )
+
     link: Link = simplex
     size = 1  # how many are chosen
     noise = staticmethod(noise.gumbel)
@@ -386,6 +450,7 @@ class OneOfK(Row):
 class MOfK(OneOfK):
     """m of k, drawn one after the other without replacement; `size` is m."""
 
+    _has_size = True
     _all_of_them: ClassVar[bool] = True  # whether all categories may be chosen
 
     @property
@@ -393,16 +458,24 @@ class MOfK(OneOfK):
         return Hypersimplex(self.size)
 
     @classmethod
-    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
-        read_size(cls.__name__, size, categories[-1], all_of_them=cls._all_of_them)
+    def _event_shape_of(cls, categories: torch.Size, size: Any) -> torch.Size:
+        if not _is_shape_of_int(size):
+            read_size(cls.__name__, size, categories[-1], all_of_them=cls._all_of_them)
         return categories
 
 
 class Ranking(OneOfK):
     """m of k in the order of the draws: a row a draw, each one of those that are left."""
 
+    _has_size = True
+
     @classmethod
-    def _event_shape_of(cls, categories: torch.Size, size: int | None) -> torch.Size:
+    def _event_shape_of(cls, categories: torch.Size, size: Any) -> torch.Size:
+        if _is_shape_of_int(size):
+            raise NotImplementedError(
+                f"{cls.__name__}.infer_shapes: the event shape has `size` rows, so that it takes "
+                "the number itself, and got its shape (); write size=2"
+            )
         m = read_size(cls.__name__, size, categories[-1], all_of_them=True)
         return torch.Size((m, int(categories[-1])))
 
@@ -418,6 +491,17 @@ class Ranking(OneOfK):
             winner = torch.where(left[-1], row, -math.inf).argmax(-1, keepdim=True)
             left.append(left[-1] & (categories != winner))
         return torch.stack(left, -2)
+
+
+def _as_shape(cls: type[Row], name: str, given: Any) -> torch.Size:
+    """The shape of an argument, that `infer_shapes` has been given."""
+    if type(given) is torch.Size:
+        return given
+    return read_shape(f"{cls.__name__}.infer_shapes", name, given)
+
+
+def _is_shape_of_int(size: Any) -> bool:
+    return isinstance(size, tuple) and not size
 
 
 def exact_logits(law: Any) -> Tensor:

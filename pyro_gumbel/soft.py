@@ -20,6 +20,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform, SigmoidTransform, Transform
 
 from pyro_gumbel import kernels
+from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import (
     hypersimplex,
     log_simplex,
@@ -27,7 +28,12 @@ from pyro_gumbel.constraints import (
     simplex,
     simplex_rows,
 )
-from pyro_gumbel.integrals import relaxed_entropy, softmax_mean, softmax_second_moments
+from pyro_gumbel.integrals import (
+    log_softmax_mean,
+    relaxed_entropy,
+    softmax_mean,
+    softmax_second_moments,
+)
 from pyro_gumbel.memory import Density, recall, recall_density, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
@@ -47,8 +53,16 @@ __all__ = [
 ]
 
 
+_NO_FORM = "has no exact formula here"
+
+
 class Soft(Row):
     """The soft law of a row, mixed in before the row: what values and coordinates share."""
+
+    enumerate_support: Any = absent(
+        "is of discrete values, and these are continuous",
+        "use the straight-through class of the family, as relax(..., hard=True) makes it",
+    )
 
     _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels`
 
@@ -57,7 +71,6 @@ class Soft(Row):
         temperature: Temperature,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
-        *,
         validate_args: bool | None = None,
     ) -> None:
         Row.__init__(self, probs, logits, temperature=temperature, validate_args=validate_args)
@@ -65,7 +78,7 @@ class Soft(Row):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters."""
         if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
-            shapes = torch.Size(sample_shape), self._batch_shape
+            shapes = self._sample_shape(sample_shape), self._batch_shape
             values = isinstance(self, _Values)
             keep = not values or self._raw.dtype != self._dtype
             drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep, score=values)
@@ -248,13 +261,18 @@ class _Bit(_OfOne):
 class _OfSize(Soft):
     """`size` of the categories; mixed in before values or coordinates."""
 
+    mean: Any = absent(_NO_FORM, "write d.rsample((1000,)).mean(0) to estimate it")
+    variance: Any = absent(_NO_FORM, "write d.rsample((1000,)).var(0) to estimate it")
+    covariance_matrix: Any = absent(_NO_FORM, "use the covariance of d.rsample((1000,))")
+    entropy: Any = absent(_NO_FORM, "write -d.log_prob(d.rsample((1000,))).mean(0) to estimate it")
+    mode: Any = absent(_NO_FORM, "use that of Subset or PlackettLuce for the most probable choice")
+
     def __init__(
         self,
         temperature: Temperature,
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
-        *,
         validate_args: bool | None = None,
     ) -> None:
         Row.__init__(
@@ -277,13 +295,14 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, PyroRelaxedBernoulli):
     torch.Size([3])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
-        function without arguments that returns one, called once.
+        function without arguments that returns one, called once. An object that torch functions
+        take for a tensor, by `__torch_function__`, becomes that tensor.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite; exactly one of the two is given.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = constraints.unit_interval
@@ -335,7 +354,7 @@ class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
     :param logits: its log-odds x; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = constraints.real
@@ -393,7 +412,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, PyroRelaxedOneHotCategorical):
         of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = simplex
@@ -438,12 +457,31 @@ class ExpRelaxedCategorical(_OfOne, Coordinates, OneOfK, TorchDistribution):
     :param logits: log weights x, unnormalised; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats.
+    :raises TypeError: for anything but real numbers and tensors of them.
     """
 
     support = log_simplex
     _support_text = "on the log-simplex (logsumexp 0 over the last dimension)"
     _remedy = "write value.log_softmax(-1), or value.log() if this is a point of the simplex"
+
+    variance: Any = absent(
+        f"{_NO_FORM} (that of v_i - v_j is pi^2 / (3 temperature^2))",
+        "write d.rsample((1000,)).var(0) to estimate it",
+    )
+    covariance_matrix: Any = absent(_NO_FORM, "use the covariance of d.rsample((1000,))")
+
+    @property
+    def mean(self) -> Tensor:
+        """E v = (x + gamma) / tau - E logsumexp((x + g) / tau), gamma Euler's constant, to 1e-12.
+
+        No point of the log-simplex, which is curved: `log_softmax` of it is the mode.
+        """
+        return self._like_param(log_softmax_mean(*self._outcomes))
+
+    @property
+    def mode(self) -> Tensor:
+        """log_softmax(x / tau), where the density of v is largest."""
+        return self._like_param(self.link.coordinates(self._x, self._tau))
 
 
 class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
@@ -472,7 +510,7 @@ class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
         of the two is given, with at least m possible categories in every row.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     _all_of_them = False
@@ -505,7 +543,7 @@ class LogitRelaxedSubset(_OfSize, Coordinates, MOfK, TorchDistribution):
     :param logits: as in `RelaxedSubset`; exactly one of the two is given.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     _all_of_them = False
@@ -545,7 +583,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
         of the two is given, with at least m possible categories in every row.
     :param validate_args: as in `RelaxedBernoulli`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but numbers and tensors of floats, and a size that is no int.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
     """
 
     support = simplex_rows

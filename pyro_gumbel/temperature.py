@@ -196,10 +196,10 @@ class LearnableTemperature(TemperatureSchedule, PyroModule):
     >>> LearnableTemperature(0.5)
     LearnableTemperature(steps=0, temperature=0.5)
 
-    :param initial: the temperature to begin with, > 0; a number, or a tensor of floats that
-        broadcasts with the batch shape of the law.
+    :param initial: the temperature to begin with, > 0; a number, or a tensor that broadcasts
+        with the batch shape of the law.
     :param name: for the parameter store, of one that is no attribute of a `PyroModule`.
-    :raises TypeError: for anything but a number or a tensor of floats.
+    :raises TypeError: for anything but a real number or a tensor of them.
     :raises ValueError: unless it is positive and finite.
     """
 

@@ -592,6 +592,19 @@ def fixed_guide():
         ({"elbo": RenyiELBO()}, TypeError, "`elbo` must be a Trace_ELBO .*RenyiELBO; write"),
         ({"elbo": JitTrace_ELBO()}, TypeError, "`elbo` must be .*, got JitTrace_ELBO; write"),
         ({"elbo": Trace_ELBO}, TypeError, "`elbo` must be .*, got the class Trace_ELBO; write"),
+        ({"num_samples": 10**400}, ValueError, r"`num_samples` must be .*below 2\*\*63.*1329 bits"),
+        ({"temperatures": [10**400]}, ValueError, "`temperatures` must be .*, got inf; write"),
+        ({"seed": math.inf}, TypeError, "`seed` must be a Python int, got float; write seed=0"),
+        ({"seed": 1.5}, TypeError, "`seed` must be a Python int, got float; write seed=0"),
+        ({"seed": None}, TypeError, "`seed` must be a Python int, got NoneType; write seed=0"),
+        ({"seed": "x"}, TypeError, "`seed` must be a Python int, got str; write seed=0"),
+        ({"seed": True}, TypeError, "`seed` must be a Python int, got bool; write seed=0"),
+        ({"seed": 10**30}, ValueError, r"`seed` must be from -2\*\*63 to .*100 bits; write seed=0"),
+        (
+            {"seed": 2**64 - 1},
+            ValueError,
+            r"`seed` must be .* 2\*\*64 - 2, got 18446744073709551615",
+        ),
         ({"args": DATA}, TypeError, r"`args` must be a tuple or list .*, got Tensor; write \(x,\)"),
         ({"kwargs": [1]}, TypeError, "`kwargs` must be a dictionary, got list; write"),
         ({"model": soft_model, "guide": soft_guide}, ValueError, "`guide` must have a latent site"),
@@ -796,6 +809,19 @@ def test_it_works_where_gradients_are_off_and_takes_tensors():
     assert report.exact_norm > 0.1
     assert [row.temperature for row in report.rows] == [0.5, 1.0] * 2
     assert len({row.estimator for row in report.rows}) == 2
+
+
+def test_the_ends_of_the_seeds_and_a_seed_of_numpy():
+    def deviation(seed):
+        report = gradient_report(
+            quadratic, quadratic_guide, estimators=["reinmax"], temperatures=[np.array(1.0)],
+            num_samples=20, seed=seed, progress=False,
+        )  # fmt: skip
+        return report.rows[0].standard_deviation
+
+    assert deviation(np.int64(3)) == deviation(3) != deviation(4)
+    for seed in (-(2**63), 2**64 - 2):
+        assert deviation(seed) > 0
 
 
 def test_subsets_have_the_estimators_that_know_them():

@@ -4,7 +4,9 @@
 """Surrogate gradients against literal slow versions, and against exact gradients by enumeration."""
 
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -269,9 +271,24 @@ def test_gumbel_rao_draws_for_the_rows_of_an_order_from_what_is_left():
 
 @pytest.mark.parametrize("name", ONE_OF_FEW)
 def test_what_subsets_have_not(name):
-    law = SubsetStraightThrough(0.5, 2, logits=torch.zeros(4), estimator=name)
+    """The constructor says so; a function around one, which may be anybody's, says so in use."""
+    for estimator in (name, NAMES[name]):
+        with pytest.raises(ValueError, match=rf"knows subsets.*got {name}.*write .*gumbel_softmax"):
+            SubsetStraightThrough(0.5, 2, logits=torch.zeros(4), estimator=estimator)
+    law = SubsetStraightThrough(0.5, 2, torch.ones(4), estimator=lambda *a: NAMES[name](*a))
     with pytest.raises(ValueError, match=r"got Hypersimplex\(2\); write estimator=.gumbel_softmax"):
         law.rsample()
+    PlackettLuceStraightThrough(0.5, 2, torch.ones(4), estimator=name).rsample()
+
+
+def test_an_estimator_of_the_users_own_may_know_subsets():
+    class gapped_subsets(gapped):
+        def __call__(self, logits, temperature, perturbed, hard, link):
+            return link(perturbed + self.gap * hard, temperature)
+
+    logits = torch.zeros(4, requires_grad=True)
+    law = SubsetStraightThrough(0.5, 2, logits=logits, estimator=gapped_subsets())
+    assert torch.autograd.grad(law.rsample()[0], logits)[0].abs().sum() > 0
 
 
 def test_a_subset_without_noise():
@@ -347,6 +364,13 @@ def test_a_maker_is_a_value():
     assert pickle.loads(pickle.dumps(gumbel_rao())) == gumbel_rao(samples=10)
 
 
+@pytest.mark.parametrize("gap", [Fraction(1, 2), np.array(0.5), np.float32(0.5)])
+def test_a_gap_is_a_number_of_any_kind(gap):
+    law = CategoricalStraightThrough(0.5, logits=torch.zeros(3), estimator=gapped(gap))
+    assert law.rsample().sum() == 1
+    assert gapped(gap) == gapped(0.5)
+
+
 def test_more_draws_and_wider_gaps():
     """The arguments do what they say."""
     x, z, hard, gradient = case(3)
@@ -384,6 +408,12 @@ def test_more_draws_and_wider_gaps():
         ),
         (lambda: gapped(gap=-1), ValueError, "`gap` must be .* of at least 0, got -1; write"),
         (lambda: gapped(gap=torch.inf), ValueError, "`gap` must be a finite .*, got inf; write"),
+        (lambda: gapped(gap=10**400), ValueError, "`gap` must be a finite .*, got inf; write"),
+        (
+            lambda: gumbel_rao(samples=10**400),
+            ValueError,
+            r"`samples` must be .*, below 2\*\*63, got an int of 1329 bits; write",
+        ),
         (lambda: gapped(gap="1"), TypeError, "`gap` must be a finite number .*, got str; write"),
         (
             lambda: BernoulliStraightThrough(0.5, 0.5, estimator=gumbel_rao),

@@ -67,6 +67,14 @@ def test_moments_are_those_over_all_noise(cls, logits, temperature):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("logits", LOGITS[RelaxedCategorical])
+def test_means_of_coordinates_are_those_over_all_noise(logits, temperature):
+    v, weights = over_noise(RelaxedCategorical, temperature, logits)
+    d = law(ExpRelaxedCategorical, temperature, logits)
+    torch.testing.assert_close(d.mean, weights @ v, rtol=1e-11, atol=1e-8)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize(("cls", "logits"), CASES)
 def test_entropies_are_those_over_all_noise(cls, logits, temperature):
     v, weights = over_noise(cls, temperature, logits)
@@ -117,6 +125,7 @@ def test_moments_of_many_categories_are_those_of_a_million_draws(k, temperature)
     assert_same_mean(-d.log_prob(s), d.entropy())
     v = ExpRelaxedCategorical(temperature, logits=d.logits)
     assert_same_mean(-v.log_prob(v.sample((10**5,))), v.entropy())
+    assert_same_mean(v.sample((10**6,)), v.mean)
 
 
 @pytest.mark.parametrize("k", [2, 10, 1000])
@@ -143,7 +152,7 @@ def test_moments_are_differentiable_in_logits_and_temperature(cls):
     def moments(x, temperature):
         d = cls(temperature, logits=x)
         if cls is ExpRelaxedCategorical:
-            return d.entropy()
+            return d.mean, d.mode, d.entropy()
         if cls is RelaxedCategorical:
             return d.mean, d.variance, d.covariance_matrix, d.entropy()
         probability = torch.tensor([0.3, 0.9], dtype=torch.float64)
@@ -173,7 +182,8 @@ def test_moments_have_the_batch_shape(cls):
     small = cls(
         torch.tensor([0.5, 0.1, 2.0]).unsqueeze(-1), logits=torch.stack(each).expand(d._raw.shape)
     )
-    names = ["entropy"] if cls is ExpRelaxedCategorical else ["entropy", "mean", "variance"]
+    last = "mode" if cls is ExpRelaxedCategorical else "variance"
+    names = ["entropy", "mean", last]
     for name in names:
         whole = getattr(small.expand((2, 3, 4)), name)
         whole = whole() if callable(whole) else whole
@@ -200,6 +210,31 @@ def test_impossible_categories_are_left_out():
     (gradient,) = torch.autograd.grad(total, x)
     assert gradient.isfinite().all()
     assert gradient[~alive].item() == 0
+
+
+def test_impossible_categories_are_left_out_of_coordinates():
+    x = torch.tensor([0.5, -math.inf, 1.0, -0.2], dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
+    alive = x.isfinite()
+    d = ExpRelaxedCategorical(tau, logits=x)
+    face = ExpRelaxedCategorical(2.3, logits=x[alive].detach())
+    for moment, expected in ((d.mean, face.mean), (d.mode, face.mode)):
+        torch.testing.assert_close(moment[alive], expected)
+        assert moment[~alive].item() == -math.inf
+        gradients = torch.autograd.grad(moment[0] + moment[2], (x, tau))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert gradients[0][~alive].item() == 0
+    alone = ExpRelaxedCategorical(0.1, logits=torch.tensor([-math.inf, 3.0]))
+    torch.testing.assert_close(alone.mean, torch.tensor([-math.inf, 0.0]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01, 0.0011])
+def test_the_mean_of_coordinates_far_from_zero(temperature):
+    """The log-ratios have the means of their logistic variates, (x_i - x_j) / tau, exactly."""
+    x = torch.tensor([5e3, -5e3, 0.0], dtype=torch.float64)
+    mean = ExpRelaxedCategorical(temperature, logits=x).mean
+    torch.testing.assert_close(mean - mean[0], (x - x[0]) / temperature, rtol=1e-12, atol=0)
+    assert mean[0] == pytest.approx(0, abs=1e-9 / temperature)
 
 
 @pytest.mark.parametrize("cls", SOFT_OF_ONE)
@@ -273,7 +308,7 @@ def test_a_quantile_of_no_probability_is_refused():
     for cls in BITS:
         with pytest.raises(ValueError, match=r"icdf: `value` must be a probability.*got e.g. 1.5"):
             cls(0.5, logits=torch.tensor(0.0)).icdf(torch.tensor([0.3, 1.5]))
-        with pytest.raises(TypeError, match=r"icdf: `value` must be a tensor of floats, got float"):
+        with pytest.raises(ValueError, match=r"icdf: `value` must be a tensor of floats, got floa"):
             cls(0.5, logits=torch.tensor(0.0)).icdf(0.3)
 
 
@@ -297,6 +332,22 @@ def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
             near = v + scale * torch.randn(1000, *v.shape, dtype=torch.float64)
             value = d.link.value(near if d.event_dim == 0 else near.log_softmax(-1))
             assert (d.log_prob(value) <= highest + 1e-12).all()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0])
+def test_no_other_coordinates_are_denser_than_their_mode(temperature):
+    """At every temperature: unlike the density of the value that of the coordinates is bounded."""
+    x = 2 * torch.randn(4, dtype=torch.float64)
+    d = ExpRelaxedCategorical(temperature, logits=x)
+    highest = d.log_prob(d.mode)
+    torch.testing.assert_close(d.mean.log_softmax(-1), d.mode)
+    for scale in (1e-3, 1e-2, 0.1, 1.0, 1 / temperature):
+        near = d.mode + scale * torch.randn(1000, 4, dtype=torch.float64)
+        assert (d.log_prob(near.log_softmax(-1)) <= highest + 1e-12).all()
+    (gradient,) = torch.autograd.functional.jacobian(
+        lambda y: d.log_prob((d.mode + y).log_softmax(-1)), (torch.zeros(4, dtype=torch.float64),)
+    )
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-11)
 
 
 def test_the_mode_of_a_flat_density_moves_with_nothing():

@@ -4,8 +4,10 @@
 """Temperature, probs and logits, shapes, errors, and the ordinary life of a distribution."""
 
 import copy
+import inspect
 import math
 import pickle
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -19,6 +21,7 @@ from pyro_gumbel import (
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
+    PlackettLuce,
     PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
@@ -103,6 +106,131 @@ def test_temperature_takes_the_dtype_of_the_parameters(cls, dtype):
         law = law_of(cls, temperature, logits=logits)
         assert law.temperature.dtype == dtype
         assert law.rsample().dtype == dtype
+
+
+class Unwrapped:
+    """An object that torch functions take for the tensor inside; no subclass of Tensor."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        inside = [each.tensor if isinstance(each, cls) else each for each in arguments]
+        return cls.answer(function(*inside, **(keywords or {})))
+
+    @staticmethod
+    def answer(tensor):
+        return tensor
+
+
+class Wrapped(Unwrapped):
+    """One that answers with its like, has the attributes of the tensor and converts to an array."""
+
+    answer = classmethod(lambda cls, tensor: cls(tensor))
+
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.tensor.detach().numpy()
+
+
+SCALARS = {
+    "a number": lambda number: number,
+    "an integer tensor": lambda number: torch.tensor(number),
+    "a batch of one integer": lambda number: torch.tensor([number], dtype=torch.uint8),
+    "an array": lambda number: np.array(float(number)),
+    "an array of an integer": lambda number: np.array(number),
+    "a long double": lambda number: np.array(number, dtype=np.longdouble),
+    "a number of numpy": lambda number: np.int64(number),
+    "an object": lambda number: Unwrapped(torch.tensor(float(number))),
+    "an object of an integer": lambda number: Unwrapped(torch.tensor(number)),
+    "an object that stays one": lambda number: Wrapped(torch.tensor(float(number))),
+    "a function": lambda number: lambda: np.array(number),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SCALARS)
+@pytest.mark.parametrize("cls", ALL)
+def test_kinds_of_temperatures(cls, kind, dtype):
+    logits = torch.randn(4, *param_shape(cls), dtype=dtype)
+    law, expected = (law_of(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
+    assert type(law.temperature) is torch.Tensor
+    assert law.temperature.dtype == dtype
+    torch.manual_seed(0)
+    value = law.rsample()
+    torch.manual_seed(0)
+    assert torch.equal(value, expected.rsample())
+    assert torch.equal(law.log_prob(value.clone()), expected.log_prob(value.clone()))
+
+
+@pytest.mark.parametrize("kind", SCALARS)
+@pytest.mark.parametrize("cls", ONE_BIT)
+def test_kinds_of_numbers_for_a_bit(cls, kind):
+    if kind != "a function":
+        for name in ("probs", "logits"):
+            law = law_of(cls, 0.5, **{name: SCALARS[kind](1)})
+            assert getattr(law, name).tolist() in (1.0, [1.0])
+            assert law.log_prob(law.sample()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
+    """It is kept, or where it would be lost the object is refused."""
+    tau = torch.tensor(0.5, requires_grad=True)
+    logits = torch.zeros(param_shape(cls))
+    law = law_of(cls, Unwrapped(tau), logits=logits)
+    assert torch.autograd.grad(law.temperature, tau)[0] == 1
+    with pytest.raises(
+        TypeError, match=r"`temperature` must be .*, got Wrapped; write temperature"
+    ):
+        law_of(cls, Wrapped(tau), logits=logits)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_batch_of_integer_temperatures(cls):
+    logits = torch.zeros(3, *param_shape(cls))
+    for given in (torch.tensor([1, 2, 3]), Unwrapped(torch.tensor([1.0, 2.0, 3.0]))):
+        law = law_of(cls, given, logits=logits)
+        assert law.temperature.tolist() == [1.0, 2.0, 3.0]
+        assert law.batch_shape == (3,)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_integer_parameters(cls, default):
+    """Weights 1, 2, 3 are probabilities of 1/6, 1/3, 1/2, in torch's default dtype."""
+    torch.set_default_dtype(default)
+    for integers in (torch.int64, torch.uint8, torch.int8):
+        weights = torch.tensor([0, 1, 1] if cls in ONE_BIT else [1, 2, 3], dtype=integers)
+        plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
+        for name in ("probs", "logits"):
+            law = law_of(cls, 0.5, **{name: weights}, validate_args=True)
+            expected = plain(**{name: weights.to(default)})
+            torch.testing.assert_close(law.probs, expected.probs)
+            assert law.probs.dtype == default
+            assert law.log_prob(law.sample()).isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_validation_is_the_argument_after_logits(cls):
+    """As in the signatures of Pyro: RelaxedBernoulli(temperature, probs, logits, validate_args)."""
+    names = list(inspect.signature(cls).parameters)
+    before = [name for name in ("temperature", "size") if name in names]
+    assert names[: len(before) + 3] == [*before, "probs", "logits", "validate_args"]
+    if cls is RelaxedBernoulli:
+        theirs = inspect.signature(torch.distributions.RelaxedBernoulli).parameters
+        assert names == list(theirs)
+    first = [{"temperature": -0.5, "size": 1}[name] for name in before]
+    logits = torch.full(param_shape(cls), math.nan)
+    assert cls(*first, None, logits, False)._validate_args is False
+    with pytest.raises(ValueError, match="must be"):
+        cls(*first, None, logits, True)
+    for wrong in ("reinmax", lambda *a: a[0], [True]):
+        with pytest.raises(TypeError, match=r"`validate_args` must be True, False or None, got"):
+            cls(*first, None, logits, wrong)
 
 
 @pytest.mark.parametrize("cls", ONE_BIT)
@@ -230,6 +358,75 @@ def test_a_single_category(cls):
     assert law.log_prob(value).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("cls", SIZED)
+def test_infer_shapes_from_shapes_alone(cls):
+    """A Python int has shape (), which tells the event shape of a subset and not of a ranking."""
+    if cls in (PlackettLuce, *RANKINGS):
+        with pytest.raises(NotImplementedError, match=r"`size` rows.*number itself.*write size=2"):
+            cls.infer_shapes(size=(), logits=(4, 3))
+    else:
+        assert cls.infer_shapes(size=(), logits=(4, 3)) == ((4,), (3,))
+        assert cls.infer_shapes(size=torch.Size(), probs=torch.Size([3])) == ((), (3,))
+    for size in ((2,), None, 2.0, torch.tensor(2)):
+        with pytest.raises(TypeError, match="`size` must be a Python int, got"):
+            cls.infer_shapes(size=size, logits=(4, 3))
+
+
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_shapes_that_infer_shapes_cannot_read(cls):
+    infer = partial(cls.infer_shapes, size=2) if cls in SIZED else cls.infer_shapes
+    with pytest.raises(TypeError, match=rf"{cls.__name__}.infer_shapes: `probs`.*got int; write"):
+        infer(probs=3)
+    with pytest.raises(TypeError, match=r"infer_shapes: `temperature`.*got tuple of float; write"):
+        infer((0.5,), probs=(4, 3))
+    if cls not in ONE_BIT:
+        with pytest.raises(ValueError, match=r"infer_shapes: `logits`.*last dimension, got shape"):
+            infer(logits=())
+
+
+BAD_SHAPES = [
+    (3, TypeError, ["got int", "(3,)"]),
+    (None, TypeError, ["got NoneType"]),
+    ("x", TypeError, ["got str"]),
+    ((1.5,), TypeError, ["got tuple of float"]),
+    ([2, "x"], TypeError, ["got list of int, str"]),
+    ((None,), TypeError, ["got tuple of NoneType"]),
+    (torch.tensor(3), TypeError, ["got Tensor"]),
+    ((-1,), ValueError, ["-1"]),
+    (torch.Size([2, -3]), ValueError, ["2, -3"]),
+    ((10**30,), ValueError, []),
+    ((2, 10**5000), ValueError, []),
+]
+
+
+@pytest.mark.parametrize(("shape", "error", "words"), BAD_SHAPES)
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_bad_shapes(cls, shape, error, words):
+    law = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
+    methods = ["sample", "__call__", "expand_by", "shape", "expand"]
+    for method in methods + ["rsample"] * law.has_rsample:
+        with pytest.raises(error) as caught:
+            getattr(law, method)(shape)
+        name = "`batch_shape`" if method == "expand" else "`sample_shape`"
+        for word in [cls.__name__, name, "write", *words]:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1), [3, 1], torch.Size([3, 1]), (np.int64(3), 1), torch.tensor([3, 1]), range(3)]
+)
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_shapes_are_what_torch_takes_for_one(cls, shape):
+    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)))
+    expected = torch.Size([int(n) for n in shape])
+    assert law.expand(shape).batch_shape == expected
+    assert law.expand_by(shape).batch_shape == expected
+    assert law.shape(shape) == expected + law.event_shape
+    assert law.sample(shape).shape == expected + law.event_shape
+    if law.has_rsample:
+        assert law.rsample(shape).shape == expected + law.event_shape
+
+
 # Parameters.
 
 
@@ -277,7 +474,6 @@ def test_log_probs_of_half_parameters_are_float32(cls):
 # Errors.
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)
-INTEGERS = torch.tensor([0, 1, 0])
 
 BAD_ARGUMENTS = [
     # arguments, keywords, error, words that name the argument and the remedy
@@ -288,12 +484,12 @@ BAD_ARGUMENTS = [
     ((math.nan, None, THREE), {}, ValueError, ["`temperature`", "nan", "write"]),
     ((math.inf, None, THREE), {}, ValueError, ["`temperature`", "inf", "write"]),
     ((lambda: -1.0, None, THREE), {}, ValueError, ["`temperature`", "-1"]),
-    ((torch.tensor(1), None, THREE), {}, TypeError, ["`temperature`", "int64", ".to("]),
+    ((torch.tensor(True), None, THREE), {}, TypeError, ["`temperature`", "bool", ".to("]),
     ((True, None, THREE), {}, TypeError, ["`temperature`", "bool", "write"]),
     (("0.5", None, THREE), {}, TypeError, ["`temperature`", "str", "write"]),
     ((None, None, THREE), {}, TypeError, ["`temperature`", "NoneType", "write"]),
-    ((0.5, INTEGERS), {}, TypeError, ["`probs`", "int64", "probs.to("]),
-    ((0.5, None, INTEGERS), {}, TypeError, ["`logits`", "int64", "logits.to("]),
+    ((0.5, THREE.bool()), {}, TypeError, ["`probs`", "bool", "probs.to("]),
+    ((0.5, THREE.to(torch.cfloat)), {}, TypeError, ["`probs`", "complex64", "probs.to("]),
     ((0.5, None, THREE.bool()), {}, TypeError, ["`logits`", "bool", "logits.to("]),
     ((0.5, None, THREE.to(torch.cfloat)), {}, TypeError, ["`logits`", "complex64"]),
     ((0.5, [0.2, 0.3, 0.5]), {}, TypeError, ["`probs`", "list", "torch.as_tensor"]),
@@ -351,6 +547,54 @@ def test_bad_arguments(cls, arguments, keywords, error, words):
         assert word in str(caught.value)
 
 
+def calls_in_another_order():
+    """Calls with an argument forgotten, or two in each other's place, and what the error says."""
+    for cls in [*ALL, *WITHOUT_TEMPERATURE]:
+        first = "" if cls in WITHOUT_TEMPERATURE else "0.5, "
+        second = "2, " if cls in SIZED else ""
+        line = f"write {cls.__name__}({first}{second}logits=logits)"
+        has = "`temperature` first: here it has shape (5,)"
+        size = [2] if cls in SIZED else []
+        weights = torch.ones(5)
+        if first:
+            yield cls, (weights, *size), ["got neither", line, has]
+            yield cls, (0.5, *size), ["got neither", line, "`temperature` first"]
+            yield cls, (weights, *size, weights, weights), ["got both", line, has]
+        else:
+            yield cls, (2,), ["got neither", line]
+        if first and cls not in ONE_BIT:
+            yield cls, (weights, *size, 0.5), ["`probs`", "got shape ()", line, has]
+            yield cls, (weights, *size, None, 0.5), ["`logits`", "got shape ()", line, has]
+        if size:
+            temperature = [0.5] if first else []
+            for wrong in ((weights, 2), (weights,), (0.5, weights), (None, weights)):
+                words = ["`size` must be a Python int", "right before `probs` and `logits`"]
+                yield cls, (*temperature, *wrong), words
+
+
+@pytest.mark.parametrize(("cls", "arguments", "words"), list(calls_in_another_order()))
+def test_arguments_in_another_order(cls, arguments, words):
+    """The error blames the argument that is in a wrong place."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        cls(*arguments)
+    for word in [cls.__name__, *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, -(10**400), Fraction(10**400), 10**5000], ids=["int", "-", "/", "long"]
+)
+@pytest.mark.parametrize("cls", ALL)
+def test_numbers_that_no_float_can_hold(cls, number):
+    logits = torch.zeros(param_shape(cls))
+    for given in (number, lambda: number):
+        with pytest.raises(ValueError, match=r"`temperature` must be positive.*inf; write"):
+            law_of(cls, given, logits=logits, validate_args=True)
+    if cls in ONE_BIT:
+        with pytest.raises(ValueError, match=r"`probs` must be in \[0, 1\], got e.g. -?inf; write"):
+            law_of(cls, 0.5, number, validate_args=True)
+
+
 @pytest.mark.parametrize("cls", ALL)
 def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
     for arguments, keywords, error, _ in (
@@ -402,9 +646,9 @@ BAD_VALUES = {
 BAD_ANYWHERE = [
     (torch.zeros(3), ValueError, ["shape", "(2,)", "(3,)", "reshape"]),
     (torch.zeros(3, 7), ValueError, ["shape", "(3, 7)", "reshape"]),
-    (0.5, TypeError, ["`value`", "float", "torch.as_tensor"]),
-    (None, TypeError, ["`value`", "NoneType"]),
-    (np.zeros(2), TypeError, ["`value`", "ndarray", "torch.as_tensor"]),
+    (0.5, ValueError, ["`value`", "float", "torch.as_tensor"]),
+    (None, ValueError, ["`value`", "NoneType"]),
+    (np.zeros(2), ValueError, ["`value`", "ndarray", "torch.as_tensor"]),
     (torch.zeros(2, dtype=torch.cfloat), TypeError, ["`value`", "complex64"]),
 ]
 BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as_tensor"])]
@@ -419,6 +663,18 @@ def test_bad_values(cls):
             law.log_prob(value)
         for word in [cls.__name__, *words]:
             assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_a_value_that_is_no_tensor_is_a_value_error(cls):
+    """As in torch, with validation and without, in each method that takes a value."""
+    for checks in (True, False):
+        law = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
+        names = ["cdf", "icdf"] if cls in (RelaxedBernoulli, LogitRelaxedBernoulli) else []
+        for name in ["log_prob", "score_parts", *names]:
+            for value in (1, 0.5, True, "1", None, [0.0, 1.0], np.zeros(2)):
+                with pytest.raises(ValueError, match=r"`value` must be a tensor of .*write torch"):
+                    getattr(law, name)(value)
 
 
 @pytest.mark.parametrize("cls", HARD)
@@ -436,6 +692,8 @@ BAD_SIZES = [
     (torch.tensor(2), TypeError, ["`size`", "Tensor"]),
     (True, TypeError, ["`size`", "bool"]),
     (None, TypeError, ["`size`", "NoneType"]),
+    (10**400, ValueError, ["`size`", "from 1 to", "an int of 1329 bits"]),
+    (-(10**5000), ValueError, ["`size`", "from 1 to", "an int of 16610 bits"]),
 ]
 
 

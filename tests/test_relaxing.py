@@ -6,6 +6,7 @@
 import inspect
 from typing import ClassVar
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -33,8 +34,10 @@ from pyro_gumbel import (
     RelaxedSubset,
     Subset,
     SubsetStraightThrough,
+    gapped,
     harden,
     links,
+    reinmax,
     relax,
     relaxed,
 )
@@ -186,6 +189,43 @@ def test_laws_that_cannot_be_relaxed_say_what_to_write():
             relax(law, T, estimator="unknown")
     with pytest.raises(ValueError, match="`temperature` must be positive"):
         relax(dist.Bernoulli(0.5), -1.0)
+
+
+@pytest.mark.parametrize("estimator", ["reinmax", "gapped", reinmax, gapped(gap=2.0)])
+def test_an_estimator_that_knows_no_subsets(estimator):
+    """It is refused where the distribution is made: with the name of its site in a model."""
+    subset = Subset(2, logits=torch.zeros(4))
+    words = r"`estimator` must be one that knows subsets.*got (reinmax|gapped).*gumbel_softmax"
+    for form in (subset, subset.expand((3,)), subset.expand((3,)).to_event(1), subset.mask(True)):
+        with pytest.raises(ValueError, match=words):
+            relax(form, T, estimator=estimator)
+
+    def model():
+        pyro.sample("bit", dist.Bernoulli(0.5))
+        pyro.sample("chosen", subset)
+
+    with pytest.raises(ValueError, match=rf'pyro.sample\("chosen", ...\): .*{words}'):
+        relaxed(model, T, estimator=estimator)()
+    with pytest.raises(ValueError, match=rf'pyro.sample\("chosen", ...\): .*{words}'):
+        AutoRelaxed(model, T, estimator=estimator)()
+    relaxed(model, T, estimator=estimator, sites=["bit"])()
+
+
+def test_numbers_that_no_float_can_hold():
+    with pytest.raises(ValueError, match="`temperature` must be positive"):
+        relax(dist.Bernoulli(0.5), 10**400)
+    with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\): .*`temperature` must be posi'):
+        relaxed(lambda: pyro.sample("z", dist.Bernoulli(0.5)), 10**400)()
+
+
+def test_temperatures_that_are_no_tensors_yet():
+    """Integers and arrays; and a batch of them, for a distribution that is taken apart."""
+    law = dist.Bernoulli(logits=torch.zeros(2, 3)).to_event(1)
+    for given in (torch.tensor([1, 2]), lambda: torch.tensor([1, 2])):
+        found = relax(law, given).base_dist.temperature
+        assert found.expand(2, 3).tolist() == [[1.0] * 3, [2.0] * 3]
+    for given in (np.array(2), np.array(2.0), torch.tensor(2), np.int64(2)):
+        assert relax(law, given).base_dist.temperature == 2
 
 
 # Models.
@@ -355,6 +395,11 @@ def test_sites_are_chosen_by_name():
         model()
     with pytest.raises(TypeError, match=r'`sites` must be a collection.*write sites=\["z"\]'):
         relaxed(model, T, sites="a")
+    for wrong in (3, None.__class__, object(), [3], [None], (b"a",)):
+        with pytest.raises(TypeError, match=r'`sites` must be a collection.*write sites=\["z"\]'):
+            relaxed(model, T, sites=wrong)
+    for names in ((name for name in "a"), {"a": 1}, ("a",), frozenset("a")):
+        assert laws(relaxed(model, T, sites=names))["a"] is BernoulliStraightThrough
     # a branch that was taken once need not be taken again
     branching = relaxed(lambda go: pyro.sample("z", dist.Bernoulli(0.5)) if go else None, T,
                         sites=["z"])  # fmt: skip

@@ -6,7 +6,9 @@
 import copy
 import io
 import math
+from fractions import Fraction
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -29,6 +31,8 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
+
+HUGE = 10**400  # beyond the floats
 
 SCHEDULES = {
     "constant": lambda: ConstantTemperature(0.7),
@@ -130,6 +134,18 @@ def test_it_goes_wherever_a_temperature_goes(name):
 )
 def test_repr(schedule, text):
     assert repr(schedule) == text
+
+
+def test_kinds_of_numbers():
+    """Integers and numbers of numpy; and the most steps that torch can count."""
+    for one in (1, np.array(1.0), np.array(1), np.int64(1), np.float32(1)):
+        assert ConstantTemperature(one)().item() == 1
+        assert LearnableTemperature(one)().item() == 1
+    assert LearnableTemperature(torch.tensor([1, 2]))().tolist() == pytest.approx([1, 2])
+    most = 2**63 - 1
+    for schedule in (LinearTemperature(1.0, 0.5, most), ExponentialTemperature(0.1, hold=most)):
+        schedule.step()
+        assert schedule().item() == 1
 
 
 class SoftGuide(PyroModule):
@@ -246,10 +262,36 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
         (lambda: LearnableTemperature(-1.0), ValueError, "`initial` must be .*, got .*-1; write"),
         (lambda: LearnableTemperature(None), TypeError, "`initial` must be .*, got NoneType"),
         (
-            lambda: LearnableTemperature(torch.tensor([1, 2])),
+            lambda: LearnableTemperature(torch.tensor([True, False])),
             TypeError,
-            "`initial` must be .* tensor of floats, got a tensor of torch.int64; write",
+            "`initial` must be .* tensor of floats, got a tensor of torch.bool; write",
         ),
+        (lambda: ConstantTemperature(HUGE), ValueError, "`value` must be .*, got inf; write"),
+        (lambda: ExponentialTemperature(HUGE), ValueError, "`rate` must be .*, got inf; write"),
+        (lambda: ExponentialTemperature(-HUGE), ValueError, "`rate` must be .*, got -inf; write"),
+        (lambda: ExponentialTemperature(1, HUGE), ValueError, "`floor` must be .*, got inf; wri"),
+        (
+            lambda: ExponentialTemperature(1, initial=Fraction(HUGE)),
+            ValueError,
+            "`initial` must be .*, got inf; write",
+        ),
+        (
+            lambda: ExponentialTemperature(1, hold=HUGE),
+            ValueError,
+            r"`hold` must be .*, below 2\*\*63, got an int of 1329 bits; write",
+        ),
+        (
+            lambda: ExponentialTemperature(1, hold=-(10**5000)),
+            ValueError,
+            "`hold` must be .* 1 or more, got an int of 16610 bits; write",
+        ),
+        (
+            lambda: LinearTemperature(1, 0.5, 2**63),
+            ValueError,
+            r"`num_steps` must be .*, below 2\*\*63, got 9223372036854775808; write",
+        ),
+        (lambda: CosineTemperature(1, HUGE, 9), ValueError, "`final` must be .*, got inf; write"),
+        (lambda: LearnableTemperature(HUGE), ValueError, "`initial` must be .*, got .*inf; write"),
     ],
 )
 def test_bad_arguments(make_one, error, words):
