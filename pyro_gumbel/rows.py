@@ -142,6 +142,22 @@ class Row:
         new._batch_shape = batch_shape
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but the weak references that Pyro ties to a parameter.
+
+        As of every tensor, a pickle leaves a graph out and `deepcopy` refuses one.
+        """
+        state = self.__dict__.copy()
+        for name in {"_raw", "_raw_temperature"} & state.keys():
+            state[name] = _untied(state[name])
+        if "_parameters" in state:
+            state["_parameters"] = state["_raw"], state["_raw_temperature"]
+        return state
+
+    def __copy__(self) -> Self:
+        """With the very same tensors."""
+        return self.expand(self._batch_shape)
+
     def __repr__(self) -> str:
         parts: dict[str, Any] = {
             self._given: tuple(self._raw.shape),
@@ -415,6 +431,16 @@ class Ranking(OneOfK):
             winner = torch.where(left[-1], row, -math.inf).argmax(-1, keepdim=True)
             left.append(left[-1] & (categories != winner))
         return torch.stack(left, -2)
+
+
+def _untied(tensor: Tensor) -> Tensor:
+    """The tensor, or without the weak reference of a `pyro.param` one like it of the same graph."""
+    if "unconstrained" not in vars(tensor):
+        return tensor
+    if tensor.is_leaf:
+        return tensor.detach().requires_grad_(tensor.requires_grad)
+    with torch.enable_grad():
+        return tensor.view_as(tensor)
 
 
 def exact_logits(law: Any) -> Tensor:
