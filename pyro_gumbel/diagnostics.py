@@ -327,7 +327,8 @@ def _require_something_to_measure(objective: Objective) -> None:
     if not objective.parameters:
         raise ValueError(
             f"{OWNER}: `guide` must have parameters, got none with a gradient; write "
-            'pyro.param("logits", torch.zeros(3)) inside the guide'
+            'pyro.param("logits", torch.zeros(3)) inside the guide, or pyro.module("net", net) '
+            "for a network"
         )
 
 
