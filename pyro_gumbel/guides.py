@@ -238,7 +238,7 @@ class AutoRelaxed(AutoGuide):
         if self.prototype_trace is None:
             raise ValueError(
                 "AutoRelaxed.law: expected a guide that has run, which is when it meets the sites, "
-                f"got none that has; write guide(*args) once before guide.law({name!r})"
+                f"got one that has not; write guide(*args) once before guide.law({name!r})"
             )
         if name not in self._sites:
             raise ValueError(
@@ -306,9 +306,9 @@ class AutoRelaxed(AutoGuide):
         :raises ValueError: for a number out of range.
         :raises TypeError: for anything but numbers.
         """
+        q = _read_quantiles(quantiles)
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        q = _read_quantiles(quantiles)
         return {name: _quantiles_of(innermost(self.law(name)), q) for name in self._sites}
 
     def _warn_of_lost_gradients(self, values: dict[str, Tensor]) -> None:

@@ -942,6 +942,9 @@ def test_quantiles_at_the_ends_are_outcomes():
     for wrong in ([-0.1], [1.5], [math.nan], torch.tensor([2.0])):
         with pytest.raises(ValueError, match=r"must be numbers from 0 to 1, got .*; write guide"):
             guide.quantiles(wrong)
+    for wrong in ("median", None, [None]):
+        with pytest.raises(TypeError, match=r"must be numbers from 0 to 1, got .*; write guide"):
+            guide.quantiles(wrong)
 
 
 # A site that is observed in part.
