@@ -200,8 +200,9 @@ def gradient_report(
     r"""Bias, noise and cost of the gradients of a model and a guide, for each estimator.
 
     The gradient is that of the loss of SVI in the parameters of the guide, as they are now, at
-    these arguments; of a subsampled plate one subsample is drawn and kept. All hard sites take each
-    estimator and temperature in turn, whatever they were written with; nothing is trained.
+    these arguments; of a subsampled plate one subsample is drawn and kept. Parameters that the
+    guide uses and only the model registers, as by `pyro.module`, count too. All hard sites take
+    each estimator and temperature in turn, whatever they were written with; nothing is trained.
 
     The exact gradient is enumerated where all latent sites of the guide are discrete and have up
     to 2048 joint states, or that many in parallel in a model that `TraceEnum_ELBO` can run. Else it
@@ -328,7 +329,8 @@ def _require_something_to_measure(objective: Objective) -> None:
     if not objective.parameters:
         raise ValueError(
             f"{OWNER}: `guide` must have parameters, got none with a gradient; write "
-            'pyro.param("logits", torch.zeros(3)) inside the guide'
+            'pyro.param("logits", torch.zeros(3)) inside the guide, or pyro.module("net", net) '
+            "for a network"
         )
 
 

@@ -3,48 +3,51 @@
 
 """The mean-field guide of a model's discrete sites."""
 
-from collections.abc import Callable
+import copy
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.infer.autoguide.utils import deep_setattr
-from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_gumbel.estimators import Estimator, named
 from pyro_gumbel.hard import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     PlackettLuceStraightThrough,
+    StraightThrough,
     SubsetStraightThrough,
 )
-from pyro_gumbel.parameters import Temperature, at_site, fitted
+from pyro_gumbel.parameters import Temperature, at_site, fitted, require
 from pyro_gumbel.relaxing import is_relaxable, relax
 from pyro_gumbel.rows import MOfK, OneBit, Ranking, Row
+from pyro_gumbel.site_logits import SiteLogits
 from pyro_gumbel.soft import Coordinates, Soft
 from pyro_gumbel.wrappers import innermost, masks_of, rewrapped
 
 __all__ = ["AutoRelaxed"]
 
 RUNS = 10  # of the model, to see what the prior of a site is
+DRAWS = 1000  # whose quantiles stand for those that have no formula
 
 
 class AutoRelaxed(AutoGuide):
     r"""One independent law for each latent discrete site of a model: q(z) = prod_i q_i(z_i).
 
     A site's law is the hard or the soft one of its row, with the site's plates and masks. Its
-    logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled.
-    They start at those of the prior, and an outcome that the prior excludes stays excluded; where
-    the prior depends on other sites, or on the subsample, they start at its mean over 10 runs, and
-    nothing is excluded.
+    logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled;
+    where a module has another use for the name, `logits.type_site` and the like. They start at
+    those of the prior, and an outcome that the prior excludes stays excluded; where the prior
+    depends on other sites, or on the subsample, they start at its mean over 10 runs, and nothing is
+    excluded.
     Continuous sites, and sites that the model enumerates, are left to other guides::
 
         guide = AutoGuideList(model)
@@ -71,6 +74,8 @@ class AutoRelaxed(AutoGuide):
     """
 
     prototype_trace: Any
+    master: Any
+    _model: Any
 
     def __init__(
         self,
@@ -82,9 +87,29 @@ class AutoRelaxed(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model, create_plates=create_plates)
+        self.logits = SiteLogits()
+        self._warned_of_masks = False
         self.temperature = temperature
         self.hard = hard
         self.estimator = named(estimator)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model; Pyro takes it from the guide itself, which goes on with it here."""
+        own = self._model, self.master
+        try:
+            return super().__getstate__()
+        finally:
+            self._model, self.master = own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A guide of the same model, or of its copy where that is copied in the same call."""
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if self._model is not None:
+            model = self._model[0]
+            new._model = (memo.get(id(model), model),)
+        return new
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -93,6 +118,12 @@ class AutoRelaxed(AutoGuide):
         return not is_relaxable(msg["fn"])
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self._model is None:
+            raise ValueError(
+                "AutoRelaxed: expected a model for the first run, got none, which a pickle leaves "
+                "out; write guide = AutoRelaxed(model, temperature), and "
+                "guide.load_state_dict(state) for what was saved"
+            )
         super()._setup_prototype(*args, **kwargs)
         try:
             self._setup_sites(*args, **kwargs)
@@ -108,15 +139,13 @@ class AutoRelaxed(AutoGuide):
                 "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
             )
         self._masked = any(_masks(site["mask"], site["law"]) for site in self._sites.values())
-        self.logits = PyroModule()
-        for name, logits in self._initial_logits(*args, **kwargs).items():
-            event_dim = logits.dim() - len(self._sites[name]["law"].batch_shape)
-            for frame in self._sites[name]["frames"]:
-                full_size = frame.full_size or frame.size
-                if full_size != frame.size:
-                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-            parameter = PyroParam(logits.clone(), constraints.real, event_dim)
-            deep_setattr(self.logits, name, parameter)
+        initial = self._initial_logits(*args, **kwargs)
+        shapes = {name: len(site["law"].batch_shape) for name, site in self._sites.items()}
+        event_dims = {name: logits.dim() - shapes[name] for name, logits in initial.items()}
+        for name, site in self._sites.items():
+            initial[name] = _over_plates(initial[name], site["frames"], event_dims[name])
+        self.logits.set_up(initial, event_dims)
+        self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
 
     def _sites_of(self, trace: Any) -> dict[str, dict[str, Any]]:
         """The law of each site in the guide's column, at temperature 1, its mask and its plates."""
@@ -193,26 +222,28 @@ class AutoRelaxed(AutoGuide):
         those of its `.base_dist`.
 
         :param name: of a site that the first run has met.
-        :raises ValueError: for any other name.
+        :raises ValueError: for any other name, and before the first run.
         """
-        sites = {} if self.prototype_trace is None else self._sites
-        if name not in sites:
+        if self.prototype_trace is None:
             raise ValueError(
-                f"AutoRelaxed.law: `name` must be one of {sorted(sites)}, got {name!r}; write "
-                "guide(*args) for a first run, if there was none"
+                "AutoRelaxed.law: expected a guide that has run, which is when it meets the sites, "
+                f"got one that has not; write guide(*args) once before guide.law({name!r})"
             )
-        return self._current_law(name, sites[name])
+        if name not in self._sites:
+            raise ValueError(
+                f"AutoRelaxed.law: `name` must be one of {sorted(self._sites)}, got {name!r}; "
+                f"write guide.law({min(self._sites)!r})"
+            )
+        return self._current_law(name, self._sites[name])
 
     def _current_law(self, name: str, site: dict[str, Any]) -> Any:
-        return self._with_logits(site["law"], attrgetter(name)(self.logits), self.temperature)
+        return self._with_logits(site["law"], self.logits.of_site(name), self.temperature)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """A draw of each site, by name."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        sites = self._sites
-        if self._masked and self._model is not None:
-            sites = self._sites_in_another_run(*args, **kwargs)
+        sites = self._sites_now(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result = {}
         for name, site in sites.items():
@@ -224,12 +255,49 @@ class AutoRelaxed(AutoGuide):
                 result[name] = pyro.sample(name, self._current_law(name, site))
         return result
 
+    def _sites_now(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
+        """The sites with the masks of this call."""
+        if not self._masked:
+            return self._sites
+        if self._model is not None:
+            return self._sites_in_another_run(*args, **kwargs)
+        if not self._warned_of_masks:
+            self._warned_of_masks = True
+            warnings.warn(
+                "AutoRelaxed: expected a model, for the masks of this call, got none, which a "
+                "pickle leaves out, and took those of the first run; where they change write guide "
+                "= AutoRelaxed(model, temperature) and guide.load_state_dict(state)",
+                stacklevel=3,
+            )
+        return self._sites
+
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The most probable value of each site, by name: hard, or its coordinates."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: _most_probable(innermost(self.law(name))) for name in self._sites}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each entry of each site on its own, by name, as of every Pyro autoguide.
+
+        An entry of a hard site is a bit: its quantile at q is 1 where its mean is above 1 - q, and
+        else 0. So the quantiles of a one-hot vector need not be one-hot; see `median`. Of relaxed
+        bits they are exact. Of the other relaxed sites they are those of 1,000 draws, with
+        a standard error of sqrt(q (1 - q) / 1000) in q.
+
+        :param quantiles: numbers q from 0 to 1.
+        :returns: tensors with a first dimension for the quantiles and then the shape of a value.
+        :raises ValueError: for a number out of range.
+        :raises TypeError: for anything but numbers.
+        """
+        q = _read_quantiles(quantiles)
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        return {name: _quantiles_of(innermost(self.law(name)), q) for name in self._sites}
 
 
 def _masks(mask: Any, law: Any) -> list[Tensor]:
@@ -245,6 +313,25 @@ def _require_whole_plates(frames: Any, masks: list[Tensor]) -> None:
             "expected no mask in a subsampled plate, got one, of which the guide sees a part only; "
             "write poutine.block(model, hide=[...]) and a guide of its own for this site"
         )
+
+
+def _over_plates(logits: Tensor, frames: Any, event_dim: int) -> Tensor:
+    """Logits over whole plates, where they are known of a subsample."""
+    for frame in frames:
+        full_size = frame.full_size or frame.size
+        if full_size != frame.size:
+            logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+    return logits
+
+
+def _without_graph(trace: Any, sites: dict[str, dict[str, Any]]) -> Trace:
+    """The sites of a trace, with distributions and values that can be copied and pickled."""
+    detached = Trace()
+    for name, site in sites.items():
+        node = trace.nodes[name]
+        kept = {key: is_.detach() if isinstance(is_, Tensor) else is_ for key, is_ in node.items()}
+        detached.add_node(name, **{**kept, "fn": site["law"]})
+    return detached
 
 
 def _mean_logits(laws: list[Any]) -> Tensor:
@@ -263,6 +350,30 @@ def _size(law: Row) -> tuple[int, ...]:
 def _most_probable(law: Any) -> Tensor:
     vertex = _hard_class(law)(1.0, *_size(law), logits=law.logits).mode
     return law._value_at(law.link.inverse(vertex)) if isinstance(law, Coordinates) else vertex
+
+
+def _read_quantiles(quantiles: Any) -> Tensor:
+    """Numbers from 0 to 1 as a tensor of one dimension."""
+    wanted = "AutoRelaxed.quantiles: `quantiles` must be numbers from 0 to 1"
+    remedy = "write guide.quantiles([0.05, 0.5, 0.95])"
+    try:
+        q = torch.as_tensor(quantiles, dtype=torch.float64, device="cpu").flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{wanted}, got {quantiles!r}; {remedy}") from error
+    require((q >= 0) & (q <= 1), wanted, q, remedy)
+    return q
+
+
+def _quantiles_of(law: Any, q: Tensor) -> Tensor:
+    """The least value that an entry is at or below with probability q, for each q and entry."""
+    q = q.to(law.logits.device).reshape(-1, *[1] * len(law.shape()))
+    if isinstance(law, StraightThrough):
+        mean = law.mean
+        return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
+    if isinstance(law, OneBit):
+        return law.icdf(q)  # type: ignore[attr-defined]
+    rank = (q.flatten() * DRAWS).ceil().long() - 1
+    return law.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
 
 
 def _hard_class(law: Row) -> Any:

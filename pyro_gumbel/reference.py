@@ -78,11 +78,21 @@ class Objective:
             with poutine.trace(param_only=True) as capture, self._subsample:
                 trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
             self.sites |= {name: site["fn"] for name, site in trace.iter_stochastic_nodes()}
-            for site in capture.trace.nodes.values():
-                leaf = site["value"].unconstrained()
-                leaves[id(leaf)] = leaf
+            registered = _registered(capture.trace)
+            leaves |= registered | self._registered_by_the_model(trace, registered)
         self.sites = {name: law for name, law in self.sites.items() if not _draws_indices(law)}
         self.parameters = [leaf for leaf in leaves.values() if leaf.requires_grad]
+
+    def _registered_by_the_model(self, guide: Any, known: Iterable[int]) -> dict[int, Tensor]:
+        """Parameters that this run of the guide uses and of which only the model tells Pyro."""
+        used = _leaves_of(guide).keys() - set(known)
+        if not used:
+            return {}
+        model = poutine.replay(self.model, trace=guide)
+        with poutine.trace(param_only=True) as capture, self._subsample:
+            model(*self.args, **self.kwargs)
+        registered = _registered(capture.trace)
+        return {key: leaf for key, leaf in registered.items() if key in used}
 
     def traces(self, *handlers: AbstractContextManager[Any]) -> tuple[Any, Any]:
         """Of the model and the guide, with all log probabilities, under `handlers`."""
@@ -117,6 +127,29 @@ class Objective:
         _, guide = self.traces(_WithoutGradient())
         plates = [(name, frame) for name in _scored(guide) for frame in _frames(guide.nodes[name])]
         return {(name, frame.dim) for name, frame in plates if _is_independent(self, name, frame)}
+
+
+def _registered(trace: Any) -> dict[int, Tensor]:
+    """The unconstrained parameters that a run has told Pyro of, by identity."""
+    leaves = (site["value"].unconstrained() for site in trace.nodes.values())
+    return {id(leaf): leaf for leaf in leaves}
+
+
+def _leaves_of(guide: Any) -> dict[int, Tensor]:
+    """All that the values and log probabilities of a guide have a gradient in, by identity."""
+    sites = [site for _, site in guide.iter_stochastic_nodes()]
+    outputs = [site["value"] for site in sites] + [_log_chance(site) for site in sites]
+    leaves = {id(output): output for output in outputs if output.is_leaf}
+    begun = {output.grad_fn for output in outputs} - {None}
+    seen = set(begun)
+    while begun:
+        node: Any = begun.pop()
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        new = {child for child, _ in node.next_functions} - {None} - seen
+        seen |= new
+        begun |= new
+    return leaves
 
 
 def _draws_indices(law: Any) -> bool:

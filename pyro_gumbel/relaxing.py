@@ -4,6 +4,7 @@
 """From discrete to relaxed: one law, all latent sites of a model, and a soft value back again."""
 
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -46,6 +47,11 @@ __all__ = [
     "relax",
     "relaxed",
 ]
+
+LEFT_OUT = (
+    "leave its site out with relaxed(..., sites=[...]); where it is the data, to be predicted, run "
+    "the model that is not relaxed: Predictive(model, guide=guide)"
+)
 
 
 @functools.singledispatch
@@ -92,7 +98,7 @@ def relax(
     raise TypeError(
         "relax: `distribution` must be a Bernoulli, OneHotCategorical, Subset or PlackettLuce, or "
         f"of a class that has been registered, got {owner}; write one of those, teach it with "
-        f"@relax.register({owner}), or leave its site out with relaxed(..., sites=[...])"
+        f"@relax.register({owner}), or {LEFT_OUT}"
     )
 
 
@@ -135,7 +141,7 @@ def _(distribution: Any, temperature: Temperature, **column: Any) -> Any:
         "relax: `distribution` must have values that can carry a gradient, got a Categorical, "
         "whose values are integers; write OneHotCategorical(probs=probs) for "
         "Categorical(probs=probs), and z @ table where its value z is an index, table[z]; or "
-        "leave its site out with relaxed(..., sites=[...])"
+        f"{LEFT_OUT}"
     )
 
 
@@ -197,6 +203,10 @@ class RelaxedMessenger(Messenger):
         self.column: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
         self.sites = _read_sites(sites)
         self._met: set[str] = set()
+        self._observed: set[str] = set()
+        self._latent: set[str] = set()  # of those that were met, the ones that can be relaxed
+        self._relaxed: set[str] = set()  # of `sites`, the ones that a latent site has answered to
+        self._warned: set[str] = set()
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return functools.update_wrapper(super().__call__(fn), fn, updated=())
@@ -204,25 +214,69 @@ class RelaxedMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        self._met.add(msg["name"])
+        name = msg["name"]
+        self._met.add(name)
+        if msg["is_observed"]:
+            self._observed.add(name)
         if msg["is_observed"] or msg["infer"].get("enumerate"):
             return
-        if self._concerns(msg):
-            with at_site("relaxed", msg["name"]):
-                msg["fn"] = relax(msg["fn"], self.temperature, **self.column)
+        relaxable = is_relaxable(msg["fn"])
+        if relaxable:
+            self._latent.add(name)
+        if relaxable if self.sites is None else self._is_asked(name):
+            with at_site("relaxed", name):
+                new = relax(msg["fn"], self.temperature, **self.column)
+            if new is not msg["fn"]:
+                self._warn_of_data(name)
+            msg["fn"] = new
 
-    def _concerns(self, msg: Any) -> bool:
-        return is_relaxable(msg["fn"]) if self.sites is None else msg["name"] in self.sites
+    def _is_asked(self, name: str) -> bool:
+        asked = (self.sites or frozenset()) & self._names_of(name)
+        self._relaxed |= asked
+        return bool(asked)
+
+    def _names_of(self, name: str) -> set[str]:
+        """What a site answers to: of `obs_mask` Pyro makes y_observed and y_unobserved from y."""
+        stem = name.removesuffix("_unobserved")
+        return {name, stem} if f"{stem}_observed" in self._met else {name}
+
+    def _warn_of_data(self, name: str) -> None:
+        """Once, where a site is made continuous that had data in an earlier call."""
+        if self.column["hard"] or self.sites is not None or name not in self._observed:
+            return
+        self._warn_once(
+            {name},
+            f'relaxed: at pyro.sample("{name}", ...): expected data, as in an earlier call, got '
+            "none, so that the site is continuous in this call; to predict write Predictive(model, "
+            "guide=guide) of the model that is not relaxed, or relaxed(..., sites=[...]) for the "
+            "sites to relax",
+        )
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        missing = sorted((self.sites or frozenset()) - self._met)
-        if exception[0] is None and missing:
+        if exception[0] is None and self.sites is not None:
+            self._check_sites(self.sites)
+
+    def _check_sites(self, sites: frozenset[str]) -> None:
+        missing = sorted(sites - self._met)
+        if missing:
             raise ValueError(
                 f"relaxed: `sites` must be names of the model's sample sites, got {missing}, which "
                 f"it does not have; it has {sorted(self._met)}; write sites=None for all that are "
                 "latent and discrete"
             )
+        idle = sites - self._relaxed
+        self._warn_once(
+            idle,
+            f"relaxed: `sites` must be names of latent discrete sites, got {sorted(idle)}, which "
+            "are observed or enumerated and were not relaxed in any call so far; the latent "
+            f"discrete sites are {sorted(self._latent)}; write sites=None for all of them",
+        )
+
+    def _warn_once(self, names: Collection[str], message: str) -> None:
+        if not self._warned.issuperset(names):
+            self._warned.update(names)
+            warnings.warn(message, stacklevel=4)
 
 
 def relaxed(
@@ -240,6 +294,10 @@ def relaxed(
     continuous, and those with `infer={"enumerate": ...}`. Use `condition` inside,
     ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law.
 
+    A call without the data has latent sites in their place, and relaxes them: predict with the
+    model that is not relaxed, ``Predictive(model, guide=guide)``, or choose the sites. A warning
+    says so, once a site, where `hard=False` makes one continuous that an earlier call had data for.
+
     Three ways to write it::
 
         relaxed(model, 0.5)
@@ -254,7 +312,9 @@ def relaxed(
     :param hard: whether sites keep their discrete law and gain a surrogate gradient, or become
         continuous.
     :param estimator: of the gradient of hard sites, as in `BernoulliStraightThrough`.
-    :param sites: the names of the sites to relax; None for all.
+    :param sites: the names of the sites to relax; None for all. Of a site with `obs_mask`, which
+        Pyro splits, ``"y"`` means its latent part ``"y_unobserved"`` too. A warning names, once,
+        those that are observed or enumerated in every call so far.
     :raises TypeError: at a site that cannot be relaxed, naming it and, for a `Categorical`, the
         line to write instead.
     :raises ValueError: at the end of the first complete run, for a name that no site has.

@@ -180,6 +180,22 @@ class Row:
         new._batch_shape = batch_shape
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but the weak references that Pyro ties to a parameter.
+
+        As of every tensor, a pickle leaves a graph out and `deepcopy` refuses one.
+        """
+        state = self.__dict__.copy()
+        for name in {"_raw", "_raw_temperature"} & state.keys():
+            state[name] = _untied(state[name])
+        if "_parameters" in state:
+            state["_parameters"] = Parameters(state["_raw"], state["_raw_temperature"])
+        return state
+
+    def __copy__(self) -> Self:
+        """With the very same tensors."""
+        return self.expand(self._batch_shape)
+
     def __repr__(self) -> str:
         parts: dict[str, Any] = {
             self._given: tuple(self._raw.shape),
@@ -502,6 +518,16 @@ def _as_shape(cls: type[Row], name: str, given: Any) -> torch.Size:
 
 def _is_shape_of_int(size: Any) -> bool:
     return isinstance(size, tuple) and not size
+
+
+def _untied(tensor: Tensor) -> Tensor:
+    """The tensor, or without the weak reference of a `pyro.param` one like it of the same graph."""
+    if "unconstrained" not in vars(tensor):
+        return tensor
+    if tensor.is_leaf:
+        return tensor.detach().requires_grad_(tensor.requires_grad)
+    with torch.enable_grad():
+        return tensor.view_as(tensor)
 
 
 def exact_logits(law: Any) -> Tensor:

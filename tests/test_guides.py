@@ -6,7 +6,9 @@
 import copy
 import io
 import math
+import pickle
 import warnings
+from contextlib import ExitStack
 from functools import partial
 
 import pyro
@@ -29,12 +31,15 @@ from pyro.infer import (
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.mcmc.util import initialize_model
 from pyro.nn import PyroModule
+from torch.optim.swa_utils import AveragedModel
 
 from pyro_gumbel import (
     AutoRelaxed,
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    LearnableTemperature,
+    LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
     RelaxedBernoulli,
@@ -418,7 +423,9 @@ def test_errors_of_the_first_run():
         AutoRelaxed(chain, torch.ones(3))()
     with pytest.raises(ValueError, match="`estimator` must be one of"):
         AutoRelaxed(chain, T, estimator="unknown")
-    with pytest.raises(ValueError, match=r"`name` must be one of \[\], got 'z'; write guide\("):
+    with pytest.raises(
+        ValueError, match=r"that has run.*write guide\(\*args\) once before guide.l"
+    ):
         AutoRelaxed(chain, T).law("z")
     guide = AutoRelaxed(chain, T)
     guide()
@@ -534,6 +541,419 @@ def test_an_impossible_category_stays_impossible():
         assert guide.law("z").probs[1] == 0
         assert guide.law("b").base_dist.probs[:2].tolist() == [0.0, 1.0]
         assert all(parameter.isnan().sum() == 0 for parameter in guide.parameters())
+
+
+# Each operation on a guide, over columns, rows and plates.
+
+PLATES = {
+    "no plate": ((), None),
+    "plates": ((3, 2), None),
+    "a subsampled plate": ((6,), 3),
+}
+GRID = [(hard, row, plates) for hard in (True, False) for row in PRIORS for plates in PLATES]
+LAWS = {
+    "bit": lambda logits: dist.Bernoulli(logits=logits[..., :2]).to_event(1),
+    "one of k": lambda logits: dist.OneHotCategorical(logits=logits),
+    "set": lambda logits: Subset(2, logits=logits),
+    "order": lambda logits: PlackettLuce(2, logits=logits),
+}
+
+
+class Site(PyroModule):
+    """A model of one site, whose prior has a graph: of a network, and of constrained parameters."""
+
+    def __init__(self, row, plates="no plate", name="z"):
+        super().__init__()
+        self.row, self.name, (self.sizes, self.subsample_size) = row, name, PLATES[plates]
+        self.net = PyroModule[torch.nn.Linear](1, 4)
+
+    def forward(self):
+        weights = pyro.param("weights", PROBS.clone, constraint=dist.constraints.positive)
+        logits = self.net(torch.ones(1)) + weights.log()
+        with ExitStack() as stack:
+            for dim, size in enumerate(self.sizes, start=-len(self.sizes)):
+                plate = pyro.plate(f"plate{dim}", size, self.subsample_size, dim=dim)
+                stack.enter_context(plate)
+            return pyro.sample(self.name, LAWS[self.row](logits))
+
+
+def with_guide(hard, row, plates):
+    """A relaxed model and its guide, with a temperature that is learnt, after one step."""
+    temperature = LearnableTemperature(T)
+    model = relaxed(Site(row, plates), temperature, hard=hard)
+    guide = AutoRelaxed(model, temperature, hard=hard)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.5}), Trace_ELBO()).step()
+    return model, guide
+
+
+def through_a_file(guide):
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda guide: pickle.loads(pickle.dumps(guide)),
+    "torch.save": through_a_file,
+    "AveragedModel": lambda guide: AveragedModel(guide).module,
+    "an objective": lambda guide: copy.deepcopy(Trace_ELBO()(guide.model, guide)).guide,
+}
+
+
+@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
+def test_copies_are_like_it_and_independent(hard, row, plates):
+    _, guide = with_guide(hard, row, plates)
+    kept = guide.logits.z.detach().clone()
+    for how, made in COPIES.items():
+        copied = made(guide)
+        assert copied is not guide
+        torch.testing.assert_close(copied.logits.z, kept, rtol=0, atol=0)
+        assert innermost(copied.law("z")).temperature == innermost(guide.law("z")).temperature
+        with pyro.get_param_store().scope():  # else it takes the original's from the store
+            shape = copied()["z"].shape
+        assert shape == guide()["z"].shape, how
+        with torch.no_grad():
+            copied.logits.z.add_(1.0)
+        torch.testing.assert_close(guide.logits.z, kept, rtol=0, atol=0)
+        assert guide.model is not None
+
+
+def test_an_average_of_guides_is_one_of_their_logits():
+    _, guide = with_guide(True, "one of k", "plates")
+    average = AveragedModel(guide)
+    expected = []
+    for _ in range(3):
+        with torch.no_grad():
+            guide.logits.z.add_(torch.randn(3, 2, 4))
+        average.update_parameters(guide)
+        expected.append(guide.logits.z.detach().clone())
+    mean = torch.stack(expected).mean(0)
+    torch.testing.assert_close(average.module.logits.z, mean)
+    with pyro.get_param_store().scope():
+        law = poutine.trace(average).get_trace().nodes["z"]["fn"]
+    torch.testing.assert_close(law.logits, mean.log_softmax(-1))
+    torch.testing.assert_close(guide.logits.z, expected[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
+def test_the_prototype_keeps_no_graph_and_no_argument(hard, row, plates):
+    _, guide = with_guide(hard, row, plates)
+    (site,) = guide.prototype_trace.nodes.values()
+    law = innermost(site["fn"])
+    for tensor in (site["value"], law.logits, law.temperature):
+        assert not tensor.requires_grad
+
+
+def masked_model(kept):
+    with pyro.plate("bits", 3), poutine.mask(mask=kept):
+        pyro.sample("z", dist.Bernoulli(torch.tensor([0.2, 0.6, 0.9])))
+
+
+def test_a_copy_and_its_original_have_the_masks_of_each_call():
+    """At the prior, whatever the mask, there is no divergence."""
+    model = relaxed(masked_model, T)
+    guide = AutoRelaxed(model, T)
+    masks = [torch.tensor(mask) for mask in ([True, True, False], [False] * 3, [True] * 3)]
+    guide(masks[0])
+    with torch.no_grad():
+        guide.logits.z[2] += 1.0
+    for each in (copy.deepcopy(guide), guide):
+        found = [Trace_ELBO(50).loss(model, each, mask) for mask in masks]
+        assert found[:2] == pytest.approx([0, 0], abs=1e-6)
+        assert abs(found[2]) > 1e-2
+
+
+def test_a_guide_from_a_pickle_has_no_model_and_says_so():
+    guide = AutoRelaxed(masked_model, T)
+    with pytest.raises(
+        ValueError, match=r"expected a model.*write guide = AutoRelaxed\(model, temp"
+    ):
+        pickle.loads(pickle.dumps(guide))(torch.tensor(True))
+    guide(torch.tensor([True, True, False]))
+    loaded = pickle.loads(pickle.dumps(guide))
+    with pytest.warns(UserWarning, match="expected a model, for the masks of this call"):
+        loaded(torch.tensor([True] * 3))
+    loaded(torch.tensor([True] * 3))  # once
+    assert guide.model is masked_model
+
+
+@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
+def test_a_state_dict_may_come_before_the_first_run(hard, row, plates):
+    """It is what a run and then the state give, and an optimiser may be made in between."""
+    model, guide = with_guide(hard, row, plates)
+    state = copy.deepcopy(guide.state_dict())
+    for in_another_process in (True, False):
+        if in_another_process:
+            pyro.clear_param_store()
+        fresh = AutoRelaxed(model, LearnableTemperature(2.0), hard=hard)
+        fresh.load_state_dict(state)
+        torch.testing.assert_close(fresh.state_dict(), state, rtol=0, atol=0)
+        optimiser = torch.optim.SGD(fresh.parameters(), 1.0)
+        trace = poutine.trace(fresh).get_trace()
+        assert trace.nodes["z"]["value"].shape == guide()["z"].shape
+        torch.testing.assert_close(fresh.state_dict(), state, rtol=0, atol=0)
+        assert innermost(fresh.law("z")).temperature == innermost(guide.law("z")).temperature
+        if in_another_process:
+            optimiser.param_groups[0]["params"][0].grad = torch.ones(fresh.logits.z.shape)
+            optimiser.step()
+            expected = state["logits.z_unconstrained"] - 1
+            torch.testing.assert_close(fresh.logits.z.detach(), expected)
+
+
+def test_the_state_of_a_subsampled_guide_is_found_by_index():
+    model, guide = with_guide(True, "bit", "a subsampled plate")
+    with torch.no_grad():
+        guide.logits.z.copy_(100.0 * torch.tensor([[1, -1], [-1, 1]] * 3))
+    fresh = AutoRelaxed(model, T)
+    state = copy.deepcopy(guide.state_dict())
+    pyro.clear_param_store()
+    fresh.load_state_dict({"logits.z_unconstrained": state["logits.z_unconstrained"]})
+    for _ in range(3):
+        trace = poutine.trace(fresh).get_trace()
+        index = trace.nodes["plate-1"]["value"]
+        assert torch.equal(trace.nodes["z"]["value"][:, 0], (index % 2 == 0).float())
+
+
+def test_a_state_dict_of_another_model_is_refused_in_the_first_run():
+    states = {
+        "another shape": {"logits.z_unconstrained": torch.zeros(3)},
+        "another site": {"logits.w_unconstrained": torch.zeros(4)},
+        "a site more": {"logits.z_unconstrained": torch.zeros(4), "logits.w_unconstrained":
+                        torch.zeros(4)},
+    }  # fmt: skip
+    guide = AutoRelaxed(chain, T)
+    for state in states.values():
+        guide.load_state_dict(state)
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"must have logits of z \(4,\), got .*strict=False"
+            ):
+                guide()
+    for wrong in ("logits.z", "logits.type_unconstrained", "logits._unconstrained", "other"):
+        with pytest.raises(RuntimeError, match=f"Unexpected key.*{wrong}"):
+            AutoRelaxed(chain, T).load_state_dict({wrong: torch.zeros(4)})
+    guide.load_state_dict({"logits.z_unconstrained": torch.arange(4.0)})
+    guide()
+    assert guide.logits.z.tolist() == [0.0, 1.0, 2.0, 3.0]
+    pyro.clear_param_store()
+    guide = AutoRelaxed(chain, T)
+    guide.load_state_dict({})  # of a guide that has not run
+    guide()
+    torch.testing.assert_close(guide.law("z").probs, PROBS)
+
+
+def test_the_state_of_a_whole_objective_may_come_first():
+    model, guide = with_guide(True, "one of k", "plates")
+    state = copy.deepcopy(Trace_ELBO()(model, guide).state_dict())
+    pyro.clear_param_store()
+    fresh = AutoRelaxed(model, LearnableTemperature(2.0))
+    objective = Trace_ELBO()(model, fresh)
+    objective.load_state_dict(state)
+    assert objective().isfinite()
+    torch.testing.assert_close(objective.state_dict(), state, rtol=0, atol=0)
+
+
+def test_a_state_dict_comes_in_the_dtype_of_the_model():
+    guide = AutoRelaxed(chain, T)
+    guide.load_state_dict({"logits.z_unconstrained": torch.arange(4.0, dtype=torch.float64)})
+    assert guide()["z"].dtype == torch.float32
+    assert guide.law("z").logits.dtype == torch.float32
+
+
+NAMES = [
+    "type", "half", "eval", "training", "forward", "logits", "parameters", "a", "a.b", "a.b.c",
+    "a_b_site", "b.half", "a_unconstrained", "1a", "a b", "a-b", "z[0]", "__class__",
+    "__deepcopy__", "_parameters", "_pyro_name", "of_site", "", ".", "e.", "ä",
+]  # fmt: skip
+
+
+def sites_named(names, row="bit", plates="no plate"):
+    """Sites of these names, with a prior each."""
+    sizes, subsample_size = PLATES[plates]
+
+    def model():
+        with ExitStack() as stack:
+            for i, size in enumerate(sizes):
+                stack.enter_context(pyro.plate(f"plate{i}", size, subsample_size))
+            for i, name in enumerate(names):
+                pyro.sample(name, LAWS[row](PROBS.log() * (i / len(names))))
+
+    return model
+
+
+SOME_NAMES = ["type", "a", "a.b"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "row", "plates", "names"),
+    [(True, "bit", "no plate", NAMES), *((*each, SOME_NAMES) for each in GRID)],
+)
+def test_a_site_may_have_any_name(hard, row, plates, names):
+    model = relaxed(sites_named(names, row, plates), T, hard=hard)
+    guide = AutoRelaxed(model, T, hard=hard)
+    assert list(guide()) == names
+    assert len(list(guide.parameters())) == len(names)
+    fresh = AutoRelaxed(model, T, hard=hard)
+    fresh.load_state_dict(guide.state_dict())
+    fresh()
+    for i, name in enumerate(names):
+        prior = innermost(LAWS[row](PROBS.log() * (i / len(names)))).probs
+        for each in (guide, copy.deepcopy(guide), fresh):
+            law = innermost(each.law(name))
+            torch.testing.assert_close(law.probs, prior.expand(law.probs.shape))
+    assert list(guide.median()) == list(guide.quantiles([0.5])) == names
+
+
+def test_each_of_the_names_is_trained():
+    model = relaxed(sites_named(NAMES), T)
+    guide = AutoRelaxed(model, T)
+    guide()
+    before = {name: guide.law(name).base_dist.probs.detach() for name in NAMES}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO()).step()
+    for name in NAMES:
+        moved = guide.law(name).base_dist.probs.logit() - before[name].logit()
+        torch.testing.assert_close(moved, torch.full((2,), 0.9), atol=1e-4, rtol=0)
+
+
+def test_a_site_has_its_own_name_where_that_is_free():
+    guide = AutoRelaxed(relaxed(sites_named(NAMES), T), T)
+    guide()
+    paths = {name.removesuffix("_unconstrained") for name in guide.logits.state_dict()}
+    assert {"a", "1a", "a b", "logits", "ä"} <= paths
+    assert {"type_site", "a_b_site", "a_b_site_site", "b_half_site"} <= paths
+    model = relaxed(lambda: pyro.sample("a.b", dist.Bernoulli(0.5)), T)
+    guide = AutoRelaxed(model, T)
+    guide()
+    assert guide.logits.a.b.shape == ()
+
+
+# Quantiles.
+
+Q = [0.05, 0.5, 0.95]
+
+
+def marginals(row, prior):
+    """The chance that each entry of a value is 1, by enumeration."""
+    values = innermost(prior).enumerate_support(expand=True)
+    chances = innermost(prior).log_prob(values).exp()
+    return (chances.reshape(*chances.shape, *[1] * (values.dim() - chances.dim())) * values).sum(0)
+
+
+@pytest.mark.parametrize("plates", PLATES)
+@pytest.mark.parametrize("row", PRIORS)
+def test_quantiles_of_the_entries_of_a_hard_site(row, plates):
+    """The least x with P(entry <= x) >= q, an entry being a bit."""
+    guide = AutoRelaxed(relaxed(Site(row, plates), T), T)
+    q = torch.linspace(0, 1, 21, dtype=torch.float64)
+    found = guide.quantiles(q)["z"]
+    chance = marginals(row, LAWS[row](innermost(guide.law("z")).logits.detach())).double()
+    assert found.shape == (21, *guide.law("z").shape())
+    expected = torch.stack([(1 - chance < each).float() for each in q])
+    assert torch.equal(found, expected)
+    assert 0 < found.mean() < 1
+
+
+@pytest.mark.parametrize("plates", PLATES)
+@pytest.mark.parametrize("row", PRIORS)
+def test_quantiles_of_the_entries_of_a_soft_site(row, plates):
+    guide = AutoRelaxed(relaxed(Site(row, plates), T, hard=False), T, hard=False)
+    found = guide.quantiles(Q)["z"]
+    law = guide.law("z")
+    assert found.shape == (3, *law.shape())
+    if row == "bit":
+        for q, value in zip(Q, found, strict=True):
+            torch.testing.assert_close(law.base_dist.cdf(value), torch.full_like(value, q))
+        return
+    with torch.no_grad():
+        draws = law.sample((20_000,))
+    for q, value in zip(Q, found, strict=True):
+        share = (draws <= value).double().mean(0)
+        error = math.sqrt(q * (1 - q) * (1 / 1000 + 1 / 20_000))
+        assert ((share - q).abs() / error).max() < z_bound(3 * share.numel())
+
+
+@pytest.mark.parametrize("law", [
+    ExpRelaxedCategorical(T, PROBS), LogitRelaxedSubset(T, 2, PROBS), LogitRelaxedBernoulli(T, 0.3),
+])  # fmt: skip
+def test_quantiles_of_coordinates(law):
+    guide = AutoRelaxed(lambda: pyro.sample("z", law), T, hard=False)
+    found = guide.quantiles(Q)["z"]
+    share = (law.sample((20_000,)) <= found.unsqueeze(1)).double().mean(1)
+    expected = torch.tensor(Q).double().reshape(3, *[1] * len(law.shape())).expand(share.shape)
+    torch.testing.assert_close(share, expected, atol=0.035, rtol=0)
+
+
+def test_quantiles_of_a_list_of_guides():
+    x, _ = clusters()
+    model = relaxed(mixture, T)
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, hide=["z"])))
+    guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), T))
+    guide(x)
+    with torch.no_grad():
+        guide[1].logits.z[:, 1] = torch.linspace(-5, 5, 60)
+        guide[1].logits.z[:, 0] = 0.0
+    found = guide.quantiles(Q, x)
+    assert set(found) == {"shift", "z"}
+    normal = dist.Normal(guide[0].locs.shift, guide[0].scales.shift)
+    torch.testing.assert_close(normal.cdf(found["shift"]).detach(), torch.tensor(Q))
+    chance = torch.linspace(-5, 5, 60).sigmoid()
+    assert found["z"].shape == (3, 60, 2)
+    for q, value in zip(Q, found["z"], strict=True):
+        assert torch.equal(value[:, 1], (chance > 1 - q).float())
+        assert torch.equal(value[:, 0], (1 - chance > 1 - q).float())
+
+
+def test_quantiles_at_the_ends_are_outcomes():
+    law = dist.Bernoulli(torch.tensor([0.0, 1e-12, 0.5, 1.0]))
+    guide = AutoRelaxed(lambda: pyro.sample("z", law.to_event(1)), T)
+    assert guide.quantiles([0, 1])["z"].tolist() == [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
+    for wrong in ([-0.1], [1.5], [math.nan], torch.tensor([2.0])):
+        with pytest.raises(ValueError, match=r"must be numbers from 0 to 1, got .*; write guide"):
+            guide.quantiles(wrong)
+    for wrong in ("median", None, [None]):
+        with pytest.raises(TypeError, match=r"must be numbers from 0 to 1, got .*; write guide"):
+            guide.quantiles(wrong)
+
+
+# A site that is observed in part.
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("sites", [None, ["y"]])
+def test_a_partly_observed_site_against_enumeration(sites, objective):
+    """The guide has the missing bits, and in the objective only they count."""
+    probs, mask = torch.tensor([0.2, 0.6, 0.9, 0.4]), torch.tensor([True, False, True, False])
+    data = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    @relaxed(temperature=T, sites=sites)
+    def model():
+        with pyro.plate("bits", 4):
+            y = pyro.sample("y", dist.Bernoulli(probs), obs=data, obs_mask=mask)
+        pyro.sample("x", dist.Normal(y.sum(-1, keepdim=True), 1.0), obs=torch.ones(1))
+
+    guide = AutoRelaxed(model, T)
+    assert list(guide()) == ["y_unobserved"]
+    logits = torch.tensor([5.0, -0.5, -5.0, 1.0])
+    with torch.no_grad():
+        guide.logits.y_unobserved.copy_(logits)
+
+    def log_joint(missing):
+        y = data.repeat(len(missing), 1)
+        y[:, ~mask] = missing
+        return dist.Bernoulli(probs).log_prob(y).sum(-1) + dist.Normal(y.sum(-1), 1.0).log_prob(
+            torch.tensor(1.0)
+        )
+
+    exact = exact_elbo(logits[~mask], log_joint).item()
+    elbo = objective(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+    assert -elbo.loss(model, guide) == pytest.approx(exact, abs=0.03)
+    assert torch.equal(guide.median()["y_unobserved"][~mask], torch.tensor([0.0, 1.0]))
 
 
 # Other guides, and samplers, of a relaxed model.

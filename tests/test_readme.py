@@ -5,6 +5,7 @@
 
 import doctest
 import re
+import statistics
 from pathlib import Path
 
 import pyro
@@ -47,6 +48,45 @@ def test_the_example_finds_the_clusters():
     assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
     losses = scope["losses"]
     assert sum(losses[-50:]) < sum(losses[:50])
+
+
+SETTINGS = {"as it is": "0.5", "second order": '1.0, estimator="reinmax"'}
+
+
+def stated_errors(settings):
+    """What the README says of the errors of its example: the largest, and the median over seeds."""
+    text = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"([\d.]+\d) or less, and ([\d.]+\d)", text)
+    return [float(number) for number in (first if settings == "as it is" else second)]
+
+
+def error_of_the_example(settings, seed):
+    """The largest of the nine probabilities' errors, the exact ones being enumerated."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    code = readme_example().replace("(model, 0.5)", f"(model, {SETTINGS[settings]})")
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    x = torch.tensor([[-2.1], [0.1], [1.8]])
+    log_joint = torch.distributions.Normal(torch.tensor([-2.0, 0.0, 2.0]), 0.5).log_prob(x)
+    exact = log_joint.softmax(-1)  # of equal prior probabilities
+    return (scope["guide"].law("z").probs - exact).abs().max().item()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_example_is_as_near_to_the_posterior_as_it_says(settings):
+    most, _ = stated_errors(settings)
+    assert most <= 0.25
+    assert error_of_the_example(settings, 0) <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_errors_of_the_example_over_seeds(settings):
+    most, median = stated_errors(settings)
+    errors = [error_of_the_example(settings, seed) for seed in range(20)]
+    assert max(errors) <= most
+    assert statistics.median(errors) == pytest.approx(median, abs=0.005)
 
 
 def test_the_example_of_relaxing_finds_the_clusters():

@@ -4,6 +4,7 @@
 """One call from discrete to relaxed, for a law and for a model; and back for a value."""
 
 import inspect
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -407,6 +408,129 @@ def test_sites_are_chosen_by_name():
     branching(False)
 
 
+PARTLY = {
+    "bit": dist.Bernoulli(torch.tensor(0.3)),
+    "one of k": dist.OneHotCategorical(PROBS),
+    "set": Subset(2, PROBS),
+    "order": PlackettLuce(2, PROBS),
+}
+
+
+def partly_observed(row, subsample_size=None):
+    """Two of three values are data."""
+    law, mask = PARTLY[row], torch.tensor([True, False, True])
+    data = law.sample((3,))
+
+    def model():
+        with pyro.plate("data", 3, subsample_size=subsample_size) as index:
+            pyro.sample("b", dist.Bernoulli(0.5))
+            pyro.sample("y", law, obs=data[index], obs_mask=mask[index])
+
+    return model
+
+
+@pytest.mark.parametrize("subsample_size", [None, 2])
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("row", PARTLY)
+def test_a_partly_observed_site_is_chosen_by_its_name(row, hard, subsample_size):
+    """Pyro splits y into y_observed and y_unobserved."""
+    model = partly_observed(row, subsample_size)
+    mate = ROWS[row][1 if hard else 2](T, probs=PROBS)
+    expected = {**laws(model), "y_unobserved": type(mate)}
+    for name in ("y", "y_unobserved"):
+        assert laws(relaxed(model, T, hard=hard, sites=[name])) == expected
+    trace = poutine.trace(relaxed(model, T, hard=hard, sites=["y"])).get_trace()
+    assert trace.nodes["y_observed"]["value"] is not None
+    assert trace.nodes["y"]["value"].shape[:1] == (subsample_size or 3,)
+
+
+def test_a_name_like_that_of_a_part_is_only_a_name():
+    def model():
+        pyro.sample("y", dist.Bernoulli(0.5))
+        pyro.sample("y_unobserved", dist.Normal(0.0, 1.0))
+
+    assert laws(relaxed(model, T, sites=["y"])) == {**laws(model), "y": BernoulliStraightThrough}
+
+
+def test_a_chosen_site_that_is_continuous_is_an_error():
+    def model():
+        mask = torch.tensor([True, False])
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.ones(2), obs_mask=mask)
+
+    with pytest.raises(TypeError, match=r'pyro.sample\("y_unobserved", ...\).*got Normal'):
+        relaxed(model, T, sites=["y"])()
+
+
+def warned(work):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    return [str(warning.message) for warning in caught if "relaxed: " in str(warning.message)]
+
+
+def semi_supervised(z=None):
+    pyro.sample("z", dist.Bernoulli(0.5), obs=z)
+    pyro.sample("w", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+IDLE = {  # of the two sites that are chosen only the second is relaxed
+    "observed": (lambda: semi_supervised(torch.tensor(1.0)), ["z", "w"]),
+    "data": (semi_supervised, ["x", "w"]),
+    "enumerated": (
+        lambda: (config_enumerate(semi_supervised)(), pyro.sample("b", dist.Bernoulli(0.5))),
+        ["z", "b"],
+    ),
+    "conditioned": (poutine.condition(semi_supervised, {"z": torch.tensor(1.0)}), ["z", "w"]),
+    "an observed part": (partly_observed("bit"), ["y_observed", "y"]),
+}
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("case", IDLE)
+def test_a_chosen_site_that_is_not_relaxed_is_named(case, hard):
+    model, sites = IDLE[case]
+    handled = relaxed(model, T, hard=hard, sites=sites)
+    (message,) = warned(lambda: poutine.trace(handled).get_trace())
+    assert f"got ['{sites[0]}'], which are observed or enumerated" in message
+    assert "write sites=None" in message
+    assert not warned(lambda: poutine.trace(handled).get_trace())  # once
+
+
+def test_the_warning_lists_the_latent_discrete_sites():
+    handled = relaxed(semi_supervised, T, sites=["x"])
+    (message,) = warned(lambda: poutine.trace(handled).get_trace())
+    assert "the latent discrete sites are ['w', 'z']" in message
+    with (
+        pytest.warns(UserWarning, match=r"got \['x'\]"),
+        poutine.trace(),
+        relaxed(temperature=T, sites=["x"]),
+    ):
+        semi_supervised()
+
+
+def test_a_site_that_was_relaxed_once_may_be_observed_later():
+    handled = relaxed(semi_supervised, T, sites=["z"])
+    for z in (None, torch.tensor(1.0), None, torch.tensor(0.0)):
+        assert not warned(lambda z=z: poutine.trace(handled).get_trace(z))
+
+
+def test_chosen_sites_of_nested_handlers():
+    """Each has sites of its own; what the inner one has relaxed counts for the outer one."""
+
+    def model():
+        for name in "abc":
+            pyro.sample(name, dist.Bernoulli(0.5))
+
+    inner = relaxed(model, T, sites=["a"])
+    outer = relaxed(inner, 0.1, hard=False, sites=["a", "b"])
+    trace = poutine.trace(outer).get_trace().nodes
+    kinds = {name: type(trace[name]["fn"]) for name in "abc"}
+    assert kinds == {"a": BernoulliStraightThrough, "b": RelaxedBernoulli, "c": dist.Bernoulli}
+    assert [trace[name]["fn"].temperature.item() for name in "ab"] == pytest.approx([T, 0.1])
+
+
 def test_errors_name_the_site():
     def model(law):
         pyro.sample("z", law)
@@ -554,6 +678,42 @@ def test_prediction_is_for_the_plain_model():
         Predictive(handled, guide=guide, num_samples=2)()
     draws = Predictive(relaxed(model, T, sites=["z"]), guide=guide, num_samples=20)()
     assert draws["x"].shape[0] == 20
+
+
+def predicted(law, x):
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", law(0.2 + 0.5 * z), obs=x)
+
+
+REFUSED = {
+    "Poisson": lambda rate: dist.Poisson(rate),
+    "Categorical": lambda rate: dist.Categorical(torch.stack([rate, 1 - rate], -1)),
+}
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_prediction_that_is_refused_says_what_to_run(name, hard):
+    handled = relaxed(lambda x=None: predicted(REFUSED[name], x), T, hard=hard)
+    with pytest.raises(TypeError, match=r'"x".*sites=\[...\].*not relaxed: Predictive\(model, gu'):
+        Predictive(handled, num_samples=2)()
+
+
+def test_data_that_become_continuous_are_named():
+    """In a relaxed model a bit that is not observed is continuous, the bits of the data too."""
+    handled = relaxed(lambda x=None: predicted(dist.Bernoulli, x), T, hard=False)
+    assert not warned(Predictive(handled, num_samples=2))  # nothing is known of data
+    poutine.trace(handled).get_trace(torch.tensor(1.0))
+    (message,) = warned(Predictive(handled, num_samples=2))
+    assert 'at pyro.sample("x", ...)' in message
+    assert "write Predictive(model, guide=guide) of the model that is not relaxed" in message
+    assert not warned(Predictive(handled, num_samples=2))  # once
+    for keywords in ({"hard": True}, {"hard": False, "sites": ["z"]}):
+        handled = relaxed(lambda x=None: predicted(dist.Bernoulli, x), T, **keywords)
+        poutine.trace(handled).get_trace(torch.tensor(1.0))
+        predictive = Predictive(handled, num_samples=20)
+        assert not warned(predictive)
+        assert set(predictive()["x"].unique().tolist()) <= {0.0, 1.0}
 
 
 # Values.

@@ -6,6 +6,7 @@
 import copy
 import io
 import math
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -31,6 +32,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
+from tests.common import ALL, WITHOUT_TEMPERATURE, law_of, param_shape
 
 HUGE = 10**400  # beyond the floats
 
@@ -244,6 +246,87 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
     assert torch.equal(resumed[0], whole[0])
     assert torch.equal(resumed[1], whole[1])
     assert not torch.equal(resumed[0], torch.full((3,), 1 / 3).log())
+
+
+def through_a_file(law):
+    file = io.BytesIO()
+    torch.save(law, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+# What has a weak reference of Pyro's, which cannot be pickled: parameters of its store, and what
+# `LearnableTemperature` returns.
+PARAMETERS = {
+    "a learnt temperature": lambda shape: (LearnableTemperature(0.7), torch.zeros(shape)),
+    "one of a batch": lambda shape: (LearnableTemperature(torch.ones(2)), torch.zeros(2, *shape)),
+    "a leaf": lambda shape: (0.7, pyro.param("leaf", torch.zeros(shape))),
+    "a constrained one": lambda shape: (
+        pyro.param("tau", torch.tensor(0.7), constraint=dist.constraints.positive),
+        pyro.param("between", torch.zeros(shape), constraint=dist.constraints.interval(-1, 1)),
+    ),
+}
+FORMS = {
+    "as it is": lambda law: law,
+    "expanded": lambda law: law.expand((3, *law.batch_shape)),
+    "in wrappers": lambda law: law.expand((3, *law.batch_shape)).mask(True).to_event(1),
+}
+
+
+def innermost_parameters(law):
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return law, [law._raw, *([law._raw_temperature] if hasattr(law, "_raw_temperature") else [])]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+def test_a_law_with_parameters_of_pyro_is_pickled(cls, kind, form):
+    """As every tensor: with the same numbers, and those with a gradient are leaves."""
+    tau, logits = PARAMETERS[kind](param_shape(cls))
+    law = FORMS[form](law_of(cls, tau, logits=logits))
+    tied = [hasattr(raw, "unconstrained") for raw in innermost_parameters(law)[1]]
+    for through in (lambda law: pickle.loads(pickle.dumps(law)), through_a_file):
+        with torch.no_grad():
+            twin = through(law)
+        assert (twin.batch_shape, twin.event_shape) == (law.batch_shape, law.event_shape)
+        value = law.sample()
+        assert torch.equal(twin.log_prob(value), law.log_prob(value))
+        pairs = zip(innermost_parameters(twin)[1], innermost_parameters(law)[1], strict=True)
+        for loaded, raw in pairs:
+            assert torch.equal(loaded, raw)
+            assert loaded.is_leaf
+            assert loaded.requires_grad == raw.requires_grad
+            assert loaded.data_ptr() != raw.data_ptr()
+    assert [hasattr(raw, "unconstrained") for raw in innermost_parameters(law)[1]] == tied
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_deep_copy_does_not_drop_a_graph(cls):
+    """torch refuses it, for its own distributions as for ours; leaves are copied."""
+    learnt = law_of(cls, LearnableTemperature(0.7), logits=torch.zeros(param_shape(cls)))
+    for law in (learnt, dist.Normal(0.0, torch.ones((), requires_grad=True).exp())):
+        with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
+            copy.deepcopy(law)
+    leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
+    twin = copy.deepcopy(law_of(cls, 0.7, logits=leaf))
+    assert twin._raw.is_leaf
+    assert twin._raw.requires_grad
+    twin.log_prob(twin.sample()).sum().backward()
+    assert twin._raw.grad is not None
+    assert leaf.grad is None
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_shallow_copy_has_the_same_parameters(cls):
+    schedule = LearnableTemperature(0.7)
+    leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
+    twin = copy.copy(law_of(cls, schedule, logits=leaf))
+    assert twin._raw is leaf
+    twin.rsample().sum().backward()
+    assert leaf.grad is not None
+    assert schedule.value_unconstrained.grad is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The parameters of a guide: the logits of each site, in a module under the names of the sites.
+
+A module has names of its own (`type`, `training`), splits names at their dots, and keeps a
+parameter `a` under `a_unconstrained`. A site whose name is not free for one of these reasons has
+its logits under another: `type_site`, and for the site `a.b` beside a site `a`, `a_b_site`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from operator import attrgetter
+from typing import Any
+
+from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["SiteLogits"]
+
+SUFFIX = "_unconstrained"  # Pyro's, of a parameter in its module
+
+
+class SiteLogits(PyroModule):
+    """The logits of each site. A `state_dict` may come before the sites are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._paths: dict[str, str] = {}
+
+    def of_site(self, name: str) -> Tensor:
+        """The logits of a site."""
+        return attrgetter(self._paths[name])(self)
+
+    def set_up(self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int]) -> None:
+        """Make a parameter for each site, with the values of a `state_dict` if one was loaded.
+
+        :raises ValueError: if that is of other sites, or of logits of other shapes.
+        """
+        paths = _paths(initial)
+        loaded = {name.removesuffix(SUFFIX): p.shape for name, p in self.named_parameters()}
+        expected = {paths[name]: logits.shape for name, logits in initial.items()}
+        if loaded and loaded != expected:
+            raise ValueError(
+                "AutoRelaxed: the `state_dict` that was loaded before the first run must have "
+                f"logits of {_brief(expected)}, got {_brief(loaded)}; write guide(*args) first, "
+                "and then guide.load_state_dict(state, strict=False) for a part of them"
+            )
+        for name, logits in initial.items():
+            make = self._complete if loaded else self._make
+            make(paths[name], logits, event_dims[name])
+        self._paths = paths
+
+    def _make(self, path: str, logits: Tensor, event_dim: int) -> None:
+        deep_setattr(self, path, PyroParam(logits.clone(), constraints.real, event_dim))
+
+    def _complete(self, path: str, logits: Tensor, event_dim: int) -> None:
+        """The loaded parameter stays the same object, for an optimiser that has it already."""
+        module, _, name = path.rpartition(".")
+        owner: Any = self.get_submodule(module)
+        loaded = getattr(owner, name + SUFFIX).detach().to(logits)
+        owner._pyro_params[name] = constraints.real, event_dim
+        getattr(owner, name)  # takes the one of Pyro's parameter store, if it is there
+        setattr(owner, name, loaded)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        if not self._paths:
+            for entries in (self._modules, self._parameters, self._pyro_params):
+                entries.clear()
+            for key, value in state_dict.items():
+                path = key.removeprefix(prefix).removesuffix(SUFFIX)
+                ours = key == prefix + path + SUFFIX and isinstance(value, Tensor)
+                if ours and all(map(_is_plain, path.split("."))):
+                    deep_setattr(self, path, PyroParam(value.clone(), constraints.real))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _paths(names: Iterable[str]) -> dict[str, str]:
+    """Where the parameter of each site is: under its name, or one like it that is free."""
+    leaves: set[str] = set()
+    inner: set[str] = set()
+    paths = {}
+    for name in sorted(names):
+        path = name
+        while not _is_free(path, leaves, inner):
+            path = path.replace(".", "_") + "_site"
+        paths[name] = path
+        leaves.add(path)
+        inner.update(_modules_of(path))
+    return paths
+
+
+def _is_free(path: str, leaves: set[str], inner: set[str]) -> bool:
+    taken = path in leaves or path in inner or not leaves.isdisjoint(_modules_of(path))
+    return not taken and all(map(_is_plain, path.split(".")))
+
+
+def _modules_of(path: str) -> Iterator[str]:
+    """The modules that a parameter is in: of a.b.c these are a and a.b."""
+    return accumulate(path.split(".")[:-1], "{}.{}".format)
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a module has no other use for this name."""
+    special = part.startswith("__") and part.endswith("__")
+    return bool(part) and not special and not part.endswith(SUFFIX) and part not in RESERVED
+
+
+def _brief(shapes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} {tuple(shape)}" for path, shape in shapes.items())
+
+
+RESERVED = frozenset(dir(SiteLogits()))
