@@ -15,8 +15,9 @@ The lookup passes no gradient to D. The same number is linear in D,
 with the gradient log p. So a sample that has a gradient is a `OneHotSample`: a tensor whose
 `max(-1)` gives a `OneHotIndex`, an integer tensor that carries D through what
 `Categorical.log_prob` does with it (`long`, `unsqueeze(-1)`, `broadcast_tensors`, `[..., :1]`) to
-`gather`, whose result has the gradient of the sum. An entry of -inf passes 0. Every other
-operation on either of the two is that of a plain tensor and returns one.
+`gather`, whose result has the gradient of the sum. An infinite entry passes 0. Every other
+operation on either of the two is that of a plain tensor and returns one. A sample or an index
+that was changed in place is a plain one too.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,17 +26,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gumbel.memory import version_of
+from pyro_gumbel.parameters import in_eager_mode
+
 __all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain"]
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:
-    """A one-hot `value` that has a gradient, as one whose index remembers it.
+    """The one-hot `value`, as one whose index remembers it if it may have a gradient.
 
-    Not within a program: `torch.compile` and `torch.jit.trace` would have to look through it.
+    An outer transform of torch.func wants a gradient of values that have no `requires_grad` within
+    an inner one, and so does forward mode. Not within `torch.compile`, which would have to look
+    through it.
     """
-    if not value.requires_grad or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
         return value
-    return value.as_subclass(OneHotSample)
+    # Not `as_subclass`, which makes a view, and `detach_` refuses one.
+    value.__class__ = OneHotSample
+    value.drawn_version = version_of(value)  # type: ignore[attr-defined]
+    return value
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -43,12 +52,27 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter, OneHotSample)
 
 
-class _Plain(Tensor):
+class _EqualToTensor(torch._C._TensorMeta):
+    """A class that counts as `Tensor` itself.
+
+    What `torch.compile` has compiled looks its arguments' types up among those it knows, and
+    fails at others in its first call. (Its code is that for plain tensors.)
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    def __hash__(cls) -> int:
+        return hash(Tensor)
+
+
+class _Plain(Tensor, metaclass=_EqualToTensor):
     """A tensor whose operations return plain tensors, but for those in `_rules`."""
 
     _rules: Mapping[Callable[..., Any], Callable[..., Any]]
 
     @classmethod
+    @torch._disable_dynamo  # which would take what it has compiled for one `func` for the next
     def __torch_function__(
         cls,
         func: Callable[..., Any],
@@ -56,10 +80,12 @@ class _Plain(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if not all(each is Tensor or issubclass(each, _Plain) for each in types):
+            return func(*_as_plain(args), **_as_plain(kwargs or {}))  # as the other type has it
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            rule = cls._rules.get(func)
-            return result if rule is None else rule(result, *args, **(kwargs or {}))
+            rule = None if kwargs or torch.compiler.is_compiling() else cls._rules.get(func)
+            return result if rule is None else rule(result, *args)
 
     @property
     def plain(self) -> Tensor:
@@ -77,65 +103,90 @@ class _Plain(Tensor):
         return repr(self.plain)
 
 
+def _as_plain(arguments: Any) -> Any:
+    """The arguments of an operation, with plain tensors for ours."""
+    if isinstance(arguments, _Plain):
+        return arguments.plain
+    if isinstance(arguments, dict):
+        return {name: _as_plain(each) for name, each in arguments.items()}
+    if type(arguments) in (tuple, list):
+        return type(arguments)(map(_as_plain, arguments))
+    return arguments
+
+
 class OneHotSample(_Plain):
-    """A one-hot vector that has a gradient, over the last dimension."""
+    """A one-hot vector that may have a gradient, over the last dimension."""
+
+    drawn_version: int
 
 
 class OneHotIndex(_Plain):
     """The index of a one-hot vector."""
 
     one_hot: Tensor
+    made_version: int
     is_column: bool  # whether a last dimension of 1 stands for the categories
 
 
 def _carrying(index: Tensor, one_hot: Tensor, is_column: bool) -> Tensor:
     carrier = index.as_subclass(OneHotIndex)
     carrier.one_hot, carrier.is_column = one_hot, is_column
+    carrier.made_version = version_of(carrier)
     return carrier
+
+
+def _is_column(index: Any) -> bool:
+    """Whether this is an index as it was made, with a last dimension for the categories."""
+    if not isinstance(index, OneHotIndex) or not index.is_column:
+        return False
+    return version_of(index) == index.made_version
 
 
 def _of_max(result: Any, value: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     if not isinstance(value, OneHotSample) or isinstance(dim, Tensor | None):
         return result
-    if keepdim or dim not in (-1, value.dim() - 1):
+    if keepdim or dim not in (-1, value.dim() - 1) or version_of(value) != value.drawn_version:
         return result
     index = _carrying(result.indices, value.plain, False)
     return torch.return_types.max((result.values, index))
 
 
-def _of_long(result: Tensor, index: Any, **options: Any) -> Tensor:
+def _of_long(result: Tensor, index: Any) -> Tensor:
+    if version_of(index) != index.made_version:
+        return result
     return _carrying(result, index.one_hot, index.is_column)
 
 
 def _of_unsqueeze(result: Tensor, index: Any, dim: int) -> Tensor:
-    if index.is_column or dim not in (-1, index.dim()):
+    if index.is_column or dim not in (-1, index.dim()) or version_of(index) != index.made_version:
         return result
     return _carrying(result, index.one_hot, True)
 
 
 def _of_broadcast(result: Any, *tensors: Any) -> Any:
     def carried(tensor: Any, expanded: Tensor) -> Tensor:
-        if isinstance(tensor, OneHotIndex) and tensor.is_column:
-            return _carrying(expanded, tensor.one_hot, True)
-        return expanded
+        return _carrying(expanded, tensor.one_hot, True) if _is_column(tensor) else expanded
 
     return type(result)(map(carried, tensors, result))
 
 
 def _of_getitem(result: Tensor, index: Any, at: Any) -> Tensor:
-    if not isinstance(index, OneHotIndex) or not index.is_column or at != (..., slice(None, 1)):
+    if not _is_column(index) or not isinstance(at, tuple) or len(at) != 2:
+        return result
+    if at[0] is not ... or not isinstance(at[1], slice) or at[1] != slice(None, 1):
         return result
     return _carrying(result, index.one_hot, True)
 
 
-def _of_gather(result: Tensor, table: Tensor, dim: int, index: Any, **options: Any) -> Tensor:
-    if not isinstance(index, OneHotIndex) or not index.is_column or index.shape[-1] != 1:
+def _of_gather(result: Tensor, table: Tensor, dim: int, index: Any) -> Tensor:
+    if not _is_column(index) or dim not in (-1, table.dim() - 1) or not result.is_floating_point():
         return result
-    if dim not in (-1, table.dim() - 1) or index.one_hot.shape[-1] != table.shape[-1]:
+    one_hot = index.one_hot
+    if index.shape != (*table.shape[:-1], 1) or one_hot.shape[-1] != table.shape[-1]:
         return result
-    finite = torch.where(table == -torch.inf, 0.0, table)
-    step = index.one_hot - index.one_hot.detach()  # 0, with the gradient of the one-hot vector
-    return result + (step * finite).sum(-1, keepdim=True)
+    finite = torch.where(table.isfinite(), table, 0.0)
+    step = one_hot - one_hot.detach()  # 0, with the gradient of the one-hot vector
+    return result + (step * finite).sum(-1, keepdim=True).to(result.dtype)
 
 
 OneHotSample._rules = {Tensor.max: _of_max, torch.max: _of_max}

@@ -31,7 +31,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Density", "Parameters", "memory_of", "recall", "recall_density", "remember"]
+__all__ = [
+    "Density",
+    "Parameters",
+    "memory_of",
+    "recall",
+    "recall_density",
+    "remember",
+    "version_of",
+]
 
 
 class Parameters:
@@ -59,17 +67,20 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._marks = [(t.requires_grad, t.grad_fn, _version(t), _copy_of(t)) for t in tensors]
+        self._marks = [
+            (t.requires_grad, t.grad_fn, t.dtype, version_of(t), _copy_of(t)) for t in tensors
+        ]
         self.requires_grad = any(mark[0] for mark in self._marks)
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        for tensor, (requires_grad, grad_fn, version, copy) in zip(
+        for tensor, (requires_grad, grad_fn, dtype, version, copy) in zip(
             tensors, self._marks, strict=True
         ):
             if (
                 tensor.requires_grad is not requires_grad
                 or tensor.grad_fn is not grad_fn
-                or _version(tensor) != version
+                or tensor.dtype is not dtype
+                or version_of(tensor) != version
                 or not (copy is None or _is_equal(tensor, copy))
             ):
                 return False
@@ -96,7 +107,7 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
     """Whether a tensor still has the values of its copy."""
     if not isinstance(copy, Tensor):
         return tensor.device.type == "cpu" and tensor.dim() == 0 and tensor.item() == copy
-    if (tensor.dtype, tensor.shape) != (copy.dtype, copy.shape):
+    if tensor.shape != copy.shape:
         return False
     tensor = tensor.detach()
     whole = tensor.is_contiguous() and copy.is_contiguous() and tensor.storage_offset() % 8 == 0
@@ -133,15 +144,15 @@ class _Memory:
         self.key = key
         self.content = content
         self.density = density
-        self.attached = owner.requires_grad
+        self.attached = owner.requires_grad, owner.is_leaf
         self.traced = torch.jit.is_tracing()
         if not torch.compiler.is_compiling():
             self.owner = weakref.ref(owner)
-            self.version = _version(owner)
+            self.version = version_of(owner)
             self.copy = owner.clone() if owner.is_inference() else None
 
     def still_holds(self, value: Tensor) -> bool:
-        if value.requires_grad != self.attached:
+        if (value.requires_grad, value.is_leaf) != self.attached:
             return False  # cut off, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
@@ -149,7 +160,7 @@ class _Memory:
             return False  # coordinates from outside would be baked into the trace as a constant
         if not hasattr(self, "owner"):
             return True  # made inside a compiled function, which keeps neither mark
-        if self.owner() is not value or self.version != _version(value):
+        if self.owner() is not value or self.version != version_of(value):
             return False
         return self.copy is None or torch.equal(self.copy, value)
 
@@ -158,7 +169,7 @@ class _Memory:
         return OrderedDict, ()
 
 
-def _version(value: Tensor) -> int:
+def version_of(value: Tensor) -> int:
     """The count of in-place changes, which inference tensors do not keep."""
     return 0 if value.is_inference() else value._version
 

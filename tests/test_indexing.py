@@ -7,9 +7,11 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from pyro_gumbel import CategoricalStraightThrough
 from pyro_gumbel.indexing import OneHotIndex, OneHotSample, as_one_hot_sample
@@ -129,7 +131,35 @@ OPERATIONS = {
     "index, sliced": lambda z: z.max(-1)[1][:1],
     "index, elsewhere": lambda z: z.max(-1)[1].unsqueeze(0),
     "index, of the batch": lambda z: torch.ones(K, K).gather(0, z.max(-1)[1].unsqueeze(-1)),
+    "largest, by axis": lambda z: z.max(axis=-1).indices,
+    "largest, by names": lambda z: torch.max(input=z, dim=-1).indices,
+    "maximum, by name": lambda z: torch.max(z, other=torch.zeros(K)),
+    "column, by names": lambda z: torch.unsqueeze(input=z.max(-1)[1], dim=-1),
+    "column, by a list": lambda z: column(z)[np.array([0, 2, 0, 1])],
+    "column, by a pair": lambda z: column(z)[np.array([0, 2]), :],
+    "looked up, by names": lambda z: torch.gather(input=TABLE, dim=-1, index=column(z)),
+    "looked up, of integers": lambda z: (2**30 + TABLE.long()).gather(-1, column(z)),
+    "looked up, of the first rows": lambda z: torch.randn(
+        5, K, generator=torch.manual_seed(1)
+    ).gather(-1, column(z)),
+    "index, changed in place": lambda z: TABLE.gather(-1, next_column(z)),
+    "sample, changed in place": lambda z: TABLE.gather(-1, column(z.mul_(2))),
+    "cut off in place": lambda z: z.detach_() + 0,
 }
+
+TABLE = torch.arange(3.0 * K).reshape(3, K)
+
+
+def column(z):
+    """The index as `Categorical.log_prob` has it."""
+    return z.max(-1)[1].unsqueeze(-1)
+
+
+def next_column(z):
+    index = z.max(-1)[1]
+    index += 1
+    index %= K
+    return index.unsqueeze(-1)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -141,6 +171,44 @@ def test_every_other_operation_is_that_of_a_plain_tensor(operation):
     assert type(found) is type(expected) is torch.Tensor
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert found.requires_grad == expected.requires_grad
+
+
+def test_an_infinite_entry_elsewhere_does_not_matter():
+    value, _ = drawn()
+    table = torch.where(value == 1, 1.0, torch.tensor([torch.inf, torch.nan, -torch.inf, 2.0]))
+    found = table.detach().gather(-1, column(value))
+    torch.testing.assert_close(found, torch.ones(3, 1))
+
+
+def test_a_log_prob_has_the_dtype_of_the_prior():
+    value, _ = drawn()
+    prior = dist.OneHotCategorical(logits=torch.zeros(K, dtype=torch.bfloat16))
+    assert prior.log_prob(value).requires_grad
+    assert prior.log_prob(value).dtype == prior.log_prob(value.detach()).dtype
+
+
+class Marked(torch.Tensor):
+    """A user's tensors, which marks what is computed from them."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {})).as_subclass(cls)
+
+
+class Symbol:
+    """An object that is no tensor, of which torch makes one in its own way."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return func.__name__
+
+
+@pytest.mark.parametrize("operation", [torch.add, torch.matmul, lambda *each: torch.stack(each)])
+def test_other_types_have_their_own_way(operation):
+    value, _ = drawn((K,))
+    for other in (torch.ones(K, K).as_subclass(Marked), Symbol()):
+        assert type(operation(value, other)) is type(operation(without_index(value), other))
 
 
 @pytest.mark.parametrize("function", [torch.max, torch.Tensor.max])
@@ -193,9 +261,13 @@ def of_logits(x, logits):
     return dist.OneHotCategorical(logits=x, validate_args=False).log_prob(value).sum()
 
 
-def expected_gradient(x, logits):
+def linear_of(x, logits):
     value = without_index(CategoricalStraightThrough(0.5, logits=logits).rsample())
-    return torch.autograd.grad((value * x.log_softmax(-1)).sum(), logits)[0]
+    return (value * x.log_softmax(-1)).sum()
+
+
+def expected_gradient(x, logits):
+    return torch.autograd.grad(linear_of(x, logits), logits)[0]
 
 
 def test_func_grad():
@@ -204,6 +276,64 @@ def test_func_grad():
     found = torch.func.grad(of_logits, argnums=1)(x, logits)
     torch.manual_seed(1)
     torch.testing.assert_close(found, expected_gradient(x, logits.requires_grad_()))
+
+
+def forward_gradient(function, logits):
+    return torch.func.jacfwd(function, randomness="same")(logits)
+
+
+def in_a_dual_level(function, logits):
+    """The derivative along each entry."""
+    found = torch.zeros_like(logits)
+    for i in range(logits.numel()):
+        along = torch.zeros(logits.numel(), dtype=logits.dtype)
+        along[i] = 1
+        torch.manual_seed(1)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(logits, along.view_as(logits))
+            found.view(-1)[i] = forward_ad.unpack_dual(function(dual)).tangent
+    return found
+
+
+def within(inner):
+    """The gradient of an outer transform, through one that wants another gradient."""
+    one = torch.ones(1, dtype=torch.float64)
+
+    def gradient(function, logits):
+        return torch.func.grad(lambda x: inner(lambda c: (c * function(x)).sum(), one).sum())(
+            logits
+        )
+
+    return gradient
+
+
+OF_FUNC = {
+    "forward": forward_gradient,
+    "dual": in_a_dual_level,
+    "within grad": within(lambda function, one: torch.func.grad(function)(one)),
+    "within jvp": within(lambda function, one: torch.func.jvp(function, (one,), (one,))[1]),
+    "within vmap": within(lambda function, one: torch.vmap(function, randomness="same")(one)),
+}
+
+
+@pytest.mark.parametrize("transform", OF_FUNC)
+def test_no_transform_of_func_loses_the_gradient(transform):
+    x, logits = torch.randn(2, 3, K, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = OF_FUNC[transform](lambda logits: of_logits(x, logits), logits)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, expected_gradient(x, logits.requires_grad_()))
+
+
+def test_a_transform_over_the_rows_of_logits():
+    x, logits = torch.randn(2, 3, K, dtype=torch.float64)
+    logits.requires_grad_()
+    gradients = []
+    for function in (of_logits, lambda x, logits: linear_of(x, logits)):
+        torch.manual_seed(1)
+        total = torch.vmap(function, randomness="same")(x, logits).sum()
+        gradients.append(torch.autograd.grad(total, logits)[0])
+    torch.testing.assert_close(*gradients)
 
 
 def test_vmap():
@@ -222,13 +352,47 @@ def test_vmap():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks plain results too
-def test_a_compiled_function_takes_a_sample():
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_function_takes_a_sample(backend):
+    """In its first call too."""
     value, logits = drawn()
     weights = torch.randn(K)
-    compiled = torch.compile(lambda z: (z @ weights).exp().sum(), fullgraph=True, backend="eager")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda z: (z @ weights).exp().sum(), fullgraph=True, backend=backend)
     (found,) = torch.autograd.grad(compiled(value), logits, retain_graph=True)
     (expected,) = torch.autograd.grad((value @ weights).exp().sum(), logits)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks plain results too
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_prior_has_the_right_gradient_or_none(backend):
+    value, logits = drawn()
+    prior = dist.OneHotCategorical(logits=torch.randn(K), validate_args=False)
+    torch.compiler.reset()
+    log_prob = torch.compile(prior.log_prob, backend=backend)(value)
+    torch.testing.assert_close(log_prob, prior.log_prob(value))
+    (expected,) = torch.autograd.grad(prior.log_prob(value).sum(), logits, retain_graph=True)
+    if log_prob.requires_grad:
+        (found,) = torch.autograd.grad(log_prob.sum(), logits)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_function_may_check_a_sample(backend):
+    """Its checks run step by step, and each is itself."""
+
+    def total(value, x):
+        log_prob = dist.OneHotCategorical(logits=x).log_prob(value).sum()
+        torch._dynamo.graph_break()
+        return log_prob + (value @ x).sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(total, backend=backend)
+    for _ in range(2):
+        value, x = drawn()[0], torch.randn(K)
+        torch.testing.assert_close(compiled(value, x), total(value, x))
 
 
 def test_a_compiled_draw_is_plain():

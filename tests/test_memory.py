@@ -121,6 +121,26 @@ def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
 
 
 @pytest.mark.parametrize("cls", VALUES)
+def test_a_value_made_a_leaf_has_a_gradient_of_its_own(cls):
+    law = make(cls, 0.5, (6,), 4, torch.float64)
+    value = law.rsample()
+    leaf = value.detach().clone().requires_grad_()
+    value.detach_().requires_grad_()
+    found, expected = (torch.autograd.grad(law.log_prob(v).sum(), v)[0] for v in (value, leaf))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+def test_a_parameter_that_has_changed_its_dtype_is_not_what_it_was(draw):
+    module = torch.nn.ParameterDict({"logits": torch.nn.Parameter(torch.tensor(0.5))})
+    law = RelaxedBernoulli(0.5, logits=module["logits"])
+    value = getattr(law, draw)()
+    law.log_prob(value)
+    module.double()
+    assert law.log_prob(value).dtype == torch.float64
+
+
+@pytest.mark.parametrize("cls", VALUES)
 def test_a_score_has_the_dtype_of_the_law_with_or_without_memory(cls):
     logits = torch.zeros(param_shape(cls), dtype=torch.float64)
     value = law_of(cls, 0.5, logits=logits.float()).sample((3,))
