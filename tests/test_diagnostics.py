@@ -478,22 +478,20 @@ def test_it_repeats_itself():
 
 
 def test_a_plain_prior_under_two_losses():
-    """Its divergence is exact under TraceMeanField_ELBO; under Trace_ELBO its gradient is lost."""
+    """Its divergence is exact under TraceMeanField_ELBO; under Trace_ELBO its gradient is there."""
 
     def model():
         z = pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([2.0, 0.0, -2.0])))
         pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATA[0])
 
-    bias = {}
     for elbo in (Trace_ELBO(), TraceMeanField_ELBO()):
         report = gradient_report(
             model, quadratic_guide, estimators=["reinmax"], temperatures=[1.0], elbo=elbo,
             num_samples=300, progress=False,
         )  # fmt: skip
         (row,) = report.rows
-        bias[type(elbo).__name__] = row.bias / row.bias_error
-    assert bias["Trace_ELBO"] > 5
-    assert bias["TraceMeanField_ELBO"] < 3
+        assert row.bias / row.bias_error < 3
+        assert report.exact_norm > 5 * row.bias_error  # so that a lost part would be seen
 
 
 def test_an_autoguide_and_keyword_arguments():
