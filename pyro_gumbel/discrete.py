@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from pyro_gumbel import noise
 from pyro_gumbel.constraints import ranking, subset
 from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
 
 __all__ = ["ENUMERABLE", "PlackettLuce", "Subset", "m_hot"]
@@ -54,7 +55,7 @@ class _WithoutReplacement(Row):
         probability 0 scores -inf and passes no gradient.
         """
         self._validate_sample(value)
-        value = value.to(torch.promote_types(value.dtype, self._dtype))
+        value = cast(value, torch.promote_types(value.dtype, self._dtype))
         log_p = self._log_masses(self._x)
         impossible = log_p.isneginf()
         nearest, mass = self._nearest_and_mass(value.detach(), self._x.double())
@@ -62,7 +63,7 @@ class _WithoutReplacement(Row):
         if len(self._event_shape) > 1:
             impossible, slopes = impossible.unsqueeze(-2), slopes.unsqueeze(-2)
         events = tuple(range(-len(self._event_shape), 0))
-        extended = mass.to(value.dtype) + ((value - nearest) * slopes).sum(events)
+        extended = cast(mass, value.dtype) + ((value - nearest) * slopes).sum(events)
         excluded = (impossible & (value > 0)).any(-1)
         excluded = excluded.any(-1) if len(events) > 1 else excluded
         return self._over_batch(torch.where(excluded, -math.inf, extended))
@@ -262,7 +263,7 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
         """P(the j-th draw is i), to 1e-12: how much the inclusion probability grows with size j."""
         included = [self._inclusion(size) for size in range(1, self.size + 1)]
         grown = torch.stack([included[0], *(b - a for a, b in itertools.pairwise(included))], -2)
-        return grown.to(self._raw.dtype).expand(self._batch_shape + self._event_shape)
+        return cast(grown, self._raw.dtype).expand(self._batch_shape + self._event_shape)
 
     @property
     def mode(self) -> Tensor:

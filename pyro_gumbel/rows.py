@@ -33,6 +33,7 @@ from pyro_gumbel.parameters import (
     read_temperature,
     require,
 )
+from pyro_gumbel.precision import cast
 
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
 
@@ -159,7 +160,7 @@ class Row:
     @property
     def temperature(self) -> Tensor:
         """tau, on the parameter's device and of its dtype; a single element as a scalar."""
-        tau = self._raw_temperature.to(self._raw)
+        tau = cast(self._raw_temperature.to(self._raw.device), self._raw.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
 
     # What the columns use: computed in float32 at least.
@@ -171,7 +172,7 @@ class Row:
     @property
     def _x(self) -> Tensor:
         """x, unnormalised logits, infinite where a probability is 0 or 1."""
-        raw = self._raw.to(self._dtype)
+        raw = cast(self._raw, self._dtype)
         return raw if self._given == "logits" else self._location_of(raw)
 
     @property
@@ -182,7 +183,7 @@ class Row:
     @property
     def _tau(self) -> Tensor:
         """The temperature, as it broadcasts with a draw."""
-        tau = self.temperature.to(self._dtype)
+        tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
 
     def _perturbed(self, sample_shape: torch.Size) -> Tensor:
@@ -202,7 +203,7 @@ class Row:
 
     def _like_param(self, value: Tensor) -> Tensor:
         """`value` in the parameter's dtype and over the whole batch."""
-        return value.to(self._raw.dtype).expand(self._param_shape)
+        return cast(value, self._raw.dtype).expand(self._param_shape)
 
     def _over_batch(self, log_prob: Tensor) -> Tensor:
         """`log_prob` over the whole batch, where value and parameters were smaller."""
@@ -339,7 +340,7 @@ class OneOfK(Row):
     def probs(self) -> Tensor:
         """p, normalised."""
         if self._given == "probs":
-            weights = self._raw.to(self._dtype)
+            weights = cast(self._raw, self._dtype)
             weights = weights / weights.detach().amax(-1, keepdim=True)
             return self._like_param(weights / weights.sum(-1, keepdim=True))
         return self._like_param(self._x.softmax(-1))

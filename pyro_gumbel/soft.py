@@ -30,6 +30,7 @@ from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
 from pyro_gumbel.parameters import Temperature, brief, check_value, known, require
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
+from pyro_gumbel.precision import cast
 
 __all__ = [
     "Coordinates",
@@ -108,13 +109,13 @@ class _Values(Soft):
     """Soft values s, scored at the coordinates that they remember or else at a clamped inverse."""
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
-        value = self.link.value(coordinates).to(self._raw.dtype)
+        value = cast(self.link.value(coordinates), self._raw.dtype)
         return remember(value, self.link, coordinates)
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         own = None if density is None else Density(density, self._parameters)
         coordinates = torch.log if v is None else v
-        return remember(s.to(self._raw.dtype), self.link, coordinates, own)
+        return remember(cast(s, self._raw.dtype), self.link, coordinates, own)
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
         v = recall(value, self.link)
@@ -143,10 +144,10 @@ class Coordinates(Soft):
         return self._value_at(v)  # type: ignore[arg-type]
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
-        return coordinates.to(self._raw.dtype)
+        return cast(coordinates, self._raw.dtype)
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
-        return value.to(torch.promote_types(value.dtype, self._dtype))
+        return cast(value, torch.promote_types(value.dtype, self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(v)."""
@@ -227,7 +228,7 @@ class _Bit(_OfOne):
                 probability,
                 "write .cdf(value) if this is a value of the variable",
             )
-        x, p = self._x, probability.to(torch.promote_types(probability.dtype, self._dtype))
+        x, p = self._x, cast(probability, torch.promote_types(probability.dtype, self._dtype))
         end = (p <= 0) | (p >= 1)
         noise = torch.logit(torch.where(end, 0.5, p))
         quantile = torch.where(x.isinf(), 0.0, x + noise) / self._tau
@@ -286,7 +287,7 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, TorchDistribution):
         self._validate_sample(value)
         v = recall(value, self.link)
         if v is None:
-            s = value.to(torch.promote_types(value.dtype, self._dtype))
+            s = cast(value, torch.promote_types(value.dtype, self._dtype))
             end = (s <= 0) | (s >= 1)
             v = torch.logit(torch.where(end, 0.5, s))
             v = torch.where(end, torch.where(s <= 0, -torch.inf, torch.inf), v)
@@ -384,7 +385,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, TorchDistribution):
     @property
     def covariance_matrix(self) -> Tensor:
         """Cov(s_i, s_j), exact; its shape is the batch shape and (k, k)."""
-        covariances = self._covariances.to(self._raw.dtype)
+        covariances = cast(self._covariances, self._raw.dtype)
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
 
