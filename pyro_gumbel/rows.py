@@ -70,6 +70,8 @@ class Row:
         @property
         def probs(self) -> Tensor: ...
         @property
+        def variance(self) -> Tensor: ...
+        @property
         def logits(self) -> Tensor: ...
 
     def __init__(
@@ -164,6 +166,14 @@ class Row:
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
 
     # What the columns use: computed in float32 at least.
+
+    @property
+    def stddev(self) -> Tensor:
+        """The square root of the variance; an entry that cannot vary passes no gradient."""
+        variance = cast(self.variance, self._dtype)
+        sure = variance <= 0
+        deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
+        return cast(deviation, self._raw.dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
