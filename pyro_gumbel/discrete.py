@@ -58,7 +58,7 @@ class _WithoutReplacement(Row):
         value = cast(value, torch.promote_types(value.dtype, self._dtype))
         log_p = self._log_masses(self._x)
         impossible = log_p.isneginf()
-        nearest, mass = self._nearest_and_mass(value.detach(), self._x.double())
+        nearest, mass = self._nearest_and_mass(value.detach(), self._wide_x)
         slopes = torch.where(impossible, 0.0, log_p.detach())
         if len(self._event_shape) > 1:
             impossible, slopes = impossible.unsqueeze(-2), slopes.unsqueeze(-2)
@@ -78,7 +78,7 @@ class _WithoutReplacement(Row):
 
     def _inclusion(self, size: int) -> Tensor:
         """P(i is among the first `size`), in float64 and over the parameter's own batch."""
-        return inclusion_probabilities(self._x.double(), size)
+        return inclusion_probabilities(self._wide_x, size)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All outcomes over a new first dimension, in lexicographic order.

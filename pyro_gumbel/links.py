@@ -373,10 +373,15 @@ def _log_slope(v: Tensor) -> Tensor:
 
 
 def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
-    """z / tau; where that is infinite no gradient sees it."""
-    quotient = perturbed.detach() / temperature.detach()
+    """z / tau; where that is infinite no gradient sees it.
+
+    The factor tau / tau, 1 in value, is there for the derivative in tau: z / tau^2 may overflow.
+    """
+    tau = temperature.detach()
+    quotient = perturbed.detach() / tau
     infinite = quotient.isinf()
-    return torch.where(infinite, quotient, torch.where(infinite, 0.0, perturbed) / temperature)
+    finite = torch.where(infinite, 0.0, perturbed) / tau * (tau / temperature)
+    return torch.where(infinite, quotient, finite)
 
 
 def clamped_log(value: Tensor) -> Tensor:

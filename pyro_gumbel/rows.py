@@ -37,6 +37,8 @@ from pyro_gumbel.precision import cast
 
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
 
+FAR = 1e300  # of logits in float64 what is farther apart makes no other probabilities
+
 
 class Row:
     """A perturbed discrete law, of which the leaves take a column each.
@@ -186,6 +188,11 @@ class Row:
         return raw if self._given == "logits" else self._location_of(raw)
 
     @property
+    def _wide_x(self) -> Tensor:
+        """x in float64, for what is integrated: no difference of two overflows."""
+        return self._without_extremes(cast(self._x, torch.float64))
+
+    @property
     def _location(self) -> Tensor:
         """x, as it broadcasts with a draw."""
         return self._x
@@ -226,6 +233,11 @@ class Row:
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
         """Logits from probabilities."""
+        raise NotImplementedError
+
+    @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        """Logits of the same outcomes, up to `FAR` apart where they are finite."""
         raise NotImplementedError
 
     @classmethod
@@ -306,6 +318,10 @@ class OneBit(Row):
         return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
 
     @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        return torch.where(logits.isinf(), logits, logits.clamp(-FAR, FAR))
+
+    @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
         return torch.stack([logsigmoid(-logits), logsigmoid(logits)], -1)
 
@@ -358,6 +374,11 @@ class OneOfK(Row):
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
         return torch.where(probs <= 0, -math.inf, clamped_log(probs))
+
+    @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        below = logits - logits.detach().amax(-1, keepdim=True)
+        return torch.where(logits.isneginf(), logits, below.clamp(min=-FAR))
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:

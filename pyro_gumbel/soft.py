@@ -162,12 +162,13 @@ class _OfOne(Soft):
     def entropy(self) -> Tensor:
         """-E log_prob, the differential entropy in nats; 0 where the law is a point."""
         exact = relaxed_entropy(*self._outcomes, of_values=isinstance(self, _Values))
-        return self._over_batch(exact.to(self._dtype))
+        lowest = torch.finfo(self._dtype).min
+        return self._over_batch(cast(exact.clamp(min=lowest), self._dtype))
 
     @property
     def _outcomes(self) -> tuple[Tensor, Tensor]:
         """Logits of the outcomes over a last dimension, and the temperature."""
-        return self._log_masses(self._x.double()), self.temperature
+        return self._log_masses(self._wide_x), cast(self.temperature, torch.float64)
 
 
 class _ValuesOfOne(_OfOne, _Values):
@@ -231,9 +232,10 @@ class _Bit(_OfOne):
         x, p = self._x, cast(probability, torch.promote_types(probability.dtype, self._dtype))
         end = (p <= 0) | (p >= 1)
         noise = torch.logit(torch.where(end, 0.5, p))
-        quantile = torch.where(x.isinf(), 0.0, x + noise) / self._tau
-        quantile = torch.where(end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
-        return self._over_batch(torch.where(x.isinf(), x, quantile))
+        quantile = self.link.coordinates(x + noise, self._tau)
+        at_end = end & x.isfinite()
+        quantile = torch.where(at_end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
+        return self._over_batch(quantile)
 
 
 class _OfSize(Soft):
@@ -326,9 +328,7 @@ class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """x / tau."""
-        x = self._x
-        sure = x.isinf()
-        return self._like_param(torch.where(sure, x, torch.where(sure, 0.0, x) / self._tau))
+        return self._like_param(self.link.coordinates(self._x, self._tau))
 
     @property
     def mode(self) -> Tensor:
