@@ -310,7 +310,7 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         simplex, nor for the very tensor that a distribution returned, which remembers it; in a
         model that autoguides and samplers run too, say it for bits and for m of k.
     :raises ValueError: without `link`, for a value that remembers nothing and is not on the
-        simplex.
+        simplex; for one that is infinite or NaN.
     :raises TypeError: for anything but a tensor of floats, and a link that is none.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -336,6 +336,8 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     v = recall(value, link)
     if v is None:
         v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
+        remedy = "write value.nan_to_num(0.0, posinf=1.0) for what is infinite to win"
+        require(value.isfinite(), "harden: `value` must be finite", value, remedy)
     return straight_through_of(link.vertex(v.detach()).to(value.dtype), value)
 
 

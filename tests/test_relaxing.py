@@ -556,6 +556,16 @@ def test_hardening_in_half_precision_and_of_ties():
 
 
 def test_hardening_asks_what_it_cannot_know():
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("link", [links.simplex, links.interval, links.Hypersimplex(1), None])
+def test_hardening_refuses_what_is_not_finite(link, number):
+    value = torch.tensor([[0.5, 0.5], [number, 0.0]])
+    with pytest.raises(ValueError, match=r"harden: `value` must .*got e.g. (-?inf|nan).*; write"):
+        harden(value, link)
+    unread = torch.vmap(lambda row: harden(row, links.simplex))(value)
+    assert unread[0].tolist() == [1, 0]
+
+
     remedy = r"harden\(value, links.interval\).*links.Hypersimplex\(size\)"
     for value in (torch.tensor([0.9, 0.8]), torch.tensor(0.4), torch.tensor([0.9, 0.8, 0.3])):
         with pytest.raises(ValueError, match=remedy):
