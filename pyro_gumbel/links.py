@@ -137,6 +137,10 @@ class Link:
         """Where `value`, in [low, high], has mass on an outcome of probability 0."""
         raise NotImplementedError
 
+    def is_point(self, logits: Tensor) -> Tensor:
+        """Where the distribution has a single value."""
+        raise NotImplementedError
+
 
 class _Sigmoid(Link):
     """The links whose value is the sigmoid of the coordinates."""
@@ -177,6 +181,9 @@ class Interval(_Sigmoid):
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return logits.isneginf() & (value > low) | logits.isposinf() & (value < high)
+
+    def is_point(self, logits: Tensor) -> Tensor:
+        return logits.isinf()
 
 
 class _OfConstantSum(Link):
@@ -232,6 +239,9 @@ class _OfConstantSum(Link):
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return (logits.isneginf() & (value > low)).any(-1)
+
+    def is_point(self, logits: Tensor) -> Tensor:
+        return (~logits.isneginf()).sum(-1) == self.size
 
 
 class Simplex(_OfConstantSum):

@@ -238,7 +238,8 @@ def relaxed(
     The law of each site that is latent and discrete in this very call is replaced by its row-mate,
     see `relax`, before a handler outside sees it. Left alone are sites that are observed or
     continuous, and those with `infer={"enumerate": ...}`. Use `condition` inside,
-    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law.
+    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law,
+    with a warning if they are hard.
 
     Three ways to write it::
 
@@ -335,9 +336,9 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         )
     v = recall(value, link)
     if v is None:
-        v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
         remedy = "write value.nan_to_num(0.0, posinf=1.0) for what is infinite to win"
         require(value.isfinite(), "harden: `value` must be finite", value, remedy)
+        v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
     return straight_through_of(link.vertex(v.detach()).to(value.dtype), value)
 
 

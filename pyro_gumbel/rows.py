@@ -70,9 +70,9 @@ class Row:
         @property
         def mean(self) -> Tensor: ...
         @property
-        def probs(self) -> Tensor: ...
-        @property
         def variance(self) -> Tensor: ...
+        @property
+        def probs(self) -> Tensor: ...
         @property
         def logits(self) -> Tensor: ...
 
@@ -167,8 +167,6 @@ class Row:
         tau = cast(self._raw_temperature.to(self._raw.device), self._raw.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
 
-    # What the columns use: computed in float32 at least.
-
     @property
     def stddev(self) -> Tensor:
         """The square root of the variance; an entry that cannot vary passes no gradient."""
@@ -176,6 +174,8 @@ class Row:
         sure = variance <= 0
         deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
         return cast(deviation, self._raw.dtype)
+
+    # What the columns use: computed in float32 at least.
 
     @property
     def _dtype(self) -> torch.dtype:
