@@ -19,6 +19,7 @@ from pyro_gumbel import noise
 from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import ranking, subset
 from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
 
 __all__ = ["ENUMERABLE", "PlackettLuce", "Subset", "m_hot"]
@@ -59,15 +60,15 @@ class _WithoutReplacement(Row):
         probability 0 scores -inf and passes no gradient.
         """
         self._validate_sample(value)
-        value = value.to(torch.promote_types(value.dtype, self._dtype))
+        value = cast(value, torch.promote_types(value.dtype, self._dtype))
         log_p = self._log_masses(self._x)
         impossible = log_p.isneginf()
-        nearest, mass = self._nearest_and_mass(value.detach(), self._x.double())
+        nearest, mass = self._nearest_and_mass(value.detach(), self._wide_x)
         slopes = torch.where(impossible, 0.0, log_p.detach())
         if len(self._event_shape) > 1:
             impossible, slopes = impossible.unsqueeze(-2), slopes.unsqueeze(-2)
         events = tuple(range(-len(self._event_shape), 0))
-        extended = mass.to(value.dtype) + ((value - nearest) * slopes).sum(events)
+        extended = cast(mass, value.dtype) + ((value - nearest) * slopes).sum(events)
         excluded = (impossible & (value > 0)).any(-1)
         excluded = excluded.any(-1) if len(events) > 1 else excluded
         return self._over_batch(torch.where(excluded, -math.inf, extended))
@@ -82,7 +83,7 @@ class _WithoutReplacement(Row):
 
     def _inclusion(self, size: int) -> Tensor:
         """P(i is among the first `size`), in float64 and over the parameter's own batch."""
-        return inclusion_probabilities(self._x.double(), size)
+        return inclusion_probabilities(self._wide_x, size)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All outcomes over a new first dimension, in lexicographic order.
@@ -269,7 +270,7 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
         """P(the j-th draw is i), to 1e-12: how much the inclusion probability grows with size j."""
         included = [self._inclusion(size) for size in range(1, self.size + 1)]
         grown = torch.stack([included[0], *(b - a for a, b in itertools.pairwise(included))], -2)
-        return grown.to(self._raw.dtype).expand(self._batch_shape + self._event_shape)
+        return cast(grown, self._raw.dtype).expand(self._batch_shape + self._event_shape)
 
     @property
     def mode(self) -> Tensor:

@@ -25,6 +25,7 @@ from pyro_gumbel.discrete import PlackettLuce, Subset
 from pyro_gumbel.hard import BernoulliStraightThrough, CategoricalStraightThrough
 from pyro_gumbel.integrals import relaxed_divergence
 from pyro_gumbel.masses import kl_of_masses
+from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import OneBit, OneOfK, Row, exact_logits
 from pyro_gumbel.soft import (
     ExpRelaxedCategorical,
@@ -38,10 +39,10 @@ from pyro_gumbel.soft import (
 
 def _kl_of_soft(q: Any, p: Any) -> Tensor:
     _require_alike(q, p)
-    x_q, x_p = (law._log_masses(law._x.double()) for law in (q, p))
-    size = getattr(q, "size", 1)
-    divergence = relaxed_divergence(x_q, q.temperature, x_p, p.temperature, size=size)
-    return _over_joint_batch(divergence.to(torch.promote_types(q._dtype, p._dtype)), q, p)
+    x_q, x_p = (law._log_masses(law._wide_x) for law in (q, p))
+    tau_q, tau_p = (cast(law.temperature, torch.float64) for law in (q, p))
+    divergence = relaxed_divergence(x_q, tau_q, x_p, tau_p, size=getattr(q, "size", 1))
+    return _over_joint_batch(cast(divergence, torch.promote_types(q._dtype, p._dtype)), q, p)
 
 
 def _kl_of_few(q: Distribution, p: Distribution) -> Tensor:

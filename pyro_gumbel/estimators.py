@@ -10,6 +10,7 @@ An estimator is a pure function
 of the logits x, the temperature (broadcastable with x), the perturbed logits z = x + g that chose
 the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the surrogate have one
 shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
+Where a surrogate is infinite or NaN the sample is still D, and no gradient passes there.
 """
 
 from collections.abc import Callable
@@ -242,7 +243,7 @@ def named(estimator: str | Estimator) -> Estimator:
 
 
 def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
-    """Exactly `hard` in the forward pass, `surrogate` in the backward pass."""
+    """Exactly `hard` in the forward pass, `surrogate` in the backward pass where it is finite."""
     if not isinstance(surrogate, Tensor):
         raise TypeError(
             f"`estimator` must return a tensor, got {type(surrogate).__name__}; "
@@ -253,4 +254,4 @@ def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
             f"`estimator` must return a surrogate of the sample's shape {tuple(hard.shape)}, "
             f"got {tuple(surrogate.shape)}; write surrogate.expand(hard.shape)"
         )
-    return hard + (surrogate - surrogate.detach())
+    return hard + (surrogate - surrogate.detach()).nan_to_num(nan=0.0)

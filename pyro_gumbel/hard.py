@@ -28,6 +28,7 @@ from pyro_gumbel.estimators import (
 from pyro_gumbel.indexing import as_one_hot_sample
 from pyro_gumbel.memory import recall, remember
 from pyro_gumbel.parameters import Temperature
+from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
 __all__ = [
@@ -69,7 +70,7 @@ class StraightThrough(Row):
         logits, perturbed = self._contest(sample_shape)
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
-        return self._pathwise(straight_through_of(hard, surrogate).to(self._raw.dtype))
+        return self._pathwise(cast(straight_through_of(hard, surrogate), self._raw.dtype))
 
     def _pathwise(self, sample: Tensor) -> Tensor:
         """A draw that carries the mark of `rsample`."""
@@ -91,7 +92,7 @@ class StraightThrough(Row):
     def _drawn_at_once(self, sample_shape: Any) -> Tensor:
         shape = self._sample_shape(sample_shape)
         arguments = self._x, self._tau, self.link, shape, self._batch_shape
-        return kernels.draw_hard(*arguments).to(self._raw.dtype)
+        return cast(kernels.draw_hard(*arguments), self._raw.dtype)
 
     def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
         """x and z = x + noise of the full shape of a draw: the sample is what z chooses."""
@@ -116,7 +117,7 @@ class _OfOne(StraightThrough):
         gradient.
         """
         self._validate_sample(value)
-        weights = self._one_hot(value.to(torch.promote_types(value.dtype, self._dtype)))
+        weights = self._one_hot(cast(value, torch.promote_types(value.dtype, self._dtype)))
         impossible, log_masses = _split(self._log_masses(self._x))
         mass = (weights * log_masses).sum(-1)
         excluded = (impossible & (weights > 0)).any(-1)

@@ -392,8 +392,9 @@ def _log_survival(r: Tensor, w: Tensor) -> Tensor:
     failure = -torch.expm1(-rates) @ weights  # F
     survival = torch.exp(-rates) @ weights  # 1 - F
     chance, other = torch.where(r > 1, failure, survival), torch.where(r > 1, survival, failure)
+    # Not the least double: four derivatives of the logarithm are to be finite there.
     return torch.where(
-        other < 0.5, torch.log1p(-other.clamp(max=0.5)), chance.clamp(min=1e-300).log()
+        other < 0.5, torch.log1p(-other.clamp(max=0.5)), chance.clamp(min=1e-75).log()
     )
 
 

@@ -48,7 +48,7 @@ from torch import Tensor
 
 from pyro_gumbel.compiling import is_on, program
 from pyro_gumbel.indexing import is_plain
-from pyro_gumbel.links import Link, Simplex, largest
+from pyro_gumbel.links import Link, Simplex, interval, largest
 from pyro_gumbel.noise import MANY, exponential, exponential_, logistic, logistic_
 from pyro_gumbel.parameters import in_eager_mode
 
@@ -151,7 +151,7 @@ class _OnInterval:
 
     def linked(self, z: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """s and v of perturbed logits."""
-        v = z / tau
+        v = interval.coordinates(z, tau) if torch.is_grad_enabled() else z / tau
         return v.sigmoid(), v
 
     def pull_draw(
@@ -469,7 +469,8 @@ def _without_events(tau: Tensor, formulas: Any) -> Tensor:
 
 def _of_tau(formulas: Any, c: Gradient, tau: Tensor, dx: Tensor, v: Tensor) -> Tensor:
     """c (k-1) / tau - sum(dx v), for each draw."""
-    finite = torch.nan_to_num(v, nan=math.nan)  # where v is -inf, dx is 0
+    # Where v is infinite dx is 0 and stays so; and no derivative of dx is to meet a large number.
+    finite = torch.nan_to_num(v, nan=math.nan, posinf=0.0, neginf=0.0)
     minus = -formulas.total(dx * finite)
     return minus if c is None else minus + c * formulas.degrees / _without_events(tau, formulas)
 

@@ -141,6 +141,10 @@ class Link:
         """Where `value`, in [low, high], has mass on an outcome of probability 0."""
         raise NotImplementedError
 
+    def is_point(self, logits: Tensor) -> Tensor:
+        """Where the distribution has a single value."""
+        raise NotImplementedError
+
 
 class _Sigmoid(Link):
     """The links whose value is the sigmoid of the coordinates."""
@@ -184,6 +188,9 @@ class Interval(_Sigmoid):
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return logits.isneginf() & (value > low) | logits.isposinf() & (value < high)
+
+    def is_point(self, logits: Tensor) -> Tensor:
+        return logits.isinf()
 
 
 class _OfConstantSum(Link):
@@ -239,6 +246,9 @@ class _OfConstantSum(Link):
 
     def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return (logits.isneginf() & (value > low)).any(-1)
+
+    def is_point(self, logits: Tensor) -> Tensor:
+        return (~logits.isneginf()).sum(-1) == self.size
 
 
 class Simplex(_OfConstantSum):
@@ -383,10 +393,15 @@ def _log_slope(v: Tensor) -> Tensor:
 
 
 def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
-    """z / tau; where that is infinite no gradient sees it."""
-    quotient = perturbed.detach() / temperature.detach()
+    """z / tau; where that is infinite no gradient sees it.
+
+    The factor tau / tau, 1 in value, is there for the derivative in tau: z / tau^2 may overflow.
+    """
+    tau = temperature.detach()
+    quotient = perturbed.detach() / tau
     infinite = quotient.isinf()
-    return torch.where(infinite, quotient, torch.where(infinite, 0.0, perturbed) / temperature)
+    finite = torch.where(infinite, 0.0, perturbed) / tau * (tau / temperature)
+    return torch.where(infinite, quotient, finite)
 
 
 def clamped_log(value: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def won_by_the_untaken(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> Te
     z = torch.where(possible, perturbed, 0.0)
     first = torch.where(untaken & possible, z, -math.inf).amax(-1, keepdim=True)  # -log M
     share = torch.where(untaken, logits, -math.inf).logsumexp(-1, keepdim=True)
-    winner = first - (share - logits.logsumexp(-1, keepdim=True))  # -log M'
+    winner = first - share + logits.logsumexp(-1, keepdim=True)  # -log M'
     # log(e_j - M) = -z_j + log(1 - exp(z_j - first)) of the untaken, log(e_j) = -z_j of the taken
     behind = untaken & (z < first)
     lag = torch.where(behind, z - first, -1.0)

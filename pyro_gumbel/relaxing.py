@@ -292,7 +292,8 @@ def relaxed(
     The law of each site that is latent and discrete in this very call is replaced by its row-mate,
     see `relax`, before a handler outside sees it. Left alone are sites that are observed or
     continuous, and those with `infer={"enumerate": ...}`. Use `condition` inside,
-    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law.
+    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law,
+    with a warning if they are hard.
 
     A call without the data has latent sites in their place, and relaxes them: predict with the
     model that is not relaxed, ``Predictive(model, guide=guide)``, or choose the sites. A warning
@@ -371,7 +372,7 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         simplex, nor for the very tensor that a distribution returned, which remembers it; in a
         model that autoguides and samplers run too, say it for bits and for m of k.
     :raises ValueError: without `link`, for a value that remembers nothing and is not on the
-        simplex.
+        simplex; for one that is infinite or NaN.
     :raises TypeError: for anything but a tensor of floats, and a link that is none.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -396,6 +397,8 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         )
     v = recall(value, link)
     if v is None:
+        remedy = "write value.nan_to_num(0.0, posinf=1.0) for what is infinite to win"
+        require(value.isfinite(), "harden: `value` must be finite", value, remedy)
         v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
     return straight_through_of(link.vertex(v.detach()).to(value.dtype), value)
 

@@ -38,8 +38,11 @@ from pyro_gumbel.parameters import (
     require,
     require_int_size,
 )
+from pyro_gumbel.precision import cast
 
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
+
+FAR = 1e300  # of logits in float64 what is farther apart makes no other probabilities
 
 
 class Row:
@@ -73,6 +76,8 @@ class Row:
         def log_prob(self, value: Tensor) -> Tensor: ...
         @property
         def mean(self) -> Tensor: ...
+        @property
+        def variance(self) -> Tensor: ...
         @property
         def probs(self) -> Tensor: ...
         @property
@@ -213,8 +218,16 @@ class Row:
     @property
     def temperature(self) -> Tensor:
         """tau, on the parameter's device and of its dtype; a single element as a scalar."""
-        tau = self._raw_temperature.to(self._raw)
+        tau = cast(self._raw_temperature.to(self._raw.device), self._raw.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
+
+    @property
+    def stddev(self) -> Tensor:
+        """The square root of the variance; an entry that cannot vary passes no gradient."""
+        variance = cast(self.variance, self._dtype)
+        sure = variance <= 0
+        deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
+        return cast(deviation, self._raw.dtype)
 
     # Shapes.
 
@@ -245,8 +258,13 @@ class Row:
     @property
     def _x(self) -> Tensor:
         """x, unnormalised logits, infinite where a probability is 0 or 1."""
-        raw = self._raw.to(self._dtype)
+        raw = cast(self._raw, self._dtype)
         return raw if self._given == "logits" else self._location_of(raw)
+
+    @property
+    def _wide_x(self) -> Tensor:
+        """x in float64, for what is integrated: no difference of two overflows."""
+        return self._without_extremes(cast(self._x, torch.float64))
 
     @property
     def _location(self) -> Tensor:
@@ -256,7 +274,7 @@ class Row:
     @property
     def _tau(self) -> Tensor:
         """The temperature, as it broadcasts with a draw."""
-        tau = self.temperature.to(self._dtype)
+        tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
 
     def _perturbed(self, sample_shape: torch.Size) -> Tensor:
@@ -276,7 +294,7 @@ class Row:
 
     def _like_param(self, value: Tensor) -> Tensor:
         """`value` in the parameter's dtype and over the whole batch."""
-        return value.to(self._raw.dtype).expand(self._param_shape)
+        return cast(value, self._raw.dtype).expand(self._param_shape)
 
     def _over_batch(self, log_prob: Tensor) -> Tensor:
         """`log_prob` over the whole batch, where value and parameters were smaller."""
@@ -289,6 +307,11 @@ class Row:
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
         """Logits from probabilities."""
+        raise NotImplementedError
+
+    @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        """Logits of the same outcomes, up to `FAR` apart where they are finite."""
         raise NotImplementedError
 
     @classmethod
@@ -369,6 +392,10 @@ class OneBit(Row):
         return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
 
     @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        return torch.where(logits.isinf(), logits, logits.clamp(-FAR, FAR))
+
+    @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
         return torch.stack([logsigmoid(-logits), logsigmoid(logits)], -1)
 
@@ -422,7 +449,7 @@ class OneOfK(Row):
     def probs(self) -> Tensor:
         """p, normalised."""
         if self._given == "probs":
-            weights = self._raw.to(self._dtype)
+            weights = cast(self._raw, self._dtype)
             weights = weights / weights.detach().amax(-1, keepdim=True)
             return self._like_param(weights / weights.sum(-1, keepdim=True))
         return self._like_param(self._x.softmax(-1))
@@ -430,6 +457,11 @@ class OneOfK(Row):
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
         return torch.where(probs <= 0, -math.inf, clamped_log(probs))
+
+    @classmethod
+    def _without_extremes(cls, logits: Tensor) -> Tensor:
+        below = logits - logits.detach().amax(-1, keepdim=True)
+        return torch.where(logits.isneginf(), logits, below.clamp(min=-FAR))
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:

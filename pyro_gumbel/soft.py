@@ -9,6 +9,7 @@ the coordinates themselves, which survive any tensor operation. The densities ar
 """
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ from pyro_gumbel.memory import Density, recall, recall_density, remember
 from pyro_gumbel.modes import density_mode
 from pyro_gumbel.noise import won_by_the_untaken
 from pyro_gumbel.parameters import Temperature, brief, check_value, known, require
+from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import MOfK, OneBit, OneOfK, Ranking, Row
 
 __all__ = [
@@ -124,33 +126,65 @@ class Soft(Row):
 class _Values(Soft):
     """Soft values s, scored at the coordinates that they remember or else at a clamped inverse."""
 
+    _exact: ClassVar[str]  # what to write for values that saturate
+
     def _value_at(self, coordinates: Tensor) -> Tensor:
-        value = self.link.value(coordinates).to(self._raw.dtype)
+        value = cast(self.link.value(coordinates), self._raw.dtype)
         return remember(value, self.link, coordinates)
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         own = None if density is None else Density(density, self._parameters)
         coordinates = self.link.inverse_inside if v is None else v
-        return remember(s.to(self._raw.dtype), self.link, coordinates, own)
+        return remember(cast(s, self._raw.dtype), self.link, coordinates, own)
 
-    def _coordinates_of(self, value: Tensor) -> Tensor:
+    def _coordinates_of(self, value: Tensor, *, scored: bool = False) -> Tensor:
         v = recall(value, self.link)
         if v is None:
-            v = self.link.inverse(value.to(torch.promote_types(value.dtype, self._dtype)))
-        return v.to(torch.promote_types(v.dtype, self._dtype))
+            if scored:
+                self._warn_of_hard_values(value)
+            v = self.link.inverse(cast(value, torch.promote_types(value.dtype, self._dtype)))
+        return cast(v, torch.promote_types(v.dtype, self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(s), exact for any value that `rsample` or `sample` of the family returned.
 
         A value that remembers nothing (a copy, a slice, a user's own) is scored through an
         inverse clamped to the normal floats: finite, with finite gradients, on the boundary too.
+
+        :warns UserWarning: for a value that is 0 or 1 in all entries and remembers nothing, where
+            validation is on. The density has no meaning there: a one-hot observation belongs to
+            the discrete distribution, and a saturated draw to the classes in logit space.
         """
         own = recall_density(value, self._parameters) if isinstance(value, Tensor) else None
         if own is not None:
             return self._over_batch(own)
         self._validate_sample(value)
-        v = self._coordinates_of(value)
+        v = self._coordinates_of(value, scored=True)
         return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
+
+    def _warn_of_hard_values(self, value: Tensor) -> None:
+        """Warn if some of `value` is 0 or 1 in all entries, unless there is no other value."""
+        if not self._checks_values:
+            return
+        if self.link.event_dim:  # few have an entry of 1, and are looked at whole
+            has_one = value.amax(-1) == 1
+            if not known(has_one.any(), otherwise=False) or not _are_hard(value[has_one]).any():
+                return
+        hard = _are_hard(value) if self.link.event_dim else (value == 0) | (value == 1)
+        if known((hard & ~self.link.is_point(self._location)).any(), otherwise=False):
+            warnings.warn(
+                f"{type(self).__name__}: `value` must be a soft value, got one that is 0 or 1 in "
+                "all entries and remembers no draw; its log_prob is that of a value nearby, and "
+                "not comparable with the log probability of an outcome; for an observation write "
+                "relaxed(poutine.condition(model, data=data), 0.5, hard=False), with condition "
+                f"inside; for a saturated draw that was copied or stored {self._exact}",
+                stacklevel=4,
+            )
+
+
+def _are_hard(rows: Tensor) -> Tensor:
+    """Which are 0 or 1 in all entries of the last dimension."""
+    return ((rows == 0) | (rows == 1)).all(-1)
 
 
 class Coordinates(Soft):
@@ -160,10 +194,10 @@ class Coordinates(Soft):
         return self._value_at(v)  # type: ignore[arg-type]
 
     def _value_at(self, coordinates: Tensor) -> Tensor:
-        return coordinates.to(self._raw.dtype)
+        return cast(coordinates, self._raw.dtype)
 
     def _coordinates_of(self, value: Tensor) -> Tensor:
-        return value.to(torch.promote_types(value.dtype, self._dtype))
+        return cast(value, torch.promote_types(value.dtype, self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(v)."""
@@ -178,12 +212,13 @@ class _OfOne(Soft):
     def entropy(self) -> Tensor:
         """-E log_prob, the differential entropy in nats; 0 where the law is a point."""
         exact = relaxed_entropy(*self._outcomes, of_values=isinstance(self, _Values))
-        return self._over_batch(exact.to(self._dtype))
+        lowest = torch.finfo(self._dtype).min
+        return self._over_batch(cast(exact.clamp(min=lowest), self._dtype))
 
     @property
     def _outcomes(self) -> tuple[Tensor, Tensor]:
         """Logits of the outcomes over a last dimension, and the temperature."""
-        return self._log_masses(self._x.double()), self.temperature
+        return self._log_masses(self._wide_x), cast(self.temperature, torch.float64)
 
 
 class _ValuesOfOne(_OfOne, _Values):
@@ -250,12 +285,13 @@ class _Bit(_OfOne):
                 probability,
                 "write .cdf(value) if this is a value of the variable",
             )
-        x, p = self._x, probability.to(torch.promote_types(probability.dtype, self._dtype))
+        x, p = self._x, cast(probability, torch.promote_types(probability.dtype, self._dtype))
         end = (p <= 0) | (p >= 1)
         noise = torch.logit(torch.where(end, 0.5, p))
-        quantile = torch.where(x.isinf(), 0.0, x + noise) / self._tau
-        quantile = torch.where(end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
-        return self._over_batch(torch.where(x.isinf(), x, quantile))
+        quantile = self.link.coordinates(x + noise, self._tau)
+        at_end = end & x.isfinite()
+        quantile = torch.where(at_end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
+        return self._over_batch(quantile)
 
 
 class _OfSize(Soft):
@@ -308,6 +344,7 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, PyroRelaxedBernoulli):
     support = constraints.unit_interval
     _support_text = "in [0, 1]"
     _remedy = "write value.sigmoid() if these are logits, or use LogitRelaxedBernoulli"
+    _exact = "use LogitRelaxedBernoulli, which does not saturate"
     _most_probable = "write probs.round() for the more probable bit, the probs.argmax of two"
 
     @property
@@ -325,7 +362,7 @@ class RelaxedBernoulli(_Bit, _ValuesOfOne, OneBit, PyroRelaxedBernoulli):
         self._validate_sample(value)
         v = recall(value, self.link)
         if v is None:
-            s = value.to(torch.promote_types(value.dtype, self._dtype))
+            s = cast(value, torch.promote_types(value.dtype, self._dtype))
             end = (s <= 0) | (s >= 1)
             v = torch.logit(torch.where(end, 0.5, s))
             v = torch.where(end, torch.where(s <= 0, -torch.inf, torch.inf), v)
@@ -364,9 +401,7 @@ class LogitRelaxedBernoulli(_Bit, Coordinates, OneBit, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """x / tau."""
-        x = self._x
-        sure = x.isinf()
-        return self._like_param(torch.where(sure, x, torch.where(sure, 0.0, x) / self._tau))
+        return self._like_param(self.link.coordinates(self._x, self._tau))
 
     @property
     def mode(self) -> Tensor:
@@ -418,6 +453,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, PyroRelaxedOneHotCategorical):
     support = simplex
     _support_text = "on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True), or use ExpRelaxedCategorical for logs"
+    _exact = "use ExpRelaxedCategorical, which does not saturate"
     _most_probable = "write probs.argmax(-1) for the most probable category"
 
     @property
@@ -433,7 +469,7 @@ class RelaxedCategorical(_ValuesOfOne, OneOfK, PyroRelaxedOneHotCategorical):
     @property
     def covariance_matrix(self) -> Tensor:
         """Cov(s_i, s_j), exact; its shape is the batch shape and (k, k)."""
-        covariances = self._covariances.to(self._raw.dtype)
+        covariances = cast(self._covariances, self._raw.dtype)
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
 
@@ -516,6 +552,7 @@ class RelaxedSubset(_OfSize, _Values, MOfK, TorchDistribution):
     _all_of_them = False
     _support_text = "on the hypersimplex (in [0, 1], sum `size` over the last dimension)"
     _remedy = "write LogitRelaxedSubset if these are coordinates"
+    _exact = "use LogitRelaxedSubset, which does not saturate"
 
     @property
     def support(self) -> constraints.Constraint:
@@ -589,6 +626,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
     support = simplex_rows
     _support_text = "rows on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True)"
+    _exact = "pass the very tensor that rsample returned"
     _is_drawn_at_once = False
 
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:

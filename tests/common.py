@@ -23,6 +23,8 @@ from pyro_gumbel import (
     RelaxedSubset,
     Subset,
     SubsetStraightThrough,
+    kernels,
+    noise,
 )
 
 # The chance of a false alarm of one statistical test.
@@ -77,13 +79,78 @@ def law_of(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
     return cls(*arguments, probs, logits, **keywords)
 
 
-def make(cls, temperature=0.5, batch_shape=(2,), k=3, dtype=torch.float32, parameter="logits"):
+def make(
+    cls,
+    temperature=0.5,
+    batch_shape=(2,),
+    k=3,
+    dtype=torch.float32,
+    parameter="logits",
+    validate_args=True,
+):
     """A distribution of the class with random parameters, which require a gradient."""
     logits = torch.randn((*batch_shape, *param_shape(cls, k)), dtype=torch.float64)
     if parameter == "probs":
         logits = logits.sigmoid() if cls in ONE_BIT else logits.softmax(-1)
     given = logits.to(dtype).requires_grad_()
-    return law_of(cls, temperature, **{parameter: given}, validate_args=True)
+    return law_of(cls, temperature, **{parameter: given}, validate_args=validate_args)
+
+
+def on_a_face(cls, possible, parameter, dtype=torch.float64):
+    """A parameter of which the last outcomes have probability 0, and what is left without them.
+
+    Of bits the last ones have probability 0 and 1; the first one is left.
+    """
+    if cls in ONE_BIT:
+        whole, possible = torch.tensor([0.3, 0.0, 1.0], dtype=dtype), 1
+    else:
+        whole = torch.tensor([[0.3, 0.7, 0.5, 0.4], [0.2, 0.3, 0.5, 0.1]], dtype=dtype)
+        whole[:, possible:] = 0
+    if parameter == "logits":
+        whole = whole.logit() if cls in ONE_BIT else whole.log()
+    return whole, whole[..., :possible]
+
+
+def share_noise(k, monkeypatch):
+    """From one seed fewer than k categories, or bits, have the noise of the first of k."""
+    rand = torch.rand
+
+    def first(shape, **kinds):
+        return rand((*shape[:-1], k), **kinds)[..., : shape[-1]]
+
+    def filled(draw):
+        return lambda out: out.copy_(draw(out.shape, dtype=out.dtype, device=out.device))
+
+    monkeypatch.setattr(torch, "rand", first)
+    monkeypatch.setattr(kernels, "exponential_", filled(noise.exponential))
+    monkeypatch.setattr(kernels, "logistic_", filled(noise.logistic))
+
+
+def derivatives(function, parameter, temperature, possible):
+    """The first and second derivatives of a function of the two, as a list.
+
+    Of the parameter those in its first entries; in the others they must be 0.
+    """
+    leaves = parameter.clone().requires_grad_(), temperature.clone().requires_grad_()
+    value = function(*leaves)
+    wanted, found = (value * weights_like(value)).sum(), []
+    for _ in range(2):
+        if wanted.requires_grad:
+            options = {"create_graph": True, "materialize_grads": True}
+            of_parameter, of_temperature = torch.autograd.grad(wanted, leaves, **options)
+        else:
+            of_parameter, of_temperature = (torch.zeros_like(leaf) for leaf in leaves)
+        assert (of_parameter[..., possible:] == 0).all()
+        parts = of_parameter[..., :possible], of_temperature
+        wanted = sum((part * weights_like(part)).sum() for part in parts)
+        found += [part.detach() for part in parts]
+    return found
+
+
+def weights_like(tensor):
+    """Some weights, the same for the same shape."""
+    weights = torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64)
+    return weights.reshape(tensor.shape).to(tensor.dtype)
 
 
 def noise_shares(k):

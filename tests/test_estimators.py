@@ -319,6 +319,41 @@ def test_infinite_log_odds():
         assert torch.autograd.grad(value.sum(), raw)[0].tolist() == [0, 0], name
 
 
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 3e38])
+@pytest.mark.parametrize("cls", HARD)
+def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
+    """And passes no gradient where it is not; the entries beside it do."""
+    raw = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def broken(logits, temperature, perturbed, hard, link):
+        surrogate = 2 * logits
+        return torch.cat([torch.full_like(surrogate[..., :1], number), surrogate[..., 1:]], -1)
+
+    law = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=True)
+    torch.manual_seed(0)
+    value = law.rsample((50,))
+    assert law.support.check(value).all()
+    assert not value.signbit().any()
+    torch.manual_seed(0)
+    assert value.equal(law.sample((50,)))
+    (gradient,) = torch.autograd.grad(value[0].sum(), raw)
+    rows = value[0].numel() // 3
+    assert gradient.tolist() == [0, 2 * rows, 2 * rows]
+
+
+@pytest.mark.parametrize("cls", HARD)
+def test_a_surrogate_without_a_link_is_infinite_where_an_outcome_is_impossible(cls):
+    """As z / tau is, of which no gradient goes to what cannot occur."""
+    logits = [0.3, 0.1, -torch.inf] if cls is not BernoulliStraightThrough else [torch.inf, 0.1]
+    raw = torch.tensor(logits, requires_grad=True)
+    law = law_of(cls, 0.5, logits=raw, estimator=lambda x, tau, z, hard, link: z / tau.detach())
+    value = law.rsample((20,))
+    assert law.support.check(value).all()
+    (gradient,) = torch.autograd.grad((value * torch.ones_like(value)).sum(), raw)
+    assert (gradient[raw.isinf()] == 0).all()
+    assert (gradient[raw.isfinite()] > 0).all()
+
+
 PAIRS = [
     (cls, name)
     for cls in HARD
@@ -328,6 +363,24 @@ PAIRS = [
 COMPILED = [
     (cls, name) for cls, name in PAIRS if cls is CategoricalStraightThrough or name == "gumbel_rao"
 ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("cls", "name"), PAIRS)
+def test_logits_at_the_end_of_the_range_leave_finite_gradients(cls, name, dtype):
+    """In them and in the temperature."""
+    b = torch.finfo(dtype).max
+    rows = [[b, 0, 1], [-b, 0, 1], [b, b, 0], [b, -b, 0], [b, b / 2, -b], [-torch.inf, b, -b]]
+    for temperature in (0.01, 0.5, 1.0, 3.0):
+        raw = torch.tensor(rows, dtype=dtype, requires_grad=True)
+        tau = torch.full((6, 3) if cls is BernoulliStraightThrough else (6,), temperature)
+        tau = tau.to(dtype).requires_grad_()
+        law = law_of(cls, tau, logits=raw, estimator=name, validate_args=True)
+        value = law.rsample((5,))
+        assert law.support.check(value).all()
+        loss = (value * torch.tensor([1.0, 2.0, 3.0])).sum()
+        for gradient in torch.autograd.grad(loss, [raw, tau], materialize_grads=True):
+            assert gradient.isfinite().all()
 
 
 def weighted_sum(cls, name):

@@ -441,7 +441,7 @@ def test_a_draw_in_float32_is_that_of_the_graph_in_float64(link, k, monkeypatch)
 @pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
 def test_a_value_of_many_rows_under_a_batch_of_one(cls):
     many = make(cls, batch_shape=(noise.MANY,), k=3)
-    law = make(cls, batch_shape=(1,), k=3)
+    law = make(cls, batch_shape=(1,), k=3, validate_args=False)  # some are saturated
     value = many.sample().clone()
     score = law.log_prob(value)
     assert score.shape == (noise.MANY,)

@@ -376,7 +376,8 @@ def test_condition_goes_inside():
 
     inside = relaxed(poutine.condition(model, data), T, hard=False)
     outside = poutine.condition(relaxed(model, T, hard=False), data)
-    score = [poutine.trace(way).get_trace().log_prob_sum() for way in (inside, outside)]
+    with pytest.warns(UserWarning, match="condition inside"):
+        score = [poutine.trace(way).get_trace().log_prob_sum() for way in (inside, outside)]
     torch.testing.assert_close(score[0], PROBS[2].log())
     assert (score[1] - score[0]).abs() > 1
     hard = poutine.condition(relaxed(model, T), data)
@@ -758,6 +759,16 @@ def test_hardening_in_half_precision_and_of_ties():
     assert torch.equal(harden(value), torch.tensor([0.0, 1.0, 0.0], dtype=torch.bfloat16))
     assert harden(torch.tensor([0.5, 0.5])).tolist() == [1.0, 0.0]
     assert harden(torch.tensor([0.5, 0.4]), links.interval).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("link", [links.simplex, links.interval, links.Hypersimplex(1), None])
+def test_hardening_refuses_what_is_not_finite(link, number):
+    value = torch.tensor([[0.5, 0.5], [number, 0.0]])
+    with pytest.raises(ValueError, match=r"harden: `value` must .*got e.g. (-?inf|nan).*; write"):
+        harden(value, link)
+    unread = torch.vmap(lambda row: harden(row, links.simplex))(value)
+    assert unread[0].tolist() == [1, 0]
 
 
 def test_hardening_asks_what_it_cannot_know():

@@ -4,18 +4,23 @@
 """The sampler against its exact law, finiteness everywhere, and the gradients."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from scipy import stats
 from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import kl_divergence
 
 from pyro_gumbel import (
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
+    LogitRelaxedSubset,
     RelaxedBernoulli,
     RelaxedCategorical,
+    RelaxedPlackettLuce,
     RelaxedSubset,
+    kernels,
     links,
 )
 from pyro_gumbel.memory import recall
@@ -25,14 +30,19 @@ from tests.common import (
     COORDINATES,
     ONE_BIT,
     RANKINGS,
+    SIZED,
     SOFT,
     SUBSETS,
     VALUES,
+    WITHOUT_TEMPERATURE,
     assert_counts,
     assert_same_mean,
+    derivatives,
     law_of,
     make,
+    on_a_face,
     param_shape,
+    share_noise,
     size_for,
     z_bound,
 )
@@ -189,7 +199,8 @@ def test_boundary_values_are_finite(cls, k, dtype):
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
         law = make(cls, tau, (), k, dtype)
         value = boundary(cls, k, dtype).requires_grad_()
-        log_prob = law.log_prob(value)
+        with pytest.warns(UserWarning, match="remembers no draw"):
+            log_prob = law.log_prob(value)
         wanted = [law._raw] if half else [law._raw, tau, value]
         gradients = torch.autograd.grad(log_prob.sum(), wanted)
         assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
@@ -233,6 +244,158 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
         assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
 
 
+# Values that are hard and remember no draw.
+
+SOFT_VALUE = {
+    RelaxedBernoulli: torch.tensor(0.3),
+    RelaxedCategorical: torch.tensor([0.2, 0.3, 0.5]),
+    RelaxedSubset: torch.tensor([0.9, 0.3, 0.8]),
+    RelaxedPlackettLuce: torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.7, 0.2]]),
+}
+HARD_VALUE = {
+    RelaxedBernoulli: torch.tensor(1.0),
+    RelaxedCategorical: torch.tensor([0.0, 0.0, 1.0]),
+    RelaxedSubset: torch.tensor([1.0, 0.0, 1.0]),
+    RelaxedPlackettLuce: torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]),  # a row is enough
+}
+TEXT = "is 0 or 1 in all entries and remembers no draw.*condition inside.*"
+UNSATURATED = dict(zip(VALUES, ["LogitRelaxedB", "ExpR", "LogitRelaxedS", "the very"], strict=True))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_hard_value_that_nobody_drew_is_warned_of(cls):
+    """Alone and in a batch of soft ones; the number that comes back is that of one nearby."""
+    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    some = torch.stack([SOFT_VALUE[cls], HARD_VALUE[cls], SOFT_VALUE[cls]])
+    for value in (HARD_VALUE[cls], some):
+        with pytest.warns(UserWarning, match=f"{cls.__name__}: .*{TEXT}{UNSATURATED[cls]}") as all_:
+            score = law.log_prob(value)
+        assert score.isfinite().all()
+        assert [warning.filename for warning in all_] == [__file__]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            law.log_prob(some)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_other_values_are_not_warned_of(cls):
+    """A warning is an error here."""
+    zeros = torch.zeros(param_shape(cls))
+    law = law_of(cls, 0.002, logits=zeros, validate_args=True)
+    drawn = law.rsample((100,))
+    assert ((drawn == 0) | (drawn == 1)).reshape(100, -1).all(-1).any()
+    law.log_prob(drawn)
+    law_of(cls, 0.5, logits=zeros, validate_args=True).log_prob(drawn)
+    law.log_prob(SOFT_VALUE[cls])
+    hard = HARD_VALUE[cls]
+    law_of(cls, 0.5, logits=zeros, validate_args=False).log_prob(hard)
+    torch.vmap(law.log_prob)(hard.expand(2, *hard.shape))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_compiled_function_does_not_look_at_its_values(cls):
+    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    torch.compiler.reset()
+    compiled = torch.compile(law.log_prob, backend="eager", fullgraph=True)
+    law._validate_args = True  # torch.compile has switched the default off
+    assert compiled(HARD_VALUE[cls]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("cls", "probs", "value"),
+    [
+        (RelaxedBernoulli, [0.0, 1.0, 0.5], [0.0, 1.0, 0.5]),
+        (RelaxedCategorical, [[0.0, 1.0], [0.5, 0.5]], [[0.0, 1.0], [0.3, 0.7]]),
+        (RelaxedSubset, [0.5, 0.0, 0.2], [1.0, 0.0, 1.0]),
+        (RelaxedPlackettLuce, [0.0, 1.0], [[0.0, 1.0]]),
+    ],
+)
+def test_the_only_value_there_is_is_not_warned_of(cls, probs, value):
+    law = law_of(cls, 0.5, probs=torch.tensor(probs), validate_args=True)
+    assert law.log_prob(torch.tensor(value)).isfinite().all()
+
+
+# Logits at the end of the range, as b; the last two rows are for what has few large ones.
+EXTREME_ROWS = [
+    [1.0, 0.0, 0.0],
+    [-1.0, 0.0, 0.0],
+    [1.0, 1.0, 0.0],
+    [1.0, -1.0, 0.0],
+    [1.0, 1.0, 1.0],
+    [-1.0, -1.0, -1.0],
+    [1.0, 0.5, -1.0],
+    [-math.inf, 1.0, -1.0],
+    [-1.0, -1.0, 0.0],
+    [-1.0, -0.5, -1.0],
+]
+OF_A_LAW = {
+    "value": lambda law: law.rsample((3,)),
+    "own score": lambda law: law.log_prob(law.sample((3,))),
+    "score of another's": lambda law: law.log_prob(plain(law).sample((3,)).clone()),
+    "probs": lambda law: law.probs,
+    "logits": lambda law: law.logits,
+    "mean": lambda law: law.mean,
+    "variance": lambda law: law.variance,
+    "stddev": lambda law: law.stddev,
+    "mode": lambda law: law.mode,
+    "entropy": lambda law: law.entropy(),
+    "divergence": lambda law: kl_divergence(law, plain(law)),
+    "divergence from a plain one": lambda law: kl_divergence(plain(law), law),
+    "divergence from itself": lambda law: kl_divergence(law, law),
+    "cdf": lambda law: law.cdf(torch.full_like(law.mean.detach(), 0.3)),
+    "icdf": lambda law: law.icdf(torch.full_like(law.mean.detach(), 0.3)),
+}
+DENSITIES = ("own score", "score of another's")  # whose slope in tau is as large as the logits
+
+
+def plain(law):
+    """One of the class and shape, of equal probabilities where they are not 0 or 1."""
+    logits = torch.where(law._raw.isinf(), law._raw, 0.0).detach()
+    return law_of(type(law), 0.7, logits=logits, size=getattr(law, "size", None))
+
+
+def exists(cls, what):
+    law = law_of(cls, 2.0, logits=torch.zeros(param_shape(cls)))
+    try:
+        OF_A_LAW[what](law)
+    except (AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        (cls, what)
+        for cls in [*ALL, *WITHOUT_TEMPERATURE]
+        for what in OF_A_LAW
+        if exists(cls, what) and not (cls in COORDINATES and "divergence" in what)  # the values'
+    ],
+)
+def test_logits_at_the_end_of_the_range_make_no_nan(cls, what, dtype):
+    """In nothing that there is, nor in its gradients; entropies are finite."""
+    largest = 3e38 if dtype == torch.float32 else 1e308
+    rows = EXTREME_ROWS[:-2] if cls is RelaxedPlackettLuce else EXTREME_ROWS
+    if cls in ONE_BIT:
+        rows = [1.0, -1.0, 0.5, math.inf, -math.inf]
+    logits = largest * torch.tensor(rows, dtype=dtype)
+    batch = logits.shape[: logits.dim() - len(param_shape(cls))]
+    for temperature in (0.01, 2.0) if what != "mode" else (2.0,):
+        raw = logits.clone().requires_grad_()
+        tau = torch.full(batch, temperature, dtype=dtype, requires_grad=True)
+        value = OF_A_LAW[what](law_of(cls, tau, logits=raw, validate_args=False))
+        assert not value.isnan().any()
+        assert what != "entropy" or value.isfinite().all()
+        total = torch.where(value.isfinite(), value, 0.0)
+        if total.requires_grad:
+            slopes = torch.autograd.grad(total.sum(), [raw, tau], materialize_grads=True)
+            assert not slopes[0].isnan().any()
+            assert (cls in SOFT and what in DENSITIES) or not slopes[1].isnan().any()
+
+
 @pytest.mark.parametrize("cls", SOFT)
 def test_forward_mode(cls):
     """torch.func.hessian is forward over reverse; of a single bit too."""
@@ -246,6 +409,93 @@ def test_forward_mode(cls):
         found = torch.func.hessian(score, argument)(logits, value)
         expected = torch.autograd.functional.hessian(score, (logits, value))[argument][argument]
         torch.testing.assert_close(found, expected)
+
+
+# Probabilities of 0 and 1: the distribution of what is left.
+
+
+def score_of_another(law):
+    """Of the same parameter, held fixed, at another temperature."""
+    size = {"size": law.size} if type(law) in SIZED else {}
+    other = law_of(type(law), 0.7, **{law._given: law._raw.detach()}, **size)
+    return other.log_prob(law.rsample((5,)))
+
+
+# What it is, and whether its last dimension is that of the outcomes.
+OF_A_DRAW = {
+    "value": (lambda law: law.rsample((5,)), True),
+    "own score": (lambda law: law.log_prob(law.rsample((5,))), False),
+    "score of another": (score_of_another, False),
+    "score of a copy": (lambda law: law.log_prob(law.sample((5,)).clone()), False),
+}
+ON_FACES = [
+    (cls, possible)
+    for cls in ALL
+    for possible in ((1,) if cls in ONE_BIT else (3,) if cls in SUBSETS[:2] else (2, 3))
+]
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("what", OF_A_DRAW)
+@pytest.mark.parametrize(("cls", "possible"), ON_FACES)
+def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(
+    cls, possible, what, many, monkeypatch
+):
+    """Of first and of second order, in the parameter, the temperature, and mixed."""
+    k = 3 if cls in ONE_BIT else 4
+    share_noise(k, monkeypatch)
+    if many:
+        monkeypatch.setattr(kernels, "MANY", 1)
+    statistic, of_outcomes = OF_A_DRAW[what]
+
+    def of_what_is_left(parameter, temperature):
+        torch.manual_seed(3)
+        size = {"size": 2} if cls in SIZED else {}
+        value = statistic(law_of(cls, temperature, **{name: parameter}, **size))
+        return value[..., :possible] if of_outcomes or cls in ONE_BIT else value
+
+    for name, batch in (("probs", ()), ("logits", (1,) if cls in ONE_BIT else (2,))):
+        for dtype in DTYPES:
+            whole, left = on_a_face(cls, possible, name, dtype)
+            tau = torch.full(batch, 0.5, dtype=dtype)
+            found, expected = (
+                derivatives(of_what_is_left, parameter, tau, possible)
+                for parameter in (whole, left)
+            )
+            for one, other in zip(found, expected, strict=True):
+                exact = 1e-9 if dtype == torch.float64 else 1e-3
+                torch.testing.assert_close(one, other, rtol=exact, atol=exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", ALL)
+def test_second_derivatives_at_probabilities_of_0_in_half_precision(cls, dtype):
+    parameter, _ = on_a_face(cls, 3, "probs", dtype)
+    for statistic, _ in OF_A_DRAW.values():
+        raw, tau = parameter.clone().requires_grad_(), torch.tensor(0.5, dtype=dtype)
+        law = law_of(cls, tau.requires_grad_(), probs=raw, validate_args=False)
+        value = statistic(law)
+        total = torch.where(value.isfinite(), value, 0.0).float().sum()
+        options = {"create_graph": True, "materialize_grads": True}
+        first = torch.autograd.grad(total, [raw, tau], **options)
+        second = torch.autograd.grad(sum(g.float().sum() for g in first), [raw, tau], **options)
+        assert_finite(**dict(zip(["x", "tau", "xx", "tautau"], (*first, *second), strict=True)))
+
+
+@pytest.mark.parametrize("cls", [RelaxedSubset, LogitRelaxedSubset, RelaxedCategorical])
+def test_a_point_has_no_derivatives(cls):
+    """Where as many categories are left as are chosen."""
+    possible = 2 if cls in SUBSETS else 1
+    whole, _ = on_a_face(cls, possible, "logits")
+    tau = torch.tensor([0.5, 0.1], dtype=torch.float64)
+    for statistic, _ in OF_A_DRAW.values():
+
+        def finite(parameter, temperature, statistic=statistic):
+            size = {"size": 2} if cls in SUBSETS else {}
+            value = statistic(law_of(cls, temperature, logits=parameter, **size))
+            return torch.where(value.isfinite(), value, 0.0)
+
+        assert all((part == 0).all() for part in derivatives(finite, whole, tau, possible))
 
 
 def test_the_mean_log_density_of_a_saturated_bit_is_right():
