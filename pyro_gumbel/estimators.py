@@ -10,7 +10,8 @@ An estimator is a pure function
 of the logits x, the temperature (broadcastable with x), the perturbed logits z = x + g that chose
 the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the surrogate have one
 shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
-Where a surrogate is infinite or NaN the sample is still D, and no gradient passes there.
+Where a surrogate is infinite or NaN the sample is still D, and no gradient passes there; with
+validation on that is an error, unless the logit is infinite.
 """
 
 from collections.abc import Callable

@@ -27,7 +27,7 @@ from pyro_gumbel.estimators import (
 )
 from pyro_gumbel.indexing import as_one_hot_sample
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import Temperature
+from pyro_gumbel.parameters import Temperature, require
 from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
@@ -70,7 +70,16 @@ class StraightThrough(Row):
         logits, perturbed = self._contest(sample_shape)
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
-        return self._pathwise(cast(straight_through_of(hard, surrogate), self._raw.dtype))
+        sample = straight_through_of(hard, surrogate)
+        if self._checks_values:
+            require(
+                surrogate.isfinite() | logits.isinf(),
+                f"{type(self).__name__}: `estimator` must return a surrogate that is finite where "
+                "the logits are",
+                surrogate,
+                "write surrogate.nan_to_num(0.0) to pass no gradient there",
+            )
+        return self._pathwise(cast(sample, self._raw.dtype))
 
     def _pathwise(self, sample: Tensor) -> Tensor:
         """A draw that carries the mark of `rsample`."""

@@ -173,8 +173,8 @@ class _Values(Soft):
         hard = _are_hard(value) if self.link.event_dim else (value == 0) | (value == 1)
         if known((hard & ~self.link.is_point(self._location)).any(), otherwise=False):
             warnings.warn(
-                f"{type(self).__name__}: `value` must be a soft value, got one that is 0 or 1 in "
-                "all entries and remembers no draw; its log_prob is that of a value nearby, and "
+                f"{type(self).__name__}: `value` must be a relaxed value, got one that is 0 or 1 "
+                "in all entries and remembers no draw; its log_prob is that of a value nearby, and "
                 "not comparable with the log probability of an outcome; for an observation write "
                 "relaxed(poutine.condition(model, data=data), 0.5, hard=False), with condition "
                 f"inside; for a saturated draw that was copied or stored {self._exact}",

@@ -319,17 +319,30 @@ def test_infinite_log_odds():
         assert torch.autograd.grad(value.sum(), raw)[0].tolist() == [0, 0], name
 
 
+def with_a_first_entry_of(number):
+    def broken(logits, temperature, perturbed, hard, link):
+        surrogate = 2 * logits
+        return torch.cat([torch.full_like(surrogate[..., :1], number), surrogate[..., 1:]], -1)
+
+    return broken
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("cls", HARD)
+def test_a_surrogate_that_is_not_finite_is_an_error(cls, number):
+    broken = with_a_first_entry_of(number)
+    law = law_of(cls, 0.5, logits=torch.randn(3), estimator=broken, validate_args=True)
+    with pytest.raises(ValueError, match=r"`estimator` must return a surrogate that is finite"):
+        law.rsample((50,))
+
+
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 3e38])
 @pytest.mark.parametrize("cls", HARD)
 def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
     """And passes no gradient where it is not; the entries beside it do."""
     raw = torch.randn(3, dtype=torch.float64, requires_grad=True)
-
-    def broken(logits, temperature, perturbed, hard, link):
-        surrogate = 2 * logits
-        return torch.cat([torch.full_like(surrogate[..., :1], number), surrogate[..., 1:]], -1)
-
-    law = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=True)
+    broken = with_a_first_entry_of(number)
+    law = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=False)
     torch.manual_seed(0)
     value = law.rsample((50,))
     assert law.support.check(value).all()
