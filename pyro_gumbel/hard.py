@@ -8,6 +8,7 @@ support and divergences. It adds `rsample`, whose forward value is exactly a dis
 whose backward is an estimator, and a `log_prob` that is differentiable in the value.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ from pyro_gumbel.estimators import (
     require_suited,
     straight_through_of,
 )
-from pyro_gumbel.indexing import as_one_hot_sample
+from pyro_gumbel.indexing import as_one_hot_sample, plain
 from pyro_gumbel.memory import recall, remember
-from pyro_gumbel.parameters import Temperature, require
+from pyro_gumbel.parameters import Temperature, ends, require
 from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import OneBit, OneOfK, Row
 
@@ -71,7 +72,7 @@ class StraightThrough(Row):
         hard = self.link.vertex(perturbed.detach())
         surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate)
-        if self._checks_values:
+        if self._checks_values and not all(map(math.isfinite, ends(surrogate))):
             require(
                 surrogate.isfinite() | logits.isinf(),
                 f"{type(self).__name__}: `estimator` must return a surrogate that is finite where "
@@ -125,6 +126,7 @@ class _OfOne(StraightThrough):
         An outcome of probability 0 scores -inf, adds 0 where the value is 0 there, and passes no
         gradient.
         """
+        value = plain(value)
         self._validate_sample(value)
         weights = self._one_hot(cast(value, torch.promote_types(value.dtype, self._dtype)))
         impossible, log_masses = _split(self._log_masses(self._x))
@@ -249,7 +251,7 @@ class CategoricalStraightThrough(_OfOne, OneOfK, OneHotCategorical):
     # Of the parent's inner `_categorical` nothing is left: all that read it is overridden.
 
     def _pathwise(self, sample: Tensor) -> Tensor:
-        return super()._pathwise(as_one_hot_sample(sample))
+        return as_one_hot_sample(super()._pathwise(sample))
 
     _support_text = "hard, that is exactly one-hot"
     _remedy = (

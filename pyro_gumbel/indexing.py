@@ -29,7 +29,7 @@ from torch import Tensor
 from pyro_gumbel.memory import version_of
 from pyro_gumbel.parameters import in_eager_mode
 
-__all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain"]
+__all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain", "plain"]
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:
@@ -45,6 +45,11 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     value.__class__ = OneHotSample
     value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     return value
+
+
+def plain(value: Any) -> Any:
+    """A plain tensor of the same numbers and graph for a sample, whose operations cost more."""
+    return value.plain if isinstance(value, OneHotSample) else value
 
 
 def is_plain(tensor: Tensor) -> bool:
