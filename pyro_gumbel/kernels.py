@@ -484,7 +484,8 @@ def _pulled(
     *others: Gradient,
 ) -> Gradients:
     """dv, dx and dtau over all blocks, from what `pull` finds for the draws of one."""
-    if blocks.are_few or torch.is_grad_enabled():  # with a graph of its own: no change in place
+    # With a graph of its own, and of gradients that stand for many: no change in place.
+    if blocks.are_few or torch.is_grad_enabled() or any(map(_stands_for_many, others)):
         dv, dx, dtau = pull(*options, x, tau, *others, None)
     else:
         pull = program(pull, options[0].kind)
@@ -494,6 +495,14 @@ def _pulled(
     if dtau is not None:
         dtau = dtau.reshape(dtau.shape + blocks.ones).sum_to_size(tau.shape)
     return dv, dx, dtau
+
+
+def _stands_for_many(gradient: Gradient) -> bool:
+    """Whether this is a batch, as of `is_grads_batched` and `torch.vmap`, that looks like one."""
+    if gradient is None:
+        return False
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(gradient) or functorch.is_batchedtensor(gradient)
 
 
 class _Blocks:

@@ -166,6 +166,7 @@ def read_shape(owner: str, name: str, given: Any) -> torch.Size:
 
 def read_validate_args(owner: str, given: Any) -> bool:
     """`given`, if it says yes or no: by position it is where an estimator could be meant."""
+    given = _plain(given)  # a bool of numpy, perhaps
     if not isinstance(given, int):
         raise TypeError(
             f"{owner}: `validate_args` must be True, False or None, got {type(given).__name__}; "

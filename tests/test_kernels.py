@@ -474,3 +474,25 @@ def test_a_score_that_has_been_changed_is_not_given_again(cls):
             score = law.log_prob(value)
             score -= 5
         torch.testing.assert_close(law.log_prob(value).detach(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+def test_many_gradients_of_many_blocks_at_once(cls, monkeypatch):
+    """By `is_grads_batched`, as of `functional.jacobian(vectorize=True)`, and by `torch.vmap`."""
+    monkeypatch.setattr(kernels, "MANY", 1)
+    monkeypatch.setattr(kernels, "BLOCK", 12)
+    logits = torch.randn(4, *param_shape(cls, K), dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    law = law_of(cls, tau, logits=logits)
+    for output in (law.rsample((3,)), law.log_prob(law.sample((3,)).clone())):
+        weights = torch.randn(2, *output.shape, dtype=torch.float64)
+        leaves = [leaf for leaf in (logits, tau) if _is_used(output, leaf)]
+        pull = partial(torch.autograd.grad, output, leaves, retain_graph=True)
+        expected = [torch.stack(each) for each in zip(*map(pull, weights), strict=True)]
+        for found in (pull(weights, is_grads_batched=True), torch.vmap(pull)(weights)):
+            torch.testing.assert_close(list(found), expected)
+
+
+def _is_used(output, leaf):
+    (gradient,) = torch.autograd.grad(output.sum(), leaf, retain_graph=True, allow_unused=True)
+    return gradient is not None

@@ -225,7 +225,8 @@ def test_validation_is_the_argument_after_logits(cls):
         assert names == list(theirs)
     first = [{"temperature": -0.5, "size": 1}[name] for name in before]
     logits = torch.full(param_shape(cls), math.nan)
-    assert cls(*first, None, logits, False)._validate_args is False
+    for no in (False, np.False_):
+        assert cls(*first, None, logits, no)._validate_args is False
     with pytest.raises(ValueError, match="must be"):
         cls(*first, None, logits, True)
     for wrong in ("reinmax", lambda *a: a[0], [True]):
