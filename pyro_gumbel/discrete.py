@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_gumbel import noise
 from pyro_gumbel.constraints import ranking, subset
-from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass, rank_probabilities
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
 
 __all__ = ["ENUMERABLE", "PlackettLuce", "Subset", "m_hot"]
@@ -74,10 +74,6 @@ class _WithoutReplacement(Row):
     def _outcomes(self) -> Tensor:
         """All outcomes, over the first dimension."""
         raise NotImplementedError
-
-    def _inclusion(self, size: int) -> Tensor:
-        """P(i is among the first `size`), in float64 and over the parameter's own batch."""
-        return inclusion_probabilities(self._x.double(), size)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All outcomes over a new first dimension, in lexicographic order.
@@ -186,7 +182,7 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The inclusion probabilities P(i in S), to 1e-12, by quadrature; they sum to m."""
-        return self._like_param(self._inclusion(self.size))
+        return self._like_param(inclusion_probabilities(self._x.double(), self.size))
 
     @property
     def mode(self) -> Tensor:
@@ -259,10 +255,9 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """P(the j-th draw is i), to 1e-12: how much the inclusion probability grows with size j."""
-        included = [self._inclusion(size) for size in range(1, self.size + 1)]
-        grown = torch.stack([included[0], *(b - a for a, b in itertools.pairwise(included))], -2)
-        return grown.to(self._raw.dtype).expand(self._batch_shape + self._event_shape)
+        """P(the j-th draw is i), to 1e-12, by quadrature."""
+        ranks = rank_probabilities(self._x.double(), self.size).to(self._raw.dtype)
+        return ranks.expand(self._batch_shape + self._event_shape)
 
     @property
     def mode(self) -> Tensor:
