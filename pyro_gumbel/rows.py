@@ -36,6 +36,8 @@ from pyro_gumbel.parameters import (
 
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
 
+_NEAR = 64.0
+
 
 class Row:
     """A perturbed discrete law, of which the leaves take a column each.
@@ -331,6 +333,11 @@ class OneOfK(Row):
     }
 
     @property
+    def _x(self) -> Tensor:
+        x = super()._x
+        return _near_zero(x) if self._given == "logits" else x
+
+    @property
     def logits(self) -> Tensor:
         """log p, normalised and unclamped: -inf where p is 0."""
         return self._like_param(self._log_masses(self._x))
@@ -378,6 +385,17 @@ class OneOfK(Row):
                 f"below infinity and not NaN, with {self.size} or more finite in every row",
                 "write a logit of -inf only for a category that cannot occur",
             )
+
+
+def _near_zero(logits: Tensor) -> Tensor:
+    """Logits so near to 0 that noise added to them keeps its digits; only differences count.
+
+    It costs less to see that they are than to take the largest of each row off.
+    """
+    least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
+    if -_NEAR <= least and most <= _NEAR:
+        return logits
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 class MOfK(OneOfK):
