@@ -19,7 +19,7 @@ from torch.distributions.utils import probs_to_logits
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
-from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
+from pyro_gumbel.links import Hypersimplex, Link, interval, log_of_positive, simplex
 from pyro_gumbel.parameters import (
     Temperature,
     brief,
@@ -293,7 +293,7 @@ class OneBit(Row):
     def _location_of(cls, probs: Tensor) -> Tensor:
         zero, one = probs <= 0, probs >= 1
         inside = torch.where(zero | one, 0.5, probs)
-        logits = clamped_log(inside) - torch.log1p(-inside)
+        logits = log_of_positive(inside) - torch.log1p(-inside)
         return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
 
     @classmethod
@@ -353,7 +353,7 @@ class OneOfK(Row):
 
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
-        return torch.where(probs <= 0, -math.inf, clamped_log(probs))
+        return torch.where(probs <= 0, -math.inf, log_of_positive(probs))
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:

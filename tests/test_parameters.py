@@ -335,6 +335,34 @@ def test_weights_whose_sum_overflows_are_normalised(cls):
     torch.testing.assert_close(law.probs, torch.tensor([0.75, 0.25]))
 
 
+SUBNORMAL = [
+    (torch.float16, 6e-8),
+    (torch.bfloat16, 1e-40),
+    (torch.float32, 4e-45),
+    (torch.float32, 1e-40),
+    (torch.float64, 5e-324),
+    (torch.float64, 1e-310),
+]
+
+
+@pytest.mark.parametrize(("dtype", "small"), SUBNORMAL)
+@pytest.mark.parametrize("cls", ALL + WITHOUT_TEMPERATURE)
+def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
+    probs = torch.tensor(small if cls in ONE_BIT else [small, 0.25, 0.75], dtype=dtype)
+    first = probs.reshape(-1)[0].item()
+    assert 0 < first < torch.finfo(dtype).tiny
+    law = law_of(cls, 0.5, probs=probs.requires_grad_(dtype != torch.float16))
+    logit = law.logits.reshape(-1)[0]
+    assert logit.item() == pytest.approx(math.log(first), rel=2 * torch.finfo(dtype).eps)
+    if not probs.requires_grad:
+        return
+    for found in (logit, law.probs, law.log_prob(law.sample((20,)))):
+        (gradient,) = torch.autograd.grad(found.sum(), probs, retain_graph=True)
+        assert gradient.isfinite().all()
+    (slope,) = torch.autograd.grad(logit, probs)
+    assert slope.reshape(-1)[0] >= 2.0**-24 / torch.finfo(dtype).tiny
+
+
 @pytest.mark.parametrize("cls", ALL)
 def test_log_probs_of_half_parameters_are_float32(cls):
     for dtype in (torch.float16, torch.bfloat16):
