@@ -37,9 +37,11 @@ factor of i:
 
 i is included, in S, where its rank is at most m. On the circle |w| = 1 the quotient is as exact as
 a product of the other factors, and n points give P(N = j) by a discrete Fourier transform if N is
-below n; n is odd, so that no factor is 0 at w = -1. Let N have the mean M below which Chernoff's
-bound leaves P(N < m) > e^-40: no threshold t with a larger mean is needed, and n is k, or what the
-same bound leaves above M. The integral is taken first, the transform once at the end.
+below n; n is odd, so that no factor is 0 at w = -1. Let M be the mean from which on P(N < m) is
+below e^-40 (Chernoff): no threshold t with a larger mean is needed, and n is k, or what a count of
+mean M exceeds as seldom. The integral is taken first, the transform once at the end. P(N < m) alone
+takes fewer points, n as many counts around the mean as N can be at (Bernstein), and the sum of the
+powers w^-j over those below m.
 
 **Derivatives of ranks.** dq_l / dx_l = f_l, and a common shift of the logits changes nothing. So in
 the direction y
@@ -60,6 +62,7 @@ with logits near t the count changes within 1 / sqrt(n) of t; that is many nodes
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -192,7 +195,8 @@ def _phi(u: Tensor) -> Tensor:
 def inclusion_probabilities(logits: Tensor, size: int) -> Tensor:
     """P(i is among the `size` largest of x + g), to 1e-12, with its derivatives.
 
-    Time grows as k min(k, size), memory as k; second derivatives take the memory of all nodes.
+    Memory grows as k, also with the gradient, and time faster, at most as k^2. Second derivatives
+    take the memory of all nodes.
 
     :param logits: x in float64, over the last dimension; -inf for what cannot win. At least
         `size` are finite.
@@ -208,7 +212,8 @@ def rank_probabilities(logits: Tensor, size: int) -> Tensor:
     """P(i is the j-th largest of x + g), to 1e-12, with its derivatives; over j = 1, ..., `size`
     in the last dimension but one, and i in the last.
 
-    Time and memory are those of `inclusion_probabilities`, and the memory of the result.
+    Memory is that of `inclusion_probabilities` and of the result; time grows as k^2 log(k) in what
+    the logits are usually like, with their range where that is wide.
 
     :param logits: as there.
     :param size: m, 1 <= m <= k.
@@ -288,38 +293,58 @@ class _RanksInBatches(_Ranks):
 
 
 class _Circle(NamedTuple):
-    """Some of the points w of the unit circle at which generating functions are known."""
+    """Some of the n points w of the unit circle at which generating functions are known."""
 
     fall: Tensor  # 1 - the real part of w
     turn: Tensor  # the imaginary part
-    parts: Complex  # what 1 at w adds to P(N = j), for each w and j
+    parts: Complex  # of P(N = j) for each w and j, or once for P(N < size)
+    below: Callable[[Tensor], Complex] | None  # then of P(N < size), from the mean of N
 
     def probabilities(self, function: Complex) -> Tensor:
-        """The part of P(N = j) that is due to these points, from E w^N."""
+        """The part of the probabilities that is due to these points, from E w^N."""
         return self.parts[0].mT @ function[0] - self.parts[1].mT @ function[1]
 
     def gradients(self, gradient: Tensor) -> Complex:
-        """The gradients in E w^N / (w - 1), from those in P(N = j)."""
+        """The gradients in E w^N / (w - 1), from those in the probabilities."""
         steps = -self.fall.unsqueeze(-1), self.turn.unsqueeze(-1)
         return _times(steps, (self.parts[0] @ gradient, self.parts[1] @ gradient))
 
 
 def _circle(x: Tensor, size: int, *, each: bool) -> list[_Circle]:
-    """All the points that P(N = j), j < size, needs; or their sum. A point stands for its conjugate
-    too, in parts so small that a tensor over one of them, x and some nodes is small.
+    """All the points. One stands for its conjugate too. They come in parts so small that a tensor
+    over one of them, x and some nodes is small.
     """
-    n = min(x.shape[-1], _most(_crowd(size))) | 1
-    i, j = torch.arange(n // 2 + 1, device=x.device), torch.arange(size, device=x.device)
-    angle = 2 * math.pi / n * i.to(x)
-    back = -2 * math.pi / n * (i.unsqueeze(-1) * j % n).to(x)
-    weight = (1 + (i > 0).to(x)).unsqueeze(-1) / n
-    real, imag = weight * back.cos(), weight * back.sin()
-    if not each:
-        real, imag = real.sum(-1, keepdim=True), imag.sum(-1, keepdim=True)
-    whole = 2 * (angle / 2).sin().square(), angle.sin(), real, imag
+    whole = min(x.shape[-1], _most(_crowd(size))) | 1  # odd: no factor is 0 at w = -1
+    n = whole if each else min(whole, 2 * _deviation(min(x.shape[-1] / 4, _crowd(size))) + 3)
+    index = torch.arange(n // 2 + 1, dtype=x.dtype, device=x.device)
     points = max(1, min(_POINTS, _BLOCK_OF_RANKS // max(1, x.numel())))
-    parts = zip(*(tensor.split(points) for tensor in whole), strict=True)
-    return [_Circle(fall, turn, (real, imag)) for fall, turn, real, imag in parts]
+    return [_arc(i, n, size, each=each, sliding=n < whole) for i in index.split(points)]
+
+
+def _arc(index: Tensor, n: int, size: int, *, each: bool, sliding: bool) -> _Circle:
+    """The points w = exp(2 pi i index / n).
+
+    :param sliding: whether N is below n only if counted from its mean less n / 2.
+    """
+    angle, weight = 2 * math.pi / n * index, ((1 + (index > 0).to(index)) / n).unsqueeze(-1)
+    fall, turn = 2 * (angle / 2).sin().square(), angle.sin()
+    if not each:
+        below = partial(_sum_of_powers, index.unsqueeze(-1), n, size, sliding)
+        return _Circle(fall, turn, (weight, torch.zeros_like(weight)), below)
+    j = torch.arange(size, dtype=index.dtype, device=index.device)
+    back = -2 * math.pi / n * (index.unsqueeze(-1) * j % n)
+    return _Circle(fall, turn, (weight * back.cos(), weight * back.sin()), None)
+
+
+def _sum_of_powers(index: Tensor, n: int, size: int, sliding: bool, mean: Tensor) -> Complex:
+    """The sum of w^-j over those of n counts j that are below the size."""
+    first = (mean.detach().round() - n // 2).clamp(min=0) if sliding else torch.zeros_like(mean)
+    terms = (size - first).clamp(0, n)
+    middle = math.pi / n * (index * (2 * first + terms - 1) % (2 * n))
+    half = torch.where(index > 0, math.pi / n * index, 1.0)
+    ratio = (math.pi / n * (index * terms % (2 * n))).sin() / half.sin()
+    length = torch.where(index > 0, ratio, terms)
+    return length * middle.cos(), -length * middle.sin()
 
 
 def _crowd(size: int) -> float:
@@ -332,11 +357,16 @@ def _crowd(size: int) -> float:
 
 def _most(mean: float) -> int:
     """What a count with this mean never exceeds."""
-    most = mean + _NATS / 3 + math.sqrt(_NATS**2 / 9 + 2 * _NATS * mean)
+    most = mean + _deviation(mean)
     for _ in range(20):
         excess = most * math.log(most / mean) - most + mean - _NATS
         most -= excess / math.log(most / mean)
     return math.ceil(most)
+
+
+def _deviation(variance: float) -> int:
+    """What a count with this variance is never farther from its mean (Bernstein's bound)."""
+    return math.ceil(_NATS / 3 + math.sqrt(_NATS**2 / 9 + 2 * _NATS * variance))
 
 
 def _nodes_of_ranks(x: Tensor, size: int, *, each: bool) -> tuple[Tensor, Tensor]:
@@ -457,8 +487,8 @@ def _parts(x: Tensor, t: Tensor, width: Tensor, points: int) -> Iterator[tuple[T
 
 
 def _generating(x: Tensor, t: Tensor, width: Tensor, circle: _Circle) -> tuple[Complex, Complex]:
-    """The width times G for each w and t; and for each i, in the last dimension, f_i divided by its
-    factor of G.
+    """The width times G for each w and t, in its part of P(N < size) where that is wanted; and for
+    each i, in the last dimension, f_i divided by its factor of G.
     """
     v = _rates(x, t).unsqueeze(-3)
     miss = torch.exp(-v)
@@ -467,6 +497,8 @@ def _generating(x: Tensor, t: Tensor, width: Tensor, circle: _Circle) -> tuple[C
     imag = circle.turn[:, None, None] * happen
     scale = v * miss / torch.addcmul(real.square(), imag, imag)
     whole, wide = _product(real, imag), width.unsqueeze(-2)
+    if circle.below is not None:
+        whole = _times(whole, circle.below(happen.sum(-1)))
     return (whole[0] * wide, whole[1] * wide), (scale * real, -scale * imag)
 
 

@@ -174,7 +174,7 @@ class Row:
     def _x(self) -> Tensor:
         """x, unnormalised logits, infinite where a probability is 0 or 1."""
         raw = self._raw.to(self._dtype)
-        return raw if self._given == "logits" else self._location_of(raw)
+        return self._moved(raw) if self._given == "logits" else self._location_of(raw)
 
     @property
     def _location(self) -> Tensor:
@@ -218,6 +218,11 @@ class Row:
     def _location_of(cls, probs: Tensor) -> Tensor:
         """Logits from probabilities."""
         raise NotImplementedError
+
+    @classmethod
+    def _moved(cls, logits: Tensor) -> Tensor:
+        """Logits of the same law, near to 0 where there are such."""
+        return logits
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
@@ -333,11 +338,6 @@ class OneOfK(Row):
     }
 
     @property
-    def _x(self) -> Tensor:
-        x = super()._x
-        return _near_zero(x) if self._given == "logits" else x
-
-    @property
     def logits(self) -> Tensor:
         """log p, normalised and unclamped: -inf where p is 0."""
         return self._like_param(self._log_masses(self._x))
@@ -354,6 +354,15 @@ class OneOfK(Row):
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
         return torch.where(probs <= 0, -math.inf, log_of_positive(probs))
+
+    @classmethod
+    def _moved(cls, logits: Tensor) -> Tensor:
+        # Noise that is added to numbers far from 0 loses digits. It costs less to see that these
+        # are near than to take the largest of each row off.
+        least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
+        if least >= -_NEAR and most <= _NEAR:
+            return logits
+        return logits - logits.detach().amax(-1, keepdim=True)
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
@@ -385,17 +394,6 @@ class OneOfK(Row):
                 f"below infinity and not NaN, with {self.size} or more finite in every row",
                 "write a logit of -inf only for a category that cannot occur",
             )
-
-
-def _near_zero(logits: Tensor) -> Tensor:
-    """Logits so near to 0 that noise added to them keeps its digits; only differences count.
-
-    It costs less to see that they are than to take the largest of each row off.
-    """
-    least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
-    if -_NEAR <= least and most <= _NEAR:
-        return logits
-    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 class MOfK(OneOfK):

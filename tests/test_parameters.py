@@ -317,7 +317,7 @@ def test_nothing_sees_a_common_shift_of_the_logits(cls, shift, logits):
 
 @pytest.mark.parametrize("cls", OF_CATEGORIES)
 def test_a_far_shift_takes_no_digit_from_the_noise_in_float32(cls):
-    """Log weights of a million nats: of two equal ones neither is preferred, and z has its digits."""
+    """At a million nats: of two equal ones neither is preferred, and z has its digits."""
     for batch in ((), (3,)):
         logits = torch.zeros(*batch, 2)
         draws = []
