@@ -45,6 +45,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from pyro_gumbel.compiling import is_on, program
 from pyro_gumbel.links import Link, Simplex, largest
@@ -459,7 +460,8 @@ def _pulled(
     *others: Gradient,
 ) -> Gradients:
     """dv, dx and dtau over all blocks, from what `pull` finds for the draws of one."""
-    if blocks.are_few or torch.is_grad_enabled():  # with a graph of its own: no change in place
+    batched = any(t is not None and is_legacy_batchedtensor(t) for t in others)
+    if blocks.are_few or torch.is_grad_enabled() or batched:  # no change in place, and no blocks
         dv, dx, dtau = pull(*options, x, tau, *others, None)
     else:
         pull = program(pull, options[0].kind)
