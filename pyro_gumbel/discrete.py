@@ -295,5 +295,14 @@ def m_hot(value: Tensor) -> Tensor:
 
     :param value: rows over the last two dimensions, as from `PlackettLuce`, its soft or its hard
         row-mate.
+    :raises ValueError: for fewer dimensions, or no row.
+    :raises TypeError: for anything but a tensor.
     """
+    wanted = "m_hot: `value` must be a tensor with one row or more over its last two dimensions"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{wanted}, got {type(value).__name__}; write m_hot(torch.stack(rows, -2))")
+    if value.dim() < 2 or not value.shape[-2]:
+        raise ValueError(
+            f"{wanted}, got shape {tuple(value.shape)}; write m_hot(row.unsqueeze(-2)) for one row"
+        )
     return value.amax(-2)
