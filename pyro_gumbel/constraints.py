@@ -9,6 +9,7 @@ continuous constraints defined here, and for nothing else.
 """
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def tolerance(dtype: torch.dtype, size: int) -> float:
     """
     finfo = torch.finfo(dtype)
     summed = torch.finfo(torch.promote_types(dtype, torch.float32))
-    terms = (4 + math.log(size)) * finfo.eps + size * finfo.tiny * finfo.eps
+    terms = (4 + math.log(max(1, size))) * finfo.eps + size * finfo.tiny * finfo.eps
     return max(1e-6, terms + 4 * math.sqrt(size) * summed.eps)
 
 
@@ -56,28 +57,38 @@ def _sums_to(value: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return (total - size).abs() <= size * tolerance(dtype, value.shape[-1])
 
 
-class _Simplex(constraints.Constraint):
-    """{s >= 0, sum(s) = 1} within `tolerance`."""
+class _OverCategories(constraints.Constraint):
+    """What concerns the last dimension, or two. Integers and booleans are numbers here too."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
+        if value.dim() < self.event_dim:
+            return torch.zeros((), dtype=torch.bool, device=value.device)
+        floats = value.is_floating_point()
+        return self._check(value if floats else value.to(torch.get_default_dtype()))
+
+    def _check(self, value: Tensor) -> Tensor:
+        """For a tensor of floats with enough dimensions."""
+        raise NotImplementedError
+
+
+class _Simplex(_OverCategories):
+    """{s >= 0, sum(s) = 1} within `tolerance`."""
+
+    def _check(self, value: Tensor) -> Tensor:
         return (value >= 0).all(-1) & _sums_to(value, 1, value.dtype)
 
 
-class _LogSimplex(constraints.Constraint):
+class _LogSimplex(_OverCategories):
     """{v: logsumexp(v) = 0} within `tolerance`; entries of -inf are probabilities of 0."""
 
-    event_dim = 1
-
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         return _sums_to(value.exp(), 1, value.dtype)
 
 
-class _OfSize(constraints.Constraint):
+class _OfSize(_OverCategories):
     """What concerns `size` of the categories in the last dimension."""
-
-    event_dim = 1
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -95,7 +106,7 @@ class _OfSize(constraints.Constraint):
 class hypersimplex(_OfSize):
     """{0 <= s <= 1, sum(s) = size} within `size` times `tolerance`."""
 
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         inside = ((value >= 0) & (value <= 1)).all(-1)
         return inside & _sums_to(value, self.size, value.dtype)
 
@@ -103,7 +114,7 @@ class hypersimplex(_OfSize):
 class logit_hypersimplex(_OfSize):
     """{v: sum(sigmoid(v)) = size} within `size` times `tolerance`; infinite at 0 and 1."""
 
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         return _sums_to(value.sigmoid(), self.size, value.dtype)
 
 
@@ -112,7 +123,7 @@ class subset(_OfSize):
 
     is_discrete = True
 
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         hard = ((value == 0) | (value == 1)).all(-1)
         return hard & (value.sum(-1, dtype=torch.float32) == self.size)
 
@@ -123,18 +134,19 @@ class ranking(_OfSize):
     is_discrete = True
     event_dim = 2
 
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         hard = ((value == 0) | (value == 1)).flatten(-2).all(-1)
         one_each = (value.sum(-1, dtype=torch.float32) == 1).all(-1)
-        return hard & one_each & (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
+        distinct = (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
+        return hard & one_each & distinct & (value.shape[-2] == self.size)
 
 
-class _SimplexRows(constraints.Constraint):
+class _SimplexRows(_OverCategories):
     """Rows over the last two dimensions, each on the simplex."""
 
     event_dim = 2
 
-    def check(self, value: Tensor) -> Tensor:
+    def _check(self, value: Tensor) -> Tensor:
         return simplex.check(value).all(-1)
 
 
@@ -196,12 +208,19 @@ class LogitHypersimplexTransform(_DifferencesTransform):
         log |det| = -logsumexp(log w).
 
     :param size: the number m of the chosen, 1 <= m < k.
+    :param cache_size: 1 to return the very tensor of which the last result was made; 0 not to.
     """
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
+    def __init__(self, size: int, cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
         self.link = Hypersimplex(size)
         self.codomain = logit_hypersimplex(size)
+
+    def with_cache(self, cache_size: int = 1) -> Self:
+        """The same transform with a cache of that size, 0 or 1."""
+        if self._cache_size == cache_size:
+            return self
+        return type(self)(self.link.size, cache_size=cache_size)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.link == self.link
@@ -224,10 +243,11 @@ class HypersimplexTransform(LogitHypersimplexTransform):
         log |det ds/dy| = sum(log w) - logsumexp(log w).
 
     :param size: the number m of the chosen, 1 <= m < k.
+    :param cache_size: as in `LogitHypersimplexTransform`.
     """
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, cache_size: int = 0) -> None:
+        super().__init__(size, cache_size=cache_size)
         self.codomain = hypersimplex(size)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -239,6 +259,27 @@ class HypersimplexTransform(LogitHypersimplexTransform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         log_w = self.link.log_slopes(super()._call(x))
         return log_w.sum(-1) - log_w.logsumexp(-1)
+
+
+class _RowsTransform(IndependentTransform):
+    """A transform of each row, whose log-determinant an empty batch has too."""
+
+    def __init__(self, base_transform: Transform, cache_size: int = 0) -> None:
+        super().__init__(base_transform, 1, cache_size=cache_size)
+
+    def with_cache(self, cache_size: int = 1) -> Self:
+        if self._cache_size == cache_size:
+            return self
+        return type(self)(self.base_transform, cache_size=cache_size)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.base_transform == self.base_transform
+
+    def __hash__(self) -> int:
+        return hash((type(self), type(self.base_transform)))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.base_transform.log_abs_det_jacobian(x, y).sum(-1)
 
 
 @biject_to.register(_Simplex)
@@ -253,12 +294,12 @@ def _(constraint: _Simplex) -> Transform:
 
 @biject_to.register(_SimplexRows)
 def _(constraint: _SimplexRows) -> Transform:
-    return IndependentTransform(StickBreakingTransform(), 1)
+    return _RowsTransform(StickBreakingTransform())
 
 
 @transform_to.register(_SimplexRows)
 def _(constraint: _SimplexRows) -> Transform:
-    return IndependentTransform(SoftmaxTransform(), 1)
+    return _RowsTransform(SoftmaxTransform())
 
 
 @biject_to.register(_LogSimplex)

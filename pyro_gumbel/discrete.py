@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from pyro_gumbel import noise
 from pyro_gumbel.absent import absent
 from pyro_gumbel.constraints import ranking, subset
-from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass
+from pyro_gumbel.masses import inclusion_probabilities, log_subset_mass, rank_probabilities
 from pyro_gumbel.precision import cast
 from pyro_gumbel.rows import MOfK, OneOfK, Ranking, Row
 
@@ -80,10 +80,6 @@ class _WithoutReplacement(Row):
     def _outcomes(self) -> Tensor:
         """All outcomes, over the first dimension."""
         raise NotImplementedError
-
-    def _inclusion(self, size: int) -> Tensor:
-        """P(i is among the first `size`), in float64 and over the parameter's own batch."""
-        return inclusion_probabilities(self._wide_x, size)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All outcomes over a new first dimension, in lexicographic order.
@@ -192,8 +188,14 @@ class Subset(_WithoutReplacement, MOfK, TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The inclusion probabilities P(i in S), to 1e-12, by quadrature; they sum to m."""
-        return self._like_param(self._inclusion(self.size))
+        """The inclusion probabilities P(i in S), to 1e-12, by quadrature; they sum to m.
+
+        Of one batch element it takes .15 s with m = 150 of k = 300, 1 s with m = 500 of k = 1000,
+        on one core, and the gradient as long again. Memory stays below 100 MB, or what a dozen
+        tensors of the shape of the logits take. A second derivative takes the memory of all nodes
+        of the rule, 600 MB with m = 150 of k = 300.
+        """
+        return self._like_param(inclusion_probabilities(self._wide_x, self.size))
 
     @property
     def mode(self) -> Tensor:
@@ -267,10 +269,14 @@ class PlackettLuce(_WithoutReplacement, Ranking, TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """P(the j-th draw is i), to 1e-12: how much the inclusion probability grows with size j."""
-        included = [self._inclusion(size) for size in range(1, self.size + 1)]
-        grown = torch.stack([included[0], *(b - a for a, b in itertools.pairwise(included))], -2)
-        return cast(grown, self._raw.dtype).expand(self._batch_shape + self._event_shape)
+        """P(the j-th draw is i), to 1e-12, by quadrature.
+
+        Of one batch element it takes .03 s with m = k = 100, .3 s with m = k = 300, on one core,
+        and the gradient as long again; memory is as in `Subset.mean`. Both grow with the range of
+        the logits, where that is hundreds of nats.
+        """
+        ranks = rank_probabilities(self._wide_x, self.size)
+        return cast(ranks, self._raw.dtype).expand(self._batch_shape + self._event_shape)
 
     @property
     def mode(self) -> Tensor:
@@ -297,5 +303,14 @@ def m_hot(value: Tensor) -> Tensor:
 
     :param value: rows over the last two dimensions, as from `PlackettLuce`, its soft or its hard
         row-mate.
+    :raises ValueError: for fewer dimensions, or no row.
+    :raises TypeError: for anything but a tensor.
     """
+    wanted = "m_hot: `value` must be a tensor with one row or more over its last two dimensions"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{wanted}, got {type(value).__name__}; write m_hot(torch.stack(rows, -2))")
+    if value.dim() < 2 or not value.shape[-2]:
+        raise ValueError(
+            f"{wanted}, got shape {tuple(value.shape)}; write m_hot(row.unsqueeze(-2)) for one row"
+        )
     return value.amax(-2)

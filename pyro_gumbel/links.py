@@ -84,6 +84,7 @@ __all__ = [
     "clamped_log",
     "interval",
     "largest",
+    "log_of_positive",
     "simplex",
 ]
 
@@ -410,9 +411,18 @@ def clamped_log(value: Tensor) -> Tensor:
     The slope 1 / s of the smallest numbers overflows as soon as it is multiplied; below the floor
     it grows no further.
     """
+    return _log(value, torch.finfo(value.dtype).tiny)
+
+
+def log_of_positive(value: Tensor) -> Tensor:
+    """log(p) of p > 0, exact down to the smallest subnormal number, with that slope."""
     finfo = torch.finfo(value.dtype)
-    floor = torch.tensor(finfo.tiny * 2.0**24, dtype=value.dtype, device=value.device)
-    above = torch.maximum(value, floor).log()
-    extended = torch.where(value < floor, floor.log() + (value - floor) / floor, above)
-    exact = value.detach().clamp(min=finfo.tiny).log()
+    return _log(value, finfo.tiny * finfo.eps)
+
+
+def _log(value: Tensor, least: float) -> Tensor:
+    floor = torch.finfo(value.dtype).tiny * 2.0**24
+    above = value.clamp(min=floor).log()
+    extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
+    exact = value.detach().clamp(min=least).log()
     return extended + (exact - extended.detach())

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_gumbel import noise
 from pyro_gumbel.absent import absent
-from pyro_gumbel.links import Hypersimplex, Link, clamped_log, interval, simplex
+from pyro_gumbel.links import Hypersimplex, Link, interval, log_of_positive, simplex
 from pyro_gumbel.memory import Parameters
 from pyro_gumbel.parameters import (
     Temperature,
@@ -43,6 +43,7 @@ from pyro_gumbel.precision import cast
 __all__ = ["MOfK", "OneBit", "OneOfK", "Ranking", "Row", "are_derived", "exact_logits"]
 
 FAR = 1e300  # of logits in float64 what is farther apart makes no other probabilities
+_NEAR = 64.0
 
 
 class Row:
@@ -259,7 +260,7 @@ class Row:
     def _x(self) -> Tensor:
         """x, unnormalised logits, infinite where a probability is 0 or 1."""
         raw = cast(self._raw, self._dtype)
-        return raw if self._given == "logits" else self._location_of(raw)
+        return self._moved(raw) if self._given == "logits" else self._location_of(raw)
 
     @property
     def _wide_x(self) -> Tensor:
@@ -313,6 +314,11 @@ class Row:
     def _without_extremes(cls, logits: Tensor) -> Tensor:
         """Logits of the same outcomes, up to `FAR` apart where they are finite."""
         raise NotImplementedError
+
+    @classmethod
+    def _moved(cls, logits: Tensor) -> Tensor:
+        """Logits of the same law, near to 0 where there are such."""
+        return logits
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
@@ -388,7 +394,7 @@ class OneBit(Row):
     def _location_of(cls, probs: Tensor) -> Tensor:
         zero, one = probs <= 0, probs >= 1
         inside = torch.where(zero | one, 0.5, probs)
-        logits = clamped_log(inside) - torch.log1p(-inside)
+        logits = log_of_positive(inside) - torch.log1p(-inside)
         return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
 
     @classmethod
@@ -456,7 +462,16 @@ class OneOfK(Row):
 
     @classmethod
     def _location_of(cls, probs: Tensor) -> Tensor:
-        return torch.where(probs <= 0, -math.inf, clamped_log(probs))
+        return torch.where(probs <= 0, -math.inf, log_of_positive(probs))
+
+    @classmethod
+    def _moved(cls, logits: Tensor) -> Tensor:
+        # Noise that is added to numbers far from 0 loses digits. It costs less to see that these
+        # are near than to take the largest of each row off.
+        least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
+        if least >= -_NEAR and most <= _NEAR:
+            return logits
+        return logits - logits.detach().amax(-1, keepdim=True)
 
     @classmethod
     def _without_extremes(cls, logits: Tensor) -> Tensor:

@@ -1,14 +1,28 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
 import math
 
+import pyro
 import pytest
 import torch
-from torch.distributions import biject_to, transform_to
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormalMessenger, AutoRegressiveMessenger
+from torch.distributions import ComposeTransform, biject_to, transform_to
 
-from pyro_gumbel import ExpRelaxedCategorical, RelaxedCategorical
-from pyro_gumbel.constraints import LogRatioTransform, log_simplex, simplex
+from pyro_gumbel import ExpRelaxedCategorical, RelaxedCategorical, RelaxedPlackettLuce
+from pyro_gumbel.constraints import (
+    LogRatioTransform,
+    hypersimplex,
+    log_simplex,
+    logit_hypersimplex,
+    ranking,
+    simplex,
+    simplex_rows,
+    subset,
+)
+from tests.common import ONE_BIT, SOFT, law_of
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -70,3 +84,127 @@ def test_log_ratios_are_exact_far_below_the_smallest_float():
     torch.testing.assert_close(transform(transform.inv(v)), v)
     assert transform == LogRatioTransform()
     assert hash(transform) == hash(LogRatioTransform())
+
+
+# What a value may be.
+
+INSIDE_AND_OUTSIDE = [  # of integers
+    (simplex, [0, 1, 0], [0, 1, 1]),
+    (log_simplex, [0], [0, 0]),
+    (hypersimplex(2), [1, 1, 0], [1, 1, 1]),
+    (logit_hypersimplex(1), [0, 0], [0, 1]),
+    (subset(2), [1, 1, 0], [2, 0, 0]),
+    (ranking(2), [[0, 1, 0], [1, 0, 0]], [[0, 1, 0], [0, 1, 0]]),
+    (ranking(2), [[0, 1], [1, 0]], [[0, 1]]),
+    (ranking(1), [[0, 1, 0]], [[0, 1, 0], [1, 0, 0]]),
+    (simplex_rows, [[0, 1, 0], [1, 0, 0]], [[0, 1, 0], [1, 0, 1]]),
+]
+
+
+@pytest.mark.parametrize(("support", "inside", "outside"), INSIDE_AND_OUTSIDE)
+def test_integers_are_numbers(support, inside, outside):
+    for dtype in (torch.int64, torch.uint8, torch.int32, torch.float16, torch.float64):
+        assert support.check(torch.tensor(inside, dtype=dtype)).tolist() is True
+        assert support.check(torch.tensor(outside, dtype=dtype)).tolist() is False
+    if support not in (log_simplex, logit_hypersimplex(1)):
+        assert support.check(torch.tensor(inside, dtype=torch.bool)).tolist() is True
+    batch = torch.tensor([[inside, inside]])
+    assert support.check(batch).tolist() == [[True, True]]
+
+
+OF_SIZE = [hypersimplex(2), logit_hypersimplex(2), subset(2), ranking(2)]
+SUPPORTS = [simplex, log_simplex, simplex_rows, *OF_SIZE]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("support", SUPPORTS, ids=repr)
+def test_of_nothing_and_of_no_category_there_is_an_answer(support, dtype):
+    """An empty batch has no answers; no categories are no point; nor is what has no categories."""
+    event = (3,) if support.event_dim == 1 else (2, 3)
+    for batch in ((0,), (4, 0)):
+        assert support.check(torch.zeros(*batch, *event, dtype=dtype)).shape == batch
+    none = torch.zeros(5, *event[:-1], 0, dtype=dtype)
+    assert support.check(none).tolist() == [False] * 5
+    assert support.check(torch.zeros((), dtype=dtype)).tolist() is False
+    if support.event_dim == 1:
+        assert support.check(torch.zeros(0, dtype=dtype)).tolist() is False
+
+
+# Caches, empty batches, and the guides that need them.
+
+
+def soft_law(cls, batch=()):
+    shape = batch if cls in ONE_BIT else (*batch, 4)
+    return law_of(cls, 1.5, logits=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("registry", [biject_to, transform_to])
+@pytest.mark.parametrize("cls", SOFT)
+def test_every_transform_keeps_a_cache_where_one_is_wanted(cls, registry):
+    law = soft_law(cls, (3,))
+    plain = registry(law.support)
+    value = law.sample()
+    for transform in (plain.with_cache(1), ComposeTransform([plain]).with_cache(1)):
+        free = transform.inv(value)
+        assert transform(free) is value
+        again = transform(free.clone())
+        assert transform.inv(again) is not free
+        torch.testing.assert_close(again, value)
+    cached = plain.with_cache(1)
+    assert cached.with_cache(1) is cached
+    assert type(cached) is type(plain)
+    assert cached.codomain.event_dim == plain.codomain.event_dim
+    assert copy.deepcopy(cached).with_cache(0)(free).equal(plain(free))
+
+
+@pytest.mark.parametrize(
+    "support", [log_simplex, simplex_rows, hypersimplex(2), logit_hypersimplex(2)], ids=repr
+)
+def test_transforms_are_equal_whatever_their_cache(support):
+    for registry in (biject_to, transform_to):
+        transform = registry(support)
+        assert transform == registry(support) == transform.with_cache(1)
+        assert hash(transform) == hash(transform.with_cache(1))
+        assert transform != registry(simplex)
+    if support is simplex_rows:
+        assert biject_to(support) != transform_to(support)
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0)])
+@pytest.mark.parametrize("cls", SOFT)
+def test_transforms_of_an_empty_batch(cls, batch):
+    law = soft_law(cls, batch)
+    transform = biject_to(law.support)
+    free = torch.zeros(transform.inverse_shape(law.shape()))
+    value = transform(free)
+    assert value.shape == law.shape()
+    assert transform.inv(value).shape == free.shape
+    assert transform.log_abs_det_jacobian(free, value).shape == batch
+    assert law.support.check(value).shape == law.log_prob(value).shape == batch
+
+
+def test_the_log_determinant_of_rows_is_the_sum_over_the_rows():
+    free = torch.randn(5, 3, 3, dtype=torch.float64)
+    rows, one = biject_to(simplex_rows), biject_to(simplex)
+    found = rows.log_abs_det_jacobian(free, rows(free))
+    torch.testing.assert_close(found, one.log_abs_det_jacobian(free, one(free)).sum(-1))
+
+
+@pytest.mark.parametrize("guide_class", [AutoNormalMessenger, AutoRegressiveMessenger])
+@pytest.mark.parametrize("cls", [cls for cls in SOFT if cls is not RelaxedPlackettLuce])
+def test_messenger_guides_of_every_support(cls, guide_class):
+    """They ask each transform for a cache, and fit a posterior that lies apart from the prior."""
+
+    def model():
+        with pyro.plate("plate", 3):
+            value = pyro.sample("z", soft_law(cls))
+            first = value if cls in ONE_BIT else value[..., 0]
+            pyro.factor("utility", -2 * first)
+
+    guide = guide_class(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step() for _ in range(60)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-15:]) < sum(losses[:15])
+    value = pyro.poutine.trace(guide).get_trace().nodes["z"]["value"]
+    assert soft_law(cls).support.check(value).all()

@@ -308,6 +308,20 @@ def test_the_m_hot_vector_is_the_elementwise_maximum():
     assert Subset(2, logits=torch.zeros(4)).support.check(m_hot(hard)).all()
 
 
+def test_what_has_no_rows_has_no_m_hot_vector():
+    for value, error, words in (
+        (torch.zeros(3), ValueError, r"got shape \(3,\); write m_hot\(row.unsqueeze\(-2\)\)"),
+        (torch.zeros(()), ValueError, r"got shape \(\); write"),
+        (torch.zeros(4, 0, 3), ValueError, r"got shape \(4, 0, 3\); write"),
+        ([1], TypeError, r"got list; write m_hot\(torch.stack\(rows, -2\)\)"),
+        (None, TypeError, "got NoneType; write"),
+    ):
+        with pytest.raises(error, match=rf"^m_hot: `value` must be a tensor.*{words}"):
+            m_hot(value)
+    assert m_hot(torch.eye(3)[:2].long()).tolist() == [1, 1, 0]
+    assert m_hot(torch.zeros(0, 2, 3)).shape == (0, 3)
+
+
 # Scale.
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_gumbel import RelaxedCategorical, kernels, noise
+from pyro_gumbel import RelaxedCategorical, Subset, SubsetStraightThrough, kernels, noise
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.memory import recall
 from tests.common import (
@@ -20,6 +20,7 @@ from tests.common import (
     RANKINGS,
     SOFT,
     VALUES,
+    WITHOUT_TEMPERATURE,
     assert_same_mean,
     law_of,
     make,
@@ -496,3 +497,32 @@ def test_many_gradients_of_many_blocks_at_once(cls, monkeypatch):
 def _is_used(output, leaf):
     (gradient,) = torch.autograd.grad(output.sum(), leaf, retain_graph=True, allow_unused=True)
     return gradient is not None
+
+
+@pytest.mark.parametrize("cls", [*SOFT, *HARD, *WITHOUT_TEMPERATURE])
+def test_a_batch_of_gradients_of_a_large_draw_is_its_gradients_one_by_one(cls):
+    """As `jacobian(vectorize=True)` asks for them: of draws, own densities and those of a value."""
+    logits = torch.randn(noise.MANY // (1 if cls in ONE_BIT else 4), *param_shape(cls, 5))
+    torch.manual_seed(1)
+    value = law_of(cls, 0.5, logits=logits).sample().clone()
+    scored = 3 if cls in (Subset, SubsetStraightThrough) else len(logits)  # a set's mass is dear
+
+    def call(shift, temperature):
+        torch.manual_seed(2)
+        law = law_of(cls, temperature, logits=logits + shift, validate_args=False)
+        moved = value + (temperature - temperature.detach())
+        some = law_of(cls, temperature, logits=(logits + shift)[:scored], validate_args=False)
+        found = [some.log_prob(value[:scored]), some.log_prob(moved[:scored])]
+        if law.has_rsample:
+            drawn = law.rsample()
+            found += [drawn, drawn.square().sum()]
+            found += [law.log_prob(drawn)] * (scored == len(logits))
+        return torch.stack([part.reshape(-1)[i] for part in found for i in (0, -1)])
+
+    inputs = torch.zeros(param_shape(cls, 5)), torch.tensor(0.5)
+    by_one, at_once = (
+        torch.autograd.functional.jacobian(call, inputs, vectorize=vectorize)
+        for vectorize in (False, True)
+    )
+    for expected, found in zip(by_one, at_once, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

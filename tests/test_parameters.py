@@ -458,10 +458,107 @@ def test_probs_are_normalised_and_logits_shift_invariant(cls):
         torch.testing.assert_close(law.sample((5,)), value)
 
 
+OF_CATEGORIES = ONE_OF_K + SUBSETS + RANKINGS + WITHOUT_TEMPERATURE
+TWO_ROWS = torch.tensor([[0.5, -1.25, 0.125, 2.0], [0.0, 0.0, 0.0, -3.0]], dtype=torch.float64)
+IN_SIXTEENS = torch.tensor([[0, 16, 0, -16], [32, 0, 0, 0]], dtype=torch.float64)
+ONE_IMPOSSIBLE = torch.tensor([[0.5, 0, -math.inf, 2], [0, 0, 0, -3]], dtype=torch.float64)
+SHIFTS = [  # with the logits that are still exact behind them
+    (1e9, TWO_ROWS),
+    (-1e12, TWO_ROWS),
+    (1e17, IN_SIXTEENS),
+    (1e9, ONE_IMPOSSIBLE),
+]
+
+
+def all_that_is_known(cls, logits):
+    """What a law of these logits gives, by its name; with the gradients in the logits."""
+    x = logits.clone().requires_grad_()
+    law, other = (law_of(cls, tau, logits=y) for tau, y in ((2.5, x), (1.5, x.flip(0) / 2)))
+    torch.manual_seed(0)
+    value = law_of(cls, 2.5, logits=torch.zeros(4, dtype=torch.float64)).sample((3, 2))
+    calls = {
+        "log_prob": lambda: law.log_prob(value.clone()),
+        "entropy": law.entropy,
+        "kl": lambda: torch.distributions.kl_divergence(law, other),
+        "draw": lambda: law.rsample((5,)) if law.has_rsample else law.sample((5,)),
+        "own": lambda: law.log_prob(law.sample((5,))),
+    }
+    names = ("mean", "variance", "mode", "probs", "logits", "covariance_matrix")
+    calls |= {name: partial(getattr, law, name) for name in names if hasattr(cls, name)}
+    known = {}
+    for name, call in calls.items():
+        torch.manual_seed(1)
+        try:
+            found = call()
+        except NotImplementedError:
+            continue
+        known[name] = found.detach()
+        if found.requires_grad:
+            weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64)
+            total = (torch.where(found.isinf(), 0.0, found).flatten() * weights).sum()
+            known[f"gradient of {name}"] = torch.autograd.grad(total, x)[0]
+    return known
+
+
+@pytest.mark.parametrize(("shift", "logits"), SHIFTS)
+@pytest.mark.parametrize("cls", OF_CATEGORIES)
+def test_nothing_sees_a_common_shift_of_the_logits(cls, shift, logits):
+    moved = logits + shift
+    assert torch.equal(moved - shift, logits)
+    expected, found = all_that_is_known(cls, logits), all_that_is_known(cls, moved)
+    assert len(found) == len(expected) >= 5
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-12, atol=1e-12, msg=lambda text, n=name: n + text
+        )
+
+
+@pytest.mark.parametrize("cls", OF_CATEGORIES)
+def test_a_far_shift_takes_no_digit_from_the_noise_in_float32(cls):
+    """At a million nats: of two equal ones neither is preferred, and z has its digits."""
+    for batch in ((), (3,)):
+        logits = torch.zeros(*batch, 2)
+        draws = []
+        for x in (logits, logits - 1e6):
+            torch.manual_seed(0)
+            draws.append(law_of(cls, 0.5, logits=x).sample((1000,)))
+        torch.testing.assert_close(*draws)
+        first = draws[1].reshape(-1, 2)[:, 0]
+        assert 0.4 < (first > draws[1].reshape(-1, 2)[:, 1]).float().mean() < 0.6
+
+
 @pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
 def test_weights_whose_sum_overflows_are_normalised(cls):
     law = law_of(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
     torch.testing.assert_close(law.probs, torch.tensor([0.75, 0.25]))
+
+
+SUBNORMAL = [
+    (torch.float16, 6e-8),
+    (torch.bfloat16, 1e-40),
+    (torch.float32, 4e-45),
+    (torch.float32, 1e-40),
+    (torch.float64, 5e-324),
+    (torch.float64, 1e-310),
+]
+
+
+@pytest.mark.parametrize(("dtype", "small"), SUBNORMAL)
+@pytest.mark.parametrize("cls", ALL + WITHOUT_TEMPERATURE)
+def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
+    probs = torch.tensor(small if cls in ONE_BIT else [small, 0.25, 0.75], dtype=dtype)
+    first = probs.reshape(-1)[0].item()
+    assert 0 < first < torch.finfo(dtype).tiny
+    law = law_of(cls, 0.5, probs=probs.requires_grad_(dtype != torch.float16))
+    logit = law.logits.reshape(-1)[0]
+    assert logit.item() == pytest.approx(math.log(first), rel=2 * torch.finfo(dtype).eps)
+    if not probs.requires_grad:
+        return
+    for found in (logit, law.probs, law.log_prob(law.sample((20,)))):
+        (gradient,) = torch.autograd.grad(found.sum(), probs, retain_graph=True)
+        assert gradient.isfinite().all()
+    (slope,) = torch.autograd.grad(logit, probs)
+    assert slope.reshape(-1)[0] >= 2.0**-24 / torch.finfo(dtype).tiny
 
 
 @pytest.mark.parametrize("cls", ALL)
