@@ -466,12 +466,18 @@ class OneOfK(Row):
 
     @classmethod
     def _moved(cls, logits: Tensor) -> Tensor:
-        # Noise that is added to numbers far from 0 loses digits. It costs less to see that these
-        # are near than to take the largest of each row off.
-        least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
-        if least >= -_NEAR and most <= _NEAR:
+        # Noise that is added to numbers far from 0 loses digits. It costs less to see that the
+        # largest of each row is near than to take it off.
+        on_cpu = logits.device.type == "cpu"
+        if on_cpu and _are_near(logits):
             return logits
-        return logits - logits.detach().amax(-1, keepdim=True)
+        largest = logits.detach().amax(-1, keepdim=True)
+        if on_cpu and _are_near(largest):
+            return logits
+        below = logits - largest
+        lowest = torch.finfo(logits.dtype).min + (logits - logits.detach())
+        beyond = below.isneginf() & ~logits.isneginf()  # as far apart as the floats go
+        return torch.where(beyond, lowest, below)
 
     @classmethod
     def _without_extremes(cls, logits: Tensor) -> Tensor:
@@ -565,6 +571,12 @@ def _as_shape(cls: type[Row], name: str, given: Any) -> torch.Size:
 
 def _is_shape_of_int(size: Any) -> bool:
     return isinstance(size, tuple) and not size
+
+
+def _are_near(logits: Tensor) -> bool:
+    """Whether all are near to 0, if they can be read."""
+    least, most = ends(logits)
+    return least >= -_NEAR and most <= _NEAR
 
 
 def _untied(tensor: Tensor) -> Tensor:
