@@ -209,11 +209,11 @@ def inclusion_probabilities(logits: Tensor, size: int) -> Tensor:
 
 
 def rank_probabilities(logits: Tensor, size: int) -> Tensor:
-    """P(i is the j-th largest of x + g), to 1e-12, with its derivatives; over j = 1, ..., `size`
-    in the last dimension but one, and i in the last.
+    """P(i is the j-th largest of x + g), to 1e-12, with its derivatives.
 
-    Memory is that of `inclusion_probabilities` and of the result; time grows as k^2 log(k) in what
-    the logits are usually like, with their range where that is wide.
+    The last dimension but one is over j = 1, ..., `size`, the last over i. Memory is that of
+    `inclusion_probabilities` and of the result; time grows as k min(k, size), and with the range of
+    the logits where that is hundreds.
 
     :param logits: as there.
     :param size: m, 1 <= m <= k.
@@ -250,7 +250,9 @@ def _rule_for_ranks(x: Tensor, size: int, each: bool) -> tuple[Tensor, Tensor, T
     ranks = x.new_zeros((*x.shape[:-1], size if each else 1, x.shape[-1]))
     for circle in _circle(x, size, each=each):
         ranks = ranks + circle.probabilities(_alone(x, t, width, circle))
-    if not each:  # what is above the nodes has a density there only while it is not included
+    if (
+        not each
+    ):  # of what is above the first node it is P(not included) that dies down at both ends
         excluded = _mass(x, t, width) - ranks
         ranks = torch.where(_above(x, t[..., :1]).exp() > _NATS, 1 - excluded, ranks)
     return ranks.clamp(0, 1), t, width
@@ -293,12 +295,12 @@ class _RanksInBatches(_Ranks):
 
 
 class _Circle(NamedTuple):
-    """Some of the n points w of the unit circle at which generating functions are known."""
+    """Some of the points w of the unit circle at which generating functions are known."""
 
     fall: Tensor  # 1 - the real part of w
     turn: Tensor  # the imaginary part
-    parts: Complex  # of P(N = j) for each w and j, or once for P(N < size)
-    below: Callable[[Tensor], Complex] | None  # then of P(N < size), from the mean of N
+    parts: Complex  # what 1 at w adds to P(N = j), for each w and j; or the same for all sums
+    below: Callable[[Tensor], Complex] | None  # of sums also the factor, from the mean of N
 
     def probabilities(self, function: Complex) -> Tensor:
         """The part of the probabilities that is due to these points, from E w^N."""
@@ -311,8 +313,9 @@ class _Circle(NamedTuple):
 
 
 def _circle(x: Tensor, size: int, *, each: bool) -> list[_Circle]:
-    """All the points. One stands for its conjugate too. They come in parts so small that a tensor
-    over one of them, x and some nodes is small.
+    """All the points, of which each stands for its conjugate too.
+
+    They come in parts so small that a tensor over one of them, x and some nodes is small.
     """
     whole = min(x.shape[-1], _most(_crowd(size))) | 1  # odd: no factor is 0 at w = -1
     n = whole if each else min(whole, 2 * _deviation(min(x.shape[-1] / 4, _crowd(size))) + 3)
@@ -324,7 +327,7 @@ def _circle(x: Tensor, size: int, *, each: bool) -> list[_Circle]:
 def _arc(index: Tensor, n: int, size: int, *, each: bool, sliding: bool) -> _Circle:
     """The points w = exp(2 pi i index / n).
 
-    :param sliding: whether N is below n only if counted from its mean less n / 2.
+    :param sliding: whether the n counts are those around the mean, rather than those from 0 on.
     """
     angle, weight = 2 * math.pi / n * index, ((1 + (index > 0).to(index)) / n).unsqueeze(-1)
     fall, turn = 2 * (angle / 2).sin().square(), angle.sin()
@@ -371,14 +374,15 @@ def _deviation(variance: float) -> int:
 
 def _nodes_of_ranks(x: Tensor, size: int, *, each: bool) -> tuple[Tensor, Tensor]:
     """The nodes t, over the last dimension, and the width that each stands for."""
-    crowd = min(x.shape[-1], 1.6 * _crowd(size))
+    k = x.shape[-1]
+    crowd = min(k, _crowd(size))
     low, high, last = _range(x, size, each=each)
     mesh = _Mesh(x, last, crowd)
     ends = torch.cat([low, high], -1)
     heights = mesh(ends)[0]
-    longest = math.log(_NATS + math.log(size)) + math.log(x.shape[-1]) + 4
-    longest += (size - 1) * _gap(x.shape[-1]) if each else _NATS
-    most = mesh.sparse * longest + _NATS + mesh.dense * crowd
+    longest = math.log(_NATS + math.log(size)) + math.log(k) + 4
+    longest += (size - 1) * _gap(k) if each else _NATS
+    most = mesh.sparse * longest + _NATS + mesh.dense * crowd  # where the number cannot be read
     needed = known((heights[..., 1] - heights[..., 0]).amax(), otherwise=most) if x.numel() else 1
     count = math.ceil(needed if needed < most else most)
     steps = torch.linspace(0, 1, count + 1, dtype=x.dtype, device=x.device)
@@ -404,7 +408,7 @@ def _range(x: Tensor, size: int, *, each: bool) -> tuple[Tensor, Tensor, Tensor]
 
 
 class _Mesh:
-    """The density of nodes."""
+    """The density of nodes for up to `crowd` logits that are near each other."""
 
     def __init__(self, x: Tensor, last: Tensor, crowd: float) -> None:
         self.x, self.last = x, last
