@@ -41,9 +41,9 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
         return value
+    value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     # Not `as_subclass`, which makes a view, and `detach_` refuses one.
     value.__class__ = OneHotSample
-    value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     return value
 
 
