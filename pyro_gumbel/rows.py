@@ -362,7 +362,10 @@ class OneOfK(Row):
         least, most = ends(logits) if logits.device.type == "cpu" else (math.nan, math.nan)
         if least >= -_NEAR and most <= _NEAR:
             return logits
-        return logits - logits.detach().amax(-1, keepdim=True)
+        finfo = torch.finfo(logits.dtype)
+        most_of_all = finfo.max * finfo.eps / 4  # without which the lowest number is as low
+        largest = logits.detach().amax(-1, keepdim=True)
+        return logits - largest.clamp(-most_of_all, most_of_all)
 
     @classmethod
     def _log_masses(cls, logits: Tensor) -> Tensor:
