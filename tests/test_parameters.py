@@ -28,6 +28,7 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
     RelaxedSubset,
     SubsetStraightThrough,
+    m_hot,
 )
 from tests.common import (
     ALL,
@@ -525,6 +526,16 @@ def test_a_far_shift_takes_no_digit_from_the_noise_in_float32(cls):
         torch.testing.assert_close(*draws)
         first = draws[1].reshape(-1, 2)[:, 0]
         assert 0.4 < (first > draws[1].reshape(-1, 2)[:, 1]).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", WITHOUT_TEMPERATURE)
+def test_the_lowest_number_beside_a_far_one_stays_possible(cls, dtype):
+    lowest = torch.finfo(dtype).min
+    law = cls(2, logits=torch.tensor([1e5, lowest, lowest], dtype=dtype), validate_args=True)
+    included = m_hot(law.mean) if cls is PlackettLuce else law.mean
+    torch.testing.assert_close(included, torch.tensor([1.0, 0.5, 0.5], dtype=dtype))
+    assert law.log_prob(law.sample()).item() == pytest.approx(math.log(0.5))
 
 
 @pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
