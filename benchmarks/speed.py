@@ -175,12 +175,12 @@ def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
 
 def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
     x = logits(shape, options.device)
-    works: dict[str, Work] = {
-        name: partial(soft_work, law, x, options.device) for name, law in SOFT.items()
-    }
-    works["RelaxedCategorical, of a leaf"] = partial(
-        soft_work, SOFT["RelaxedCategorical"], leaf(shape, options.device), options.device
-    )
+    works: dict[str, Work] = {}
+    for name, law in SOFT.items():
+        works[name] = partial(soft_work, law, x, options.device)
+        if name == "RelaxedCategorical":
+            of_leaf = leaf(shape, options.device)
+            works[f"{name}, of a leaf"] = partial(soft_work, law, of_leaf, options.device)
     if options.compiled:
         works["RelaxedCategorical, compiled"] = partial(
             within_compiled, works["RelaxedCategorical"]
