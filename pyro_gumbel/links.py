@@ -76,6 +76,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_gumbel.parameters import in_forward_mode
+
 __all__ = [
     "Hypersimplex",
     "Interval",
@@ -218,6 +220,10 @@ class _OfConstantSum(Link):
         """z / tau -> v, without a graph."""
         raise NotImplementedError
 
+    def normalise_in_graph(self, scaled: Tensor) -> Tensor:
+        """The same with derivatives up to the third."""
+        raise NotImplementedError
+
     def log_slopes(self, coordinates: Tensor) -> Tensor:
         """log w at coordinates."""
         raise NotImplementedError
@@ -259,6 +265,8 @@ class Simplex(_OfConstantSum):
 
     def normalise(self, scaled: Tensor) -> Tensor:
         return torch.log_softmax(scaled, -1)
+
+    normalise_in_graph = normalise
 
     def value(self, coordinates: Tensor) -> Tensor:
         return coordinates.exp()
@@ -308,6 +316,27 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
     def normalise(self, scaled: Tensor) -> Tensor:
         return torch.where(scaled == -math.inf, scaled, scaled - self._threshold(scaled))
 
+    def normalise_in_graph(self, scaled: Tensor) -> Tensor:
+        # From the root itself each step of Newton's method, with its slope held fixed, adds one
+        # derivative: its error is of one order more in the change of the input.
+        root = self._threshold(scaled.detach())
+        alone = root == -math.inf
+        c = torch.where(alone, 0.0, root)
+        where = scaled.detach().topk(self.size, -1, sorted=False).indices
+        is_top = torch.zeros_like(root).expand(scaled.shape).scatter(-1, where, 1.0) > 0
+        finite = torch.where(scaled == -math.inf, 0.0, scaled)
+        rest = torch.where((is_top | (scaled == -math.inf)) & ~alone, -math.inf, 0.0)
+        top = torch.where(is_top, 0.0, -math.inf)
+        for _ in range(3):
+            lag = finite - c
+            held = (logsigmoid(lag) + rest).logsumexp(-1, keepdim=True)
+            lacked = (logsigmoid(-lag) + top).logsumexp(-1, keepdim=True)
+            fall = (logsigmoid(lag) + rest).softmax(-1) * (-lag).sigmoid()
+            rise = (logsigmoid(-lag) + top).softmax(-1) * lag.sigmoid()
+            slope = (fall + rise).sum(-1, keepdim=True).detach()
+            c = c + torch.where(alone, 0.0, (held - lacked) / slope)
+        return torch.where(scaled == -math.inf, scaled, scaled - torch.where(alone, root, c))
+
     def _threshold(self, scaled: Tensor) -> Tensor:
         """The root c of the balance; -inf where there is nothing but the top m."""
         m, k = self.size, scaled.shape[-1]
@@ -348,7 +377,6 @@ class _Normalise(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, _OfConstantSum], output: Tensor) -> None:
         ctx.link = inputs[1]
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -356,19 +384,15 @@ class _Normalise(torch.autograd.Function):
         return gradient - ctx.link.weights(v) * gradient.sum(-1, keepdim=True), None
 
 
-class _NormaliseInForwardMode(_Normalise):
-    """The same for torch.func.jvp too, which torch.compile knows not."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (v,) = ctx.saved_tensors
-        return tangent - (ctx.link.weights(v) * tangent).sum(-1, keepdim=True)
-
-
 def _normalised(scaled: Tensor, link: _OfConstantSum) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    function = _Normalise if compiling else _NormaliseInForwardMode
-    return function.apply(scaled, link)
+    """`link.normalise` with a gradient; in forward mode by operations that have a second one too.
+
+    torch does not differentiate the `jvp` of a Function once more.
+    """
+    if in_forward_mode():
+        return link.normalise_in_graph(scaled)
+    result: Tensor = _Normalise.apply(scaled, link)
+    return result
 
 
 def largest(z: Tensor, j: int) -> Tensor:

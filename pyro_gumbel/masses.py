@@ -67,10 +67,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import logsigmoid, pad
 
-from pyro_gumbel.parameters import known
+from pyro_gumbel.parameters import in_forward_mode, known
 
 __all__ = ["inclusion_probabilities", "kl_of_masses", "log_subset_mass", "rank_probabilities"]
 
@@ -90,15 +89,10 @@ def log_subset_mass(advantages: Tensor) -> Tensor:
 
     :param advantages: d_i = x_i - A of the members of S over the last dimension, in float64.
     """
-    if _is_forward_mode():
+    if in_forward_mode():
         return _rule_for_set(advantages)
     mass: Tensor = _LogSubsetMass.apply(advantages)
     return mass
-
-
-def _is_forward_mode() -> bool:
-    """Whether a forward derivative may be asked for. A jvp of one's own has no second one."""
-    return forward_ad._current_level >= 0
 
 
 def _rule_for_set(d: Tensor) -> Tensor:
@@ -237,7 +231,7 @@ def _gap(k: int) -> float:
 
 
 def _ranks(x: Tensor, size: int, *, each: bool) -> Tensor:
-    if _is_forward_mode():
+    if in_forward_mode():
         return _rule_for_ranks(x, size, each)[0]
     function = _Ranks if torch.compiler.is_compiling() else _RanksInBatches
     ranks: Tensor = function.apply(x, size, each)[0]

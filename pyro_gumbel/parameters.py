@@ -29,6 +29,7 @@ __all__ = [
     "ends",
     "fitted",
     "in_eager_mode",
+    "in_forward_mode",
     "in_program",
     "joint_batch_shape",
     "read_count",
@@ -343,6 +344,11 @@ def in_eager_mode() -> bool:
     if in_program():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def in_forward_mode() -> bool:
+    """Whether a forward derivative may be asked for."""
+    return forward_ad._current_level >= 0
 
 
 def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gumbel.parameters import in_forward_mode
+
 __all__ = ["cast"]
 
 
@@ -19,10 +21,9 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, its gradient clamped to the finite numbers of both dtypes."""
     if tensor.dtype == dtype:
         return tensor
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or in_forward_mode():
         return tensor.to(dtype)
-    function = _Cast if torch.compiler.is_compiling() else _CastInForwardMode
-    result: Tensor = function.apply(tensor, dtype)
+    result: Tensor = _Cast.apply(tensor, dtype)
     return result
 
 
@@ -41,11 +42,3 @@ class _Cast(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         largest = min(torch.finfo(dtype).max for dtype in ctx.dtypes)
         return gradient.clamp(-largest, largest).to(ctx.dtypes[0]), None
-
-
-class _CastInForwardMode(_Cast):
-    """The same for torch.func.jvp too, which torch.compile knows not."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent.to(ctx.dtypes[1])

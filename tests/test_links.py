@@ -233,3 +233,22 @@ def test_links_are_values_of_the_same_perturbed_logits():
     z, tau = torch.randn(5, 3, dtype=torch.float64), float64(0.3)
     torch.testing.assert_close(links.simplex(z, tau), (z / tau).softmax(-1))
     torch.testing.assert_close(links.interval(z, tau), (z / tau).sigmoid())
+
+
+# Derivatives of derivatives in forward mode, which torch does not take through a Function's jvp.
+
+
+OF_FOUR = [(link, n) for link in (links.simplex, links.Hypersimplex(2)) for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(("link", "possible"), [(links.interval, 4), *OF_FOUR])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_forward_mode_nests(link, possible, temperature):
+    """The second and third derivatives are those of reverse mode, also at logits of -inf."""
+    z = float64(0.3, -0.2, 0.5, 0.1)
+    z[possible:] = -torch.inf
+    forward = backward = lambda z: link(z, float64(temperature)).square().sum()
+    for order in (1, 2, 3):
+        forward, backward = torch.func.jacfwd(forward), torch.func.jacrev(backward)
+        assert order == 1 or (backward(z) != 0).any() or possible == getattr(link, "size", 1)
+        torch.testing.assert_close(forward(z), backward(z), rtol=1e-9, atol=1e-8)

@@ -111,3 +111,14 @@ def test_parameters_of_which_a_log_prob_is_steep(cls):
     slopes = torch.autograd.grad(law.log_prob(value).sum(), [probs, tau], **options)
     assert all(slope.isfinite().all() for slope in slopes)
     assert any((slope.abs() > 65000).any() for slope in slopes)
+
+
+def test_forward_mode_nests():
+    """torch does not take the derivative of a Function's jvp."""
+    x = torch.tensor([0.5, -1.0])
+
+    def function(x):
+        return cast(x.exp(), torch.float64).square().sum()
+
+    twice = torch.func.jacfwd(torch.func.jacfwd(function))(x)
+    torch.testing.assert_close(twice, (4 * (2 * x.double()).exp()).diag())
