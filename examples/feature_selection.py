@@ -81,7 +81,7 @@ class Selection(PyroModule):
 
     @pyro_method
     def model(self, features: Tensor, malignant: Tensor) -> None:
-        chosen = pyro.sample("chosen", self.law(torch.zeros(FEATURES)))
+        chosen = pyro.sample("chosen", self.distribution(torch.zeros(FEATURES)))
         weights = pyro.sample("weights", dist.Normal(torch.zeros(FEATURES), SCALE).to_event(1))
         bias = pyro.sample("bias", dist.Normal(0.0, SCALE))
         with pyro.plate("tumours", len(features)):

@@ -136,7 +136,7 @@ def relaxed_mixture(run: Run, x: Tensor) -> Result:
     guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), run.temperature))
     train(run, "relaxed", 4 * run.steps, model, guide, Trace_ELBO(**many(PARTICLES, 1)), x)
     elbo = -Trace_ELBO(**many(SCORING_PARTICLES, 1)).loss(model, guide, x)
-    return Result(guide[1].law("z").probs.detach(), elbo, time.perf_counter() - start)
+    return Result(guide[1].distribution("z").probs.detach(), elbo, time.perf_counter() - start)
 
 
 def enumerated_causes(x: Tensor, effects: Tensor) -> Result:
@@ -157,7 +157,9 @@ def relaxed_causes(run: Run, x: Tensor, effects: Tensor) -> Result:
     what = f"{len(effects)} causes"
     train(run, what, run.steps, model, guide, Trace_ELBO(**many(PARTICLES, 0)), x, effects)
     elbo = -Trace_ELBO(**many(SCORING_PARTICLES, 0)).loss(model, guide, x, effects)
-    posterior = torch.stack([guide.law(f"z{i}").probs.detach() for i in range(len(effects))])
+    posterior = torch.stack(
+        [guide.distribution(f"z{i}").probs.detach() for i in range(len(effects))]
+    )
     return Result(posterior, elbo, time.perf_counter() - start)
 
 

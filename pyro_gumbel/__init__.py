@@ -4,27 +4,9 @@
 """Relaxed and straight-through discrete distributions for Pyro."""
 
 from pyro_gumbel import constraints, divergences, estimators, links
-from pyro_gumbel.compiling import compiled
-from pyro_gumbel.diagnostics import GradientReport, GradientRow, gradient_report
-from pyro_gumbel.discrete import PlackettLuce, Subset, m_hot
-from pyro_gumbel.estimators import (
-    gapped,
-    gumbel_rao,
-    gumbel_softmax,
-    reinmax,
-    straight_through,
-)
-from pyro_gumbel.guides import AutoRelaxed
-from pyro_gumbel.hard import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-    PlackettLuceStraightThrough,
-    SubsetStraightThrough,
-)
-from pyro_gumbel.registration import register, unregister
-from pyro_gumbel.relaxing import harden, relax, relaxed
-from pyro_gumbel.reparam import NoiseReparam
-from pyro_gumbel.soft import (
+from pyro_gumbel.distributions.registration import register, unregister
+from pyro_gumbel.distributions.relaxation import harden, relax
+from pyro_gumbel.distributions.relaxed import (
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
@@ -33,6 +15,25 @@ from pyro_gumbel.soft import (
     RelaxedPlackettLuce,
     RelaxedSubset,
 )
+from pyro_gumbel.distributions.straight_through import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    PlackettLuceStraightThrough,
+    SubsetStraightThrough,
+)
+from pyro_gumbel.distributions.without_replacement import PlackettLuce, Subset, m_hot
+from pyro_gumbel.estimators import (
+    gapped,
+    gumbel_rao,
+    gumbel_softmax,
+    reinmax,
+    straight_through,
+)
+from pyro_gumbel.infer.autoguide import AutoRelaxed
+from pyro_gumbel.infer.gradients import GradientReport, GradientRow, gradient_report
+from pyro_gumbel.infer.handlers import relaxed
+from pyro_gumbel.infer.reparam import NoiseReparam
+from pyro_gumbel.kernels.compiling import compiled
 from pyro_gumbel.temperature import (
     ConstantTemperature,
     CosineTemperature,

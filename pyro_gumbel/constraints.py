@@ -229,7 +229,7 @@ class LogitHypersimplexTransform(_DifferencesTransform):
         return hash((type(self), self.link))
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.link.coordinates(pad(x, (0, 1)), x.new_ones(()))
+        return self.link.unconstrained(pad(x, (0, 1)), x.new_ones(()))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.link.log_slopes(self._call(x)).logsumexp(-1)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_gumbel._validation import read_count, read_number
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
-from pyro_gumbel.noise import given_bit, given_order
-from pyro_gumbel.parameters import read_count, read_number
+from pyro_gumbel.ops.noise import given_bit, given_order
 
 __all__ = [
     "NAMES",
@@ -114,8 +114,8 @@ class gumbel_rao:  # used as a function
     that of x in z = x + g. In expectation it is that of `gumbel_softmax`, and its variance is
     lower, the more so the lower tau. Paulus, Maddison and Krause, "Rao-Blackwellizing the
     straight-through Gumbel-softmax gradient estimator" (2021), https://arxiv.org/abs/2010.04838.
-    Of a subset z is drawn given the order in which D was chosen. `pyro_gumbel.noise` derives the
-    draws.
+    Of a subset z is drawn given the order in which D was chosen. `pyro_gumbel.ops.noise` derives
+    the draws.
 
     >>> CategoricalStraightThrough(0.1, logits=torch.zeros(3), estimator=gumbel_rao(samples=100))
     CategoricalStraightThrough(temperature: 0.1, logits: (3,), batch_shape: (), event_shape: (3,))

@@ -76,7 +76,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel.parameters import in_forward_mode
+from pyro_gumbel._tracing import in_forward_mode
 
 __all__ = [
     "Hypersimplex",
@@ -102,9 +102,9 @@ class Link:
 
     def __call__(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         """The soft value of `perturbed` logits at `temperature`."""
-        return self.value(self.coordinates(perturbed, temperature))
+        return self.value(self.unconstrained(perturbed, temperature))
 
-    def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
+    def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         """z -> v."""
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class Link:
         """v -> z - x, of all noise that gives finite v the most probable."""
         raise NotImplementedError
 
-    def vertex(self, perturbed: Tensor) -> Tensor:
+    def hard(self, perturbed: Tensor) -> Tensor:
         """z -> the hard value that it chooses."""
         raise NotImplementedError
 
@@ -140,7 +140,7 @@ class Link:
         """log p(s) or log p(v) at finite coordinates, for a point on the face of the law."""
         raise NotImplementedError
 
-    def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
+    def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         """Where `value`, in [low, high], has mass on an outcome of probability 0."""
         raise NotImplementedError
 
@@ -169,14 +169,14 @@ class Interval(_Sigmoid):
 
     event_dim = 0
 
-    def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
+    def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         return _divide(perturbed, temperature)
 
     def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
         point = logits.isinf()
         return torch.where(point, 0.0, temperature * coordinates - torch.where(point, 0.0, logits))
 
-    def vertex(self, perturbed: Tensor) -> Tensor:
+    def hard(self, perturbed: Tensor) -> Tensor:
         return (perturbed >= 0).to(perturbed.dtype)
 
     def log_density(
@@ -189,7 +189,7 @@ class Interval(_Sigmoid):
             density = density - _log_slope(coordinates)
         return torch.where(point, 0.0, density)
 
-    def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
+    def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return logits.isneginf() & (value > low) | logits.isposinf() & (value < high)
 
     def is_point(self, logits: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class _OfConstantSum(Link):
     event_dim = 1
     size: int
 
-    def coordinates(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
+    def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         # The last of the winners is taken out first: differences are exact next to it, and no
         # quotient but those far from it overflows.
         below = perturbed - largest(perturbed.detach(), self.size)
@@ -251,7 +251,7 @@ class _OfConstantSum(Link):
         """`density` + logsumexp(log w), or 0 where the law is a point."""
         raise NotImplementedError
 
-    def off_face(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
+    def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
         return (logits.isneginf() & (value > low)).any(-1)
 
     def is_point(self, logits: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ class Simplex(_OfConstantSum):
     def inverse_inside(self, value: Tensor) -> Tensor:
         return value.log()
 
-    def vertex(self, perturbed: Tensor) -> Tensor:
+    def hard(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)
         return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
 
@@ -309,7 +309,7 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"
 
-    def vertex(self, perturbed: Tensor) -> Tensor:
+    def hard(self, perturbed: Tensor) -> Tensor:
         winners = perturbed.topk(self.size, -1, sorted=False).indices
         return torch.zeros_like(perturbed).scatter(-1, winners, 1.0)
 

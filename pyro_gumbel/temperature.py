@@ -24,13 +24,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_gumbel.parameters import (
-    as_float_tensor,
-    brief,
-    read_count,
-    read_number,
-    require,
-)
+from pyro_gumbel._tracing import brief
+from pyro_gumbel._validation import as_float_tensor, read_count, read_number, require
 
 __all__ = [
     "ConstantTemperature",

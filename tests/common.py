@@ -23,9 +23,9 @@ from pyro_gumbel import (
     RelaxedSubset,
     Subset,
     SubsetStraightThrough,
-    kernels,
-    noise,
 )
+from pyro_gumbel.kernels import cpu as kernels
+from pyro_gumbel.ops import noise
 
 # The chance of a false alarm of one statistical test.
 ALPHA = 2e-5

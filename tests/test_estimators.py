@@ -19,10 +19,10 @@ from pyro_gumbel import (
     gumbel_rao,
     gumbel_softmax,
     links,
-    noise,
     reinmax,
     straight_through,
 )
+from pyro_gumbel.ops import noise
 from tests.common import HARD, assert_same_mean, law_of, make
 
 NAMES = {
@@ -84,7 +84,7 @@ def case(k, seed=0):
     """Logits, perturbed logits, the sample that they choose, and a gradient in it."""
     generator = torch.Generator().manual_seed(seed)
     x, g, gradient = torch.randn(3, k, dtype=torch.float64, generator=generator)
-    return x, x + g, links.simplex.vertex(x + g), gradient
+    return x, x + g, links.simplex.hard(x + g), gradient
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
@@ -154,7 +154,7 @@ def test_a_subset_has_the_conditional_noise_of_its_order(size):
         leaf = each.clone().requires_grad_()
         expected += torch.autograd.grad((link(leaf, tau) * gradient).sum(), leaf)[0] / 10
     torch.manual_seed(1)
-    found = backward("gumbel_rao", x, 0.3, z, link.vertex(z), gradient, link)
+    found = backward("gumbel_rao", x, 0.3, z, link.hard(z), gradient, link)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
@@ -225,7 +225,7 @@ def test_gumbel_softmax_is_unbiased_for_quadratics_in_the_limit():
     for tau in (0.1, 0.03, 0.01):
         z = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
         density = torch.sigmoid(z - x) * torch.sigmoid(x - z)
-        hard = links.interval.vertex(z)
+        hard = links.interval.hard(z)
         gradient = (2 * square * hard + linear) * density * 1e-4
         logits = x.expand(z.shape)
         found = backward("gumbel_softmax", logits, tau, z, hard, gradient, links.interval).sum()

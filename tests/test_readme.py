@@ -13,18 +13,15 @@ import pytest
 import torch
 
 import pyro_gumbel
-from pyro_gumbel import (
-    diagnostics,
-    discrete,
-    estimators,
-    guides,
-    hard,
-    registration,
-    relaxing,
-    reparam,
-    soft,
-    temperature,
-)
+from pyro_gumbel import estimators, temperature
+from pyro_gumbel.distributions import registration
+from pyro_gumbel.distributions import relaxation as relaxing
+from pyro_gumbel.distributions import relaxed as soft
+from pyro_gumbel.distributions import straight_through as hard
+from pyro_gumbel.distributions import without_replacement as discrete
+from pyro_gumbel.infer import autoguide as guides
+from pyro_gumbel.infer import gradients as diagnostics
+from pyro_gumbel.infer import reparam
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +42,7 @@ def test_the_example_has_twelve_lines():
 def test_the_example_finds_the_clusters():
     scope = {}
     exec(compile(readme_example(), "README.md", "exec"), scope)
-    assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
+    assert scope["guide"].distribution("z").probs.argmax(-1).tolist() == [0, 1, 2]
     losses = scope["losses"]
     assert sum(losses[-50:]) < sum(losses[:50])
 
@@ -70,7 +67,7 @@ def error_of_the_example(settings, seed):
     x = torch.tensor([[-2.1], [0.1], [1.8]])
     log_joint = torch.distributions.Normal(torch.tensor([-2.0, 0.0, 2.0]), 0.5).log_prob(x)
     exact = log_joint.softmax(-1)  # of equal prior probabilities
-    return (scope["guide"].law("z").probs - exact).abs().max().item()
+    return (scope["guide"].distribution("z").probs - exact).abs().max().item()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -93,7 +90,7 @@ def test_the_example_of_relaxing_finds_the_clusters():
     scope = {}
     (block,) = python_blocks(ROOT / "docs" / "relaxing.md")
     exec(compile(block, "relaxing.md", "exec"), scope)
-    assert scope["guide"].law("z").probs.argmax(-1).tolist() == [0, 1, 2]
+    assert scope["guide"].distribution("z").probs.argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_the_example_of_a_report_prints_its_table(capsys):

@@ -114,7 +114,7 @@ def test_it_goes_wherever_a_temperature_goes(name):
     guide = AutoRelaxed(relaxed(model, schedule), schedule)
     guide()
     schedule.step()
-    assert torch.equal(guide.law("z").temperature, schedule().detach())
+    assert torch.equal(guide.distribution("z").temperature, schedule().detach())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
         }
         torch.save(state, file)
         file.seek(0)
-        return guide.law("z").logits.detach(), schedule().detach(), file
+        return guide.distribution("z").logits.detach(), schedule().detach(), file
 
     *whole, _ = run(12)
     *_, file = run(5)

@@ -1,0 +1,314 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a constructor accepts: temperature, probs and logits, shapes; and the texts of the errors.
+
+Shapes and types are always checked, values when validation is on and they can be read (they
+cannot under vmap, compile and trace). `owner` is the name of the class that speaks.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import is_tensor_like
+
+from pyro_gumbel._tracing import in_program, known
+
+__all__ = [
+    "Temperature",
+    "as_float_tensor",
+    "broadcast",
+    "check_value",
+    "fitted",
+    "joint_batch_shape",
+    "read_count",
+    "read_number",
+    "read_parameter",
+    "read_seed",
+    "read_shape",
+    "read_size",
+    "read_temperature",
+    "read_validate_args",
+    "require",
+    "require_int_size",
+]
+
+Temperature = float | Tensor | Callable[[], float | Tensor]
+
+_END = 2**63  # of what torch takes for an int
+
+
+def read_parameter(
+    owner: str,
+    probs: Tensor | float | None,
+    logits: Tensor | float | None,
+    event_dim: int,
+    device: torch.device | None = None,  # of a number; None for the default
+) -> tuple[str, Tensor]:
+    """The name of the one parameter that was given, and the parameter as a tensor of floats.
+
+    :raises ValueError: without the line to write, which the class knows.
+    """
+    if (probs is None) == (logits is None):
+        raise ValueError(
+            f"{owner}: expected exactly one of `probs` and `logits`, got "
+            f"{'neither' if probs is None else 'both'}"
+        )
+    name, given = ("probs", probs) if logits is None else ("logits", logits)
+    elsewhere = device is not None and not isinstance(given, Tensor)
+    like = torch.empty((), device=device) if elsewhere else None
+    parameter = as_float_tensor(owner, name, given, like)
+    if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
+        raise ValueError(
+            f"{owner}: `{name}` must have the categories in its last dimension, at least one (one "
+            f"bit is of a Bernoulli class), got shape {tuple(parameter.shape)}"
+        )
+    return name, parameter
+
+
+def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> int:
+    """How many of the categories are chosen: from 1 to all of them, or to one fewer."""
+    require_int_size(owner, size)
+    most = categories if all_of_them else categories - 1
+    if not 1 <= size <= most:
+        limit = "the number of categories" if all_of_them else "one less than there are categories"
+        remedy = f"write size={max(1, most)}"
+        if size == categories:
+            remedy = "use Subset or PlackettLuce, the discrete laws, where all are chosen"
+        raise ValueError(
+            f"{owner}: `size` must be from 1 to {limit}, {most}, got {_brief_int(size)}; {remedy}"
+        )
+    return size
+
+
+def require_int_size(owner: str, size: Any) -> None:
+    """Raise unless `size` is an int."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(
+            f"{owner}: `size` must be a Python int, got {type(size).__name__}; write size=2 to "
+            "choose two of the categories, right before `probs` and `logits`"
+        )
+
+
+def read_number(owner: str, name: str, given: Any, *, zero: bool = False) -> float:
+    """`given`, if it is a positive finite number; or 0 where that is allowed."""
+    wanted = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
+    given = _plain(given)
+    if not isinstance(given, numbers.Real) or isinstance(given, bool):
+        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}=0.5")
+    number = _as_float(given)
+    if not (0 < number < math.inf or (zero and number == 0)):
+        raise ValueError(f"{wanted}, got {number:g}; write {name}=0.5")
+    return number
+
+
+def read_count(owner: str, name: str, given: Any, least: int, example: int) -> int:
+    """`given`, if it is an int of at least `least`."""
+    wanted = f"{owner}: `{name}` must be a Python int of {least} or more"
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}={example}")
+    if given >= _END:
+        raise ValueError(f"{wanted}, below 2**63, got {_brief_int(given)}; write {name}={example}")
+    if given < least:
+        raise ValueError(f"{wanted}, got {_brief_int(given)}; write {name}={example}")
+    return given
+
+
+def read_seed(owner: str, given: Any) -> int:
+    """`given`, if it is an int that the generator of torch takes, and the one after it too."""
+    try:
+        seed = operator.index(given)
+    except TypeError:
+        seed = None
+    if seed is None or isinstance(given, bool):
+        raise TypeError(
+            f"{owner}: `seed` must be a Python int, got {type(given).__name__}; write seed=0"
+        )
+    if not -_END <= seed < 2 * _END - 1:
+        raise ValueError(
+            f"{owner}: `seed` must be from -2**63 to 2**64 - 2, got {_brief_int(seed)}; write "
+            "seed=0"
+        )
+    return seed
+
+
+def read_shape(owner: str, name: str, given: Any) -> torch.Size:
+    """`given` as a shape, if torch takes it for one: a torch.Size, a tuple or a list of ints."""
+    try:
+        if in_program():
+            return torch.Size(given)  # of symbols, perhaps
+        shape = torch.Size([operator.index(n) for n in given])
+    except TypeError:
+        got = type(given).__name__
+        if isinstance(given, tuple | list):
+            got += f" of {', '.join(sorted({type(n).__name__ for n in given}))}"
+        wanted = f"{owner}: `{name}` must be a torch.Size, or a tuple or list of ints, got {got}"
+        raise TypeError(f"{wanted}; write {name}=(3,) for one dimension of 3") from None
+    for n in shape:
+        if not 0 <= n < _END:
+            sizes = ", ".join(map(_brief_int, shape))
+            raise ValueError(
+                f"{owner}: `{name}` must have sizes from 0 to 2**63 - 1, got ({sizes}); write "
+                f"{name}=(3,) for one dimension of 3"
+            )
+    return shape
+
+
+def read_validate_args(owner: str, given: Any) -> bool:
+    """`given`, if it says yes or no: by position it is where an estimator could be meant."""
+    given = _plain(given)  # a bool of numpy, perhaps
+    if not isinstance(given, int):
+        raise TypeError(
+            f"{owner}: `validate_args` must be True, False or None, got {type(given).__name__}; "
+            "write estimator=... if this is one"
+        )
+    return bool(given)
+
+
+def _brief_int(number: int) -> str:
+    """A number for an error: Python does not write out those of more than 4300 digits."""
+    bits = number.bit_length()
+    return str(number) if bits <= 64 else f"an int of {bits} bits"
+
+
+def _as_float(number: Any) -> float:
+    """The number as a float; infinite where it is beyond the floats, as 10**400 is."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _plain(given: Any) -> Any:
+    """`given`, but a number for a number of numpy, and a tensor for what stands for a tensor."""
+    if isinstance(given, (Tensor, float, int)):
+        return given
+    if is_tensor_like(given):
+        return _plain_tensor(given)
+    # A scalar of numpy or an array of no dimensions, told without numpy, which need not be there.
+    is_scalar = getattr(given, "shape", None) == () and hasattr(given, "item")
+    return given.item() if is_scalar else given
+
+
+def _plain_tensor(given: Any) -> Any:
+    """The tensor that an object with `__torch_function__` stands for, if it tells."""
+    try:
+        answer = torch.clone(given)  # the object answers, with a gradient if it has one
+        if isinstance(answer, Tensor) or getattr(given, "requires_grad", False):
+            return answer
+        return torch.as_tensor(given)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return given
+
+
+def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
+    """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
+    return as_float_tensor(owner, "temperature", temperature, like)
+
+
+def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
+    """`given` as a tensor of floats.
+
+    Numbers and tensors of integers take the dtype of `like`, or else the default; numbers its
+    device too.
+    """
+    given = _plain(given)
+    dtype, device = (None, None) if like is None else (like.dtype, like.device)
+    if isinstance(given, Tensor):
+        if given.is_floating_point():
+            return given
+        if not given.is_complex() and given.dtype != torch.bool:
+            return given.to(dtype or torch.get_default_dtype())
+        kind = f"a tensor of {given.dtype}"
+        remedy = f"write {name}={name}.to(torch.get_default_dtype())"
+    elif isinstance(given, numbers.Real) and not isinstance(given, bool):
+        return torch.tensor(_as_float(given), dtype=dtype, device=device)
+    else:
+        kind = type(given).__name__
+        remedy = f"write {name}=torch.as_tensor(..., dtype=torch.get_default_dtype())"
+    expected = "a number or a tensor of floats"
+    raise TypeError(f"{owner}: `{name}` must be {expected}, got {kind}; {remedy}")
+
+
+def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
+    """A temperature that broadcasts to `batch_shape`, for a law with `event_dim` dimensions more.
+
+    :raises ValueError: for a shape that does not.
+    """
+    tau = _plain(temperature() if callable(temperature) else temperature)
+    if not isinstance(tau, Tensor) or tau.numel() == 1:
+        return tau
+    if broadcast(tau.shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "relax: `temperature` must be one number or broadcast to the batch shape "
+            f"{tuple(batch_shape)}, got shape {tuple(tau.shape)}; write "
+            f"torch.full({tuple(batch_shape)}, 0.5) for one number a batch element"
+        )
+    return tau.reshape(tau.shape + (1,) * event_dim)
+
+
+def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Size) -> torch.Size:
+    """The batch shape of a law, given those of its temperature and of its other parameter."""
+    if math.prod(temperature) == 1:
+        return batch_shape
+    joint = broadcast(temperature, batch_shape)
+    if joint is None or joint not in (batch_shape, temperature):
+        if temperature[-1:] == (1,) and temperature[:-1] == batch_shape:
+            remedy = "write temperature.squeeze(-1): it has no dimension for the categories"
+        elif joint is None:
+            remedy = f"write torch.full({tuple(batch_shape)}, 0.5), one number a batch element"
+        else:
+            remedy = (
+                f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
+            )
+        raise ValueError(
+            f"{owner}: `temperature` must be one number or broadcast with the batch shape "
+            f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(temperature)}; "
+            f"{remedy}"
+        )
+    return joint
+
+
+def check_value(
+    owner: str, value: Any, batch_shape: torch.Size, event_shape: torch.Size, *, integers: bool
+) -> None:
+    """Raise unless `value` is a tensor of floats (or of integers) and broadcasts with the batch."""
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or value.is_complex() or not (integers or value.is_floating_point()):
+        kind = f"a tensor of {value.dtype}" if is_tensor else type(value).__name__
+        error = TypeError if is_tensor else ValueError  # as torch has it
+        raise error(
+            f"{owner}: `value` must be a tensor of floats{' or integers' if integers else ''}, got "
+            f"{kind}; write torch.as_tensor(value, dtype=torch.get_default_dtype())"
+        )
+    shape = batch_shape + event_shape
+    event_fits = value.shape[value.dim() - len(event_shape) :] == event_shape
+    if not event_fits or broadcast(value.shape, shape) is None:
+        raise ValueError(
+            f"{owner}: the shape of `value` must broadcast with batch_shape {tuple(batch_shape)} "
+            f"and end with event_shape {tuple(event_shape)}, got {tuple(value.shape)}; write "
+            f"value.reshape(sample_shape + {tuple(shape)})"
+        )
+
+
+def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
+    """Raise a ValueError unless `valid` everywhere; say nothing where values cannot be read."""
+    if not known(valid.all(), otherwise=True):
+        wrong = got[~valid.expand(got.shape[: valid.dim()])] if valid.dim() else got
+        first = ", ".join(f"{number:.6g}" for number in wrong.detach().flatten()[:8].tolist())
+        raise ValueError(f"{expected}, got e.g. {first}; {remedy}")
+
+
+def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
+    """The shape that both broadcast to; None if there is none."""
+    if left == right:
+        return left  # at once: torch takes 40 microseconds
+    try:
+        return torch.broadcast_shapes(left, right)
+    except (RuntimeError, ValueError):
+        return None

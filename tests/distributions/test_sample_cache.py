@@ -1,0 +1,483 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exactness through the memory, and every way of losing it."""
+
+import copy
+import gc
+import io
+import pickle
+from functools import partial
+from types import FunctionType, ModuleType
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Predictive
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
+from pyro.optim.clipped_adam import ClippedAdam
+from pyro.optim.dct_adam import DCTAdam
+
+from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedPlackettLuce
+from pyro_gumbel.distributions.sample_cache import recall
+from pyro_gumbel.links import interval
+from tests.common import ONE_BIT, VALUES, law_of, make, param_shape
+
+OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
+
+
+def exact_score(law, coordinates):
+    """log p of remembered coordinates, in float64."""
+    x, tau, v = law._location.double(), law._tau.double(), coordinates.double()
+    return law.link.log_density(v, x, tau, of_values=True)
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+@pytest.mark.parametrize("cls", OF_ONE_ROW)
+def test_any_law_of_the_family_scores_a_value_at_its_coordinates(cls, draw):
+    guide = make(cls, 0.03, (200,), 5, validate_args=False)  # or the last score would warn
+    model = make(cls, 0.7, (200,), 5)
+    value = getattr(guide, draw)()
+    coordinates = recall(value, guide.link)
+    for law in (guide, model, model.expand([3, 200])):
+        expected = exact_score(law, coordinates).expand(law.batch_shape)
+        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+    assert (value == 1).any()  # or the memory would not have been needed
+    forgotten = guide.log_prob(value.detach().clone()).double()
+    assert forgotten.isfinite().all()
+    assert (forgotten - exact_score(guide, coordinates)).abs().max() > 1
+
+
+@pytest.mark.parametrize("cls", OF_ONE_ROW)
+def test_a_score_is_differentiable_through_the_memory(cls):
+    """The score term of the value's own parameters, at another law of the family."""
+    guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
+    value = guide.rsample()
+    (found,) = torch.autograd.grad(model.log_prob(value).sum(), guide._raw, retain_graph=True)
+    exact = exact_score(model, recall(value, guide.link))
+    (expected,) = torch.autograd.grad(exact.sum(), guide._raw)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+    assert (found != 0).any()
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+FORGETTING = {
+    "clone": lambda value: value.clone(),
+    "detach": lambda value: value.detach(),
+    "index": lambda value: value[...],
+    "arithmetic": lambda value: value * 1,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "disk": saved_and_loaded,
+    "in-place": lambda value: value.mul_(1.0),
+    "view in-place": lambda value: (value.view(-1).mul_(1.0), value)[1],
+    "requires_grad_": lambda value: value.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("how", FORGETTING)
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_forgets_and_is_scored_through_the_inverse(cls, how):
+    law = make(cls, 0.03, (200,), 5, validate_args=False)  # or it would warn
+    value = law.sample()
+    own = value.clone()
+    forgetful = FORGETTING[how](value)
+    assert recall(forgetful, law.link) is None
+    torch.testing.assert_close(law.log_prob(forgetful), law.log_prob(own))
+
+
+def test_a_changed_value_is_scored_as_what_it_is():
+    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = law.sample()
+    value.fill_(0.25)
+    torch.testing.assert_close(law.log_prob(value), law.log_prob(torch.full((4,), 0.25)))
+
+
+def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
+    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = law.sample()
+    value.fill_(0.25)
+    for other in (copy.copy(value), copy.deepcopy(value)):
+        torch.testing.assert_close(law.log_prob(other), law.log_prob(torch.full((4,), 0.25)))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
+    law = make(cls, 0.5, (6,), 4, torch.float64)
+    value = law.rsample()
+    constant = value.detach().clone()
+    value.detach_()
+    found, expected = (
+        torch.autograd.grad(law.log_prob(v).sum(), law._raw)[0] for v in (value, constant)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_made_a_leaf_has_a_gradient_of_its_own(cls):
+    law = make(cls, 0.5, (6,), 4, torch.float64)
+    value = law.rsample()
+    leaf = value.detach().clone().requires_grad_()
+    value.detach_().requires_grad_()
+    found, expected = (torch.autograd.grad(law.log_prob(v).sum(), v)[0] for v in (value, leaf))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+def test_a_parameter_that_has_changed_its_dtype_is_not_what_it_was(draw):
+    module = torch.nn.ParameterDict({"logits": torch.nn.Parameter(torch.tensor(0.5))})
+    law = RelaxedBernoulli(0.5, logits=module["logits"])
+    value = getattr(law, draw)()
+    law.log_prob(value)
+    module.double()
+    assert law.log_prob(value).dtype == torch.float64
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_score_has_the_dtype_of_the_law_with_or_without_memory(cls):
+    logits = torch.zeros(param_shape(cls), dtype=torch.float64)
+    value = law_of(cls, 0.5, logits=logits.float()).sample((3,))
+    law = law_of(cls, 0.5, logits=logits)
+    assert law.log_prob(value).dtype == law.log_prob(value.clone()).dtype == torch.float64
+
+
+def test_a_memory_belongs_to_one_tensor():
+    """Whoever copies the attributes of a tensor does not copy its coordinates."""
+    value = RelaxedBernoulli(0.1, logits=torch.zeros(4)).sample()
+    other = torch.full((4,), 0.25)
+    vars(other).update(vars(value))
+    assert recall(value, interval) is not None
+    assert recall(other, interval) is None
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_the_gradient_in_a_leaf_exists(cls):
+    law = make(cls, 0.5, (6,), 4)
+    value = law.sample().requires_grad_()
+    (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    assert slope.isfinite().all()
+    assert (slope != 0).all()
+
+
+def test_memory_is_keyed_by_the_link():
+    """A vector of relaxed bits is no draw from a simplex, whatever it remembers."""
+    bits = RelaxedBernoulli(0.5, logits=torch.randn(100, 2)).sample()
+    pair = RelaxedCategorical(0.5, logits=torch.randn(2), validate_args=False)
+    torch.testing.assert_close(pair.log_prob(bits), pair.log_prob(bits.clone()))
+    rows = RelaxedCategorical(0.5, logits=torch.randn(100, 2)).sample()
+    law = RelaxedBernoulli(0.5, logits=torch.randn(2))
+    torch.testing.assert_close(law.log_prob(rows), law.log_prob(rows.clone()))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_half_values_remember_float32(cls):
+    law = make(cls, 0.1, (20,), 4, torch.bfloat16)
+    value = law.rsample()
+    assert value.dtype == torch.bfloat16
+    assert recall(value, law.link).dtype == torch.float32
+
+
+@pytest.mark.parametrize("cls", OF_ONE_ROW)
+def test_inference_mode(cls):
+    with torch.inference_mode():
+        law = make(cls, 0.03, (200,), 5)
+        value = law.sample()
+        expected = exact_score(law, recall(value, law.link))
+        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("cls", VALUES)
+def test_values_from_predictive(cls, parallel):
+    """Collected over many runs they have forgotten; one run's trace remembers."""
+    law = make(cls, 0.03, (), 5, validate_args=False)  # or it would warn
+
+    def model():
+        return pyro.sample("s", law)
+
+    value = Predictive(model, num_samples=200, parallel=parallel)()["s"]
+    score = law.log_prob(value)
+    assert score.isfinite().all()
+    torch.testing.assert_close(score, law.log_prob(value.clone()))
+    own = pyro.poutine.trace(model).get_trace().nodes["s"]["value"]
+    assert recall(own, law.link) is not None
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_coordinate_of_a_dead_category_is_no_coordinate_elsewhere(cls):
+    """An infinite memory is scored through the inverse, where its outcome is possible."""
+    zeros = torch.tensor([0.0, 0.4, 0.6] if cls not in ONE_BIT else [0.0, 1.0])
+    value = law_of(cls, 0.5, probs=zeros).sample()
+    law = law_of(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
+    score = law.log_prob(value)
+    assert score.isfinite().all()
+    torch.testing.assert_close(score, law.log_prob(value.clone()))
+
+
+# The log density that a draw has left for the distribution that drew it.
+
+
+def scored(law, value, parameter):
+    """log p of a value, and its gradient in a parameter; None where autograd refuses one."""
+    log_prob = law.log_prob(value)
+    if not (log_prob.requires_grad and parameter.requires_grad):
+        return log_prob.detach(), None
+    try:
+        wanted = torch.autograd.grad(
+            log_prob.sum(), parameter, retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:  # a tensor that the graph needs was changed in place
+        return log_prob.detach(), None
+    return log_prob.detach(), wanted[0]
+
+
+def assert_as_new(cls, law, value, tau, logits, parameter):
+    """A law scores as a new one of the parameters does."""
+    new = law_of(cls, tau, logits=logits)
+    for found, expected in zip(
+        scored(law, value, parameter), scored(new, value, parameter), strict=True
+    ):
+        if expected is None:
+            assert found is None
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def uneven(parameter):
+    """Of its shape, from which a common shift of all logits differs."""
+    signs = torch.tensor([1.0, -1.0]).repeat(parameter.numel())[: parameter.numel()]
+    return (0.1 * signs).to(parameter.dtype).reshape(parameter.shape)
+
+
+def stepped(make_optimiser):
+    def step(parameter):
+        parameter.grad = uneven(parameter)
+        make_optimiser([parameter]).step()
+        parameter.grad = None
+
+    return step
+
+
+@torch.no_grad()
+def through_numpy(parameter):
+    parameter.numpy()[...] += uneven(parameter).numpy()
+
+
+def through_storage(parameter):
+    other = parameter.detach() + uneven(parameter)
+    parameter.untyped_storage().copy_(other.untyped_storage())
+
+
+def swapped(parameter):
+    other = (parameter.detach() + uneven(parameter)).requires_grad_(parameter.requires_grad)
+    torch.utils.swap_tensors(parameter, other)
+
+
+@torch.no_grad()
+def in_place(parameter):
+    parameter.add_(uneven(parameter))
+
+
+@torch.inference_mode()
+def in_place_for_inference(parameter):
+    parameter.add_(uneven(parameter))
+
+
+CHANGES = {
+    "fused Adam": stepped(partial(torch.optim.Adam, lr=0.3, fused=True)),
+    "fused AdamW": stepped(partial(torch.optim.AdamW, lr=0.3, fused=True)),
+    "fused SGD": stepped(partial(torch.optim.SGD, lr=0.3, fused=True)),
+    "fused Adagrad": stepped(partial(torch.optim.Adagrad, lr=0.3, fused=True)),
+    "Adam": stepped(partial(torch.optim.Adam, lr=0.3)),
+    "ClippedAdam": stepped(partial(ClippedAdam, lr=0.3)),
+    "DCTAdam": stepped(partial(DCTAdam, lr=0.3)),
+    "AdagradRMSProp": stepped(partial(AdagradRMSProp, eta=0.3)),
+    "data": lambda parameter: parameter.data.add_(uneven(parameter)),
+    "new data": lambda parameter: setattr(parameter, "data", parameter.data + uneven(parameter)),
+    "numpy": through_numpy,
+    "storage": through_storage,
+    "swap": swapped,
+    "in place": in_place,
+    "inference mode": in_place_for_inference,
+}
+
+# A distribution's parameter from the leaf that is trained.
+MADE_OF_A_LEAF = {
+    "leaf": lambda leaf: leaf,
+    "view of a leaf": lambda leaf: leaf.view_as(leaf),
+    "part of a leaf": lambda leaf: leaf[...],
+    "detached": lambda leaf: leaf.detach(),
+}
+
+
+# torch does not swap a tensor that a graph holds.
+DRAWN_AND_CHANGED = [
+    (draw, change)
+    for draw in ("sample", "rsample")
+    for change in CHANGES
+    if (draw, change) != ("rsample", "swap")
+]
+
+
+@pytest.mark.parametrize("which", ["logits", "temperature"])
+@pytest.mark.parametrize(("draw", "change"), DRAWN_AND_CHANGED)
+@pytest.mark.parametrize("cls", VALUES)
+def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
+    leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
+    leaves = {"logits": leaf, "temperature": torch.tensor([0.7]).double().requires_grad_()}
+    law = law_of(cls, leaves["temperature"], logits=leaf)
+    value = getattr(law, draw)((5,))
+    CHANGES[change](leaves[which])
+    assert_as_new(cls, law, value, leaves["temperature"], leaf, leaves[which])
+
+
+@pytest.mark.parametrize("made", MADE_OF_A_LEAF)
+@pytest.mark.parametrize("change", ["fused Adam", "ClippedAdam", "numpy", "storage"])
+@pytest.mark.parametrize("cls", VALUES)
+def test_no_change_of_a_view_of_a_leaf_goes_unnoticed(cls, change, made):
+    leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
+    tau, logits = torch.tensor(0.7).double(), MADE_OF_A_LEAF[made](leaf)
+    law = law_of(cls, tau, logits=logits)
+    value = law.rsample((5,))
+    CHANGES[change](leaf)
+    assert_as_new(cls, law, value, tau, logits, leaf)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_result_without_a_graph_is_compared_by_value(cls):
+    weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        logits = weights * 1
+    law = law_of(cls, 0.7, logits=logits)
+    value = law.sample((5,))
+    logits.data.add_(uneven(logits))
+    assert_as_new(cls, law, value, 0.7, logits, weights)
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits.add_(uneven(logits)), in_place, swapped])
+@pytest.mark.parametrize("cls", VALUES)
+def test_no_counted_change_of_a_result_goes_unnoticed(cls, change):
+    weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
+    logits = weights * 1
+    law = law_of(cls, 0.7, logits=logits)
+    value = law.sample((5,))
+    with torch.no_grad():
+        law.log_prob(value)
+        change(logits)
+        torch.testing.assert_close(
+            law.log_prob(value), law_of(cls, 0.7, logits=logits).log_prob(value)
+        )
+
+
+@pytest.mark.parametrize("value_needs_grad", [True, False])
+@pytest.mark.parametrize("which", ["logits", "temperature"])
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_grad):
+    leaves = {
+        "logits": torch.rand(param_shape(cls), dtype=torch.float64),
+        "temperature": torch.tensor(0.7, dtype=torch.float64),
+    }
+    other = "logits" if which == "temperature" else "temperature"
+    leaves[other].requires_grad_(value_needs_grad)
+    law = law_of(cls, leaves["temperature"], logits=leaves["logits"])
+    value = law.rsample((5,))
+    leaves[which].requires_grad_()
+    assert_as_new(cls, law, value, leaves["temperature"], leaves["logits"], leaves[which])
+    assert scored(law, value, leaves[which])[1] is not None
+
+
+@pytest.mark.parametrize("made", [*MADE_OF_A_LEAF, "result"])
+@pytest.mark.parametrize("cls", VALUES)
+def test_every_score_is_a_tensor_of_its_own(cls, made):
+    leaf = torch.rand(param_shape(cls)).requires_grad_()
+    logits = {**MADE_OF_A_LEAF, "result": lambda leaf: leaf * 1}[made](leaf)
+    law = law_of(cls, 0.7, logits=logits)
+    value = law.rsample((5,))
+    first, second = law.log_prob(value), law.log_prob(value)
+    if second.requires_grad:
+        first.register_hook(lambda gradient: 100 * gradient)
+        expected = scored(law, value, leaf)[1]
+        found = torch.autograd.grad((0 * first + second).sum(), leaf)[0]
+        torch.testing.assert_close(found, expected)
+    kept = second.detach().clone()
+    first += 100
+    torch.testing.assert_close(second, kept, rtol=0, atol=0)
+    torch.testing.assert_close(law.log_prob(value), kept)
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_value_changed_in_inference_mode_is_scored_as_what_it_is(cls):
+    with torch.inference_mode():
+        law = make(cls, 0.5, (6,), 4)
+        value, other = law.sample(), law.sample()
+        value.copy_(other)
+        torch.testing.assert_close(law.log_prob(value), law.log_prob(other.clone()))
+
+
+@pytest.mark.parametrize("needs_grad", [True, False])
+@pytest.mark.parametrize("shape", [(64, 8), (2**12, 24)], ids=["few", "blocks"])
+@pytest.mark.parametrize("cls", OF_ONE_ROW)
+def test_the_score_that_a_draw_has_left_is_that_of_its_coordinates(cls, shape, needs_grad):
+    logits = torch.randn(shape)
+    law = law_of(cls, 0.5, logits=logits.requires_grad_(needs_grad))
+    value = law.rsample()
+    expected = exact_score(law, recall(value, law.link))
+    torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=2e-3)
+
+
+# What a kept draw holds.
+
+
+def held_bytes(value):
+    """The memory of all tensors that can be reached from what a value remembers, each once."""
+    found, begun, bytes_held = set(), [value._pyro_gumbel_memory], 0
+    while begun:
+        thing = begun.pop()
+        if id(thing) in found or isinstance(thing, type | ModuleType | FunctionType):
+            continue
+        found.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            bytes_held += thing.untyped_storage().nbytes()
+        else:
+            begun.extend(gc.get_referents(thing))
+    return bytes_held
+
+
+@pytest.mark.parametrize("k", [100, 30_000], ids=["few", "blocks"])
+@pytest.mark.parametrize("tau", [1.0, 0.05])
+@pytest.mark.parametrize("cls", OF_ONE_ROW)
+def test_a_kept_draw_holds_no_more_than_its_coordinates_and_score(cls, tau, k):
+    """Of bits the coordinates alone, of categories in reach of a float not even those."""
+    logits = torch.zeros(k)
+    value = law_of(cls, tau, logits=logits).sample((20,))
+    itself = value.numel() * value.element_size()
+    inside = cls is RelaxedCategorical and tau == 1.0
+    expected = 0 if inside else itself
+    if cls not in ONE_BIT:
+        expected += 20 * 4 + 2 * 4 * k + 4  # the score, the parameters, a copy of the logits
+    assert held_bytes(value) == expected
+
+
+def test_a_bit_that_its_value_has_to_rounding_holds_nothing_else():
+    law = RelaxedBernoulli(1.0, logits=torch.full((100,), -20.0))
+    value = law.sample()
+    assert (value < 0.5).all()
+    assert held_bytes(value) == 0
+    torch.testing.assert_close(
+        law.log_prob(value).double(), exact_score(law, torch.logit(value.double())), rtol=1e-5,
+        atol=1e-5,
+    )  # fmt: skip
+
+
+def test_all_draws_of_a_distribution_share_one_copy_of_its_parameters():
+    law = RelaxedCategorical(1.0, logits=torch.zeros(1000))
+    draws = [law.expand([2]).sample(), law.sample(), law.sample()]
+    states = {id(draw._pyro_gumbel_memory.density._state) for draw in draws}
+    assert len(states) == 1

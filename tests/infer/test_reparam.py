@@ -1,0 +1,359 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Soft sites as functions of their noise, in both directions."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.reparam import AutoReparam, GumbelSoftmaxReparam, TransformReparam
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from scipy import stats
+
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    NoiseReparam,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedPlackettLuce,
+    RelaxedSubset,
+    harden,
+    register,
+    relaxed,
+    unregister,
+)
+from pyro_gumbel.infer.reparam import Gumbel, Logistic
+from tests.common import ALPHA, COORDINATES, SOFT, make, z_bound
+
+WITH_NOISE = [cls for cls in SOFT if cls is not RelaxedPlackettLuce]
+
+
+def site(law):
+    return lambda: pyro.sample("z", law)
+
+
+def through_noise(model):
+    return poutine.reparam(model, {"z": NoiseReparam()})
+
+
+def initial_noise(law, value, reparam=NoiseReparam, name="z_noise"):
+    """The noise that a site with an initial value is given."""
+    model = poutine.reparam(site(law), {"z": reparam()})
+    started = InitMessenger(init_to_value(values={"z": value}))(model)
+    trace = poutine.trace(started).get_trace()
+    assert trace.nodes["z"]["value"] is value
+    return trace.nodes[name]["value"]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", WITH_NOISE)
+def test_an_initial_value_comes_back_as_itself(cls, dtype, temperature):
+    """Without its memory, as an initial value comes."""
+    law = make(cls, temperature, batch_shape=(200,), k=4, dtype=dtype)
+    value = law.sample().clone()
+    noise = initial_noise(law, value)
+    back = poutine.condition(through_noise(site(law)), {"z_noise": noise})()
+    if cls in COORDINATES:  # relative to their size, as floats are
+        back, value = back / (1 + value.abs()), value / (1 + value.abs())
+    exact = 1e-6 if dtype == torch.float32 else 1e-14
+    assert (back - value).abs().max() < exact
+
+
+def test_of_the_noise_that_makes_a_value_it_is_the_most_probable():
+    """Any common shift makes the same value; none is as probable."""
+    law = make(RelaxedCategorical, batch_shape=(20,), k=4, dtype=torch.float64)
+    noise = initial_noise(law, law.sample().clone())
+    density = Gumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
+    for shift in (-0.1, 0.1):
+        assert (density(noise + shift) < density(noise)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_built_in_one_returns_another_value(temperature):
+    """Of a value with logits x the built-in takes tau s, where tau log(s) is meant."""
+    logits = torch.tensor([0.5, 0.0, -0.5])
+    value = torch.tensor([0.6, 0.3, 0.1])
+    theirs = dist.RelaxedOneHotCategorical(torch.tensor(temperature), logits=logits)
+    noise = initial_noise(theirs, value, GumbelSoftmaxReparam, "z_uniform")
+    model = poutine.reparam(site(theirs), {"z": GumbelSoftmaxReparam()})
+    back = poutine.condition(model, {"z_uniform": noise})()
+    assert (back - value).abs().max() > 0.1
+    ours = RelaxedCategorical(temperature, logits=logits)
+    model = through_noise(site(ours))
+    back = poutine.condition(model, {"z_noise": initial_noise(ours, value)})()
+    torch.testing.assert_close(back, value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda law: law,
+    lambda law: law.to_event(1),
+    lambda law: law.mask(torch.tensor([[True], [False], [True]])),
+    lambda law: law.mask(torch.tensor([True, False])).to_event(1),
+])  # fmt: skip
+@pytest.mark.parametrize("cls", WITH_NOISE)
+def test_the_site_has_the_law_that_it_had(cls, wrap):
+    """From one seed the same draws, of noise that is in the form of the site."""
+    law = wrap(make(cls, batch_shape=(3, 2), k=4))
+    pyro.set_rng_seed(1)
+    trace = poutine.trace(through_noise(site(law))).get_trace()
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(trace.nodes["z"]["value"], law.rsample())
+    noise = trace.nodes["z_noise"]
+    assert noise["fn"].batch_shape == law.batch_shape
+    assert noise["fn"].event_dim == law.event_dim
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["is_observed"]
+    assert trace.nodes["z"]["log_prob_sum"] == 0
+    base = law
+    while base.event_shape and not hasattr(base, "_mask") and hasattr(base, "base_dist"):
+        base = base.base_dist
+    if hasattr(base, "_mask"):
+        assert torch.equal(noise["fn"].mask(True).log_prob(noise["value"]), noise["log_prob"])
+        assert noise["log_prob"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("cls", WITH_NOISE)
+def test_in_plates(cls):
+    law = make(cls, batch_shape=(), k=4)
+
+    def model():
+        with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 6, subsample_size=2):
+            return pyro.sample("z", law)
+
+    trace = poutine.trace(through_noise(model)).get_trace()
+    noise, z = trace.nodes["z_noise"], trace.nodes["z"]
+    assert noise["fn"].batch_shape == (3, 2)
+    assert z["value"].shape == (3, 2, *law.event_shape)
+    assert noise["scale"] == 3
+    assert [frame.name for frame in noise["cond_indep_stack"]] == ["outer", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("law", "expected"), [(Gumbel, dist.Gumbel(0.0, 1.0)), (Logistic, dist.Logistic(0.0, 1.0))]
+)
+def test_the_noise_has_the_standard_law(law, expected):
+    noise = law(torch.zeros(()), torch.ones(()))
+    draws = noise.sample((20_000,))
+    cdf = expected.cdf if law is Logistic else lambda g: torch.exp(-torch.exp(-g))
+    assert stats.kstest(cdf(draws).numpy(), "uniform").pvalue > ALPHA
+    torch.testing.assert_close(noise.log_prob(draws), expected.log_prob(draws))
+    assert noise.expand((3,)).sample().shape == (3,)
+    assert type(noise.expand((3,))) is law
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", WITH_NOISE)
+def test_noise_of_half_types_is_drawn_in_float32(cls, dtype):
+    law = make(cls, dtype=dtype)
+    trace = poutine.trace(through_noise(site(law))).get_trace()
+    assert trace.nodes["z_noise"]["value"].dtype == torch.float32
+    assert trace.nodes["z"]["value"].dtype == dtype
+
+
+def test_impossible_categories_have_noise_that_nothing_depends_on():
+    law = RelaxedCategorical(0.5, probs=torch.tensor([0.3, 0.0, 0.7], requires_grad=True))
+    value = torch.tensor([0.4, 0.0, 0.6])
+    noise = initial_noise(law, value)
+    assert noise.isfinite().all()
+    back = poutine.condition(through_noise(site(law)), {"z_noise": noise})()
+    torch.testing.assert_close(back, value, atol=1e-6, rtol=0)
+    sure = RelaxedBernoulli(0.5, logits=torch.tensor([torch.inf, -torch.inf]))
+    assert initial_noise(sure, torch.tensor([1.0, 0.0])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("cls", WITH_NOISE)
+def test_gradients_pass_in_both_directions(cls):
+    """To the noise of an initial value, and from a drawn one to the parameters."""
+    law = make(cls, dtype=torch.float64)
+    value = law.sample().clone().requires_grad_()
+    noise = initial_noise(law, value)
+    (gradient,) = torch.autograd.grad(noise.pow(2).sum(), value)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+    drawn = through_noise(site(law))()
+    (gradient,) = torch.autograd.grad(drawn.pow(2).sum(), law._raw)
+    assert gradient.abs().sum() > 0
+
+
+def test_what_has_no_noise_is_refused():
+    for law in (
+        make(RelaxedPlackettLuce),
+        make(BernoulliStraightThrough),
+        dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(3)),
+        dist.Normal(0.0, 1.0),
+    ):
+        with pytest.raises(TypeError, match=rf'site "z".*got {type(law).__name__}; write'):
+            through_noise(site(law))()
+    with pytest.raises(ValueError, match=r'site "z" must be latent'):
+        through_noise(lambda: pyro.sample("z", make(RelaxedBernoulli), obs=torch.ones(2) / 2))()
+
+
+# Pyro's own.
+
+
+def log_slope(law, value):
+    """log |det ds/dv|, as the classes of coordinates have it: of every entry on its own."""
+    if law.event_shape[-1:] == (3,):  # a row of the simplex
+        return value.log().sum(-1)
+    return (value * (1 - value)).log()
+
+
+def built_in_model():
+    """Of the classes that `pyro.distributions` has now."""
+    tau = torch.tensor(0.5)
+    z = pyro.sample("z", dist.RelaxedOneHotCategorical(tau, logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", dist.RelaxedBernoulli(tau, logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+def own_model():
+    z = pyro.sample("z", RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", RelaxedBernoulli(0.5, logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+def plain_model():
+    z = pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([0.5, 0.0, -0.5])))
+    with pyro.plate("plate", 4):
+        b = pyro.sample("b", dist.Bernoulli(logits=torch.tensor(0.3)))
+    pyro.sample("x", dist.Normal(z @ MEANS + b.sum(), 1.0), obs=DATUM)
+
+
+@pytest.fixture(params=["ours", "replaced", "relaxed"])
+def model_of_both(request):
+    """One of three and four bits, in three ways to write them."""
+    if request.param == "ours":
+        yield own_model
+    elif request.param == "relaxed":
+        yield relaxed(plain_model, 0.5, hard=False)
+    else:
+        register(replace=True)
+        yield built_in_model
+        unregister()
+
+
+STRATEGIES = [
+    AutoReparam,
+    lambda: {"z": TransformReparam(), "b": TransformReparam()},
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_reparametrised_by_pyro_the_model_has_the_density_that_it_had(model_of_both, strategy):
+    """At the same noise, but for the slope of the transformation."""
+    moved = poutine.reparam(model_of_both, config=strategy())
+    traces = []
+    for model in (model_of_both, moved):
+        pyro.set_rng_seed(1)
+        traces.append(poutine.trace(model).get_trace())
+        traces[-1].compute_log_prob()
+    before, after = (trace.nodes for trace in traces)
+    for name in ("z", "b"):
+        value, base = before[name]["value"], after[f"{name}_base"]
+        torch.testing.assert_close(after[name]["value"], value)
+        expected = before[name]["log_prob"] + log_slope(before[name]["fn"], value)
+        torch.testing.assert_close(base["log_prob"], expected, rtol=1e-4, atol=1e-4)
+        assert not base["is_observed"]
+        assert after[name]["log_prob_sum"] == 0
+    torch.testing.assert_close(after["x"]["log_prob"], before["x"]["log_prob"])
+
+
+def test_reparametrised_by_pyro_the_model_trains(model_of_both):
+    model = AutoReparam()(model_of_both)
+    guide = AutoDelta(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step() for _ in range(30)]
+    assert set(guide.median()) == {"z_base", "b_base"}
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("value", ["drawn", "given"])
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
+def test_transform_reparam_of_an_initial_value(cls, value):
+    law = make(cls, batch_shape=(200,), k=4, dtype=torch.float64).to_event(1)
+    s = law.sample()
+    if value == "given":
+        s = s.clone()
+    base = initial_noise(law, s, TransformReparam, "z_base")
+    moved = poutine.reparam(site(law), {"z": TransformReparam()})
+    back = poutine.condition(moved, {"z_base": base})()
+    torch.testing.assert_close(back, s)
+
+
+def test_gumbel_softmax_reparam_of_ours_has_the_law_of_ours():
+    """At a temperature without batch; the largest entry is the i-th as often as it should be."""
+    law = RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5]))
+    moved = poutine.reparam(site(law), {"z": GumbelSoftmaxReparam()})
+    uniform = torch.rand(3)
+    gumbel = -(-uniform.log()).log()
+    value = poutine.condition(moved, {"z_uniform": uniform})()
+    torch.testing.assert_close(value, law.link(law.logits + gumbel, law.temperature))
+
+
+# Where it is for.
+
+MEANS, DATUM = torch.tensor([0.0, 1.0, 2.0]), torch.tensor(1.2)
+LAW = RelaxedCategorical(0.1, logits=torch.tensor([0.5, 0.0, -0.5]))
+
+
+def one_of_three():
+    z = pyro.sample("z", LAW)
+    pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATUM)
+
+
+def posterior_mean():
+    """By a million draws of the prior, weighed."""
+    prior = LAW.sample((1_000_000,))
+    weight = dist.Normal(prior @ MEANS, 1.0).log_prob(DATUM).exp()
+    return (weight.unsqueeze(-1) * prior).sum(0) / weight.sum()
+
+
+@pytest.mark.slow
+def test_nuts_at_a_low_temperature():
+    model = poutine.reparam(relaxed(one_of_three, 0.1, hard=False), config={"z": NoiseReparam()})
+    chains = []
+    for _ in range(2):
+        sampler = MCMC(NUTS(model), num_samples=1500, warmup_steps=500, disable_progbar=True)
+        sampler.run()
+        noise = sampler.get_samples()["z_noise"]
+        chains.append(LAW.link(LAW.logits + noise, LAW.temperature))
+    draws = torch.stack(chains)
+    assert split_gelman_rubin(draws, 0, 1).max() < 1.05
+    error = draws.std((0, 1)) / effective_sample_size(draws, 0, 1).sqrt()
+    assert ((draws.mean((0, 1)) - posterior_mean()) / error).abs().max() < z_bound(3)
+
+
+@pytest.mark.parametrize("guide_class", [AutoNormal, AutoDelta])
+def test_autoguides_start_where_they_are_told(guide_class):
+    start = torch.tensor([0.7, 0.2, 0.1])
+    model = through_noise(one_of_three)
+    guide = guide_class(model, init_loc_fn=init_to_value(values={"z": start}))
+    guide()
+    noise = guide.median()["z_noise"]
+    back = LAW.link(LAW.logits + noise, LAW.temperature)
+    torch.testing.assert_close(back, start, atol=1e-5, rtol=0)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(torch.tensor(svi.step()).isfinite() for _ in range(20))
+
+
+@pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedSubset])
+def test_an_initial_value_is_hardened_like_a_drawn_one(cls):
+    law = make(cls, k=4)
+
+    def model():
+        return harden(pyro.sample("z", law))
+
+    start = law.sample().clone()
+    guide = AutoNormal(through_noise(model), init_loc_fn=init_to_value(values={"z": start}))
+    guide()
+    expected = harden(start, law.link)
+    started = InitMessenger(init_to_value(values={"z": start}))(through_noise(model))
+    assert torch.equal(started(), expected)
