@@ -73,7 +73,7 @@ def recommendation(report: GradientReport) -> str:
 
 def described(row: GradientRow) -> str:
     return (
-        f"{row.progress:.0%} +- {row.progress_error:.0%} of a step goes the right way; bias "
+        f"{row.progress:.0%} +- {row.progress_error:.0%} of a step is along the exact gradient; bias "
         f"{row.bias:.3g}, noise {row.standard_deviation:.3g}, {row.milliseconds:.1f} ms"
     )
 
