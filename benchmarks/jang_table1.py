@@ -6,18 +6,20 @@
     python benchmarks/jang_table1.py --data binary.npz --model vae --units categorical
     python benchmarks/jang_table1.py --data binary.npz --model sbn --estimator soft
 
-The models are a sigmoid belief net 392-200-200-392, whose input is the upper half of an image and
-whose output the lower half, and a variational autoencoder 784-200-784; the layers of 200 are bits,
-or 20 variables of 10 categories. The estimator is "soft", which feeds relaxed values to the next
-layer (the paper's Gumbel-softmax), or that of a hard sample (its ST Gumbel-softmax is
-"gumbel_softmax"). Stochastic gradient descent with momentum .9 and one sample; temperature 1 for
-the net, max(.5, exp(-r t)), held for 500 steps, for the autoencoder, as there. Batches of 100, the
-learnt prior and PyTorch's initialisation are ours: the paper does not say. It does not use Adam
-either, which gets further in minutes: --optimiser adam --learning-rate 0.001.
+The models are a sigmoid belief net 392-200-200-392, from the upper half of an image to the lower
+half, and a variational autoencoder 784-200-784. The layers of 200 are binary, or 20 variables of 10
+categories. The estimator "soft" feeds relaxed values to the next layer (the paper's
+Gumbel-softmax); the others are those of straight-through samples (its ST Gumbel-softmax is
+"gumbel_softmax").
 
-Printed is the bound on the negative log likelihood of the test images in nats, from 1000 hard
-samples, of the parameters that were best on the validation images. Training ends after --minutes of
-processor time, or by Ctrl-C, which keeps what is there.
+As in the paper: stochastic gradient descent with momentum .9 and one sample; temperature 1 for the
+net; max(.5, exp(-r t)), held for 500 steps, for the autoencoder. The paper does not state the batch
+size, prior and initialisation; here they are 100, learnt, and PyTorch's. It does not use Adam,
+which gets further in minutes: --optimiser adam --learning-rate 0.001.
+
+The result is the bound on the negative log likelihood of the test images in nats, from 1000
+discrete samples, for the parameters that were best on the validation images. Training ends after
+--minutes of processor time, or at Ctrl-C, which keeps the result.
 """
 
 import argparse
@@ -53,15 +55,15 @@ from pyro_gumbel import (
 
 BATCH = 100
 WIDTH = 200
-EVERY = 2500  # steps between two looks at the validation images
-LAWS: dict[str, Any] = {
+EVERY = 2500  # steps between two evaluations on the validation images
+FAMILIES: dict[str, Any] = {
     "bernoulli": (BernoulliStraightThrough, RelaxedBernoulli),
     "categorical": (CategoricalStraightThrough, RelaxedCategorical),
 }
 
 
 class Layers(PyroModule):
-    """What the two models share: stochastic layers of 200, hard or soft."""
+    """What the two models share: stochastic layers of 200, straight-through or relaxed."""
 
     def __init__(self, units: str, estimator: str, temperature: TemperatureSchedule) -> None:
         super().__init__()
@@ -70,23 +72,24 @@ class Layers(PyroModule):
         self.temperature = temperature
 
     def discrete(self, logits: Tensor) -> Any:
-        """The discrete law of a layer."""
+        """The discrete distribution of a layer."""
         shape = (20, 10) if self.units == "categorical" else (WIDTH,)
-        hard, _ = LAWS[self.units]
+        family, _ = FAMILIES[self.units]
         estimator = "gumbel_softmax" if self.estimator == "soft" else self.estimator
-        law = hard(self.temperature, logits=logits.unflatten(-1, shape), estimator=estimator)
-        return law.to_event(1)
+        logits = logits.unflatten(-1, shape)
+        return family(self.temperature, logits=logits, estimator=estimator).to_event(1)
 
-    def sample(self, name: str, law: Any) -> Tensor:
-        """A layer's value, flat; its site adds nothing to the loss."""
+    def sample(self, name: str, distribution: Any) -> Tensor:
+        """A layer's flattened value; its site adds nothing to the loss."""
         if self.estimator == "soft":
-            _, soft = LAWS[self.units]
-            law = soft(self.temperature, logits=law.base_dist.logits).to_event(1)
-        return pyro.sample(name, law.mask(False)).flatten(-law.event_dim)
+            _, family = FAMILIES[self.units]
+            logits = distribution.base_dist.logits
+            distribution = family(self.temperature, logits=logits).to_event(1)
+        return pyro.sample(name, distribution.mask(False)).flatten(-distribution.event_dim)
 
 
 class VAE(Layers):
-    """The layer's units make the image; the divergence is that of the discrete laws, exactly."""
+    """The image from one layer; the KL is the exact one of the discrete distributions."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -109,7 +112,7 @@ class VAE(Layers):
             pyro.factor("divergence", divergence, has_rsample=True)
 
     def log_weights(self, images: Tensor, samples: int) -> Tensor:
-        """log p(x, z) - log q(z | x) at hard samples of z."""
+        """log p(x, z) - log q(z | x) at discrete samples of z."""
         posterior, prior = self.discrete(self.encoder(images)), self.discrete(self.prior)
         z = posterior.sample((samples,))
         likelihood = dist.Bernoulli(logits=self.decoder(z.flatten(2)))
@@ -143,7 +146,7 @@ class SigmoidBeliefNet(Layers):
         return self.sample("h2", self.discrete(self.second(h)))
 
     def log_weights(self, images: Tensor, samples: int) -> Tensor:
-        """log p(y | h) at hard samples of h given x."""
+        """log p(y | h) at discrete samples of h given x."""
         h = self.discrete(self.first(images[:, :392])).sample((samples,))
         h = self.discrete(self.second(h.flatten(2))).sample()
         likelihood = dist.Bernoulli(logits=self.output(h.flatten(2)))
@@ -220,7 +223,7 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="an .npz file with binary train, valid and test")
     add("--model", choices=MODELS, default="vae")
-    add("--units", choices=LAWS, default="bernoulli")
+    add("--units", choices=FAMILIES, default="bernoulli")
     estimators = ["soft", "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped"]
     add("--estimator", choices=estimators, default="gumbel_softmax")
     add("--optimiser", choices=OPTIMISERS, default="sgd")

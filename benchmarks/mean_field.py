@@ -1,19 +1,19 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How good the mean-field guide becomes that is trained through relaxed samples.
+"""How accurate a mean-field guide is after training with relaxed samples.
 
     python benchmarks/mean_field.py --threads 1             # 20 models, five minutes
-    python benchmarks/mean_field.py --curved                # where slopes mislead
+    python benchmarks/mean_field.py --curved                # where derivatives mislead
     python benchmarks/mean_field.py --out mean_field.json
 
-Each random model has two to four latent sites, bits or one of three to five, whose priors may
-depend on the sites before them, and one observed vector, whose mean has an effect of each site and
-of each pair of them: linear in every site, so that the log likelihood is quadratic. With --curved
-the mean's square is added to it, and the log likelihood is of degree four. The same `AutoRelaxed`
-guide is trained from the same start, the prior, in two ways: by `TraceEnum_ELBO`, which sums over
-all states in every step, and by `Trace_ELBO` over samples of the relaxed model. Both guides are
-then scored exactly, by enumeration.
+Each random model has two to four latent sites, binary or categorical with three to five categories.
+Their priors may depend on earlier sites. The mean of the one observed vector has an effect of each
+site and of each pair of sites. It is linear in every site, so the log likelihood is quadratic.
+--curved adds half of its square to the mean, so the log likelihood has degree four. The same
+`AutoRelaxed` guide is trained from the same start, the prior, in two ways: by `TraceEnum_ELBO`,
+which sums over all states in every step, and by `Trace_ELBO` over samples of the relaxed model. The
+ELBO of both guides is then evaluated exactly, by enumeration.
 """
 
 import argparse
@@ -39,7 +39,7 @@ OBSERVED = 5  # numbers
 
 
 class RandomModel:
-    """A Pyro model of random structure and weights, with data that it has drawn itself."""
+    """A Pyro model of random structure and weights, with data drawn from it."""
 
     def __init__(self, seed: int, *, curved: bool) -> None:
         self.curved = curved

@@ -6,11 +6,12 @@
     python benchmarks/mnist_vae.py --data mnist.npz --shape 8x4 --estimator reinmax --epochs 10
     python benchmarks/mnist_vae.py --data mnist.npz --shape 8x16 --estimator reinmax --epochs 20
 
-The shape CxL is L variables of C categories. Encoder 784-512-256-(L C) and decoder back, ReLU,
-batches of 100, one sample; the loss is the binary cross entropy with the grey values plus the exact
-divergence from the uniform prior. Each estimator has the learning rate, temperature and optimiser
-of the paper's search. Printed is the mean -ELBO in nats an image: over each epoch of training, and
-after the last one over the test images. Ctrl-C ends it early; what is there is written.
+The shape CxL means L variables of C categories. Encoder 784-512-256-(L C) and a mirrored decoder,
+ReLU, batches of 100, one sample. The loss is the binary cross entropy with the grey values plus the
+exact KL divergence from the uniform prior. Each estimator has the learning rate, temperature and
+optimiser of the paper's search. Printed is the mean -ELBO in nats per image: over each epoch of
+training, and after the last one over the test images. Ctrl-C ends the run early and writes the
+results so far.
 """
 
 import argparse
@@ -88,16 +89,18 @@ class VAE(PyroModule):
         with pyro.plate("images", len(images)):
             prior = dist.OneHotCategorical(logits=torch.zeros(self.shape))
             latents = pyro.sample("latents", prior.to_event(1))
-            # Grey values are no outcomes of a Bernoulli law; its log probability is the usual loss.
+            # Grey values are not Bernoulli outcomes, but its log probability is the usual loss.
             pixels = dist.Bernoulli(logits=self.decoder(latents.flatten(-2)), validate_args=False)
             pyro.sample("pixels", pixels.to_event(1), obs=images)
 
     @pyro_method
     def guide(self, images: Tensor) -> None:
         logits = self.encoder(images).unflatten(-1, self.shape)
-        law = CategoricalStraightThrough(self.temperature, logits=logits, estimator=self.estimator)
+        latents = CategoricalStraightThrough(
+            self.temperature, logits=logits, estimator=self.estimator
+        )
         with pyro.plate("images", len(images)):
-            pyro.sample("latents", law.to_event(1))
+            pyro.sample("latents", latents.to_event(1))
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -113,7 +116,7 @@ def train(
     options: argparse.Namespace,
     results: dict[str, Any],
 ) -> None:
-    """Train from one seed; `results` gets what is known, epoch by epoch."""
+    """Train from one seed; `results` is updated after every epoch."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     images, held_out = data

@@ -1,18 +1,18 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""NUTS on one soft site of three categories at a low temperature: as it is, and through its noise.
+"""NUTS on one relaxed site of three categories at a low temperature, and reparametrisations of it.
 
     python benchmarks/nuts.py --threads 1                # ten minutes
     python benchmarks/nuts.py --draws 100                # two minutes
     python benchmarks/nuts.py --out nuts.json
 
-The model: z from a `RelaxedCategorical` at temperature 0.1, an observation from a normal law whose
-mean is linear in z; two chains. The site as it is has the simplex, moved in by stick-breaking; its
-coordinates are those of an `ExpRelaxedCategorical`; its noise is that of `NoiseReparam`. Beside
-the times stand the smallest effective sample size, the largest r_hat, and by how many standard
-errors at most the mean of z differs from the exact one, a million draws of the prior weighed by
-their likelihood.
+The model: z from a `RelaxedCategorical` at temperature 0.1, and an observation from a normal
+distribution whose mean is linear in z; two chains. Unchanged, the site moves on the simplex by
+stick-breaking. In logit space it is an `ExpRelaxedCategorical`. Its noise is that of
+`NoiseReparam`. Printed are the time, the smallest effective sample size, the largest r_hat, and the
+largest error of the mean of z in standard errors. The exact mean comes from a million draws of the
+prior, weighted by their likelihood.
 """
 
 import argparse
@@ -44,34 +44,34 @@ def log_likelihood(z: Tensor) -> Tensor:
     return dist.Normal(z @ EFFECTS.to(z), 1.0).log_prob(OBSERVED.to(z))
 
 
-def model(law: Any, value: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
-    z = value(pyro.sample("z", law))
+def model(distribution: Any, value: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
+    z = value(pyro.sample("z", distribution))
     pyro.factor("x", log_likelihood(z))
     return z
 
 
-def as_it_is(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
-    return lambda: model(law), "z", lambda z: z
+def unchanged(relaxed: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
+    return lambda: model(relaxed), "z", lambda z: z
 
 
-def in_coordinates(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
-    logs = ExpRelaxedCategorical(law.temperature, logits=law.logits)
+def in_logit_space(relaxed: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
+    logs = ExpRelaxedCategorical(relaxed.temperature, logits=relaxed.logits)
     return lambda: model(logs, torch.exp), "z", torch.exp
 
 
-def through_noise(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
-    moved = poutine.reparam(lambda: model(law), config={"z": NoiseReparam()})
-    return moved, "z_noise", lambda noise: law.link(law.logits + noise, law.temperature)
+def through_noise(relaxed: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
+    moved = poutine.reparam(lambda: model(relaxed), config={"z": NoiseReparam()})
+    return moved, "z_noise", lambda noise: relaxed.link(relaxed.logits + noise, relaxed.temperature)
 
 
-def with_pyros_class(law: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
-    theirs = dist.RelaxedOneHotCategorical(law.temperature, logits=law.logits)
+def pyros_class(relaxed: RelaxedCategorical) -> tuple[Any, str, Callable[[Tensor], Tensor]]:
+    theirs = dist.RelaxedOneHotCategorical(relaxed.temperature, logits=relaxed.logits)
     return lambda: model(theirs), "z", lambda z: z
 
 
 def measure(way: Any, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, float]:
-    law = prior(options, dtype)
-    posterior, site, value = way(law)
+    relaxed = prior(options, dtype)
+    posterior, site, value = way(relaxed)
     start = time.perf_counter()
     chains = []
     for seed in range(options.repeats):
@@ -104,7 +104,7 @@ def main() -> None:
     add("--temperature", type=float, default=0.1, help="default: 0.1")
     options = read_options(parser)
     results = {}
-    for way in (through_noise, in_coordinates, as_it_is, with_pyros_class):
+    for way in (through_noise, in_logit_space, unchanged, pyros_class):
         for dtype in (torch.float32, torch.float64):
             name = f"{way.__name__.replace('_', ' ')}, {str(dtype).removeprefix('torch.')}"
             row = results[name] = measure(way, dtype, options)

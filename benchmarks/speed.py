@@ -1,30 +1,30 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Time and memory of soft and hard categories, against Pyro, torch and JAX.
+"""Time and memory of relaxed and straight-through categories, against Pyro, torch and JAX.
 
     python benchmarks/speed.py --threads 1                     # four shapes, and SVI
     python benchmarks/speed.py --shapes 64x10 4096x64 --plot speed.png --out speed.json
     python benchmarks/speed.py --shapes --skip svi --growth    # growth alone, of ours
     python benchmarks/speed.py --device cuda
 
-The soft work of one call: construct the law from logits x, draw y, take log p(y), and
-differentiate sum(log p(y)) + sum(y * y) in x. The hard work: construct, draw, and differentiate
-sum(y * w), w fixed. All is float32, at temperature 0.5. Logits are the result of an operation, as
-those of a network are. "Of a leaf" are logits that an optimiser moves: ours compares them with a
-copy before it uses what the draw has computed of log p(y).
+The relaxed work ("soft") of one call: construct the distribution from logits x, draw y, evaluate
+log p(y), and differentiate sum(log p(y)) + sum(y * y) in x. The straight-through work ("hard"):
+construct, draw, and differentiate sum(y * w), w fixed. All is float32, at temperature 0.5. Logits
+are the result of an operation, like the output of a network. "Of a leaf" are logits that an
+optimiser changes in place: ours compares them with a copy before it uses the cached log p(y).
 
-Every contestant pays for its loss, so the time of that alone stands beside: sum(y * y), or
-sum(y * w), and its gradient, y a leaf. The contestants take turns in one process, a call each, and
-ratios are of medians: of a law that checks its arguments to ours that checks them, of any other to
-ours that does not. JAX takes part where it is installed and has the device, and with --compiled
-ours within `pyro_gumbel.compiled` too.
+Every contestant's time includes its loss, so the time of the loss alone is listed: sum(y * y), or
+sum(y * w), and its gradient, y a leaf. The contestants take turns in one process, one call each,
+and ratios are of medians. Those that check arguments are compared with ours that checks them, all
+others with ours that does not. JAX takes part if it is installed and has the device; with
+--compiled so does ours within `pyro_gumbel.compiled`.
 
-The floor of the soft work is the time of what torch's operations have to do for it in any case:
+The floor of the relaxed work is the time of what torch's operations must do for it in any case:
 random bits, logarithms and an exponential, writing y and the gradient, the loss itself.
 
-Memory is what the soft work adds to the peak of a process of its own. On a GPU, or with
---bandwidth, the time to move five arrays of x's size is given as a fraction of the time taken.
+Memory is what the relaxed work adds to the peak of its own process. On a GPU, or with --bandwidth,
+the time to move five arrays of x's size is given as a fraction of the time taken.
 """
 
 import argparse
@@ -70,27 +70,27 @@ REJECTS = "rejects its own sample"
 BATCH, PIXELS, LATENT = 128, 784, (20, 10)
 
 Shape = tuple[int, int]
-Law = Callable[[Tensor, Tensor], Any]  # of temperature and logits
+Maker = Callable[[Tensor, Tensor], Any]  # a distribution from temperature and logits
 Work = Callable[[], object]
-Times = dict[str, float | str]  # seconds, or why there are none
+Times = dict[str, float | str]  # seconds, or the reason why there are none
 
 
-def unchecked(family: Any, **given: Any) -> Law:
+def unchecked(family: Any, **given: Any) -> Maker:
     return lambda tau, x: family(tau, logits=x, validate_args=False, **given)
 
 
-def checked(family: Any) -> Law:
+def checked(family: Any) -> Maker:
     return lambda tau, x: family(tau, logits=x, validate_args=True)
 
 
-SOFT: dict[str, Law] = {
+SOFT: dict[str, Maker] = {
     "RelaxedCategorical": unchecked(RelaxedCategorical),
     "RelaxedCategorical, checked": checked(RelaxedCategorical),
     "Pyro's RelaxedOneHotCategorical": unchecked(dist.RelaxedOneHotCategorical),
     "Pyro's RelaxedOneHotCategorical, checked": checked(dist.RelaxedOneHotCategorical),
     "torch's RelaxedOneHotCategorical": unchecked(torch.distributions.RelaxedOneHotCategorical),
 }
-HARD: dict[str, Law] = {
+HARD: dict[str, Maker] = {
     "CategoricalStraightThrough": unchecked(CategoricalStraightThrough),
     "CategoricalStraightThrough, checked": checked(CategoricalStraightThrough),
 }
@@ -111,14 +111,14 @@ def logits(shape: Shape, device: str) -> Tensor:
     return 1 * leaf(shape, device)
 
 
-def soft_work(law: Law, x: Tensor, device: str) -> None:
-    made = law(temperature(device), x)
-    y = made.rsample()
-    torch.autograd.grad(made.log_prob(y).sum() + (y * y).sum(), x)
+def soft_work(make: Maker, x: Tensor, device: str) -> None:
+    distribution = make(temperature(device), x)
+    y = distribution.rsample()
+    torch.autograd.grad(distribution.log_prob(y).sum() + (y * y).sum(), x)
 
 
-def hard_work(law: Law, x: Tensor, w: Tensor, device: str) -> None:
-    y = law(temperature(device), x).rsample()
+def hard_work(make: Maker, x: Tensor, w: Tensor, device: str) -> None:
+    y = make(temperature(device), x).rsample()
     torch.autograd.grad((y * w).sum(), x)
 
 
@@ -130,9 +130,9 @@ def loss_itself(y: Tensor, w: Tensor) -> None:
     torch.autograd.grad((y * w).sum(), y)
 
 
-def density_work(law: Law, x: Tensor, y: Tensor, device: str) -> None:
-    """The density of a value that is not from this law."""
-    torch.autograd.grad(law(temperature(device), x).log_prob(y).sum(), x)
+def density_work(make: Maker, x: Tensor, y: Tensor, device: str) -> None:
+    """The density of a value from elsewhere."""
+    torch.autograd.grad(make(temperature(device), x).log_prob(y).sum(), x)
 
 
 def within_compiled(work: Work) -> None:
@@ -141,7 +141,7 @@ def within_compiled(work: Work) -> None:
 
 
 def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
-    """The soft work by the same formulas, compiled by JAX, if it is there and has the device."""
+    """The relaxed work by the same formulas in JAX, if it is installed and has the device."""
     os.environ.setdefault("NPROC", str(options.threads))  # the threads of its CPU client
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs a GPU too
     try:
@@ -176,11 +176,11 @@ def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
 def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
     x = logits(shape, options.device)
     works: dict[str, Work] = {}
-    for name, law in SOFT.items():
-        works[name] = partial(soft_work, law, x, options.device)
+    for name, make in SOFT.items():
+        works[name] = partial(soft_work, make, x, options.device)
         if name == "RelaxedCategorical":
             of_leaf = leaf(shape, options.device)
-            works[f"{name}, of a leaf"] = partial(soft_work, law, of_leaf, options.device)
+            works[f"{name}, of a leaf"] = partial(soft_work, make, of_leaf, options.device)
     if options.compiled:
         works["RelaxedCategorical, compiled"] = partial(
             within_compiled, works["RelaxedCategorical"]
@@ -194,7 +194,7 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
 
 
 def floor(shape: Shape, options: argparse.Namespace) -> Times:
-    """The times of what no implementation of the soft work by torch can do without, on a CPU."""
+    """The times of what any implementation of the relaxed work in torch must do, on a CPU."""
     entries = math.prod(shape)
     block = torch.rand(min(entries, 2**18)) + 0.5
     times = -(-entries // len(block))
@@ -216,7 +216,7 @@ def floor(shape: Shape, options: argparse.Namespace) -> Times:
     works: dict[str, Work] = {
         "32 random bits an entry": bits,
         "two logarithms and an exponential": functions,
-        "two arrays written for the first time": pages,
+        "first write to two arrays": pages,
         "the loss itself": partial(loss_itself, y, y),
     }
     found = in_turns(works, options)
@@ -229,7 +229,7 @@ def floor(shape: Shape, options: argparse.Namespace) -> Times:
 def hard_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Work]:
     x, w = logits(shape, options.device), torch.randn(shape, device=options.device)
     works: dict[str, Work] = {
-        name: partial(hard_work, law, x, w, options.device) for name, law in HARD.items()
+        name: partial(hard_work, make, x, w, options.device) for name, make in HARD.items()
     }
     works["torch's gumbel_softmax, hard"] = partial(torch_hard_work, x, w)
     works["the loss itself"] = partial(loss_itself, leaf(shape, options.device), w)
@@ -300,7 +300,7 @@ def in_turns(contestants: Mapping[str, Work], options: argparse.Namespace) -> Ti
 
 
 def ratios(times: Times) -> dict[str, float]:
-    """Of the time of each to that of ours, which checks its arguments if the other does."""
+    """The time of each over that of ours, which checks its arguments if the other does."""
     ours = next(iter(times))
     return {
         name: taken / float(times[f"{ours}, checked" if name.endswith(", checked") else ours])
@@ -329,7 +329,7 @@ def written(cell: str | float) -> str:
 def measured(
     kind: str, shape: Shape, contestants: dict[str, Work], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The times of one work on one shape, and what follows from them."""
+    """The times of one work on one shape, and ratios of them."""
     times = in_turns(contestants, options)
     entries = math.prod(shape)
     found: dict[str, Any] = {"seconds": times, "ratios": ratios(times)}
@@ -350,9 +350,9 @@ def measured(
 
 
 def high_water() -> int:
-    """The most bytes that this process has held at a time.
+    """The peak memory of this process, in bytes.
 
-    On Linux not by `getrusage`, whose maximum starts at that of the process it was forked from.
+    Not by `getrusage` on Linux: there its maximum starts at that of the parent process.
     """
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
@@ -360,8 +360,8 @@ def high_water() -> int:
 
 
 def peak(name: str, shape: Shape, device: str) -> float:
-    """How many MiB a first soft work adds to the most that this process has held."""
-    soft_work(SOFT[name], logits((2, 2), device), device)  # for what is loaded only now
+    """How many MiB a first relaxed work adds to the peak memory of this process."""
+    soft_work(SOFT[name], logits((2, 2), device), device)  # loads what is loaded on first use
     x = logits(shape, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -403,7 +403,7 @@ def svi(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def gains(options: argparse.Namespace) -> dict[str, Times]:
-    """What compiling makes of laws, one in eight of the categories chosen by subsets."""
+    """The speedups of compiling; subsets choose one in eight of the categories."""
     found: dict[str, Times] = {}
     for k in (10, 128):
         shape = int(min(1e6, options.largest)) // k, k
@@ -438,8 +438,8 @@ def gains(options: argparse.Namespace) -> dict[str, Times]:
     return found
 
 
-def cases(options: argparse.Namespace) -> dict[str, dict[str, tuple[Shape, Law]]]:
-    """What is to grow: by title, shapes and laws by name."""
+def cases(options: argparse.Namespace) -> dict[str, dict[str, tuple[Shape, Maker]]]:
+    """The cases of --growth: by title, then by name, a shape and a distribution."""
     total = int(min(1e6, options.largest))
     relaxed = unchecked(RelaxedCategorical)
     sizes = sorted({int(min(entries, options.largest)) for entries in (1e6, 1e7, 1e8)})
@@ -447,10 +447,10 @@ def cases(options: argparse.Namespace) -> dict[str, dict[str, tuple[Shape, Law]]
     def rows_of(k: int, entries: int = total) -> Shape:
         return max(1, entries // k), k
 
-    def subset(size: int) -> Law:
+    def subset(size: int) -> Maker:
         return unchecked(RelaxedSubset, size=size)
 
-    def rao(samples: int) -> Law:
+    def rao(samples: int) -> Maker:
         return unchecked(CategoricalStraightThrough, estimator=gumbel_rao(samples=samples))
 
     return {
@@ -485,17 +485,17 @@ def fits(entries: int, device: str) -> bool:
 
 
 def growth(
-    title: str, of: dict[str, tuple[Shape, Law]], options: argparse.Namespace
+    title: str, of: dict[str, tuple[Shape, Maker]], options: argparse.Namespace
 ) -> dict[str, float]:
     """The seconds by name."""
     device = options.device
 
-    def work(shape: Shape, law: Law) -> Work:
+    def work(shape: Shape, make: Maker) -> Work:
         if "hard" in title:
             return partial(
-                hard_work, law, logits(shape, device), torch.randn(shape, device=device), device
+                hard_work, make, logits(shape, device), torch.randn(shape, device=device), device
             )
-        return partial(soft_work, law, logits(shape, device), device)
+        return partial(soft_work, make, logits(shape, device), device)
 
     found = in_turns({name: work(*case) for name, case in of.items()}, options)
     times = {name: float(taken) for name, taken in found.items()}

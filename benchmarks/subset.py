@@ -1,17 +1,16 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Soft m-hot vectors: the threshold of a `RelaxedSubset` against successive softmaxes.
+"""Relaxed subsets: `RelaxedSubset` against successive softmaxes.
 
     python benchmarks/subset.py                  # k = 20,000, size = 50, and growth with size
     python benchmarks/subset.py --out subset.json
 
-The work of one round: draw a row of k entries from logits, and differentiate a weighted sum
-of them in the logits. The usual recipe (Xie and Ermon, "Reparameterizable subset sampling via
-continuous relaxations" (2019), https://arxiv.org/abs/1901.10517) takes m softmaxes in a row, each
-with the winners so far damped: a_1 = x + g, p_j = softmax(a_j / tau), a_{j+1} = a_j + log(1 - p_j),
-and the sum of the p_j. It has no density. The contestants take turns in one process; ratios are of
-medians.
+The work of one round: draw a vector of k entries from logits, and differentiate a weighted sum of
+it in the logits. The usual recipe (Xie and Ermon, "Reparameterizable subset sampling via continuous
+relaxations" (2019), https://arxiv.org/abs/1901.10517) takes m successive softmaxes, each with the
+winners so far damped: a_1 = x + g, p_j = softmax(a_j / tau), a_{j+1} = a_j + log(1 - p_j), and the
+sum of the p_j. It has no density. The contestants take turns in one process. Ratios are of medians.
 """
 
 from collections.abc import Callable
@@ -27,13 +26,13 @@ TEMPERATURE = 0.5
 
 
 def successive_softmaxes(logits: Tensor, size: int) -> Tensor:
-    """The recipe, with the logarithm clamped as it has to be in float32."""
+    """The usual recipe, with the logarithms clamped as float32 requires."""
     noise = -torch.rand_like(logits).clamp(min=1e-20).log().neg().clamp(min=1e-20).log()
-    scores, total = logits + noise, torch.zeros_like(logits)
+    perturbed, total = logits + noise, torch.zeros_like(logits)
     for _ in range(size):
-        share = (scores / TEMPERATURE).softmax(-1)
+        share = (perturbed / TEMPERATURE).softmax(-1)
         total = total + share
-        scores = scores + (1 - share).clamp(min=1e-20).log()
+        perturbed = perturbed + (1 - share).clamp(min=1e-20).log()
     return total
 
 
@@ -41,34 +40,34 @@ def relaxed(logits: Tensor, size: int) -> Tensor:
     return RelaxedSubset(TEMPERATURE, size, logits=logits).rsample()
 
 
-def relaxed_and_scored(logits: Tensor, size: int) -> Tensor:
-    law = RelaxedSubset(TEMPERATURE, size, logits=logits)
-    value = law.rsample()
-    return value + 1e-3 * law.log_prob(value).unsqueeze(-1)
+def relaxed_and_log_prob(logits: Tensor, size: int) -> Tensor:
+    distribution = RelaxedSubset(TEMPERATURE, size, logits=logits)
+    value = distribution.rsample()
+    return value + 1e-3 * distribution.log_prob(value).unsqueeze(-1)
 
 
-def hard(logits: Tensor, size: int) -> Tensor:
+def straight_through(logits: Tensor, size: int) -> Tensor:
     return SubsetStraightThrough(TEMPERATURE, size, logits=logits).rsample()
 
 
-def hard_and_scored(logits: Tensor, size: int) -> Tensor:
-    law = SubsetStraightThrough(TEMPERATURE, size, logits=logits)
-    value = law.rsample()
-    return value + 1e-3 * law.log_prob(value).unsqueeze(-1)
+def straight_through_and_log_prob(logits: Tensor, size: int) -> Tensor:
+    distribution = SubsetStraightThrough(TEMPERATURE, size, logits=logits)
+    value = distribution.rsample()
+    return value + 1e-3 * distribution.log_prob(value).unsqueeze(-1)
 
 
-def discrete_and_scored(logits: Tensor, size: int) -> Tensor:
-    law = Subset(size, logits=logits)
-    return law.log_prob(law.sample()).unsqueeze(-1)
+def discrete_and_log_prob(logits: Tensor, size: int) -> Tensor:
+    distribution = Subset(size, logits=logits)
+    return distribution.log_prob(distribution.sample()).unsqueeze(-1)
 
 
 CONTESTANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "successive softmaxes": successive_softmaxes,
     "RelaxedSubset, sample": relaxed,
-    "RelaxedSubset, sample and log_prob": relaxed_and_scored,
-    "SubsetStraightThrough, sample": hard,
-    "SubsetStraightThrough, sample and log_prob": hard_and_scored,
-    "Subset, sample and log_prob": discrete_and_scored,
+    "RelaxedSubset, sample and log_prob": relaxed_and_log_prob,
+    "SubsetStraightThrough, sample": straight_through,
+    "SubsetStraightThrough, sample and log_prob": straight_through_and_log_prob,
+    "Subset, sample and log_prob": discrete_and_log_prob,
 }
 
 

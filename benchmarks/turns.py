@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the benchmarks share: contestants that take turns in one process, and what is recorded."""
+"""Shared by the benchmarks: contestants that take turns in one process, and records of results."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def medians(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of each, over turns of five, after a round to warm up."""
+    """The median seconds of each, over turns of five calls, after a round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats + 1):
         for name, work in contestants.items():

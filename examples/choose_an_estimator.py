@@ -1,19 +1,19 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which estimator and which temperature are right for this model: the VAE of digits_vae.py.
+"""Which estimator and which temperature suit a model: the VAE of digits_vae.py.
 
     python examples/choose_an_estimator.py                 # two minutes
     python examples/choose_an_estimator.py --steps 0       # before any training
 
-A few steps of training first: at the start, where the decoder ignores its input, all estimators are
-good. Then `gradient_report` measures the gradient of the encoder on one batch of images, for each
-estimator and temperature, against the exact gradient. With 8 variables of 8 categories an image has
-16.7 million states, so the exact gradient is an estimate, by the score function, and the report
-says how good it is. What is recommended is the row with the most progress: the part of the length
-of a step that goes the right way.
+The VAE is trained for some steps first: at the start the decoder ignores its input, and all
+estimators are good. Then `gradient_report` compares the gradient of the encoder on one batch of
+images with the exact gradient, for each estimator and temperature. With 8 variables of 8 categories
+an image has 16.7 million states, so the exact gradient is itself an estimate, by the score
+function. The report states its error. The script recommends the row with the most progress: the
+fraction of a step that is along the exact gradient.
 
-Ctrl-C ends the training early and keeps what is there; in the report it ends the program.
+Ctrl-C ends the training early and keeps the result; during the report it ends the program.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from options import option_parser, positive_number, training_steps, whole_number
 from pyro_gumbel import GradientReport, GradientRow, gradient_report
 
 SHAPE = (8, 8)  # variables, categories
-USUAL = "gumbel_softmax"  # what a hard law has if nothing is said
+USUAL = "gumbel_softmax"  # the default of straight-through classes
 TEMPERATURE = 0.5  # of training
 
 
 def train(vae: VAE, images: torch.Tensor, steps: int) -> None:
-    """With the usual estimator, which the report then questions."""
+    """Train with the default estimator."""
     svi = SVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), TraceMeanField_ELBO())
     for _, bar in training_steps(steps):
         batch = images[torch.randint(len(images), (BATCH,))]
@@ -48,10 +48,10 @@ def train(vae: VAE, images: torch.Tensor, steps: int) -> None:
 
 
 def recommendation(report: GradientReport) -> str:
-    """The best row, beside the best that the usual estimator can do, and why it is better."""
+    """The best row, the best one of the default estimator, and why the first is better."""
     try:
         best = report.best()
-    except ValueError:  # the exact gradient is lost in its noise
+    except ValueError:  # the exact gradient is smaller than its error
         return "no recommendation: write a larger --samples"
     usual_rows = [row for row in report.rows if row.estimator == USUAL]
     usual = dataclasses.replace(report, rows=usual_rows).best()
@@ -73,13 +73,13 @@ def recommendation(report: GradientReport) -> str:
 
 def described(row: GradientRow) -> str:
     return (
-        f"{row.progress:.0%} +- {row.progress_error:.0%} of a step goes the right way; bias "
-        f"{row.bias:.3g}, noise {row.standard_deviation:.3g}, {row.milliseconds:.1f} ms"
+        f"{row.progress:.0%} +- {row.progress_error:.0%} of a step is along the exact gradient; "
+        f"bias {row.bias:.3g}, noise {row.standard_deviation:.3g}, {row.milliseconds:.1f} ms"
     )
 
 
 def reason(best: GradientRow, usual: GradientRow) -> str:
-    """Where the better one is better."""
+    """Why the best row is better."""
     gain = best.progress - usual.progress
     if gain < 2 * math.hypot(best.progress_error, usual.progress_error):
         return "it came out first, but these samples cannot tell the two apart"

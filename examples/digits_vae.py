@@ -4,19 +4,19 @@
 """A variational autoencoder with discrete latent variables, on 1,797 real digits of 8x8 pixels.
 
 An image is described by 8 variables of 8 categories, 24 bits in all. The guide (the encoder) draws
-hard one-hot samples with `CategoricalStraightThrough`, so what is trained is the discrete model
-itself, and the KL divergence from its uniform prior is exact. The temperature of the surrogate
-gradient falls as in Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
+one-hot samples with `CategoricalStraightThrough`, so the discrete model itself is trained, and the
+KL divergence from its uniform prior is exact. The temperature of the surrogate gradient decreases
+as in Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
 
     python examples/digits_vae.py                        # about half a minute
     python examples/digits_vae.py --latents bernoulli    # 32 bits
     python examples/digits_vae.py --soft                 # trained on relaxed samples
     python examples/digits_vae.py --data mnist.npz       # other images
 
-However it was trained, the model is judged as the discrete one, on images that it has not seen.
-The divergence of relaxed laws is several times that of the discrete ones: on images this small it
-outweighs what a category tells, and --soft leaves the categories unused. Ctrl-C ends the training
-early and keeps what is there.
+The evaluation is always that of the discrete model, on held-out images. The KL divergence of
+relaxed distributions is several times that of the discrete ones. On images this small it costs more
+than the information in a category, so --soft leaves the categories unused. Ctrl-C ends the training
+early and keeps the result.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
 )
 
-# The prior, the hard guide, and the relaxation of both.
+# The prior, the straight-through guide, and the relaxation of both.
 LATENTS: dict[str, tuple[Any, Any, Any]] = {
     "categorical": (dist.OneHotCategorical, CategoricalStraightThrough, RelaxedCategorical),
     "bernoulli": (dist.Bernoulli, BernoulliStraightThrough, RelaxedBernoulli),
@@ -77,8 +77,8 @@ class VAE(PyroModule):
     def model(self, images: Tensor, temperature: float, soft: bool = False) -> None:
         with pyro.plate("images", len(images)):
             latents = pyro.sample("latents", self.prior(temperature, soft))
-            # Grey values are no Bernoulli outcomes, so its validation refuses them. The log
-            # probability is the usual one for them, the binary cross entropy.
+            # Grey values are not Bernoulli outcomes, so validation would refuse them. The log
+            # probability is the usual loss for them, the binary cross entropy.
             pixels = dist.Bernoulli(logits=self.decode(latents), validate_args=False)
             pyro.sample("pixels", pixels.to_event(1), obs=images)
 
@@ -90,14 +90,15 @@ class VAE(PyroModule):
     def prior(self, temperature: float = 1.0, soft: bool = False) -> Any:
         """The uniform prior, discrete or relaxed."""
         logits = torch.zeros(self.shape)
-        law = self.relaxed(temperature, logits=logits) if soft else self.discrete(logits=logits)
-        return law.to_event(1)
+        if soft:
+            return self.relaxed(temperature, logits=logits).to_event(1)
+        return self.discrete(logits=logits).to_event(1)
 
     def posterior(self, images: Tensor, temperature: float = 1.0, soft: bool = False) -> Any:
-        """What the encoder makes of images, hard or relaxed."""
+        """The distribution of the latents given images, straight-through or relaxed."""
         logits = self.encoder(images).unflatten(-1, self.shape)
-        law = self.relaxed if soft else self.hard
-        return law(temperature, logits=logits).to_event(1)
+        family = self.relaxed if soft else self.hard
+        return family(temperature, logits=logits).to_event(1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The logits of the pixels."""
@@ -110,7 +111,7 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 @dataclass
 class Curve:
-    """The ELBO in nats an image: of every training batch, and now and then of held-out images."""
+    """The ELBO in nats an image: of every training batch, and at times of held-out images."""
 
     train: list[float] = field(default_factory=list)
     test: dict[int, float] = field(default_factory=dict)
@@ -124,7 +125,7 @@ def temperature_at(step: int, steps: int, floor: float) -> float:
 
 def train(vae: VAE, images: Tensor, held_out: Tensor, options: argparse.Namespace) -> Curve:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
-    # The divergence of hard laws is exact; that of relaxed ones is estimated from the sample.
+    # The KL is exact for the discrete model, and estimated from the sample for the relaxed one.
     elbo = Trace_ELBO() if options.soft else TraceMeanField_ELBO()
     svi = SVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), elbo)
     curve = Curve()
@@ -141,9 +142,9 @@ def train(vae: VAE, images: Tensor, held_out: Tensor, options: argparse.Namespac
 
 @torch.no_grad()
 def discrete_elbo(vae: VAE, images: Tensor, samples: int = 1) -> float:
-    """The ELBO of the discrete model in nats an image, from hard samples and the exact KL."""
+    """The ELBO of the discrete model in nats an image, from discrete samples and the exact KL."""
     elbo = TraceMeanField_ELBO(num_particles=samples)
-    any_temperature = 1.0  # the law of hard samples is the same at all of them
+    any_temperature = 1.0  # the distribution of discrete samples does not depend on it
     return -elbo.loss(vae.model, vae.guide, images, any_temperature) / len(images)
 
 

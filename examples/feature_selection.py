@@ -3,20 +3,20 @@
 
 """Choose m of 30 features for a logistic regression, by variational inference.
 
-The model of scikit-learn's breast cancer data, 569 tumours of which 212 are malignant, has an m-hot
-latent vector: which features the regression sees. A priori all subsets of m are equally probable.
-The guide draws them with `SubsetStraightThrough`: hard, so that what is trained is the discrete
-model itself, while gradients reach its logits through the sample.
+The data are scikit-learn's breast cancer data: 569 tumours, of which 212 are malignant. The model
+has an m-hot latent vector: the features that the regression sees. A priori all subsets of m are
+equally probable. The guide draws them with `SubsetStraightThrough`: samples are discrete, so the
+discrete model itself is trained, and gradients reach the logits through the sample.
 
     python examples/feature_selection.py              # 5 of 30, a quarter of a minute
     python examples/feature_selection.py --size 3
     python examples/feature_selection.py --soft       # RelaxedSubset in the model and in the guide
 
-The m features that the guide includes most often are judged by an ordinary logistic regression on
-them, on tumours that were held out, beside one on all features, on m at random, and on the m of
-the highest univariate F-scores. The F-score sees one feature at a time, so that it takes several
-that say the same; the guide is trained on whole subsets. Ctrl-C ends the training early and keeps
-what is there.
+The m features with the highest inclusion probabilities are evaluated by an ordinary logistic
+regression on held-out tumours. It is compared with regressions on all features, on m random ones,
+and on the m of the highest univariate F-scores. The F-score sees one feature at a time, so it takes
+several redundant ones; the guide is trained on whole subsets. Ctrl-C ends the training early and
+keeps the result.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Selection(PyroModule):
     """A logistic regression on the features that an m-hot vector chooses, and its guide.
 
     :param size: m, how many features are chosen.
-    :param temperature: of the surrogate gradient, or of the relaxed laws.
+    :param temperature: of the surrogate gradient, or of the relaxed distributions.
     :param soft: whether the choice is relaxed.
     """
 
@@ -74,10 +74,10 @@ class Selection(PyroModule):
         self.logits = nn.Parameter(torch.zeros(FEATURES))
         self.coefficients = AutoNormal(poutine.block(self.model, hide=["chosen"]))
 
-    def law(self, logits: Tensor) -> Any:
-        """A law of the choice: the prior at equal logits, the guide at its own."""
-        law = RelaxedSubset if self.soft else SubsetStraightThrough
-        return law(self.temperature, self.size, logits=logits)
+    def distribution(self, logits: Tensor) -> Any:
+        """A distribution of the choice: the prior at equal logits, the guide at its own."""
+        family = RelaxedSubset if self.soft else SubsetStraightThrough
+        return family(self.temperature, self.size, logits=logits)
 
     @pyro_method
     def model(self, features: Tensor, malignant: Tensor) -> None:
@@ -90,12 +90,12 @@ class Selection(PyroModule):
 
     @pyro_method
     def guide(self, features: Tensor, malignant: Tensor) -> None:
-        pyro.sample("chosen", self.law(self.logits))
+        pyro.sample("chosen", self.distribution(self.logits))
         self.coefficients(features, malignant)
 
     @torch.no_grad()
     def inclusion(self) -> np.ndarray:
-        """P(each feature is chosen) under the guide, or is among the m largest of a soft choice."""
+        """P(each feature is chosen) under the guide; if relaxed, P(it is among the m largest)."""
         return Subset(self.size, logits=self.logits).mean.numpy()
 
 
@@ -132,7 +132,7 @@ def judge(chosen: np.ndarray, tumours: Tumours, held_out: Tumours) -> tuple[floa
 
 
 def report(choices: dict[str, list[np.ndarray]], tumours: Tumours, held_out: Tumours) -> None:
-    """How well the regressions do on the features of each choice, in the mean over its subsets."""
+    """How well regressions do on the features of each choice, averaged over its subsets."""
     print(f"held-out accuracy ({len(held_out.malignant)} tumours) of a logistic regression")
     for title, subsets in choices.items():
         accuracy, loss = np.mean([judge(subset, tumours, held_out) for subset in subsets], axis=0)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the examples share: options that say what they expect, and steps that Ctrl-C ends."""
+"""Shared by the examples: checked options, and training steps that Ctrl-C ends."""
 
 import argparse
 import math
@@ -81,7 +81,7 @@ def training_steps(
 
 
 def stop_at_ctrl_c() -> threading.Event:
-    """An event that the first Ctrl-C sets; the second one ends the program, as ever."""
+    """An event that the first Ctrl-C sets; the second one ends the program, as usual."""
     stop = threading.Event()
 
     def handle(*_: object) -> None:

@@ -4,16 +4,17 @@
 """Infer how good items are from judges who each rank only their favourites.
 
 Every judge reports a top 3 of 10 items, in order: a draw from `PlackettLuce(3, logits=worths)`,
-whose logits are the items' log-worths. They are drawn from a standard normal law, the ballots are
-simulated, and variational inference finds the log-worths from the ballots alone: the posterior
-mean, and how sure it is.
+whose logits are the items' log-worths. The log-worths are drawn from a standard normal
+distribution, and the ballots are simulated. Variational inference then finds the log-worths from
+the ballots alone: a posterior mean with intervals.
 
     python examples/ranking.py                            # ten seconds
     python examples/ranking.py --items 30 --judges 50     # wider intervals
     python examples/ranking.py --size 1                   # only a favourite each
 
 The same constant added to all log-worths changes no ballot, so both truth and posterior are shown
-with a mean of 0. Ctrl-C ends the training early and keeps what is there.
+with a mean of 0. Ctrl-C ends the training early and keeps the
+result.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def model(ballots: Tensor) -> None:
 
 
 def train(ballots: Tensor, steps: int) -> AutoMultivariateNormal:
-    """The guide that maximises the ELBO, after the last step or the first Ctrl-C."""
+    """The trained guide, after the last step or the first Ctrl-C."""
     guide = AutoMultivariateNormal(model)
     decay = (FINAL_LEARNING_RATE / LEARNING_RATE) ** (1 / steps)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)

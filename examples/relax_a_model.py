@@ -1,19 +1,19 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two models with plain discrete sites, exactly by enumeration and by one line of relaxation.
+"""Two models with plain discrete sites: exact enumeration against one line of relaxation.
 
     python examples/relax_a_model.py                  # two minutes
     python examples/relax_a_model.py --most 20        # ten seconds
 
-A mixture of three clusters over the chemistry of 178 wines, and hidden causes: each of n bits adds
-its effects to some of 2 n observed numbers. A mixture's sites are independent given its parameters,
-and enumeration is cheap; the causes of one observation are not, and n of them have 2^n states. The
-line that is added is ``relaxed(model, temperature)``; the guide is `AutoRelaxed`, one independent
-law a site. What is compared is the posterior, the ELBO and the time.
+The first model is a mixture of three clusters over the chemistry of 178 wines. Its sites are
+independent given its parameters, so enumeration is cheap. The second has hidden causes: each of n
+binary causes adds its effects to some of 2 n observed numbers. The causes of one observation are
+not independent, and n of them have 2^n states. The added line is ``relaxed(model, temperature)``.
+The guide is `AutoRelaxed`, one independent distribution per site. The script compares the
+posterior, the ELBO and the time.
 
-The mixture is trained for four times as many steps as --steps says. Ctrl-C ends the training early
-and keeps what is there.
+The mixture is trained for four times --steps. Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from pyro_gumbel import AutoRelaxed, relaxed
 
 CLUSTERS = 3
 SIZES = [2, 5, 10, 20, 50, 100, 200]  # numbers of causes
-LARGEST_TABLE = 2**26  # numbers that an enumeration may take, a quarter of a gigabyte
+LARGEST_TABLE = 2**26  # numbers in an enumeration, a quarter of a gigabyte
 PARTICLES = 16
-SCORING_PARTICLES = 1000
+EVALUATION_PARTICLES = 1000
 
 
-# The models, as anybody writes them.
+# The models, in plain Pyro.
 
 
 def mixture(x: Tensor) -> None:
@@ -67,11 +67,11 @@ def causes(x: Tensor, effects: Tensor) -> None:
     pyro.sample("x", dist.Normal(total, 1.0).to_event(1), obs=x)
 
 
-# Each in two ways.
+# Inference in each, in two ways.
 
 
 class Result(NamedTuple):
-    """What a site may be and how probable each is, by site; the ELBO in nats; and the seconds."""
+    """The probabilities of each site's values, the ELBO in nats, and the seconds."""
 
     posterior: Tensor
     elbo: float
@@ -102,13 +102,13 @@ def many(particles: int, plates: int) -> dict[str, object]:
 
 
 def guide_of_parameters(model: object, x: Tensor) -> AutoNormal:
-    """A guide of what is continuous in the mixture, from clusters around three distant wines."""
+    """A guide of the continuous sites, which starts at clusters around three distant wines."""
     start = {"means": x[distant(x)], "scale": torch.ones(x.shape[-1])}
     return AutoNormal(poutine.block(model, hide=["z"]), init_loc_fn=init_to_value(values=start))
 
 
 def distant(x: Tensor) -> list[int]:
-    """The wine nearest to the mean, and twice the one farthest from those that are chosen."""
+    """The wine nearest to the mean, then twice the wine farthest from those chosen so far."""
     chosen = [int(x.norm(dim=-1).argmin())]
     while len(chosen) < CLUSTERS:
         chosen.append(int(torch.cdist(x, x[chosen]).amin(-1).argmax()))
@@ -121,7 +121,7 @@ def enumerated_mixture(run: Run, x: Tensor) -> Result:
     guide = guide_of_parameters(mixture, x)
     model = config_enumerate(mixture)
     train(run, "enumerated", 4 * run.steps, model, guide, TraceEnum_ELBO(**many(PARTICLES, 1)), x)
-    elbo = -TraceEnum_ELBO(**many(SCORING_PARTICLES, 1)).loss(model, guide, x)
+    elbo = -TraceEnum_ELBO(**many(EVALUATION_PARTICLES, 1)).loss(model, guide, x)
     at_median = poutine.condition(model, data=guide.median())
     marginals = TraceEnum_ELBO(max_plate_nesting=1).compute_marginals(at_median, nothing, x)
     return Result(marginals["z"].probs.detach(), elbo, time.perf_counter() - start)
@@ -135,12 +135,12 @@ def relaxed_mixture(run: Run, x: Tensor) -> Result:
     guide.append(guide_of_parameters(model, x))
     guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), run.temperature))
     train(run, "relaxed", 4 * run.steps, model, guide, Trace_ELBO(**many(PARTICLES, 1)), x)
-    elbo = -Trace_ELBO(**many(SCORING_PARTICLES, 1)).loss(model, guide, x)
+    elbo = -Trace_ELBO(**many(EVALUATION_PARTICLES, 1)).loss(model, guide, x)
     return Result(guide[1].distribution("z").probs.detach(), elbo, time.perf_counter() - start)
 
 
 def enumerated_causes(x: Tensor, effects: Tensor) -> Result:
-    """The exact posterior, and the log evidence in place of an ELBO: there is nothing to train."""
+    """The exact posterior and the log evidence: there is nothing to train."""
     start = time.perf_counter()
     model, elbo = config_enumerate(causes), TraceEnum_ELBO(max_plate_nesting=0)
     evidence = -elbo.loss(model, nothing, x, effects)
@@ -156,7 +156,7 @@ def relaxed_causes(run: Run, x: Tensor, effects: Tensor) -> Result:
     guide = AutoRelaxed(model, run.temperature)
     what = f"{len(effects)} causes"
     train(run, what, run.steps, model, guide, Trace_ELBO(**many(PARTICLES, 0)), x, effects)
-    elbo = -Trace_ELBO(**many(SCORING_PARTICLES, 0)).loss(model, guide, x, effects)
+    elbo = -Trace_ELBO(**many(EVALUATION_PARTICLES, 0)).loss(model, guide, x, effects)
     posterior = torch.stack(
         [guide.distribution(f"z{i}").probs.detach() for i in range(len(effects))]
     )
@@ -164,7 +164,7 @@ def relaxed_causes(run: Run, x: Tensor, effects: Tensor) -> Result:
 
 
 def nothing(*_: Tensor) -> None:
-    """The guide where all is enumerated."""
+    """The guide if all sites are enumerated."""
 
 
 # The data.
@@ -203,7 +203,7 @@ def compare_wines(run: Run) -> tuple[Result, Result]:
 
 
 def with_names_of(exact: Result, found: Result) -> Result:
-    """Clusters have no order: `found` in the one that is nearest to `exact`."""
+    """Clusters have no order: permute those of `found` to be nearest to `exact`."""
     orders = itertools.permutations(range(CLUSTERS))
     renamed = [found._replace(posterior=found.posterior[:, list(order)]) for order in orders]
     return min(renamed, key=lambda result: difference(exact, result))
@@ -245,7 +245,7 @@ def draw(
     wines_found: tuple[Result, Result],
     causes_found: dict[int, tuple[Result | None, Result]],
 ) -> None:
-    """The wines by their first two principal components; probabilities, and time, of the causes."""
+    """The wines by their first two principal components; probabilities and times of the causes."""
     figure = Figure(figsize=(12, 4), layout="constrained")  # needs no display
     left, middle, right = figure.subplots(1, 3)
     exact, found = (result.posterior.argmax(-1) for result in wines_found)
