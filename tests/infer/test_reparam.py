@@ -27,7 +27,7 @@ from pyro_gumbel import (
     relaxed,
     unregister,
 )
-from pyro_gumbel.infer.reparam import Gumbel, Logistic
+from pyro_gumbel.infer.reparam import StandardGumbel, StandardLogistic
 from tests.common import ALPHA, COORDINATES, SOFT, make, z_bound
 
 WITH_NOISE = [cls for cls in SOFT if cls is not RelaxedPlackettLuce]
@@ -69,7 +69,7 @@ def test_of_the_noise_that_makes_a_value_it_is_the_most_probable():
     """Any common shift makes the same value; none is as probable."""
     law = make(RelaxedCategorical, batch_shape=(20,), k=4, dtype=torch.float64)
     noise = initial_noise(law, law.sample().clone())
-    density = Gumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
+    density = StandardGumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
     for shift in (-0.1, 0.1):
         assert (density(noise + shift) < density(noise)).all()
 
@@ -135,12 +135,13 @@ def test_in_plates(cls):
 
 
 @pytest.mark.parametrize(
-    ("law", "expected"), [(Gumbel, dist.Gumbel(0.0, 1.0)), (Logistic, dist.Logistic(0.0, 1.0))]
+    ("law", "expected"),
+    [(StandardGumbel, dist.Gumbel(0.0, 1.0)), (StandardLogistic, dist.Logistic(0.0, 1.0))],
 )
 def test_the_noise_has_the_standard_law(law, expected):
     noise = law(torch.zeros(()), torch.ones(()))
     draws = noise.sample((20_000,))
-    cdf = expected.cdf if law is Logistic else lambda g: torch.exp(-torch.exp(-g))
+    cdf = expected.cdf if law is StandardLogistic else lambda g: torch.exp(-torch.exp(-g))
     assert stats.kstest(cdf(draws).numpy(), "uniform").pvalue > ALPHA
     torch.testing.assert_close(noise.log_prob(draws), expected.log_prob(draws))
     assert noise.expand((3,)).sample().shape == (3,)
