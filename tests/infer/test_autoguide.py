@@ -414,7 +414,9 @@ def test_errors_of_the_first_run():
         AutoRelaxed(poutine.condition(chain, {"z": torch.eye(4)[0]}), T)()
     with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=prob'):
         AutoRelaxed(lambda: pyro.sample("z", dist.Categorical(PROBS)), T)()
-    with pytest.raises(ValueError, match=r'"z".*relaxed distribution, RelaxedCategorical.*hard=False'):
+    with pytest.raises(
+        ValueError, match=r'"z".*relaxed distribution, RelaxedCategorical.*hard=False'
+    ):
         AutoRelaxed(relaxed(chain, T, hard=False), T)()
     for model in (chain, relaxed(chain, T)):
         with pytest.raises(ValueError, match=r'"z".*discrete distribution.*soft = relaxed\(model'):
