@@ -1,0 +1,125 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models of one latent site, by family and plates, and how a guide is trained."""
+
+from contextlib import ExitStack
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import (
+    SVI,
+    Trace_ELBO,
+)
+from pyro.nn import PyroModule
+
+from pyro_gumbel import (
+    AutoRelaxed,
+    LearnableTemperature,
+    PlackettLuce,
+    Subset,
+    relaxed,
+)
+
+T = 0.5
+
+
+PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
+
+
+PRIORS = {
+    "bit": lambda: dist.Bernoulli(PROBS[:2]).to_event(1),
+    "one of k": lambda: dist.OneHotCategorical(PROBS),
+    "set": lambda: Subset(2, PROBS),
+    "order": lambda: PlackettLuce(2, PROBS),
+}
+
+
+def decayed(rate, steps):
+    """Adam with a rate that falls a hundredfold over the run."""
+    optimiser = {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate}}
+    return pyro.optim.ExponentialLR({**optimiser, "gamma": 0.01 ** (1 / steps)})
+
+
+def train(model, guide, elbo, steps, rate=0.1, args=()):
+    optimiser = decayed(rate, steps)
+    svi = SVI(model, guide, optimiser, elbo)
+    for _ in range(steps):
+        svi.step(*args)
+        optimiser.step()
+
+
+def prior_only(row):
+    return lambda: pyro.sample("z", PRIORS[row]())
+
+
+def exact_elbo(logits, log_joint):
+    """The ELBO of independent bits, by enumeration."""
+    values = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * len(logits))
+    log_q = dist.Bernoulli(logits=logits).log_prob(values).sum(-1)
+    return (log_q.exp() * (log_joint(values) - log_q)).sum()
+
+
+def chain():
+    z = pyro.sample("z", dist.OneHotCategorical(PROBS))
+    pyro.sample("x", dist.Normal(z @ torch.arange(4.0), 1.0), obs=torch.tensor(1.0))
+
+
+PLATES = {
+    "no plate": ((), None),
+    "plates": ((3, 2), None),
+    "a subsampled plate": ((6,), 3),
+}
+
+
+GRID = [(hard, row, plates) for hard in (True, False) for row in PRIORS for plates in PLATES]
+
+
+LAWS = {
+    "bit": lambda logits: dist.Bernoulli(logits=logits[..., :2]).to_event(1),
+    "one of k": lambda logits: dist.OneHotCategorical(logits=logits),
+    "set": lambda logits: Subset(2, logits=logits),
+    "order": lambda logits: PlackettLuce(2, logits=logits),
+}
+
+
+class Site(PyroModule):
+    """A model of one site, whose prior has a graph: of a network, and of constrained parameters."""
+
+    def __init__(self, row, plates="no plate", name="z"):
+        super().__init__()
+        self.row, self.name, (self.sizes, self.subsample_size) = row, name, PLATES[plates]
+        self.net = PyroModule[torch.nn.Linear](1, 4)
+
+    def forward(self):
+        weights = pyro.param("weights", PROBS.clone, constraint=dist.constraints.positive)
+        logits = self.net(torch.ones(1)) + weights.log()
+        with ExitStack() as stack:
+            for dim, size in enumerate(self.sizes, start=-len(self.sizes)):
+                plate = pyro.plate(f"plate{dim}", size, self.subsample_size, dim=dim)
+                stack.enter_context(plate)
+            return pyro.sample(self.name, LAWS[self.row](logits))
+
+
+def with_guide(hard, row, plates):
+    """A relaxed model and its guide, with a temperature that is learnt, after one step."""
+    temperature = LearnableTemperature(T)
+    model = relaxed(Site(row, plates), temperature, hard=hard)
+    guide = AutoRelaxed(model, temperature, hard=hard)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.5}), Trace_ELBO()).step()
+    return model, guide
+
+
+def mixture(x, subsample_size=None):
+    """Two normal clusters with a common unknown shift; which of them, by point."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 5.0))
+    with pyro.plate("points", len(x), subsample_size=subsample_size) as index:
+        z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.5, 0.5])))
+        mean = shift + z @ torch.tensor([0.0, 6.0])
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x[index])
+
+
+def clusters(n=60):
+    chosen = torch.arange(n) % 3 == 0
+    return torch.randn(n) + 1.5 + 6 * chosen, chosen
