@@ -11,9 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import (
-    TraceEnum_ELBO,
-)
+from pyro.infer import TraceEnum_ELBO
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -26,16 +24,14 @@ from pyro_gumbel import (
     SubsetStraightThrough,
     m_hot,
 )
-from tests.common import (
-    z_bound,
-)
+from tests.common import z_bound
 
 T = 0.5
 
 
 KINDS = {
-    "soft": (RelaxedCategorical, RelaxedBernoulli),
-    "hard": (CategoricalStraightThrough, BernoulliStraightThrough),
+    "relaxed": (RelaxedCategorical, RelaxedBernoulli),
+    "straight-through": (CategoricalStraightThrough, BernoulliStraightThrough),
     "discrete": (
         lambda temperature, logits: dist.OneHotCategorical(logits=logits),
         lambda temperature, logits: dist.Bernoulli(logits=logits),
@@ -43,27 +39,30 @@ KINDS = {
 }
 
 
-KINDS["soft set"] = (lambda t, logits: RelaxedSubset(t, 2, logits=logits), RelaxedBernoulli)
+KINDS["relaxed subset"] = (lambda t, logits: RelaxedSubset(t, 2, logits=logits), RelaxedBernoulli)
 
 
-KINDS["hard set"] = (
+KINDS["straight-through subset"] = (
     lambda t, logits: SubsetStraightThrough(t, 2, logits=logits),
     BernoulliStraightThrough,
 )
 
 
-KINDS["soft order"] = (lambda t, logits: RelaxedPlackettLuce(t, 2, logits=logits), RelaxedBernoulli)
+KINDS["relaxed ranking"] = (
+    lambda t, logits: RelaxedPlackettLuce(t, 2, logits=logits),
+    RelaxedBernoulli,
+)
 
 
-KINDS["hard order"] = (
+KINDS["straight-through ranking"] = (
     lambda t, logits: PlackettLuceStraightThrough(t, 2, logits=logits),
     BernoulliStraightThrough,
 )
 
 
-KINDS["hard without rsample"] = tuple(
+KINDS["straight-through without rsample"] = tuple(
     lambda temperature, logits, cls=cls: cls(temperature, logits=logits).has_rsample_(False)
-    for cls in KINDS["hard"]
+    for cls in KINDS["straight-through"]
 )
 
 
@@ -99,18 +98,18 @@ CONTEXTS = ["no plate", "plate", "subsampled plate", "mask", "scale"]
 
 
 def latents(kind, infer, name, z_logits, b_logit):
-    one_of_k, bit = KINDS[kind]
+    categorical, bernoulli = KINDS[kind]
     z_logits = pyro.param(f"{name}_z", torch.tensor(z_logits))
     b_logit = pyro.param(f"{name}_b", torch.tensor(b_logit))
-    z = pyro.sample("z", one_of_k(T, logits=z_logits), infer=infer.get("z", {}))
-    b = pyro.sample("b", bit(T, logits=b_logit), infer=infer.get("b", {}))
+    z = pyro.sample("z", categorical(T, logits=z_logits), infer=infer.get("z", {}))
+    b = pyro.sample("b", bernoulli(T, logits=b_logit), infer=infer.get("b", {}))
     return z, b
 
 
 def model(kind, context, observed=True, **infer):
     with inside(context) as data:
         z, b = latents(kind, infer, "p", [0.3, -0.2, 0.1], 0.4)
-        mean = (m_hot(z) if "order" in kind else z) @ MEANS + b * SHIFT
+        mean = (m_hot(z) if "ranking" in kind else z) @ MEANS + b * SHIFT
         pyro.sample("x", dist.Normal(mean, 1.0), obs=data if observed else None)
 
 
@@ -145,7 +144,7 @@ def particle_losses(kind, context, n=20_000):
 
 
 def assert_mean_loss(loss, count, particles):
-    """`loss`, a mean over `count` particles, is one of the same law as `particles`."""
+    """`loss`, a mean over `count` particles, is one of the same distribution as `particles`."""
     error = particles.std() * math.sqrt(1 / count + 1 / len(particles))
     assert abs(loss - particles.mean()) < z_bound() * error
 

@@ -10,10 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 
-from pyro_gumbel import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-)
+from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough
 from pyro_gumbel.infer.exact_gradient import by_score_function
 
 MEANS = torch.tensor([-1.0, 0.5, 2.0])
@@ -68,7 +65,7 @@ def plated_guide(masked=None, scale=1.0, size=4):
 
 
 def shared():
-    """A site outside the plate, whose prior counts once, and bits inside that depend on it."""
+    """A site outside the plate, whose prior counts once, and binary sites inside that use it."""
     z = pyro.sample("z", one_of_three(torch.tensor([0.9, 0.0, -1.2])))
     with pyro.plate("points", 3):
         w = pyro.sample("w", BernoulliStraightThrough(T, logits=(z @ MEANS).expand(3)))
@@ -83,7 +80,7 @@ def shared_guide():
 
 
 def agree(objective, expected, groups=40, most=0.5):
-    """The score function against an exact gradient."""
+    """The score-function estimate agrees with an exact gradient."""
     found = by_score_function(objective, range(groups))
     assert found.error < most * expected.norm()
     assert (found.gradient - expected).norm() < 3.5 * found.error

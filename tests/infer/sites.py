@@ -8,19 +8,10 @@ from contextlib import ExitStack
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import (
-    SVI,
-    Trace_ELBO,
-)
+from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 
-from pyro_gumbel import (
-    AutoRelaxed,
-    LearnableTemperature,
-    PlackettLuce,
-    Subset,
-    relaxed,
-)
+from pyro_gumbel import AutoRelaxed, LearnableTemperature, PlackettLuce, Subset, relaxed
 
 T = 0.5
 
@@ -29,10 +20,10 @@ PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
 
 
 PRIORS = {
-    "bit": lambda: dist.Bernoulli(PROBS[:2]).to_event(1),
-    "one of k": lambda: dist.OneHotCategorical(PROBS),
-    "set": lambda: Subset(2, PROBS),
-    "order": lambda: PlackettLuce(2, PROBS),
+    "bernoulli": lambda: dist.Bernoulli(PROBS[:2]).to_event(1),
+    "categorical": lambda: dist.OneHotCategorical(PROBS),
+    "subset": lambda: Subset(2, PROBS),
+    "ranking": lambda: PlackettLuce(2, PROBS),
 }
 
 
@@ -50,12 +41,12 @@ def train(model, guide, elbo, steps, rate=0.1, args=()):
         optimiser.step()
 
 
-def prior_only(row):
-    return lambda: pyro.sample("z", PRIORS[row]())
+def prior_only(family):
+    return lambda: pyro.sample("z", PRIORS[family]())
 
 
 def exact_elbo(logits, log_joint):
-    """The ELBO of independent bits, by enumeration."""
+    """The ELBO of independent Bernoulli variables, by enumeration."""
     values = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * len(logits))
     log_q = dist.Bernoulli(logits=logits).log_prob(values).sum(-1)
     return (log_q.exp() * (log_joint(values) - log_q)).sum()
@@ -73,23 +64,23 @@ PLATES = {
 }
 
 
-GRID = [(hard, row, plates) for hard in (True, False) for row in PRIORS for plates in PLATES]
+GRID = [(hard, family, plates) for hard in (True, False) for family in PRIORS for plates in PLATES]
 
 
-LAWS = {
-    "bit": lambda logits: dist.Bernoulli(logits=logits[..., :2]).to_event(1),
-    "one of k": lambda logits: dist.OneHotCategorical(logits=logits),
-    "set": lambda logits: Subset(2, logits=logits),
-    "order": lambda logits: PlackettLuce(2, logits=logits),
+DISTRIBUTIONS = {
+    "bernoulli": lambda logits: dist.Bernoulli(logits=logits[..., :2]).to_event(1),
+    "categorical": lambda logits: dist.OneHotCategorical(logits=logits),
+    "subset": lambda logits: Subset(2, logits=logits),
+    "ranking": lambda logits: PlackettLuce(2, logits=logits),
 }
 
 
 class Site(PyroModule):
     """A model of one site, whose prior has a graph: of a network, and of constrained parameters."""
 
-    def __init__(self, row, plates="no plate", name="z"):
+    def __init__(self, family, plates="no plate", name="z"):
         super().__init__()
-        self.row, self.name, (self.sizes, self.subsample_size) = row, name, PLATES[plates]
+        self.family, self.name, (self.sizes, self.subsample_size) = family, name, PLATES[plates]
         self.net = PyroModule[torch.nn.Linear](1, 4)
 
     def forward(self):
@@ -99,13 +90,13 @@ class Site(PyroModule):
             for dim, size in enumerate(self.sizes, start=-len(self.sizes)):
                 plate = pyro.plate(f"plate{dim}", size, self.subsample_size, dim=dim)
                 stack.enter_context(plate)
-            return pyro.sample(self.name, LAWS[self.row](logits))
+            return pyro.sample(self.name, DISTRIBUTIONS[self.family](logits))
 
 
-def with_guide(hard, row, plates):
+def with_guide(hard, family, plates):
     """A relaxed model and its guide, with a temperature that is learnt, after one step."""
     temperature = LearnableTemperature(T)
-    model = relaxed(Site(row, plates), temperature, hard=hard)
+    model = relaxed(Site(family, plates), temperature, hard=hard)
     guide = AutoRelaxed(model, temperature, hard=hard)
     SVI(model, guide, pyro.optim.Adam({"lr": 0.5}), Trace_ELBO()).step()
     return model, guide

@@ -23,10 +23,7 @@ from pyro.infer import (
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.nn import PyroModule
 
-from pyro_gumbel import (
-    AutoRelaxed,
-    relaxed,
-)
+from pyro_gumbel import AutoRelaxed, relaxed
 from pyro_gumbel.distributions.wrappers import innermost
 from tests.common import z_bound
 from tests.infer.sites import (
@@ -45,29 +42,29 @@ from tests.infer.sites import (
 
 
 @pytest.mark.parametrize("hard", [True, False])
-@pytest.mark.parametrize("row", PRIORS)
-def test_it_starts_at_the_prior(row, hard):
+@pytest.mark.parametrize("family", PRIORS)
+def test_it_starts_at_the_prior(family, hard):
     def model():
         with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 2):
-            pyro.sample("z", PRIORS[row]())
+            pyro.sample("z", PRIORS[family]())
 
     model = model if hard else relaxed(model, T, hard=False)
     guide = AutoRelaxed(model, T, hard=hard)
     trace = poutine.trace(guide).get_trace()
-    law, prior = trace.nodes["z"]["fn"], PRIORS[row]()
-    assert law.batch_shape == (3, 2)
-    assert law.event_shape == prior.event_shape
+    distribution, prior = trace.nodes["z"]["fn"], PRIORS[family]()
+    assert distribution.batch_shape == (3, 2)
+    assert distribution.event_shape == prior.event_shape
     assert [frame.name for frame in trace.nodes["z"]["cond_indep_stack"]] == ["outer", "inner"]
-    torch.testing.assert_close(innermost(law).probs[0, 0], innermost(prior).probs)
-    assert guide.logits.z.shape == innermost(law).logits.shape
+    torch.testing.assert_close(innermost(distribution).probs[0, 0], innermost(prior).probs)
+    assert guide.logits.z.shape == innermost(distribution).logits.shape
     assert [name for name, _ in guide.named_parameters()] == ["logits.z_unconstrained"]
 
 
 @pytest.mark.parametrize("how", ["a relaxed prior", "an exact divergence"])
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("row", PRIORS)
-def test_without_data_it_recovers_the_prior(row, temperature, how):
-    model = prior_only(row)
+@pytest.mark.parametrize("family", PRIORS)
+def test_without_data_it_recovers_the_prior(family, temperature, how):
+    model = prior_only(family)
     elbo = TraceMeanField_ELBO()
     if how == "a relaxed prior":
         model = relaxed(model, temperature)
@@ -78,29 +75,32 @@ def test_without_data_it_recovers_the_prior(row, temperature, how):
         guide.logits.z += torch.randn_like(guide.logits.z)
     train(model, guide, elbo, steps=150, rate=0.2)
     found = innermost(guide.distribution("z")).probs
-    expected = innermost(PRIORS[row]()).probs
+    expected = innermost(PRIORS[family]()).probs
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("row", PRIORS)
-def test_without_data_a_soft_guide_recovers_a_soft_prior(row):
-    model = relaxed(prior_only(row), T, hard=False)
+@pytest.mark.parametrize("family", PRIORS)
+def test_without_data_a_relaxed_guide_recovers_a_relaxed_prior(family):
+    model = relaxed(prior_only(family), T, hard=False)
     guide = AutoRelaxed(model, T, hard=False)
     guide()
     with torch.no_grad():
         guide.logits.z += torch.randn_like(guide.logits.z)
     elbo = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=0)
-    train(model, guide, elbo if row == "order" else TraceMeanField_ELBO(), steps=150, rate=0.2)
-    found, expected = (innermost(law).probs for law in (guide.distribution("z"), PRIORS[row]()))
+    train(model, guide, elbo if family == "ranking" else TraceMeanField_ELBO(), steps=150, rate=0.2)
+    found, expected = (
+        innermost(distribution).probs
+        for distribution in (guide.distribution("z"), PRIORS[family]())
+    )
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
-def test_a_prior_that_depends_on_other_sites_is_met_in_the_mean():
-    """One draw of the parents is no prior: of a chance from Beta(.1, .1) it is next to 0 or 1."""
+def test_a_prior_that_depends_on_other_sites_is_averaged():
+    """One draw is not enough: from Beta(.1, .1) it is nearly 0 or 1."""
 
     def model():
-        chance = pyro.sample("chance", dist.Beta(0.1, 0.1))
-        pyro.sample("z", dist.Bernoulli(chance))
+        probability = pyro.sample("probability", dist.Beta(0.1, 0.1))
+        pyro.sample("z", dist.Bernoulli(probability))
         parent = pyro.sample("parent", dist.Bernoulli(0.5))
         zeros = torch.stack([1 - parent, torch.tensor(1.0), parent], -1)  # one of them impossible
         pyro.sample("child", dist.OneHotCategorical(zeros))
@@ -133,8 +133,8 @@ def test_an_impossible_category_stays_impossible():
 
 def test_validation_is_as_the_site_has_it():
     for checks in (True, False):
-        law = dist.Bernoulli(0.5, validate_args=checks)
-        guide = AutoRelaxed(lambda law=law: pyro.sample("z", law), T)
+        distribution = dist.Bernoulli(0.5, validate_args=checks)
+        guide = AutoRelaxed(lambda distribution=distribution: pyro.sample("z", distribution), T)
         guide()
         assert guide.distribution("z")._validate_args is checks
 
@@ -190,9 +190,9 @@ def test_errors_of_the_first_run():
 # Beside other guides, and in plates.
 
 
-@pytest.mark.parametrize("order", ["normal first", "relaxed first"])
+@pytest.mark.parametrize("first", ["normal", "relaxed"])
 @pytest.mark.parametrize("subsample_size", [None, 20])
-def test_in_a_list_beside_a_normal_guide(subsample_size, order):
+def test_in_a_list_beside_a_normal_guide(subsample_size, first):
     x, chosen = clusters()
     model = relaxed(partial(mixture, subsample_size=subsample_size), T)
     guide = AutoGuideList(model, create_plates=lambda x: pyro.plate(
@@ -201,7 +201,7 @@ def test_in_a_list_beside_a_normal_guide(subsample_size, order):
         AutoNormal(poutine.block(model, hide=["z"])),
         AutoRelaxed(poutine.block(model, expose=["z"]), T),
     ]
-    for part in parts if order == "normal first" else parts[::-1]:
+    for part in parts if first == "normal" else parts[::-1]:
         guide.append(part)
     steps = 300 if subsample_size is None else 600
     train(model, guide, Trace_ELBO(), steps, rate=0.1, args=(x,))
@@ -217,12 +217,12 @@ def test_a_continuous_site_is_left_to_another_guide():
     assert list(guide(x)) == ["z"]
 
 
-def test_the_first_run_decides_on_the_plates_and_later_ones_on_their_part():
+def test_the_first_run_fixes_the_plates_and_each_run_its_subsample():
     x, _ = clusters()
     guide = AutoRelaxed(partial(mixture, subsample_size=20), T)
     assert guide(x)["z"].shape == (20, 2)
     assert guide.logits.z.shape == (60, 2)
-    with torch.no_grad():  # every point sure of its own cluster
+    with torch.no_grad():  # every point has a sure cluster of its own
         guide.logits.z.copy_(torch.stack([torch.arange(60) % 2, torch.arange(60) % 2 == 0], -1))
         guide.logits.z.mul_(100)
     for _ in range(3):
@@ -236,18 +236,18 @@ def test_the_first_run_decides_on_the_plates_and_later_ones_on_their_part():
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("masked_by", ["the handler", "the law"])
-def test_masks_of_the_model_are_the_guides(masked_by, objective):
-    """What is masked has no prior, and must have no entropy in the objective."""
+@pytest.mark.parametrize("masked_by", ["the handler", "the distribution"])
+def test_the_guide_has_the_masks_of_the_model(masked_by, objective):
+    """A masked element has no prior term, and must have no entropy term in the objective."""
     probs, kept = torch.tensor([0.2, 0.6, 0.9]), torch.tensor([True, False, True])
 
     def model():
         with pyro.plate("bits", 3):
-            law = dist.Bernoulli(probs)
-            if masked_by == "the law":
-                law = law.mask(kept)
+            distribution = dist.Bernoulli(probs)
+            if masked_by == "the distribution":
+                distribution = distribution.mask(kept)
             with poutine.mask(mask=kept if masked_by == "the handler" else True):
-                z = pyro.sample("z", law)
+                z = pyro.sample("z", distribution)
         pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=torch.ones(1))
 
     guide = AutoRelaxed(model, T)
@@ -265,16 +265,16 @@ def test_masks_of_the_model_are_the_guides(masked_by, objective):
     assert -elbo.loss(model, guide) == pytest.approx(exact_elbo(logits, log_joint).item(), abs=0.03)
 
 
-@pytest.mark.parametrize("masked_by", ["the handler", "the law"])
+@pytest.mark.parametrize("masked_by", ["the handler", "the distribution"])
 def test_a_mask_may_change_from_call_to_call(masked_by):
-    """At the prior, whatever the mask, there is no divergence and no noise."""
+    """At the prior the divergence is 0 without noise, whatever the mask."""
 
     @relaxed(temperature=T)
     def model(kept):
-        law = dist.Bernoulli(torch.tensor([0.2, 0.6, 0.9]))
+        distribution = dist.Bernoulli(torch.tensor([0.2, 0.6, 0.9]))
         by_handler = masked_by == "the handler"
         with pyro.plate("bits", 3), poutine.mask(mask=kept if by_handler else True):
-            pyro.sample("z", law if by_handler else law.mask(kept))
+            pyro.sample("z", distribution if by_handler else distribution.mask(kept))
 
     guide = AutoRelaxed(model, T)
     masks = [torch.tensor(mask) for mask in ([True, True, False], [False] * 3, [True] * 3)]
@@ -295,7 +295,7 @@ def test_a_mask_in_a_subsampled_plate_is_refused():
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("sites", [None, ["y"]])
 def test_a_partly_observed_site_against_enumeration(sites, objective):
-    """The guide has the missing bits, and in the objective only they count."""
+    """The guide has the missing elements, and only they count in the objective."""
     probs, mask = torch.tensor([0.2, 0.6, 0.9, 0.4]), torch.tensor([True, False, True, False])
     data = torch.tensor([1.0, 0.0, 1.0, 0.0])
 
@@ -331,7 +331,7 @@ def test_a_partly_observed_site_against_enumeration(sites, objective):
     Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, JitTrace_ELBO, RenyiELBO,
 ])  # fmt: skip
 def test_every_objective_trains_it(objective):
-    """The second of three bits is what the datum says."""
+    """The datum says that the second of three binary elements is 1."""
 
     def model():
         with pyro.plate("bits", 3):
@@ -387,7 +387,7 @@ OBJECTIVES_OF_A_PLAIN_PRIOR = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES_OF_A_PLAIN_PRIOR)
 def test_a_plain_prior_gives_the_gradient_of_a_relaxed_one(objective):
-    """From the same seed they are the same numbers."""
+    """From the same seed the numbers are the same."""
     found = {}
     for name, model in (("plain", chain), ("relaxed", relaxed(chain, T))):
         pyro.clear_param_store()

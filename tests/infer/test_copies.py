@@ -13,24 +13,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import (
-    SVI,
-    Trace_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_gumbel import (
-    AutoRelaxed,
-    relaxed,
-)
+from pyro_gumbel import AutoRelaxed, relaxed
 from pyro_gumbel.distributions.wrappers import innermost
-from tests.infer.sites import (
-    GRID,
-    T,
-    chain,
-    with_guide,
-)
+from tests.infer.sites import GRID, T, chain, with_guide
 
 
 def through_a_file(guide):
@@ -49,9 +37,9 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
-def test_copies_are_like_it_and_independent(hard, row, plates):
-    _, guide = with_guide(hard, row, plates)
+@pytest.mark.parametrize(("hard", "family", "plates"), GRID)
+def test_copies_are_like_it_and_independent(hard, family, plates):
+    _, guide = with_guide(hard, family, plates)
     kept = guide.logits.z.detach().clone()
     for how, made in COPIES.items():
         copied = made(guide)
@@ -71,7 +59,7 @@ def test_copies_are_like_it_and_independent(hard, row, plates):
 
 
 def test_an_average_of_guides_is_one_of_their_logits():
-    _, guide = with_guide(True, "one of k", "plates")
+    _, guide = with_guide(True, "categorical", "plates")
     average = AveragedModel(guide)
     expected = []
     for _ in range(3):
@@ -82,17 +70,17 @@ def test_an_average_of_guides_is_one_of_their_logits():
     mean = torch.stack(expected).mean(0)
     torch.testing.assert_close(average.module.logits.z, mean)
     with pyro.get_param_store().scope():
-        law = poutine.trace(average).get_trace().nodes["z"]["fn"]
-    torch.testing.assert_close(law.logits, mean.log_softmax(-1))
+        distribution = poutine.trace(average).get_trace().nodes["z"]["fn"]
+    torch.testing.assert_close(distribution.logits, mean.log_softmax(-1))
     torch.testing.assert_close(guide.logits.z, expected[-1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
-def test_the_prototype_keeps_no_graph_and_no_argument(hard, row, plates):
-    _, guide = with_guide(hard, row, plates)
+@pytest.mark.parametrize(("hard", "family", "plates"), GRID)
+def test_the_prototype_keeps_no_graph_and_no_argument(hard, family, plates):
+    _, guide = with_guide(hard, family, plates)
     (site,) = guide.prototype_trace.nodes.values()
-    law = innermost(site["fn"])
-    for tensor in (site["value"], law.logits, law.temperature):
+    distribution = innermost(site["fn"])
+    for tensor in (site["value"], distribution.logits, distribution.temperature):
         assert not tensor.requires_grad
 
 

@@ -11,23 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import (
-    Trace_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.nn.functional import one_hot
 
-from pyro_gumbel import (
-    CategoricalStraightThrough,
-)
-from tests.common import (
-    z_bound,
-)
-from tests.infer.latents import (
-    KINDS,
-    T,
-    gradients,
-)
+from pyro_gumbel import CategoricalStraightThrough
+from tests.common import z_bound
+from tests.infer.latents import KINDS, T, gradients
 from tests.infer.sites import train
 
 
@@ -50,28 +39,31 @@ class ThreeLatents:
         log_prior = (self.states * self.prior.log_softmax(-1)).sum((-1, -2))
         return log_q.exp(), self.log_likelihood() + log_prior - log_q
 
-    def model(self, law):
-        z = [pyro.sample(f"z{i}", law(logits=self.prior[i])) for i in range(3)]
+    def model(self, distribution):
+        z = [pyro.sample(f"z{i}", distribution(logits=self.prior[i])) for i in range(3)]
         mean = sum(z[i] @ self.weights[i] for i in range(3))
         pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=self.x)
 
-    def guide(self, law):
+    def guide(self, distribution):
         logits = pyro.param("logits", self.logits)
         for i in range(3):
-            pyro.sample(f"z{i}", law(logits=logits[i]))
+            pyro.sample(f"z{i}", distribution(logits=logits[i]))
 
 
 SEEDS = [0, 1]  # of the model
 
 
-PRIORS = {"hard prior": KINDS["hard"][0], "plain prior": KINDS["discrete"][0]}
+PRIORS = {
+    "straight-through prior": KINDS["straight-through"][0],
+    "plain prior": KINDS["discrete"][0],
+}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1])
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
-def test_a_hard_guide_reports_the_discrete_elbo(objective, prior, temperature, seed):
+def test_a_straight_through_guide_reports_the_discrete_elbo(objective, prior, temperature, seed):
     three, n = ThreeLatents(seed), 50_000
     q, log_ratio = three.terms(three.logits)
     exact = (q * log_ratio).sum()
@@ -86,9 +78,14 @@ def test_a_hard_guide_reports_the_discrete_elbo(objective, prior, temperature, s
     assert abs(loss + exact) < z_bound() * error
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the built-in log_prob is the density of a hidden relaxed value, see pyro #3127",
+)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1])
-def test_the_built_in_straight_through_guide_reports_another(temperature, seed):
+def test_the_built_in_straight_through_guide_reports_the_discrete_elbo(temperature, seed):
     three, n = ThreeLatents(seed), 50_000
     q, log_ratio = three.terms(three.logits)
     builtin = dist.RelaxedOneHotCategoricalStraightThrough
@@ -96,18 +93,18 @@ def test_the_built_in_straight_through_guide_reports_another(temperature, seed):
         partial(three.model, dist.OneHotCategorical),
         partial(three.guide, partial(builtin, torch.tensor(temperature), validate_args=False)),
     )
-    assert abs(loss + (q * log_ratio).sum()) > 5
+    assert abs(loss + (q * log_ratio).sum()) <= 5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_gradient_of_a_hard_guide_is_near_the_exact_one(seed):
+def test_the_gradient_of_a_straight_through_guide_is_near_the_exact_one(seed):
     three = ThreeLatents(seed)
     logits = three.logits.clone().requires_grad_()
     q, log_ratio = three.terms(logits)
     (exact,) = torch.autograd.grad(-(q * log_ratio).sum(), logits)
-    law = partial(CategoricalStraightThrough, T)
+    distribution = partial(CategoricalStraightThrough, T)
     elbo = Trace_ELBO(num_particles=50_000, vectorize_particles=True, max_plate_nesting=0)
-    elbo.loss_and_grads(partial(three.model, law), partial(three.guide, law))
+    elbo.loss_and_grads(partial(three.model, distribution), partial(three.guide, distribution))
     cosine = torch.cosine_similarity(gradients()["logits"].flatten(), exact.flatten(), dim=0)
     assert cosine > 0.9
 

@@ -8,16 +8,9 @@ from functools import partial
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import (
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-)
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
-from tests.common import (
-    HARD,
-    assert_same_mean,
-)
+from tests.common import HARD, assert_same_mean
 from tests.infer.latents import (
     CONTEXTS,
     MANY,
@@ -36,7 +29,7 @@ from tests.infer.latents import (
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_enumeration_is_that_of_the_plain_classes(strategy, context):
-    loss, found = enumerated("hard", context, *STRATEGIES[strategy])
+    loss, found = enumerated("straight-through", context, *STRATEGIES[strategy])
     expected_loss, expected = enumerated("discrete", context, *STRATEGIES[strategy])
     of_the_guide = set() if strategy == "model" else {"q_z", "q_b"}
     assert found.keys() == expected.keys() == {"p_z", "p_b"} | of_the_guide
@@ -60,29 +53,34 @@ SEVERAL = PARALLEL | {"num_samples": 10}
     ],
     ids=["beside a parallel one", "beside a sequential one", "several times", "both several times"],
 )
-def test_a_hard_site_is_sampled_under_trace_enum(infer, context):
+def test_a_straight_through_site_is_sampled_under_trace_enum(infer, context):
     """It is pathwise there too: its gradient is in the mean the one that Trace_ELBO has."""
     sampled = [f"q_{name}" for name in "zb" if infer.get(name, SEVERAL) is SEVERAL]
     few = MANY | {"num_particles": 50}
-    p, q = partial(model, "hard", context), partial(guide, "hard", context)
+    p, q = partial(model, "straight-through", context), partial(guide, "straight-through", context)
     enum, plain = TraceEnum_ELBO(**few), Trace_ELBO(**few)
     losses, differences = [], []
     for _ in range(200):
-        losses.append(enum.loss_and_grads(p, partial(guide, "hard", context, **infer)))
+        losses.append(enum.loss_and_grads(p, partial(guide, "straight-through", context, **infer)))
         found = gradients()
         assert all(gradient.isfinite().all() and gradient.any() for gradient in found.values())
         plain.loss_and_grads(p, q)
         expected = gradients()
         differences.append(torch.cat([(found[n] - expected[n]).reshape(-1) for n in sampled]))
     assert_same_mean(torch.stack(differences), 0.0)
-    assert_mean_loss(torch.tensor(losses).mean(), 200 * 50, particle_losses("hard", context))
+    assert_mean_loss(
+        torch.tensor(losses).mean(), 200 * 50, particle_losses("straight-through", context)
+    )
 
 
 @pytest.mark.parametrize("context", ["no plate", "plate"])
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceGraph_ELBO])
-def test_without_rsample_a_hard_site_has_the_score_function(objective, context):
+def test_without_rsample_a_straight_through_site_has_the_score_function(objective, context):
     """No gradient in the sample, and an unbiased one in the mean."""
-    p, q = partial(model, "hard", context), partial(guide, "hard without rsample", context)
+    p, q = (
+        partial(model, "straight-through", context),
+        partial(guide, "straight-through without rsample", context),
+    )
     trace = poutine.trace(q).get_trace()
     trace.compute_score_parts()
     for name in "zb":

@@ -13,9 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_gumbel import (
-    BernoulliStraightThrough,
-)
+from pyro_gumbel import BernoulliStraightThrough
 from pyro_gumbel.infer import exact_gradient
 from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
@@ -97,7 +95,7 @@ def test_the_score_function_agrees_with_enumeration(case):
 
 
 def test_the_baseline_of_two_draws_is_the_other_one(monkeypatch):
-    """Two are enough to see whether a draw is in its own baseline: half the gradient goes then."""
+    """If a draw were in its own baseline, half of the gradient would be lost with two draws."""
     monkeypatch.setattr(exact_gradient, "DRAWS", 2)
     objective = Objective(plated, plated_guide)
     exact = by_enumeration(objective, 2048).gradient
@@ -107,7 +105,7 @@ def test_the_baseline_of_two_draws_is_the_other_one(monkeypatch):
 
 
 def test_a_parallel_enumeration_with_another_loss_is_none():
-    """A plate whose elements are not independent, which nobody but the loss can tell."""
+    """The elements of the plate are not independent, and only the loss shows it."""
 
     def model():
         with pyro.plate("bits", 12):
@@ -121,18 +119,18 @@ def test_a_parallel_enumeration_with_another_loss_is_none():
     assert by_enumeration(Objective(model, guide), 2048) is None
 
 
-def test_a_law_without_a_plate_has_one_cost_for_all_its_elements():
-    """Its elements meet in one observation; and a mask that hides its score from the loss."""
+def test_a_site_without_a_plate_has_one_cost_for_all_its_elements():
+    """Its elements share one observation. A mask hides its log_prob from the loss, not its draw."""
 
-    def laws(mask):
-        law = BernoulliStraightThrough(T, logits=parameter("logits", 3)).to_event(1)
-        return law.mask(False) if mask else law
+    def site(mask):
+        distribution = BernoulliStraightThrough(T, logits=parameter("logits", 3)).to_event(1)
+        return distribution.mask(False) if mask else distribution
 
     def guide(mask):
-        pyro.sample("z", laws(mask))
+        pyro.sample("z", site(mask))
 
     def model(mask):
-        z = pyro.sample("z", laws(mask))
+        z = pyro.sample("z", site(mask))
         pyro.sample("x", dist.Normal(z.prod(-1) + z.sum(-1), 0.5), obs=DATA[2])
 
     for mask in (True, False):
@@ -141,10 +139,10 @@ def test_a_law_without_a_plate_has_one_cost_for_all_its_elements():
         assert exact.how == "enumeration of 8 states"
         probs = parameter("logits", 3).sigmoid()
         states = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
-        chances = (states * probs + (1 - states) * (1 - probs)).prod(-1)
+        probabilities = (states * probs + (1 - states) * (1 - probs)).prod(-1)
         f = dist.Normal(states.prod(-1) + states.sum(-1), 0.5).log_prob(DATA[2])
         leaf = pyro.param("logits").unconstrained()
-        (expected,) = torch.autograd.grad(-(chances * f).sum(), leaf)
+        (expected,) = torch.autograd.grad(-(probabilities * f).sum(), leaf)
         torch.testing.assert_close(exact.gradient, expected.double(), atol=1e-5, rtol=1e-5)
         found = by_score_function(objective, range(40))
         assert (found.gradient - exact.gradient).norm() < 3.5 * found.error
@@ -171,15 +169,15 @@ def test_continuous_sites_stay_pathwise():
     w = loc + 0.7 * nodes
     q = (w + shift).sigmoid()
     total = 0.0
-    for z, chance in ((0.0, 1 - q), (1.0, q)):
+    for z, probability in ((0.0, 1 - q), (1.0, q)):
         f = (
             dist.Normal(0.0, 1.0).log_prob(w)
             + dist.Bernoulli(logits=w).log_prob(torch.tensor(z))
             + dist.Normal(w + 2 * z, 1.0).log_prob(DATA[2])
             - dist.Normal(loc, 0.7).log_prob(w)
-            - chance.log()
+            - probability.log()
         )
-        total = total - (weights * chance * f).sum() / weights.sum()
+        total = total - (weights * probability * f).sum() / weights.sum()
     expected = torch.stack(torch.autograd.grad(total, [loc, shift])).double()
     found = by_score_function(objective, range(60))
     assert found.error < 0.3 * expected.norm()
@@ -187,7 +185,7 @@ def test_continuous_sites_stay_pathwise():
 
 
 def test_events_in_a_plate_have_costs_of_their_own():
-    """Two sites an element in one event, of which Pyro enumerates none."""
+    """Each element is an event of two categorical values, which Pyro does not enumerate."""
     table = torch.tensor([[0.3, -1.0], [1.0, 0.2], [-0.5, 0.7]])
 
     def model():
@@ -202,8 +200,8 @@ def test_events_in_a_plate_have_costs_of_their_own():
     objective = Objective(model, guide)
     assert by_enumeration(objective, 2048) is None  # 3^8 states
     pairs = torch.stack([torch.stack(pair) for pair in itertools.product(torch.eye(3), repeat=2)])
-    law = one_of_three(parameter("logits", 4, 2, 3)).to_event(1)
-    log_q = law.log_prob(pairs.unsqueeze(1))
+    distribution = one_of_three(parameter("logits", 4, 2, 3)).to_event(1)
+    log_q = distribution.log_prob(pairs.unsqueeze(1))
     log_p = one_of_three(torch.zeros(4, 2, 3)).to_event(1).log_prob(pairs.unsqueeze(1))
     means = (pairs @ table).flatten(-2).square().sum(-1)
     log_p = log_p + dist.Normal(means.unsqueeze(-1), 1.0).log_prob(DATA)
@@ -234,27 +232,27 @@ def test_a_continuous_site_without_a_pathwise_gradient_has_its_score():
     w = torch.linspace(-math.pi, math.pi, 2001)[:-1]
     q = dist.VonMises(leaf, 4.0)
     total = 0.0
-    for z, chance in ((0.0, 0.6), (1.0, 0.4)):
-        f = dist.VonMises(0.0, 1.0).log_prob(w) - q.log_prob(w) - math.log(chance)
+    for z, probability in ((0.0, 0.6), (1.0, 0.4)):
+        f = dist.VonMises(0.0, 1.0).log_prob(w) - q.log_prob(w) - math.log(probability)
         f = f + dist.Bernoulli(logits=w).log_prob(torch.tensor(z))
         f = f + dist.Normal(w + z, 0.5).log_prob(DATA[2])
-        total = total - chance * (q.log_prob(w).exp() * f).sum() * 2 * math.pi / 2000
+        total = total - probability * (q.log_prob(w).exp() * f).sum() * 2 * math.pi / 2000
     (expected,) = torch.autograd.grad(total, leaf)
     agree(objective, expected.reshape(1).double())
 
 
 def test_states_that_cannot_be_are_left_out():
-    """They have no finite loss; whichever comes first."""
+    """Their loss is not finite; each of three states is impossible in turn."""
 
-    def law(logits):
+    def distribution(logits):
         return one_of_three(torch.where(allowed, logits, -torch.inf))
 
     def model():
-        z = pyro.sample("z", law(torch.tensor([0.2, 0.0, -0.2])))
+        z = pyro.sample("z", distribution(torch.tensor([0.2, 0.0, -0.2])))
         pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATA[0])
 
     def guide():
-        pyro.sample("z", law(parameter("logits", 3)))
+        pyro.sample("z", distribution(parameter("logits", 3)))
 
     for impossible in range(3):
         allowed = torch.arange(3) != impossible

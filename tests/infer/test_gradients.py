@@ -41,7 +41,7 @@ from tests.infer.models import (
 
 
 def elbo_gradient_in_sample(z, q):
-    """Of f(z) = log p(x, z) - log q(z), the masses extended linearly."""
+    """Of f(z) = log p(x, z) - log q(z), the log probabilities extended linearly."""
     log_p = torch.tensor([0.2, 0.0, -0.2]).log_softmax(-1)
     return log_p - q.log() + (DATA[0] - z @ MEANS) * MEANS
 
@@ -50,23 +50,23 @@ def planted(name):
     """Exact gradient of the loss, bias and standard deviation of an estimator at temperature 1."""
     logits = torch.linspace(-0.4, 0.7, 3)
     q = logits.softmax(-1)
-    vertices = torch.eye(3)
+    outcomes = torch.eye(3)
     log_p = torch.tensor([0.2, 0.0, -0.2]).log_softmax(-1)
-    f = log_p - q.log() + dist.Normal(vertices @ MEANS, 1.0).log_prob(DATA[0])
+    f = log_p - q.log() + dist.Normal(outcomes @ MEANS, 1.0).log_prob(DATA[0])
 
     def jacobian(p):
         return torch.diag(p) - torch.outer(p, p)
 
     exact = -jacobian(q) @ f
     gradients = []
-    for z in vertices:
+    for z in outcomes:
         slope = elbo_gradient_in_sample(z, q)
         if name == "straight_through":
             surrogate = jacobian(q) @ slope
         else:
             surrogate = 2 * jacobian((q + z) / 2) @ slope - jacobian(q) @ slope / 2
-        score = z - q  # of -log q(z), a part of f that is no surrogate
-        gradients.append(-(surrogate - score))
+        own = z - q  # the gradient of log q(z) in its own parameter, which is exact
+        gradients.append(-(surrogate - own))
     gradients = torch.stack(gradients)
     mean = q @ gradients
     sd = (q @ (gradients - mean).square().sum(-1)).sqrt()
@@ -75,7 +75,7 @@ def planted(name):
 
 @pytest.mark.parametrize("name", ["straight_through", "reinmax"])
 def test_a_planted_case(name):
-    """Of the two what is known of the sample alone: they have no other noise."""
+    """Given the sample, the gradient of these two estimators is known: they have no other noise."""
     report = gradient_report(
         quadratic, quadratic_guide, estimators=[name], temperatures=[1.0], num_samples=600,
         progress=False,
@@ -109,7 +109,7 @@ def rows_of_seeds(seeds, model, guide, estimator, *, num_samples):
 
 
 def test_noise_is_not_taken_for_bias():
-    """Its part is taken off, so that without a bias what is left is below 0 half of the time."""
+    """The mean effect of noise is taken off; without a bias the rest is often below 0."""
     rows = rows_of_seeds(16, quadratic, quadratic_guide, "reinmax", num_samples=20)
     assert 2 < sum(row.bias == 0 for row in rows) < 16
     assert len({row.standard_deviation for row in rows}) > 8
@@ -134,10 +134,10 @@ def test_estimator_and_temperature_are_replaced_and_nothing_else():
         seen.append(temperature.item())
         return link(perturbed, temperature)
 
-    law = one_of_three(torch.zeros(3))
+    distribution = one_of_three(torch.zeros(3))
 
     def model():
-        z = pyro.sample("z", law)
+        z = pyro.sample("z", distribution)
         pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATA[0])
 
     quadratic_guide()
@@ -154,14 +154,14 @@ def test_estimator_and_temperature_are_replaced_and_nothing_else():
         "mine", "gapped(gap=2.0)", "gumbel_rao(samples=3)",
     ]  # fmt: skip
     assert [row.temperature for row in report.rows] == [0.2, 0.9] * 3
-    assert law.temperature == T
-    assert law.estimator.__name__ == "gumbel_softmax"
+    assert distribution.temperature == T
+    assert distribution.estimator.__name__ == "gumbel_softmax"
     assert torch.equal(pyro.param("logits"), before)
     assert pyro.param("logits").unconstrained().grad is None
 
 
 @pytest.mark.parametrize(
-    "law",
+    "distribution",
     [
         lambda logits: SubsetStraightThrough(T, 2, logits=logits),
         lambda logits: PlackettLuceStraightThrough(T, 2, logits=logits),
@@ -169,13 +169,13 @@ def test_estimator_and_temperature_are_replaced_and_nothing_else():
         lambda logits: CategoricalStraightThrough(T, logits=logits).expand_by([2]).to_event(1),
     ],
 )
-def test_every_row_and_form(law):
+def test_every_family_and_wrapper(distribution):
     def model():
-        z = pyro.sample("z", law(torch.zeros(3)))
+        z = pyro.sample("z", distribution(torch.zeros(3)))
         pyro.sample("x", dist.Normal((z @ MEANS).sum(), 1.0), obs=DATA[0])
 
     def guide():
-        pyro.sample("z", law(parameter("logits", 3)))
+        pyro.sample("z", distribution(parameter("logits", 3)))
 
     report = gradient_report(
         model, guide, estimators=["gumbel_softmax", "gumbel_rao", "straight_through"],
@@ -185,7 +185,7 @@ def test_every_row_and_form(law):
     assert all(math.isfinite(row.bias) for row in report.rows)
 
 
-def test_subsets_have_the_estimators_that_know_them():
+def test_subsets_have_the_estimators_that_support_them():
     def model():
         z = pyro.sample("z", SubsetStraightThrough(T, 2, logits=torch.zeros(3)))
         pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATA[0])
@@ -287,7 +287,7 @@ def test_an_autoguide_and_keyword_arguments():
 
 @pytest.mark.parametrize("sites", [None, ["y"]])
 def test_the_gradient_of_a_partly_observed_site(sites):
-    """Against the elbo of the missing bits, by enumeration."""
+    """Against the ELBO of the missing elements, by enumeration."""
     mask, data = torch.tensor([True, False, True]), torch.tensor([1.0, 0.0, 0.0])
 
     @relaxed(temperature=T, sites=sites)
@@ -332,17 +332,17 @@ def test_a_model_that_cannot_be_enumerated_in_parallel_is_sampled():
     assert report.exact_by == "leave-one-out score function, 500 draws"
     assert 0 < report.exact_error < 0.4 * report.exact_norm
     (row,) = report.rows
-    assert row.bias < 3 * row.bias_error  # quadratic again, but for the error of the exact one
+    assert row.bias < 3 * row.bias_error  # quadratic, so reinmax is unbiased
 
 
 # Errors.
 
 
-def soft_guide():
+def relaxed_guide():
     pyro.sample("z", RelaxedBernoulli(T, logits=parameter("logits", 1)[0]))
 
 
-def soft_model():
+def relaxed_model():
     pyro.sample("z", RelaxedBernoulli(T, 0.5))
 
 
@@ -378,7 +378,11 @@ def fixed_guide():
         ),
         ({"args": DATA}, TypeError, r"`args` must be a tuple or list .*, got Tensor; write \(x,\)"),
         ({"kwargs": [1]}, TypeError, "`kwargs` must be a dictionary, got list; write"),
-        ({"model": soft_model, "guide": soft_guide}, ValueError, "`guide` must have a latent site"),
+        (
+            {"model": relaxed_model, "guide": relaxed_guide},
+            ValueError,
+            "`guide` must have a latent site",
+        ),
         ({"guide": fixed_guide}, ValueError, "`guide` must have parameters, got none"),
     ],
 )

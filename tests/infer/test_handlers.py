@@ -11,12 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import (
-    SVI,
-    Predictive,
-    Trace_ELBO,
-    config_enumerate,
-)
+from pyro.infer import SVI, Predictive, Trace_ELBO, config_enumerate
 
 from pyro_gumbel import (
     AutoRelaxed,
@@ -27,7 +22,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.families import PROBS, ROWS, T, assert_same_law, mate
+from tests.families import FAMILIES, PROBS, T, assert_same_distribution, counterpart
 
 # A relaxed model is the model written by hand.
 
@@ -35,23 +30,23 @@ from tests.families import PROBS, ROWS, T, assert_same_law, mate
 DATA = torch.tensor([0.7, -0.4, 1.9, 3.0])
 
 
-def mixture(data=DATA, one_of_k=dist.OneHotCategorical, bit=dist.Bernoulli, infer=None):
-    """Latent sites of two rows and a normal one, in two plates, with data."""
+def mixture(data=DATA, categorical=dist.OneHotCategorical, bernoulli=dist.Bernoulli, infer=None):
+    """Latent sites of two families and a normal one, in two plates, with data."""
     mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    shift = pyro.sample("shift", bit(probs=torch.tensor([0.3, 0.6])).to_event(1))
+    shift = pyro.sample("shift", bernoulli(probs=torch.tensor([0.3, 0.6])).to_event(1))
     with pyro.plate("groups", 2, dim=-2), pyro.plate("data", 4):
-        z = pyro.sample("z", one_of_k(probs=PROBS), infer=infer)
+        z = pyro.sample("z", categorical(probs=PROBS), infer=infer)
         pyro.sample("x", dist.Normal(z @ mean + shift.sum(), 1.0), obs=data)
 
 
 def by_hand(hard):
-    """The same model with relaxed laws written by hand."""
+    """The same model with relaxed distributions written by hand."""
 
     def model(data=DATA):
-        kinds = {"one_of_k": "one of k", "bit": "bit"}
+        kinds = {"categorical": "categorical", "bernoulli": "bernoulli"}
         return mixture(
-            data, **{name: lambda probs, row=row: mate(row, hard, probs=probs)
-                     for name, row in kinds.items()}
+            data, **{name: lambda probs, family=family: counterpart(family, hard, probs=probs)
+                     for name, family in kinds.items()}
         )  # fmt: skip
 
     return model
@@ -81,11 +76,11 @@ def test_a_relaxed_model_is_the_one_written_by_hand(hard, handler):
     assert list(traces[0]) == list(traces[1])
     for name, site in traces[1].items():
         if site["type"] == "sample" and name not in ("groups", "data"):
-            twin = traces[0][name]
-            assert type(twin["fn"]) is type(site["fn"])
-            assert torch.equal(twin["value"], site["value"])
-            assert torch.equal(twin["log_prob_sum"], site["log_prob_sum"])
-            assert twin["cond_indep_stack"] == site["cond_indep_stack"]
+            expected = traces[0][name]
+            assert type(expected["fn"]) is type(site["fn"])
+            assert torch.equal(expected["value"], site["value"])
+            assert torch.equal(expected["log_prob_sum"], site["log_prob_sum"])
+            assert expected["cond_indep_stack"] == site["cond_indep_stack"]
 
 
 def subsampled(x):
@@ -97,14 +92,14 @@ def subsampled(x):
 def test_in_a_subsampled_plate():
     trace = poutine.trace(relaxed(subsampled, T)).get_trace(torch.zeros(6))
     site = trace.nodes["z"]
-    assert_same_law(site["fn"], mate("one of k", True, probs=PROBS).expand((3,)))
+    assert_same_distribution(site["fn"], counterpart("categorical", True, probs=PROBS).expand((3,)))
     assert site["scale"] == 2
 
 
 def test_a_decorator_a_context_manager_and_a_wrapper_are_one():
     @relaxed(temperature=T)
     def decorated():
-        """One bit."""
+        """One binary site."""
         return pyro.sample("z", dist.Bernoulli(0.5))
 
     class Owner:
@@ -120,13 +115,18 @@ def test_a_decorator_a_context_manager_and_a_wrapper_are_one():
             return plain()
 
     for model in (decorated, Owner().method, relaxed(plain, T), in_context):
-        law = poutine.trace(model).get_trace().nodes["z"]["fn"]
-        assert isinstance(law, BernoulliStraightThrough)
+        distribution = poutine.trace(model).get_trace().nodes["z"]["fn"]
+        assert isinstance(distribution, BernoulliStraightThrough)
     assert isinstance(poutine.trace(plain).get_trace().nodes["z"]["fn"], dist.Bernoulli)
     for wrapped in (relaxed(mixture, T), relaxed(temperature=T)(mixture)):
         assert wrapped.__name__ == "mixture"
         assert wrapped.__doc__ == mixture.__doc__
-        assert list(inspect.signature(wrapped).parameters) == ["data", "one_of_k", "bit", "infer"]
+        assert list(inspect.signature(wrapped).parameters) == [
+            "data",
+            "categorical",
+            "bernoulli",
+            "infer",
+        ]
 
 
 def test_the_temperature_is_read_at_every_call():
@@ -139,7 +139,7 @@ def test_the_temperature_is_read_at_every_call():
 # Which sites are relaxed.
 
 
-def laws(model, *args, **kwargs):
+def kinds(model, *args, **kwargs):
     nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
     return {name: type(node["fn"]) for name, node in nodes.items() if node["type"] == "sample"}
 
@@ -157,13 +157,13 @@ def test_observed_continuous_and_enumerated_sites_are_left_alone():
 
     handled = relaxed(model, T)
     changed = {"w": BernoulliStraightThrough}
-    assert laws(handled, torch.tensor(1.0)) == {**laws(model), **changed}
+    assert kinds(handled, torch.tensor(1.0)) == {**kinds(model), **changed}
     # what is latent and what is observed is decided in each call
-    assert laws(handled) == {**laws(model), **changed, "z": BernoulliStraightThrough}
+    assert kinds(handled) == {**kinds(model), **changed, "z": BernoulliStraightThrough}
     conditioned = relaxed(poutine.condition(model, data={"w": torch.tensor(1.0)}), T)
-    assert laws(conditioned, torch.tensor(1.0)) == laws(model)
+    assert kinds(conditioned, torch.tensor(1.0)) == kinds(model)
     configured = relaxed(config_enumerate(model), T)
-    assert laws(configured, torch.tensor(1.0)) == {**laws(model), **changed}
+    assert kinds(configured, torch.tensor(1.0)) == {**kinds(model), **changed}
 
 
 def test_a_masked_observation_relaxes_what_is_missing():
@@ -172,13 +172,13 @@ def test_a_masked_observation_relaxes_what_is_missing():
             mask = torch.tensor([True, False, True])
             pyro.sample("b", dist.Bernoulli(0.5), obs=torch.ones(3), obs_mask=mask)
 
-    seen = laws(relaxed(model, T))
+    seen = kinds(relaxed(model, T))
     assert seen["b_observed"] is dist.Bernoulli
     assert seen["b_unobserved"] is BernoulliStraightThrough
 
 
 def test_condition_goes_inside():
-    """Outside, the handler swaps a law that it cannot know to be observed."""
+    """Outside, `relaxed` cannot know that the site is observed, and replaces its distribution."""
     data = {"z": torch.tensor([0.0, 0.0, 1.0])}
 
     def model():
@@ -187,11 +187,11 @@ def test_condition_goes_inside():
     inside = relaxed(poutine.condition(model, data), T, hard=False)
     outside = poutine.condition(relaxed(model, T, hard=False), data)
     with pytest.warns(UserWarning, match="condition inside"):
-        score = [poutine.trace(way).get_trace().log_prob_sum() for way in (inside, outside)]
-    torch.testing.assert_close(score[0], PROBS[2].log())
-    assert (score[1] - score[0]).abs() > 1
-    hard = poutine.condition(relaxed(model, T), data)
-    torch.testing.assert_close(poutine.trace(hard).get_trace().log_prob_sum(), PROBS[2].log())
+        log_probs = [poutine.trace(way).get_trace().log_prob_sum() for way in (inside, outside)]
+    torch.testing.assert_close(log_probs[0], PROBS[2].log())
+    assert (log_probs[1] - log_probs[0]).abs() > 1
+    discrete = poutine.condition(relaxed(model, T), data)
+    torch.testing.assert_close(poutine.trace(discrete).get_trace().log_prob_sum(), PROBS[2].log())
 
 
 def test_sites_are_chosen_by_name():
@@ -200,7 +200,7 @@ def test_sites_are_chosen_by_name():
         pyro.sample("b", dist.Bernoulli(0.5))
         pyro.sample("c", dist.Categorical(PROBS))
 
-    assert laws(relaxed(model, T, sites=["a"])) == {**laws(model), "a": BernoulliStraightThrough}
+    assert kinds(relaxed(model, T, sites=["a"])) == {**kinds(model), "a": BernoulliStraightThrough}
     with pytest.raises(ValueError, match=r"got \['z'\].*it has \['a', 'b', 'c'\]"):
         relaxed(model, T, sites={"a", "z"})()
     with pytest.raises(ValueError, match=r"got \['z'\]"), relaxed(temperature=T, sites=["z"]):
@@ -211,7 +211,7 @@ def test_sites_are_chosen_by_name():
         with pytest.raises(TypeError, match=r'`sites` must be a collection.*write sites=\["z"\]'):
             relaxed(model, T, sites=wrong)
     for names in ((name for name in "a"), {"a": 1}, ("a",), frozenset("a")):
-        assert laws(relaxed(model, T, sites=names))["a"] is BernoulliStraightThrough
+        assert kinds(relaxed(model, T, sites=names))["a"] is BernoulliStraightThrough
     # a branch that was taken once need not be taken again
     branching = relaxed(lambda go: pyro.sample("z", dist.Bernoulli(0.5)) if go else None, T,
                         sites=["z"])  # fmt: skip
@@ -220,36 +220,36 @@ def test_sites_are_chosen_by_name():
 
 
 PARTLY = {
-    "bit": dist.Bernoulli(torch.tensor(0.3)),
-    "one of k": dist.OneHotCategorical(PROBS),
-    "set": Subset(2, PROBS),
-    "order": PlackettLuce(2, PROBS),
+    "bernoulli": dist.Bernoulli(torch.tensor(0.3)),
+    "categorical": dist.OneHotCategorical(PROBS),
+    "subset": Subset(2, PROBS),
+    "ranking": PlackettLuce(2, PROBS),
 }
 
 
-def partly_observed(row, subsample_size=None):
+def partly_observed(family, subsample_size=None):
     """Two of three values are data."""
-    law, mask = PARTLY[row], torch.tensor([True, False, True])
-    data = law.sample((3,))
+    distribution, mask = PARTLY[family], torch.tensor([True, False, True])
+    data = distribution.sample((3,))
 
     def model():
         with pyro.plate("data", 3, subsample_size=subsample_size) as index:
             pyro.sample("b", dist.Bernoulli(0.5))
-            pyro.sample("y", law, obs=data[index], obs_mask=mask[index])
+            pyro.sample("y", distribution, obs=data[index], obs_mask=mask[index])
 
     return model
 
 
 @pytest.mark.parametrize("subsample_size", [None, 2])
 @pytest.mark.parametrize("hard", [True, False])
-@pytest.mark.parametrize("row", PARTLY)
-def test_a_partly_observed_site_is_chosen_by_its_name(row, hard, subsample_size):
+@pytest.mark.parametrize("family", PARTLY)
+def test_a_partly_observed_site_is_chosen_by_its_name(family, hard, subsample_size):
     """Pyro splits y into y_observed and y_unobserved."""
-    model = partly_observed(row, subsample_size)
-    mate = ROWS[row][1 if hard else 2](T, probs=PROBS)
-    expected = {**laws(model), "y_unobserved": type(mate)}
+    model = partly_observed(family, subsample_size)
+    counterpart = FAMILIES[family][1 if hard else 2](T, probs=PROBS)
+    expected = {**kinds(model), "y_unobserved": type(counterpart)}
     for name in ("y", "y_unobserved"):
-        assert laws(relaxed(model, T, hard=hard, sites=[name])) == expected
+        assert kinds(relaxed(model, T, hard=hard, sites=[name])) == expected
     trace = poutine.trace(relaxed(model, T, hard=hard, sites=["y"])).get_trace()
     assert trace.nodes["y_observed"]["value"] is not None
     assert trace.nodes["y"]["value"].shape[:1] == (subsample_size or 3,)
@@ -260,11 +260,11 @@ def test_a_name_like_that_of_a_part_is_only_a_name():
         pyro.sample("y", dist.Bernoulli(0.5))
         pyro.sample("y_unobserved", dist.Normal(0.0, 1.0))
 
-    assert laws(relaxed(model, T, sites=["y"])) == {**laws(model), "y": BernoulliStraightThrough}
+    assert kinds(relaxed(model, T, sites=["y"])) == {**kinds(model), "y": BernoulliStraightThrough}
 
 
 def test_chosen_sites_of_nested_handlers():
-    """Each has sites of its own; what the inner one has relaxed counts for the outer one."""
+    """The outer handler leaves what the inner one has relaxed, and counts it as relaxed."""
 
     def model():
         for name in "abc":
@@ -312,7 +312,7 @@ IDLE = {  # of the two sites that are chosen only the second is relaxed
         ["z", "b"],
     ),
     "conditioned": (poutine.condition(semi_supervised, {"z": torch.tensor(1.0)}), ["z", "w"]),
-    "an observed part": (partly_observed("bit"), ["y_observed", "y"]),
+    "an observed part": (partly_observed("bernoulli"), ["y_observed", "y"]),
 }
 
 
@@ -346,8 +346,8 @@ def test_a_site_that_was_relaxed_once_may_be_observed_later():
 
 
 def test_errors_name_the_site():
-    def model(law):
-        pyro.sample("z", law)
+    def model(distribution):
+        pyro.sample("z", distribution)
 
     with pytest.raises(
         TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=probs\) for Categ'
@@ -378,7 +378,7 @@ def test_errors_name_the_site():
         pass
 
     @relax.register(Coin)
-    def _(distribution, temperature, **column):
+    def _(distribution, temperature, **options):
         raise OfTwo("heads", "tails")
 
     with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\): heads tails'):
@@ -391,7 +391,7 @@ def test_errors_name_the_site():
 
 
 def test_prediction_is_for_the_plain_model():
-    """There the data are latent, and discrete ones are nothing to relax."""
+    """In a prediction the data are latent, and `relaxed` would try to relax them."""
 
     def model(x=None):
         z = pyro.sample("z", dist.Bernoulli(0.5))
@@ -408,9 +408,9 @@ def test_prediction_is_for_the_plain_model():
     assert draws["x"].shape[0] == 20
 
 
-def predicted(law, x):
+def predicted(distribution, x):
     z = pyro.sample("z", dist.Bernoulli(0.5))
-    pyro.sample("x", law(0.2 + 0.5 * z), obs=x)
+    pyro.sample("x", distribution(0.2 + 0.5 * z), obs=x)
 
 
 REFUSED = {
@@ -428,7 +428,7 @@ def test_a_prediction_that_is_refused_says_what_to_run(name, hard):
 
 
 def test_data_that_become_continuous_are_named():
-    """In a relaxed model a bit that is not observed is continuous, the bits of the data too."""
+    """With `hard=False` a discrete site without its data becomes continuous."""
     handled = relaxed(lambda x=None: predicted(dist.Bernoulli, x), T, hard=False)
     assert not warned(Predictive(handled, num_samples=2))  # nothing is known of data
     poutine.trace(handled).get_trace(torch.tensor(1.0))

@@ -10,16 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_gumbel import (
-    BernoulliStraightThrough,
-)
+from pyro_gumbel import BernoulliStraightThrough
 from pyro_gumbel.infer.exact_gradient import by_enumeration
 from pyro_gumbel.infer.objective import Objective
 from tests.infer.models import DATA, T, agree, parameter, plated, plated_guide, shared, shared_guide
 
 
 def meeting():
-    """Bits of a plate that meet in a bit outside, on which all elements of the plate depend."""
+    """A binary site outside the plate depends on all its elements, and all observations on it."""
     points = pyro.plate("points", 4)
     with points:
         z = pyro.sample("z", BernoulliStraightThrough(T, logits=torch.zeros(4)))

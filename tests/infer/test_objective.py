@@ -11,10 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_gumbel import (
-    BernoulliStraightThrough,
-    gradient_report,
-)
+from pyro_gumbel import BernoulliStraightThrough, gradient_report
 from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
 from tests.common import HARD, law_of, param_shape
@@ -22,7 +19,7 @@ from tests.infer.models import DATA, MEANS, T, one_of_three, parameter
 
 
 class Amortised(torch.nn.Module):
-    """A model and a guide with networks, of which one of the two tells Pyro, or each its own."""
+    """A model and a guide with a network each; either of them may register both."""
 
     def __init__(self, cls, subsample_size=None):
         super().__init__()
@@ -64,7 +61,7 @@ def numbers(report):
 @pytest.mark.parametrize("subsample_size", [None, 1])
 @pytest.mark.parametrize("cls", HARD)
 def test_modules_that_the_model_registers_are_the_guides_too(cls, subsample_size):
-    """The same numbers as where the guide registers them, and none of the model's own."""
+    """The report is that of a guide which registers them; the model's own are left out."""
     keywords = {"estimators": ["straight_through"], "temperatures": [1.0], "num_samples": 5}
     networks = Amortised(cls, subsample_size)
     reports = []
@@ -91,7 +88,7 @@ def test_a_module_that_nobody_registers_is_refused():
 
 
 def test_a_parameter_of_the_model_that_the_guide_uses_without_noise():
-    """It is the value of a site; one that the model alone uses is none of the guide's."""
+    """It is the value of a site. A parameter that only the model uses does not count."""
 
     def model():
         mean, scale = pyro.param("mean", torch.tensor(0.3)), pyro.param("scale", torch.tensor(1.0))
@@ -110,7 +107,7 @@ def test_a_parameter_of_the_model_that_the_guide_uses_without_noise():
 
 
 def test_one_subsample_is_kept():
-    """Else the gradients would differ by the points that they have seen."""
+    """With other subsamples the gradients would differ by their data."""
 
     def model():
         with pyro.plate("points", 4, subsample_size=2) as index:

@@ -30,13 +30,7 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
     SubsetStraightThrough,
 )
-from tests.common import (
-    assert_same_mean,
-    event_shape,
-    law_of,
-    param_shape,
-    z_bound,
-)
+from tests.common import assert_same_mean, event_shape, law_of, param_shape, z_bound
 from tests.infer.latents import (
     CONTEXTS,
     DATA,
@@ -59,13 +53,15 @@ OBJECTIVES = {
     "TraceMeanField_ELBO": partial(TraceMeanField_ELBO, **MANY),
     "TraceGraph_ELBO": partial(TraceGraph_ELBO, **MANY),
     "JitTrace_ELBO": partial(JitTrace_ELBO, ignore_jit_warnings=True, **MANY),
-    "RenyiELBO, one particle": partial(RenyiELBO, alpha=0.5),  # with one, of any order the ELBO
+    "RenyiELBO, one particle": partial(
+        RenyiELBO, alpha=0.5
+    ),  # with one particle it is the ELBO, for any alpha
 }
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("kind", ["relaxed", "straight-through"])
 def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, context):
     assert_objective(OBJECTIVES[objective](), kind, context, 20_000)
 
@@ -92,15 +88,18 @@ def assert_objective(elbo, kind, context, n):
         *((objective, "plate") for objective in ("TraceMeanField_ELBO", "TraceGraph_ELBO")),
     ],
 )
-@pytest.mark.parametrize("kind", ["soft set", "hard set", "soft order", "hard order"])
-def test_objectives_with_sets_and_orders(kind, objective, context):
+@pytest.mark.parametrize(
+    "kind",
+    ["relaxed subset", "straight-through subset", "relaxed ranking", "straight-through ranking"],
+)
+def test_objectives_with_subsets_and_rankings(kind, objective, context):
     elbo = OBJECTIVES[objective]()
-    elbo.num_particles = 500  # a set's mass is a quadrature
+    elbo.num_particles = 500  # the log_prob of a subset is a quadrature
     assert_objective(elbo, kind, context, 5_000)
 
 
 @pytest.mark.parametrize(
-    ("q_law", "p_law"),
+    ("q_site", "p_site"),
     [
         (  # more outcomes than are enumerated
             lambda x: SubsetStraightThrough(0.5, 10, logits=x),
@@ -115,16 +114,16 @@ def test_objectives_with_sets_and_orders(kind, objective, context):
             lambda x: RelaxedPlackettLuce(0.5, 3, logits=0 * x),
         ),
     ],
-    ids=["many sets", "far temperatures", "orders"],
+    ids=["many subsets", "far temperatures", "rankings"],
 )
-def test_without_an_exact_divergence_the_objective_samples_it(q_law, p_law):
+def test_without_an_exact_divergence_the_objective_samples_it(q_site, p_site):
     x = torch.randn(40, dtype=torch.float64)
 
     def q():
-        pyro.sample("z", q_law(pyro.param("logits", x)))
+        pyro.sample("z", q_site(pyro.param("logits", x)))
 
     def p():
-        pyro.sample("z", p_law(x))
+        pyro.sample("z", p_site(x))
 
     losses = []
     for seed in range(2):
@@ -144,7 +143,7 @@ def test_without_an_exact_divergence_the_objective_samples_it(q_law, p_law):
         (LogitRelaxedSubset, (0.1, 1.0)),
     ],
 )
-def test_the_divergence_of_soft_sites_has_no_monte_carlo_noise(cls, temperatures):
+def test_the_divergence_of_relaxed_sites_has_no_monte_carlo_noise(cls, temperatures):
     """A model without data: what is left of the mean-field ELBO is the same at each draw."""
     x_q, x_p = (torch.randn(2, 3, *param_shape(cls, 4), dtype=torch.float64) for _ in range(2))
 
@@ -174,9 +173,9 @@ def test_the_divergence_of_soft_sites_has_no_monte_carlo_noise(cls, temperatures
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("kind", ["relaxed", "straight-through"])
 def test_many_particles_of_a_renyi_bound_are_tighter(kind, context):
-    """At order 0 it is the log of the mean weight, taken here by hand."""
+    """At alpha = 0 it is the log of the mean weight, which is taken here by hand."""
     elbo = RenyiELBO(alpha=0.0, num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
     p, q = partial(model, kind, context), partial(guide, kind, context)
     loss = elbo.loss_and_grads(p, q)
@@ -190,20 +189,22 @@ def test_many_particles_of_a_renyi_bound_are_tighter(kind, context):
 
 
 @pytest.mark.parametrize("context", ["no plate", "plate", "mask"])
-def test_many_particles_of_a_hard_guide_find_the_exact_evidence(context):
+def test_many_particles_of_a_straight_through_guide_find_the_exact_evidence(context):
     elbo = RenyiELBO(alpha=0.0, num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
-        loss = elbo.loss(partial(model, "hard", context), partial(guide, "hard", context))
+        loss = elbo.loss(
+            partial(model, "straight-through", context), partial(guide, "straight-through", context)
+        )
         p = config_enumerate(partial(model, "discrete", context))
         exact = TraceEnum_ELBO(max_plate_nesting=1).loss(p, no_guide)
-    weights = (-particle_losses("hard", context)).exp()
+    weights = (-particle_losses("straight-through", context)).exp()
     error = weights.std() / weights.mean() / math.sqrt(len(weights))
     assert abs(loss - exact) < z_bound() * error
 
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
 def test_a_compiled_objective_reads_the_data_that_it_is_given(cls):
-    """Observed soft values remember their coordinates; the first ones' must not be compiled in."""
+    """A drawn value caches its logits; those of the first data must not be compiled in."""
     logits = torch.randn(event_shape(cls))
 
     def p(data):
@@ -222,23 +223,23 @@ def test_a_compiled_objective_reads_the_data_that_it_is_given(cls):
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("kind", ["relaxed", "straight-through"])
 def test_a_masked_impossible_entry_leaves_no_nan(kind, objective):
-    one_of_k, bit = KINDS[kind]
+    categorical, bernoulli = KINDS[kind]
     impossible = torch.tensor([[0.2, 0.3, -0.4], [-math.inf, 0.3, -0.4]])
     mask = torch.tensor([True, False])
 
     def p():
         with pyro.plate("data", 2), poutine.mask(mask=mask):
-            z = pyro.sample("z", one_of_k(T, logits=impossible))
-            b = pyro.sample("b", bit(T, logits=impossible[:, 0]))
+            z = pyro.sample("z", categorical(T, logits=impossible))
+            b = pyro.sample("b", bernoulli(T, logits=impossible[:, 0]))
             pyro.sample("x", dist.Normal(z @ MEANS + b, 1.0), obs=DATA[:2])
 
     def q():
         logits = pyro.param("logits", torch.tensor([[0.1, 0.2, 0.3], [9.0, 0.2, 0.3]]))
         with pyro.plate("data", 2), poutine.mask(mask=mask):
-            pyro.sample("z", one_of_k(T, logits=logits))
-            pyro.sample("b", bit(T, logits=logits[:, 0]))
+            pyro.sample("z", categorical(T, logits=logits))
+            pyro.sample("b", bernoulli(T, logits=logits[:, 0]))
 
     for _ in range(20):
         assert math.isfinite(objective().loss_and_grads(p, q))
@@ -249,7 +250,7 @@ def test_a_masked_impossible_entry_leaves_no_nan(kind, objective):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("kind", ["relaxed", "straight-through"])
 def test_predictive(kind, context):
     n = 4_000
     p, q = partial(model, kind, context, observed=False), partial(guide, kind, context)
@@ -260,13 +261,13 @@ def test_predictive(kind, context):
     assert drawn["b"].shape == drawn["x"].shape == (n, *batch)
     top = one_hot(drawn["z"].argmax(-1), 3).float()
     on = (drawn["b"] > 0.5).float()
-    if kind == "hard":
+    if kind == "straight-through":
         assert torch.equal(drawn["z"], top)
         assert torch.equal(drawn["b"], on)
     else:
         assert (drawn["z"] != top).any()
         assert (drawn["b"] != on).any()
-    # Rounded, a soft value has the discrete law too.
+    # Rounded, a relaxed value has the discrete distribution too.
     assert_same_mean(top, pyro.param("q_z").detach().softmax(-1).expand(top.shape[1:]))
     assert_same_mean(on, pyro.param("q_b").detach().sigmoid().expand(on.shape[1:]))
     assert_same_mean(drawn["x"] - drawn["z"] @ MEANS - drawn["b"] * SHIFT, 0.0)

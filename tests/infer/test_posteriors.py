@@ -10,12 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import (
-    MCMC,
-    NUTS,
-    Trace_ELBO,
-    autoguide,
-)
+from pyro.infer import MCMC, NUTS, Trace_ELBO, autoguide
 from pyro.ops.stats import effective_sample_size
 from scipy import stats
 from scipy.optimize import minimize
@@ -32,18 +27,8 @@ from pyro_gumbel import (
     RelaxedSubset,
 )
 from pyro_gumbel.links import Hypersimplex
-from tests.common import (
-    ALPHA,
-    COORDINATES,
-    ONE_BIT,
-    SUBSETS,
-    assert_same_mean,
-    law_of,
-)
-from tests.infer.latents import (
-    MEANS,
-    T,
-)
+from tests.common import ALPHA, COORDINATES, ONE_BIT, SUBSETS, assert_same_mean, law_of
+from tests.infer.latents import MEANS, T
 from tests.infer.sites import train
 
 
@@ -63,7 +48,7 @@ def assert_same_mean_of_chain(values, expected):
     assert t.max() < bound
 
 
-def test_nuts_marginalises_hard_sites():
+def test_nuts_marginalises_straight_through_sites():
     """Beside them a normal mean, conjugate given z: the posterior is a mixture of three normals."""
     logits, x = torch.tensor([0.3, -0.2, 0.1]), torch.tensor(1.0)
 
@@ -79,9 +64,9 @@ def test_nuts_marginalises_hard_sites():
 
 
 class Posterior:
-    """One soft site and a noisy sight of its value, in log-ratios y_i = v_i - v_k.
+    """One relaxed site and a noisy observation of its value, in log-ratios y_i = v_i - v_k.
 
-    A bit is one of two: its logit is the one log-ratio, its logits are (x, 0).
+    A Bernoulli is a categorical of two: its logits are (x, 0), its logit is the one log-ratio.
     """
 
     def __init__(self, cls, temperature, dtype=torch.float64):
@@ -94,10 +79,10 @@ class Posterior:
         logits = torch.tensor(self.logits, dtype=self.dtype)
         logits = logits[0] if self.cls in ONE_BIT else logits
         v = pyro.sample("v", law_of(self.cls, self.temperature, logits=logits))
-        mean = self.soft(v) @ torch.tensor(self.means, dtype=self.dtype)
+        mean = self.value(v) @ torch.tensor(self.means, dtype=self.dtype)
         pyro.sample("x", dist.Normal(mean, self.scale), obs=torch.tensor(self.x, dtype=self.dtype))
 
-    def soft(self, v):
+    def value(self, v):
         """The value of a site over the outcomes."""
         to_value = {
             LogitRelaxedBernoulli: torch.sigmoid,
@@ -114,27 +99,27 @@ class Posterior:
         if self.cls is RelaxedSubset:
             v = v.logit()
         elif self.cls not in COORDINATES:
-            v = self.soft(v).log()
+            v = self.value(v).log()
         return v[..., :-1] - v[..., -1:]
 
     def log_joint(self, y):
         """By the formula, in float64: the Concrete density of log-ratios, and the normal one.
 
-        The differences of the coordinates of a set have the same law.
+        The log-ratios of a subset in logit space have the same distribution.
         """
         k, tau = y.shape[-1] + 1, self.temperature
         v = pad(y, (0, 1)).log_softmax(-1)
         d = torch.tensor(self.logits, dtype=torch.float64) - tau * v
         prior = math.lgamma(k) + (k - 1) * math.log(tau) + (d - d.logsumexp(-1, True)).sum(-1)
-        soft = v.exp()
+        value = v.exp()
         if self.cls in SUBSETS:
-            soft = Hypersimplex(2)(v, torch.ones(1, dtype=torch.float64))
-        mean = soft @ torch.tensor(self.means, dtype=torch.float64)
+            value = Hypersimplex(2)(v, torch.ones(1, dtype=torch.float64))
+        mean = value @ torch.tensor(self.means, dtype=torch.float64)
         residual = (self.x - mean) / self.scale
         return prior - residual**2 / 2 - math.log(self.scale) - math.log(2 * math.pi) / 2
 
     def log_joint_of_unconstrained(self, u):
-        """The same where Pyro works: there a simplex has stick-breaking coordinates."""
+        """The same in the space where Pyro works: for a simplex that of stick-breaking."""
         if self.cls is not RelaxedCategorical:
             return self.log_joint(u)
         sticks = StickBreakingTransform()
@@ -149,13 +134,13 @@ class Posterior:
         return torch.cat([s[..., :-1], (self.temperature * y / 2).tanh()], -1)
 
     def expected_features(self):
-        """By the trapezoidal rule; the noise beyond 35 has a mass of 1e-15."""
+        """By the trapezoidal rule; the noise is beyond 35 with probability 1e-15."""
         line = torch.linspace(-35, 35, 701, dtype=torch.float64) / self.temperature
         y = torch.cartesian_prod(*[line] * (len(self.logits) - 1)).reshape(-1, len(self.logits) - 1)
         return self.log_joint(y).softmax(0) @ self.features(y)
 
     def divergence(self, loc, log_scale):
-        """KL from a normal law of the unconstrained coordinates, up to the log evidence."""
+        """KL from a normal distribution in unconstrained space, up to the log evidence."""
         n = 801 if len(loc) == 1 else 161
         line = torch.linspace(-7, 7, n, dtype=torch.float64)
         noise = torch.cartesian_prod(*[line] * len(loc)).reshape(-1, len(loc))

@@ -10,10 +10,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_gumbel import (
-    gapped,
-    gradient_report,
-)
+from pyro_gumbel import gapped, gradient_report
 from tests.infer.models import one_of_three, quadratic, quadratic_guide
 
 

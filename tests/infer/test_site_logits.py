@@ -12,27 +12,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import (
-    SVI,
-    Trace_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_gumbel import (
-    AutoRelaxed,
-    LearnableTemperature,
-    relaxed,
-)
+from pyro_gumbel import AutoRelaxed, LearnableTemperature, relaxed
 from pyro_gumbel.distributions.wrappers import innermost
-from tests.infer.sites import (
-    GRID,
-    LAWS,
-    PLATES,
-    PROBS,
-    T,
-    chain,
-    with_guide,
-)
+from tests.infer.sites import DISTRIBUTIONS, GRID, PLATES, PROBS, T, chain, with_guide
 
 # A `state_dict`.
 
@@ -66,10 +50,10 @@ def test_a_state_dict_goes_on_where_it_was():
     assert torch.equal(resumed, whole)
 
 
-@pytest.mark.parametrize(("hard", "row", "plates"), GRID)
-def test_a_state_dict_may_come_before_the_first_run(hard, row, plates):
+@pytest.mark.parametrize(("hard", "family", "plates"), GRID)
+def test_a_state_dict_may_come_before_the_first_run(hard, family, plates):
     """It is what a run and then the state give, and an optimiser may be made in between."""
-    model, guide = with_guide(hard, row, plates)
+    model, guide = with_guide(hard, family, plates)
     state = copy.deepcopy(guide.state_dict())
     for in_another_process in (True, False):
         if in_another_process:
@@ -93,7 +77,7 @@ def test_a_state_dict_may_come_before_the_first_run(hard, row, plates):
 
 
 def test_the_state_of_a_subsampled_guide_is_found_by_index():
-    model, guide = with_guide(True, "bit", "a subsampled plate")
+    model, guide = with_guide(True, "bernoulli", "a subsampled plate")
     with torch.no_grad():
         guide.logits.z.copy_(100.0 * torch.tensor([[1, -1], [-1, 1]] * 3))
     fresh = AutoRelaxed(model, T)
@@ -135,7 +119,7 @@ def test_a_state_dict_of_another_model_is_refused_in_the_first_run():
 
 
 def test_the_state_of_a_whole_objective_may_come_first():
-    model, guide = with_guide(True, "one of k", "plates")
+    model, guide = with_guide(True, "categorical", "plates")
     state = copy.deepcopy(Trace_ELBO()(model, guide).state_dict())
     pyro.clear_param_store()
     fresh = AutoRelaxed(model, LearnableTemperature(2.0))
@@ -162,7 +146,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def sites_named(names, row="bit", plates="no plate"):
+def sites_named(names, family="bernoulli", plates="no plate"):
     """Sites of these names, with a prior each."""
     sizes, subsample_size = PLATES[plates]
 
@@ -171,7 +155,7 @@ def sites_named(names, row="bit", plates="no plate"):
             for i, size in enumerate(sizes):
                 stack.enter_context(pyro.plate(f"plate{i}", size, subsample_size))
             for i, name in enumerate(names):
-                pyro.sample(name, LAWS[row](PROBS.log() * (i / len(names))))
+                pyro.sample(name, DISTRIBUTIONS[family](PROBS.log() * (i / len(names))))
 
     return model
 
@@ -180,11 +164,11 @@ SOME_NAMES = ["type", "a", "a.b"]
 
 
 @pytest.mark.parametrize(
-    ("hard", "row", "plates", "names"),
-    [(True, "bit", "no plate", NAMES), *((*each, SOME_NAMES) for each in GRID)],
+    ("hard", "family", "plates", "names"),
+    [(True, "bernoulli", "no plate", NAMES), *((*each, SOME_NAMES) for each in GRID)],
 )
-def test_a_site_may_have_any_name(hard, row, plates, names):
-    model = relaxed(sites_named(names, row, plates), T, hard=hard)
+def test_a_site_may_have_any_name(hard, family, plates, names):
+    model = relaxed(sites_named(names, family, plates), T, hard=hard)
     guide = AutoRelaxed(model, T, hard=hard)
     assert list(guide()) == names
     assert len(list(guide.parameters())) == len(names)
@@ -192,10 +176,10 @@ def test_a_site_may_have_any_name(hard, row, plates, names):
     fresh.load_state_dict(guide.state_dict())
     fresh()
     for i, name in enumerate(names):
-        prior = innermost(LAWS[row](PROBS.log() * (i / len(names)))).probs
+        prior = innermost(DISTRIBUTIONS[family](PROBS.log() * (i / len(names)))).probs
         for each in (guide, copy.deepcopy(guide), fresh):
-            law = innermost(each.distribution(name))
-            torch.testing.assert_close(law.probs, prior.expand(law.probs.shape))
+            distribution = innermost(each.distribution(name))
+            torch.testing.assert_close(distribution.probs, prior.expand(distribution.probs.shape))
     assert list(guide.median()) == list(guide.quantiles([0.5])) == names
 
 
