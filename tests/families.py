@@ -20,11 +20,7 @@ from pyro_gumbel import (
 )
 
 T = 0.5
-
-
 LOGITS = torch.tensor([[0.3, -0.2, 0.1, 1.0], [1.5, 0.0, -0.7, 0.2]])
-
-
 PROBS = torch.tensor([0.2, 0.3, 0.5])
 
 

@@ -185,7 +185,7 @@ def test_numbers_that_no_float_can_hold():
 
 
 def test_temperatures_that_are_no_tensors_yet():
-    """Integers and arrays; and a batch of them, for a distribution that is taken apart."""
+    """Integers and arrays, and a batch of them under `.to_event`."""
     distribution = dist.Bernoulli(logits=torch.zeros(2, 3)).to_event(1)
     for given in (torch.tensor([1, 2]), lambda: torch.tensor([1, 2])):
         found = relax(distribution, given).base_dist.temperature

@@ -28,7 +28,6 @@ from tests.common import z_bound
 
 T = 0.5
 
-
 KINDS = {
     "relaxed": (RelaxedCategorical, RelaxedBernoulli),
     "straight-through": (CategoricalStraightThrough, BernoulliStraightThrough),
@@ -36,42 +35,28 @@ KINDS = {
         lambda temperature, logits: dist.OneHotCategorical(logits=logits),
         lambda temperature, logits: dist.Bernoulli(logits=logits),
     ),
+    "relaxed subset": (lambda t, logits: RelaxedSubset(t, 2, logits=logits), RelaxedBernoulli),
+    "straight-through subset": (
+        lambda t, logits: SubsetStraightThrough(t, 2, logits=logits),
+        BernoulliStraightThrough,
+    ),
+    "relaxed ranking": (
+        lambda t, logits: RelaxedPlackettLuce(t, 2, logits=logits),
+        RelaxedBernoulli,
+    ),
+    "straight-through ranking": (
+        lambda t, logits: PlackettLuceStraightThrough(t, 2, logits=logits),
+        BernoulliStraightThrough,
+    ),
 }
-
-
-KINDS["relaxed subset"] = (lambda t, logits: RelaxedSubset(t, 2, logits=logits), RelaxedBernoulli)
-
-
-KINDS["straight-through subset"] = (
-    lambda t, logits: SubsetStraightThrough(t, 2, logits=logits),
-    BernoulliStraightThrough,
-)
-
-
-KINDS["relaxed ranking"] = (
-    lambda t, logits: RelaxedPlackettLuce(t, 2, logits=logits),
-    RelaxedBernoulli,
-)
-
-
-KINDS["straight-through ranking"] = (
-    lambda t, logits: PlackettLuceStraightThrough(t, 2, logits=logits),
-    BernoulliStraightThrough,
-)
-
 
 KINDS["straight-through without rsample"] = tuple(
     lambda temperature, logits, cls=cls: cls(temperature, logits=logits).has_rsample_(False)
     for cls in KINDS["straight-through"]
 )
 
-
 MEANS = torch.tensor([-1.0, 0.5, 2.0])
-
-
 SHIFT = 1.5
-
-
 DATA = torch.tensor([0.7, -0.4, 1.9, 3.0])
 
 
@@ -85,7 +70,7 @@ def inside(context):
             yield DATA
     elif context == "subsampled plate":
         with pyro.plate("data", 4, subsample_size=2) as index:
-            yield DATA[0].expand(4)[index]  # alike, so that the loss is that of any subsample
+            yield DATA[0].expand(4)[index]  # equal data, so that all subsamples have the same loss
     elif context == "mask":
         with pyro.plate("data", 4), poutine.mask(mask=torch.tensor([True, False, True, True])):
             yield DATA
@@ -123,7 +108,7 @@ def no_guide():
 
 
 def gradients():
-    """By name, of every parameter that has one; and no gradient afterwards."""
+    """Take the gradient of every parameter that has one, by name."""
     found = {}
     for name, parameter in pyro.get_param_store().named_parameters():
         if parameter.grad is not None:
@@ -144,7 +129,7 @@ def particle_losses(kind, context, n=20_000):
 
 
 def assert_mean_loss(loss, count, particles):
-    """`loss`, a mean over `count` particles, is one of the same distribution as `particles`."""
+    """`loss`, a mean over `count` particles, has the mean of `particles`."""
     error = particles.std() * math.sqrt(1 / count + 1 / len(particles))
     assert abs(loss - particles.mean()) < z_bound() * error
 
@@ -163,7 +148,6 @@ def enumerated(kind, context, p_infer, q_infer):
 
 
 PARALLEL, SEQUENTIAL = {"enumerate": "parallel"}, {"enumerate": "sequential"}
-
 
 STRATEGIES = {  # of the model's two sites and of the guide's
     "model": ({"z": PARALLEL, "b": PARALLEL}, None),

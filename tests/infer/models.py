@@ -14,11 +14,7 @@ from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough
 from pyro_gumbel.infer.exact_gradient import by_score_function
 
 MEANS = torch.tensor([-1.0, 0.5, 2.0])
-
-
 DATA = torch.tensor([0.3, -1.2, 1.7, 0.9])
-
-
 T = 0.5
 
 

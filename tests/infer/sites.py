@@ -14,10 +14,7 @@ from pyro.nn import PyroModule
 from pyro_gumbel import AutoRelaxed, LearnableTemperature, PlackettLuce, Subset, relaxed
 
 T = 0.5
-
-
 PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
-
 
 PRIORS = {
     "bernoulli": lambda: dist.Bernoulli(PROBS[:2]).to_event(1),
@@ -63,9 +60,7 @@ PLATES = {
     "a subsampled plate": ((6,), 3),
 }
 
-
 GRID = [(hard, family, plates) for hard in (True, False) for family in PRIORS for plates in PLATES]
-
 
 DISTRIBUTIONS = {
     "bernoulli": lambda logits: dist.Bernoulli(logits=logits[..., :2]).to_event(1),
@@ -76,7 +71,7 @@ DISTRIBUTIONS = {
 
 
 class Site(PyroModule):
-    """A model of one site, whose prior has a graph: of a network, and of constrained parameters."""
+    """A model of one site, whose prior depends on a network and on constrained parameters."""
 
     def __init__(self, family, plates="no plate", name="z"):
         super().__init__()
@@ -94,7 +89,7 @@ class Site(PyroModule):
 
 
 def with_guide(hard, family, plates):
-    """A relaxed model and its guide, with a temperature that is learnt, after one step."""
+    """A relaxed model and its guide, with a learnt temperature, after one step of SVI."""
     temperature = LearnableTemperature(T)
     model = relaxed(Site(family, plates), temperature, hard=hard)
     guide = AutoRelaxed(model, temperature, hard=hard)
@@ -103,7 +98,7 @@ def with_guide(hard, family, plates):
 
 
 def mixture(x, subsample_size=None):
-    """Two normal clusters with a common unknown shift; which of them, by point."""
+    """Two normal clusters with a common unknown shift; each point is in one of them."""
     shift = pyro.sample("shift", dist.Normal(0.0, 5.0))
     with pyro.plate("points", len(x), subsample_size=subsample_size) as index:
         z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.5, 0.5])))

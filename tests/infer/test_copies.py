@@ -49,7 +49,9 @@ def test_copies_are_like_it_and_independent(hard, family, plates):
             innermost(copied.distribution("z")).temperature
             == innermost(guide.distribution("z")).temperature
         )
-        with pyro.get_param_store().scope():  # else it takes the original's from the store
+        with (
+            pyro.get_param_store().scope()
+        ):  # otherwise it takes the original's parameters from the store
             shape = copied()["z"].shape
         assert shape == guide()["z"].shape, how
         with torch.no_grad():
@@ -90,7 +92,7 @@ def masked_model(kept):
 
 
 def test_a_copy_and_its_original_have_the_masks_of_each_call():
-    """At the prior, whatever the mask, there is no divergence."""
+    """At the prior the divergence is 0, whatever the mask."""
     model = relaxed(masked_model, T)
     guide = AutoRelaxed(model, T)
     masks = [torch.tensor(mask) for mask in ([True, True, False], [False] * 3, [True] * 3)]
@@ -129,7 +131,7 @@ def test_it_is_copied_and_pickled():
 
 
 def test_copying_and_saving_leave_it_as_it_was():
-    """Pyro forgets the model of a guide that is pickled, in the original too."""
+    """Pyro's own pickling removes the model from the original guide too."""
     log_temperature = torch.zeros((), requires_grad=True)
     for keep in (copy.deepcopy, lambda guide: torch.save(guide.state_dict(), io.BytesIO())):
         pyro.clear_param_store()

@@ -52,7 +52,6 @@ class ThreeLatents:
 
 SEEDS = [0, 1]  # of the model
 
-
 PRIORS = {
     "straight-through prior": KINDS["straight-through"][0],
     "plain prior": KINDS["discrete"][0],

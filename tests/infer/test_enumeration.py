@@ -54,7 +54,7 @@ SEVERAL = PARALLEL | {"num_samples": 10}
     ids=["beside a parallel one", "beside a sequential one", "several times", "both several times"],
 )
 def test_a_straight_through_site_is_sampled_under_trace_enum(infer, context):
-    """It is pathwise there too: its gradient is in the mean the one that Trace_ELBO has."""
+    """Its gradient is pathwise there too, with the mean that it has under Trace_ELBO."""
     sampled = [f"q_{name}" for name in "zb" if infer.get(name, SEVERAL) is SEVERAL]
     few = MANY | {"num_particles": 50}
     p, q = partial(model, "straight-through", context), partial(guide, "straight-through", context)
@@ -76,7 +76,7 @@ def test_a_straight_through_site_is_sampled_under_trace_enum(infer, context):
 @pytest.mark.parametrize("context", ["no plate", "plate"])
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceGraph_ELBO])
 def test_without_rsample_a_straight_through_site_has_the_score_function(objective, context):
-    """No gradient in the sample, and an unbiased one in the mean."""
+    """The sample carries no gradient, and the gradient of the loss is unbiased."""
     p, q = (
         partial(model, "straight-through", context),
         partial(guide, "straight-through without rsample", context),

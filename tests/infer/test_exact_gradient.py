@@ -36,7 +36,7 @@ from tests.infer.models import (
 
 
 def by_hand(model, guide, supports, **kwargs):
-    """-sum_z q(z) f(z) over a product of supports, by autograd: values put in by `condition`."""
+    """The gradient of -sum_z q(z) f(z) by autograd, over a product of supports, by `condition`."""
     guide(**kwargs)
     total = 0.0
     for values in itertools.product(*supports.values()):
@@ -50,13 +50,8 @@ def by_hand(model, guide, supports, **kwargs):
 
 
 ONE_HOT = list(torch.eye(3))
-
-
 ROWS = [torch.stack(rows) for rows in itertools.product(torch.eye(3), repeat=4)]
-
-
 BITS = [torch.tensor(bits) for bits in itertools.product([0.0, 1.0], repeat=3)]
-
 
 CASES = {
     "shared": (shared, shared_guide, {"z": ONE_HOT, "w": BITS}, {}),

@@ -249,7 +249,7 @@ def test_the_progress_bar(capsys):
 
 
 def test_a_plain_prior_under_two_losses():
-    """Its divergence is exact under TraceMeanField_ELBO; under Trace_ELBO its gradient is there."""
+    """Under TraceMeanField_ELBO its divergence is exact; under Trace_ELBO its gradient is kept."""
 
     def model():
         z = pyro.sample("z", dist.OneHotCategorical(logits=torch.tensor([2.0, 0.0, -2.0])))
@@ -314,7 +314,7 @@ def test_the_gradient_of_a_partly_observed_site(sites):
 
 
 def test_a_model_that_cannot_be_enumerated_in_parallel_is_sampled():
-    """Its sum over the plate would run over the states as well, and give another loss."""
+    """In parallel, its sum over the plate would also be over the states, and the loss differ."""
 
     def model():
         with pyro.plate("bits", 12):

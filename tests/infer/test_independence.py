@@ -64,7 +64,7 @@ def test_independent_elements_are_found_so():
 
 
 def test_data_in_another_plate_are_outside():
-    """Enumerated in parallel, the sum over the plate would be over one element: always 1."""
+    """In a parallel enumeration the sum over the plate would have one term only."""
     n = torch.tensor([4.0, 3.0])
 
     def model():

@@ -144,7 +144,7 @@ def test_without_an_exact_divergence_the_objective_samples_it(q_site, p_site):
     ],
 )
 def test_the_divergence_of_relaxed_sites_has_no_monte_carlo_noise(cls, temperatures):
-    """A model without data: what is left of the mean-field ELBO is the same at each draw."""
+    """Without data the mean-field ELBO is the divergence alone, the same at each draw."""
     x_q, x_p = (torch.randn(2, 3, *param_shape(cls, 4), dtype=torch.float64) for _ in range(2))
 
     def q():

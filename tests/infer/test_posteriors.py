@@ -49,7 +49,7 @@ def assert_same_mean_of_chain(values, expected):
 
 
 def test_nuts_marginalises_straight_through_sites():
-    """Beside them a normal mean, conjugate given z: the posterior is a mixture of three normals."""
+    """The posterior of the normal mean is then a mixture of three normal distributions."""
     logits, x = torch.tensor([0.3, -0.2, 0.1]), torch.tensor(1.0)
 
     def p():

@@ -218,7 +218,7 @@ def test_nuts_on_a_continuous_model():
 
 
 def test_nuts_beside_enumerated_straight_through_sites():
-    """The energy is that beside the plain sites, which are summed out."""
+    """The energy is the same as with plain sites, which are summed out too."""
     x, _ = clusters(4)
     energy = [
         initialize_model(model, model_args=(x,))[1]

@@ -107,7 +107,7 @@ def test_the_same_value_comes_back_from_ours(temperature):
 ])  # fmt: skip
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_the_site_keeps_its_distribution(cls, wrap):
-    """From one seed the same draws, of noise that is in the form of the site."""
+    """The draws from one seed are the same, and the noise has the wrappers of the site."""
     distribution = wrap(make(cls, batch_shape=(3, 2), k=4))
     pyro.set_rng_seed(1)
     trace = poutine.trace(through_noise(site(distribution))).get_trace()
@@ -179,7 +179,7 @@ def test_impossible_categories_have_noise_that_nothing_depends_on():
 
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_gradients_pass_in_both_directions(cls):
-    """To the noise of an initial value, and from a drawn one to the parameters."""
+    """From the noise to an initial value, and from a drawn value to the parameters."""
     distribution = make(cls, dtype=torch.float64)
     value = distribution.sample().clone().requires_grad_()
     noise = initial_noise(distribution, value)
@@ -204,7 +204,7 @@ def test_what_has_no_noise_is_refused():
         through_noise(lambda: pyro.sample("z", make(RelaxedBernoulli), obs=torch.ones(2) / 2))()
 
 
-# Pyro's own.
+# Pyro's own reparameterisations.
 
 
 def log_slope(distribution, value):
@@ -215,7 +215,7 @@ def log_slope(distribution, value):
 
 
 def built_in_model():
-    """Of the classes that `pyro.distributions` has now."""
+    """Of the classes that `pyro.distributions` has at the time of the call."""
     tau = torch.tensor(0.5)
     z = pyro.sample("z", dist.RelaxedOneHotCategorical(tau, logits=torch.tensor([0.5, 0.0, -0.5])))
     with pyro.plate("plate", 4):
@@ -258,7 +258,7 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_reparametrised_by_pyro_the_model_has_the_density_that_it_had(model_of_both, strategy):
-    """At the same noise, but for the slope of the transformation."""
+    """At the same noise, up to the Jacobian of the transformation."""
     moved = poutine.reparam(model_of_both, config=strategy())
     traces = []
     for model in (model_of_both, moved):
@@ -299,7 +299,7 @@ def test_transform_reparam_of_an_initial_value(cls, value):
 
 
 def test_gumbel_softmax_reparam_of_ours_agrees_with_the_link():
-    """At a temperature without batch; the largest entry is the i-th as often as it should be."""
+    """Its uniform noise gives the value that our link gives, at a temperature without a batch."""
     distribution = RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5]))
     moved = poutine.reparam(site(distribution), {"z": GumbelSoftmaxReparam()})
     uniform = torch.rand(3)
@@ -310,7 +310,7 @@ def test_gumbel_softmax_reparam_of_ours_agrees_with_the_link():
     )
 
 
-# Where it is for.
+# The use case: NUTS and autoguides at a low temperature.
 
 MEANS, DATUM = torch.tensor([0.0, 1.0, 2.0]), torch.tensor(1.2)
 DISTRIBUTION = RelaxedCategorical(0.1, logits=torch.tensor([0.5, 0.0, -0.5]))
@@ -322,7 +322,7 @@ def one_of_three():
 
 
 def posterior_mean():
-    """By a million draws of the prior, weighed."""
+    """By a million draws from the prior, weighted by the likelihood."""
     prior = DISTRIBUTION.sample((1_000_000,))
     weight = dist.Normal(prior @ MEANS, 1.0).log_prob(DATUM).exp()
     return (weight.unsqueeze(-1) * prior).sum(0) / weight.sum()

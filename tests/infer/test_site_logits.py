@@ -22,7 +22,7 @@ from tests.infer.sites import DISTRIBUTIONS, GRID, PLATES, PROBS, T, chain, with
 
 
 def test_a_state_dict_goes_on_where_it_was():
-    """A run that is stopped and resumed in a new guide ends as one that is not, bit for bit."""
+    """A run that is stopped and resumed in a new guide ends bit for bit as one without a stop."""
     model = relaxed(chain, T)
 
     def run(steps, saved=None):
@@ -52,7 +52,7 @@ def test_a_state_dict_goes_on_where_it_was():
 
 @pytest.mark.parametrize(("hard", "family", "plates"), GRID)
 def test_a_state_dict_may_come_before_the_first_run(hard, family, plates):
-    """It is what a run and then the state give, and an optimiser may be made in between."""
+    """The result is that of a run and then the state; an optimiser may be made in between."""
     model, guide = with_guide(hard, family, plates)
     state = copy.deepcopy(guide.state_dict())
     for in_another_process in (True, False):
