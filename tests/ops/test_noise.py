@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from pyro_gumbel.ops import noise
-from tests.common import ALPHA, z_bound
+from tests.common import ALPHA, first_fast, z_bound
 
 KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 DTYPES = [torch.float32, torch.float64]
@@ -28,7 +28,8 @@ def test_noise_has_its_law(sampler, law, dtype):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "law"), [(noise.exponential, stats.expon), (noise.logistic, stats.logistic)]
+    ("sampler", "law"),
+    first_fast([(noise.exponential, stats.expon), (noise.logistic, stats.logistic)]),
 )
 def test_many_variates_have_their_law_up_to_both_ends(sampler, law):
     """Across the edge from where they are finer, and below 2^-18 as at its other side."""
@@ -83,7 +84,7 @@ def test_successes_are_bernoulli_trials():
         assert abs(part.sum() - expected) < z_bound(4) * (expected * (1 - chance)) ** 0.5
 
 
-@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("end", first_fast([0, 1]))
 def test_uniform_fills_its_smallest_cells_at_both_ends(end):
     """Below 2^-18 a plain float32 uniform has 64 values; here it is uniform there too."""
     small = []
