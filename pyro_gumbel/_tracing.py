@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["brief", "ends", "in_eager_mode", "in_forward_mode", "in_program", "known"]
+__all__ = ["brief", "ends", "in_eager_mode", "in_forward_mode", "in_program", "known", "version_of"]
 
 
 def known(tensor: Tensor, otherwise: Any) -> Any:
@@ -52,3 +52,8 @@ def in_eager_mode() -> bool:
 def in_forward_mode() -> bool:
     """Whether a forward derivative may be asked for."""
     return forward_ad._current_level >= 0
+
+
+def version_of(value: Tensor) -> int:
+    """The count of in-place changes, which inference tensors do not keep."""
+    return 0 if value.is_inference() else value._version

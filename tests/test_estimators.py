@@ -22,6 +22,7 @@ from pyro_gumbel import (
     reinmax,
     straight_through,
 )
+from pyro_gumbel.distributions.plackett_luce import untaken
 from pyro_gumbel.ops import noise
 from tests.common import HARD, assert_same_mean, law_of, make
 
@@ -160,17 +161,20 @@ def test_a_subset_has_the_conditional_noise_of_its_order(size):
 
 def gradients(law, estimator, draws):
     """In the logits, of `draws` samples one by one, of a fixed quadratic function."""
-    k = law._raw.shape[-1] if law._raw.dim() else 1
+    k = law._parameter.shape[-1] if law._parameter.dim() else 1
     square = torch.arange(1.0, k * k + 1).reshape(k, k) / k
     law = type(law)(
         law.temperature,
         *([law.size] if isinstance(law, SubsetStraightThrough) else []),
-        logits=law._raw.detach().expand(draws, *law._raw.shape).clone().requires_grad_(),
+        logits=law._parameter.detach()
+        .expand(draws, *law._parameter.shape)
+        .clone()
+        .requires_grad_(),
         estimator=estimator,
     )
     value = law.rsample().reshape(draws, k)
     loss = torch.einsum("...i,ij,...j->...", value, square, value)
-    return torch.autograd.grad(loss.sum(), law._raw)[0].reshape(draws, k)
+    return torch.autograd.grad(loss.sum(), law._parameter)[0].reshape(draws, k)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0])
@@ -242,11 +246,11 @@ def test_a_law_uses_it_by_name(name, cls):
     law.estimator = NAMES[name]
     value = law.rsample()
     weights = torch.randn_like(value)
-    (found,) = torch.autograd.grad((value * weights).sum(), law._raw)
-    logits = law._raw.detach().requires_grad_()
+    (found,) = torch.autograd.grad((value * weights).sum(), law._parameter)
+    logits = law._parameter.detach().requires_grad_()
     x = logits
     if cls is PlackettLuceStraightThrough:
-        x = torch.where(law._untaken(value.detach()), logits.unsqueeze(-2), -torch.inf)
+        x = torch.where(untaken(value.detach()), logits.unsqueeze(-2), -torch.inf)
     surrogate = NAMES[name](x, law._tau, x, value.detach(), law.link)
     (expected,) = torch.autograd.grad((surrogate * weights).sum(), logits)
     torch.testing.assert_close(found, expected)
@@ -295,8 +299,10 @@ def test_a_subset_without_noise():
     law = SubsetStraightThrough(0.5, 2, logits=torch.randn(4).requires_grad_())
     law.estimator = straight_through
     value = law.rsample()
-    (found,) = torch.autograd.grad(value[0], law._raw)
-    (expected,) = torch.autograd.grad(links.Hypersimplex(2)(law._raw, law.temperature)[0], law._raw)
+    (found,) = torch.autograd.grad(value[0], law._parameter)
+    (expected,) = torch.autograd.grad(
+        links.Hypersimplex(2)(law._parameter, law.temperature)[0], law._parameter
+    )
     torch.testing.assert_close(found, expected)
 
 

@@ -276,7 +276,7 @@ FORMS = {
 def innermost_parameters(law):
     while hasattr(law, "base_dist"):
         law = law.base_dist
-    return law, [law._raw, *([law._raw_temperature] if hasattr(law, "_raw_temperature") else [])]
+    return law, [law._parameter, *([law._temperature] if hasattr(law, "_raw_temperature") else [])]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -311,10 +311,10 @@ def test_a_deep_copy_does_not_drop_a_graph(cls):
             copy.deepcopy(law)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
     twin = copy.deepcopy(law_of(cls, 0.7, logits=leaf))
-    assert twin._raw.is_leaf
-    assert twin._raw.requires_grad
+    assert twin._parameter.is_leaf
+    assert twin._parameter.requires_grad
     twin.log_prob(twin.sample()).sum().backward()
-    assert twin._raw.grad is not None
+    assert twin._parameter.grad is not None
     assert leaf.grad is None
 
 
@@ -323,7 +323,7 @@ def test_a_shallow_copy_has_the_same_parameters(cls):
     schedule = LearnableTemperature(0.7)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
     twin = copy.copy(law_of(cls, schedule, logits=leaf))
-    assert twin._raw is leaf
+    assert twin._parameter is leaf
     twin.rsample().sum().backward()
     assert leaf.grad is not None
     assert schedule.value_unconstrained.grad is not None

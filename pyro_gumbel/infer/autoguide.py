@@ -19,16 +19,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_gumbel._validation import Temperature, fitted, require
-from pyro_gumbel.distributions.base import MOfK, OneBit, Ranking, Row
+from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax
-from pyro_gumbel.distributions.relaxed import Coordinates, Soft
-from pyro_gumbel.distributions.straight_through import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-    PlackettLuceStraightThrough,
-    StraightThrough,
-    SubsetStraightThrough,
-)
+from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
+from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
 from pyro_gumbel.estimators import Estimator, named
 from pyro_gumbel.infer.handlers import at_site
@@ -179,7 +173,7 @@ class AutoRelaxed(AutoGuide):
 
     def _relaxed_law(self, law: Any) -> Any:
         """The row-mate of a site's law in the guide's column."""
-        soft_site = isinstance(innermost(law), Soft)
+        soft_site = isinstance(innermost(law), Relaxed)
         if soft_site and self.hard:
             raise ValueError(
                 f"the model has a soft law, {type(innermost(law)).__name__}, and the guide would "
@@ -193,7 +187,7 @@ class AutoRelaxed(AutoGuide):
                 "train soft, or leave out hard=False"
             )
         new = relax(law, 1.0, hard=self.hard)
-        if not isinstance(innermost(new), Row):
+        if not isinstance(innermost(new), FamilyDistribution):
             raise TypeError(
                 f"its relaxed law must be of pyro_gumbel, got {type(innermost(new)).__name__}; "
                 "write a guide of its own for this site and combine them by AutoGuideList"
@@ -204,7 +198,7 @@ class AutoRelaxed(AutoGuide):
         """A law like `law` with these logits, at this temperature."""
         base = innermost(law)
         event_dim = law.event_dim - base.event_dim
-        batch_shape = logits.shape[: logits.dim() - base._parameter_dim - event_dim]
+        batch_shape = logits.shape[: logits.dim() - base.family.event_dim - event_dim]
         tau = fitted(temperature, batch_shape, event_dim)
         keywords = {"logits": logits, "validate_args": base._validate_args}
         if self.hard:
@@ -338,20 +332,20 @@ def _without_graph(trace: Any, sites: dict[str, dict[str, Any]]) -> Trace:
 
 def _mean_logits(laws: list[Any]) -> Tensor:
     """Logits of the mean of the laws' probabilities, with a uniform law among them."""
-    probs = torch.stack([law.probs for law in laws])
-    outcomes = 2 if isinstance(laws[0], OneBit) else probs.shape[-1]
-    mean = (probs.sum(0) + 1 / outcomes) / (len(laws) + 1)
-    return mean.logit() if isinstance(laws[0], OneBit) else mean.log()
+    family, probs = laws[0].family, torch.stack([law.probs for law in laws])
+    mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(laws) + 1)
+    return family.logits_of(mean)
 
 
-def _size(law: Row) -> tuple[int, ...]:
+def _size(law: Any) -> tuple[int, ...]:
     """The argument `size`, where the class has it."""
-    return (law.size,) if isinstance(law, MOfK | Ranking) else ()
+    return (law.size,) if law.family.takes_size else ()
 
 
 def _most_probable(law: Any) -> Tensor:
-    vertex = _hard_class(law)(1.0, *_size(law), logits=law.logits).mode
-    return law._value_at(law.link.inverse(vertex)) if isinstance(law, Coordinates) else vertex
+    size = law.size if law.family.takes_size else None
+    mode = law.family.mode(law.logits, size)
+    return law._to_value(law.link.inverse(mode)) if isinstance(law, RelaxedLogits) else mode
 
 
 def _read_quantiles(quantiles: Any) -> Tensor:
@@ -372,16 +366,8 @@ def _quantiles_of(law: Any, q: Tensor) -> Tensor:
     if isinstance(law, StraightThrough):
         mean = law.mean
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
-    if isinstance(law, OneBit):
-        return law.icdf(q)  # type: ignore[attr-defined]
-    rank = (q.flatten() * DRAWS).ceil().long() - 1
-    return law.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
-
-
-def _hard_class(law: Row) -> Any:
-    """The hard class of its row."""
-    if isinstance(law, OneBit):
-        return BernoulliStraightThrough
-    if isinstance(law, MOfK):
-        return SubsetStraightThrough
-    return PlackettLuceStraightThrough if isinstance(law, Ranking) else CategoricalStraightThrough
+    try:
+        return law.icdf(q)
+    except NotImplementedError:  # of a vector
+        rank = (q.flatten() * DRAWS).ceil().long() - 1
+        return law.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
 from pyro_gumbel._validation import read_count, read_number, read_seed
-from pyro_gumbel.distributions.straight_through import StraightThrough, SubsetStraightThrough
+from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
 from pyro_gumbel.estimators import NAMES, OF_SUBSETS, Estimator, named
 from pyro_gumbel.infer.exact_gradient import (
@@ -29,6 +29,7 @@ from pyro_gumbel.infer.exact_gradient import (
     by_enumeration,
     by_score_function,
 )
+from pyro_gumbel.links import Hypersimplex
 
 __all__ = ["GradientReport", "GradientRow", "gradient_report"]
 
@@ -289,7 +290,7 @@ def _read_arguments(args: Any, kwargs: Any) -> None:
 def _names(objective: Objective) -> Sequence[str]:
     """All estimators that the hard sites take."""
     laws = [innermost(law) for law in objective.sites.values()]
-    return OF_SUBSETS if any(isinstance(law, SubsetStraightThrough) for law in laws) else NAMES
+    return OF_SUBSETS if any(isinstance(law.link, Hypersimplex) for law in laws) else NAMES
 
 
 def _read_cells(
@@ -386,7 +387,7 @@ class _Replaced(Messenger):
             return
         new: Any = law.expand(law.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
-        new._raw_temperature = law._raw.new_tensor(self._temperature)
+        new._temperature = law._parameter.new_tensor(self._temperature)
         msg["fn"] = rewrapped(msg["fn"], new)
 
 

@@ -3,20 +3,16 @@
 
 """Soft sites moved to their noise, where a sampler finds no corners."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
 from pyro import distributions as dist
 from pyro.infer.reparam.reparam import Reparam
-from torch import Tensor
 
-from pyro_gumbel.distributions.base import OneBit
-from pyro_gumbel.distributions.relaxed import Coordinates, RelaxedPlackettLuce, Soft
+from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
 from pyro_gumbel.distributions.sample_cache import remember
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
-from pyro_gumbel.ops import noise
 
 __all__ = ["NoiseReparam"]
 
@@ -58,9 +54,9 @@ class NoiseReparam(Reparam):
             )
         given = None
         if value is not None:
-            v = law.link.finite(law._coordinates_of(value))
-            given = law.link.noise(v, law._location, law._tau)
-            if not isinstance(law, Coordinates):
+            v = law.link.finite(law._to_unconstrained(value))
+            given = law.link.noise(v, law.link.centred(law._logits), law._tau)
+            if not isinstance(law, RelaxedLogits):
                 remember(value, law.link, v)  # as a drawn one does
         drawn = pyro.sample(
             f"{name}_noise",
@@ -69,14 +65,16 @@ class NoiseReparam(Reparam):
             infer={"is_observed": False},
         )
         if value is None:
-            value = law._value_at(law.link.unconstrained(law._location + drawn, law._tau))
+            value = law._to_value(
+                law.link.unconstrained(law.link.centred(law._logits) + drawn, law._tau)
+            )
         delta = dist.Delta(value, event_dim=msg["fn"].event_dim).mask(False)
         return {"fn": delta, "value": value, "is_observed": True}
 
 
 def _soft_law(name: str, distribution: Any) -> Any:
     law = innermost(distribution)
-    if isinstance(law, Soft) and not isinstance(law, RelaxedPlackettLuce):
+    if isinstance(law, Relaxed) and law.family.noise_distribution is not None:
         return law
     raise TypeError(
         f'NoiseReparam: site "{name}" must have a soft law of one bit, one of k or m of k, got '
@@ -86,34 +84,6 @@ def _soft_law(name: str, distribution: Any) -> Any:
 
 
 def _noise_law(law: Any) -> Any:
-    like = torch.zeros((), dtype=law._dtype, device=law._raw.device).expand(law.shape())
-    if isinstance(law, OneBit):
-        return Logistic(like, torch.ones_like(like))
-    return Gumbel(like, torch.ones_like(like)).to_event(1)
-
-
-class _Standard:
-    """Location 0 and scale 1, drawn to full precision at both ends."""
-
-    draw: ClassVar[Callable[..., Tensor]]
-    loc: Tensor
-    _extended_shape: Callable[[Any], torch.Size]
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        return self.draw(shape, dtype=self.loc.dtype, device=self.loc.device)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return self.rsample(sample_shape)
-
-
-class Logistic(_Standard, dist.Logistic):
-    """The noise of a bit."""
-
-    draw = staticmethod(noise.logistic)
-
-
-class Gumbel(_Standard, dist.Gumbel):
-    """The noise of a category."""
-
-    draw = staticmethod(noise.gumbel)
+    like = torch.zeros((), dtype=law._dtype, device=law._parameter.device).expand(law.shape())
+    noise = law.family.noise_distribution(like, torch.ones_like(like))
+    return noise.to_event(law.family.event_dim)

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.distributions.sample_cache import version_of
+from pyro_gumbel._tracing import in_eager_mode, version_of
 
 __all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain", "plain"]
 

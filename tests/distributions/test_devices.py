@@ -82,7 +82,7 @@ def assert_same(call):
 
 
 def with_gradient(d, value):
-    return value, torch.autograd.grad(value.sum(), d._raw)
+    return value, torch.autograd.grad(value.sum(), d._parameter)
 
 
 def many(d):
@@ -151,12 +151,12 @@ OPERATIONS = {
         ALL,
         lambda d: torch.vmap(
             lambda x: law_of(type(d), 0.5, logits=x).rsample(), randomness="different"
-        )(d._raw),
+        )(d._parameter),
     ),
     "jvp": (
         SOFT,
         lambda d: torch.func.jvp(
-            lambda x: law_of(type(d), 0.5, logits=x).rsample(), (d._raw,), (d._raw,)
+            lambda x: law_of(type(d), 0.5, logits=x).rsample(), (d._parameter,), (d._parameter,)
         ),
     ),
 }

@@ -74,8 +74,8 @@ def assert_same_law(law, expected):
     assert (law.batch_shape, law.event_shape) == (expected.batch_shape, expected.event_shape)
     if hasattr(law, "base_dist"):
         return assert_same_law(law.base_dist, expected.base_dist)
-    assert law._given == expected._given
-    torch.testing.assert_close(law._param, expected._param)
+    assert law._parameter_name == expected._parameter_name
+    torch.testing.assert_close(law._parameter, expected._parameter)
     assert torch.equal(law.temperature, expected.temperature)
     assert getattr(law, "estimator", None) is getattr(expected, "estimator", None)
 
@@ -726,7 +726,7 @@ def test_hardening_finds_the_vertex_that_the_noise_chose(cls):
     value = law.rsample()  # of which many entries have saturated
     hard = harden(value)
     link = {RelaxedBernoulli: links.interval, RelaxedSubset: links.Hypersimplex(2)}
-    v = law._coordinates_of(value)
+    v = law._to_unconstrained(value)
     if cls is RelaxedBernoulli:
         assert torch.equal(hard, (v >= 0).float())
     else:
@@ -810,6 +810,6 @@ def test_hardening_knows_what_a_half_type_has_rounded_away(cls):
     """Of two nearly equal categories, or a bit near a half, the one that the noise chose."""
     law = make(cls, temperature=50.0, batch_shape=(2000,), k=2, dtype=torch.bfloat16)
     value = law.rsample()
-    chosen = cls.link.hard(law._coordinates_of(value)).to(value.dtype)
+    chosen = cls.link.hard(law._to_unconstrained(value)).to(value.dtype)
     assert torch.equal(harden(value), chosen)
     assert not torch.equal(harden(value.clone(), cls.link), chosen)

@@ -177,7 +177,7 @@ def test_gradients_pass_in_both_directions(cls):
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
     drawn = through_noise(site(law))()
-    (gradient,) = torch.autograd.grad(drawn.pow(2).sum(), law._raw)
+    (gradient,) = torch.autograd.grad(drawn.pow(2).sum(), law._parameter)
     assert gradient.abs().sum() > 0
 
 

@@ -234,7 +234,7 @@ def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
     law = make(RelaxedCategorical, temperature, (8000,), 10)
     other = make(RelaxedCategorical, temperature, (8000,), 10)
     value = law.rsample()
-    assert callable(value._pyro_gumbel_memory.content) == (temperature == 0.5)
+    assert callable(value._pyro_gumbel_cache.content) == (temperature == 0.5)
     v = recall(value, simplex)
     torch.testing.assert_close(v.exp(), value)
     exact = simplex.log_density(
@@ -244,7 +244,7 @@ def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
         of_values=True,
     )
     torch.testing.assert_close(other.log_prob(value).double(), exact, rtol=1e-5, atol=1e-3)
-    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._raw)
+    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._parameter)
     assert gradient.isfinite().all()
 
 
@@ -264,7 +264,7 @@ def test_draws_and_gradients_are_contiguous(cls, k):
         law = make(cls, batch_shape=(rows,), k=k)
         value = law.rsample()
         assert value.is_contiguous()
-        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._raw)
+        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._parameter)
         assert gradient.is_contiguous()
 
 
@@ -301,21 +301,21 @@ def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
     """It is that of any law with these parameters; in x it has the total derivative, or none."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample((2,))
-    twin = law_of(cls, 0.4, logits=law._raw)
+    twin = law_of(cls, 0.4, logits=law._parameter)
     torch.testing.assert_close(law.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
     assert law.log_prob(value).requires_grad
     assert law.expand((2, 3)).log_prob(value).equal(law.log_prob(value))
     with torch.no_grad():
         assert not law.log_prob(value).requires_grad
     ((total,), (other,)) = (
-        torch.autograd.grad(d.log_prob(value).sum(), law._raw, retain_graph=True)
+        torch.autograd.grad(d.log_prob(value).sum(), law._parameter, retain_graph=True)
         for d in (law, twin)
     )
     torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         cut = law.rsample((2,))
-    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._raw)
-    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._raw)
+    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._parameter)
+    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._parameter)
     torch.testing.assert_close(partial, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -325,14 +325,14 @@ def test_a_parameter_that_has_changed_is_another(cls, in_place):
     """A step of an optimiser between the draw and its score."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample()
-    moved = 1.5 * torch.randn_like(law._raw)
+    moved = 1.5 * torch.randn_like(law._parameter)
     if in_place:
         with torch.no_grad():
-            law._raw.add_(moved)
+            law._parameter.add_(moved)
     else:  # which torch does not count; but then the law is another one
-        law._raw.data.add_(moved)
-        law = law_of(cls, law._raw_temperature, logits=law._raw)
-    fresh = law_of(cls, 0.4, logits=law._raw.detach().clone())
+        law._parameter.data.add_(moved)
+        law = law_of(cls, law._temperature, logits=law._parameter)
+    fresh = law_of(cls, 0.4, logits=law._parameter.detach().clone())
     torch.testing.assert_close(law.log_prob(value).detach(), fresh.log_prob(value).detach())
 
 
@@ -450,9 +450,9 @@ def test_a_value_of_many_rows_under_a_batch_of_one(cls):
     assert score.shape == (noise.MANY,)
     part = law.log_prob(value[:7].clone())
     torch.testing.assert_close(score[:7], part, rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(score.sum(), law._raw)
+    (gradient,) = torch.autograd.grad(score.sum(), law._parameter)
     halves = [law.log_prob(half.clone()).sum() for half in value.split(1000)]
-    (expected,) = torch.autograd.grad(sum(halves), law._raw)
+    (expected,) = torch.autograd.grad(sum(halves), law._parameter)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.5)
 
 
@@ -461,9 +461,9 @@ def test_autocast_rounds_no_gradient(cls):
     law = make(cls, batch_shape=(noise.MANY,), k=3)
     value = law.rsample()
     total = (value * torch.randn(value.shape)).sum()
-    (expected,) = torch.autograd.grad(total, law._raw, retain_graph=True)
+    (expected,) = torch.autograd.grad(total, law._parameter, retain_graph=True)
     with torch.autocast("cpu"):
-        (found,) = torch.autograd.grad(total, law._raw)
+        (found,) = torch.autograd.grad(total, law._parameter)
     torch.testing.assert_close(found, expected)
 
 

@@ -67,7 +67,7 @@ def test_parts_of_a_draw_are_scored_with_finite_gradients(cls, dtype, parameter)
         tau = torch.full((100,), temperature, dtype=dtype, requires_grad=True)
         law = make(cls, tau, (100,), 3, dtype, parameter, validate_args=False)  # or it would warn
         score = law.log_prob(law.rsample((4,))[1:3]).sum()
-        for gradient in torch.autograd.grad(score, [law._raw, tau]):
+        for gradient in torch.autograd.grad(score, [law._parameter, tau]):
             assert gradient.isfinite().all()
             assert (gradient != 0).any()
 
@@ -78,7 +78,7 @@ def test_a_clamped_gradient_is_that_of_float32_up_to_the_clamp(cls):
     torch.manual_seed(1)
     law = make(cls, 0.5, (20,), 3, torch.float16, validate_args=False)
     value = law.sample().clone().requires_grad_()
-    exact = law_of(cls, 0.5, logits=law._raw.detach().float(), validate_args=False)
+    exact = law_of(cls, 0.5, logits=law._parameter.detach().float(), validate_args=False)
     wide = value.detach().float().requires_grad_()
     (found,) = torch.autograd.grad(law.log_prob(value).sum(), value)
     (expected,) = torch.autograd.grad(exact.log_prob(wide).sum(), wide)
@@ -94,7 +94,7 @@ def test_a_large_loss_leaves_finite_gradients(cls, dtype):
     law = make(cls, tau, (20,), 3, dtype)
     value = law.rsample()
     loss = torch.where(value.isfinite(), value, 0.0) * torch.tensor(1e30, dtype=torch.float32)
-    for gradient in torch.autograd.grad(loss.sum(), [law._raw, tau]):
+    for gradient in torch.autograd.grad(loss.sum(), [law._parameter, tau]):
         assert gradient.isfinite().all()
         assert cls in HARD or (gradient != 0).any()
 
