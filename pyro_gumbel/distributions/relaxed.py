@@ -32,7 +32,7 @@ from pyro_gumbel.constraints import (
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import MOfK, OneBit, OneOfK, Ranking, Row
 from pyro_gumbel.distributions.sample_cache import Density, recall, recall_density, remember
-from pyro_gumbel.kernels import cpu as kernels
+from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.density_mode import density_mode
 from pyro_gumbel.ops.expectations import (
     log_softmax_mean,
@@ -67,8 +67,6 @@ class Soft(Row):
         "use the straight-through class of the family, as relax(..., hard=True) makes it",
     )
 
-    _is_drawn_at_once: ClassVar[bool] = True  # by the formulas of `pyro_gumbel.kernels.cpu`
-
     def __init__(
         self,
         temperature: Temperature,
@@ -80,21 +78,24 @@ class Soft(Row):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters."""
-        if self._is_drawn_at_once and kernels.apply_to(self._raw, self._raw_temperature):
-            shapes = self._sample_shape(sample_shape), self._batch_shape
-            values = isinstance(self, _Values)
-            keep = not values or self._raw.dtype != self._dtype
-            drawn = kernels.draw(self._x, self._tau, self.link, *shapes, keep=keep, score=values)
-            return self._value_of(*drawn)
-        return self._value_at(self._draw_coordinates(sample_shape))
+        values = isinstance(self, _Values)
+        return self._value_of(
+            *dispatch.draw(
+                self._x,
+                self._tau,
+                self.link,
+                self.noise,
+                self._sample_shape(sample_shape),
+                self._batch_shape,
+                keep=not values or self._raw.dtype != self._dtype,
+                log_prob=values,
+            )
+        )
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw like `rsample`'s from the same seed, without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
-
-    def _draw_coordinates(self, sample_shape: Any) -> Tensor:
-        return self.link.unconstrained(self._perturbed(sample_shape), self._tau)
 
     def _value_of(self, s: Tensor, v: Tensor | None, density: Tensor | None) -> Tensor:
         """The value of a draw, from what it gives."""
@@ -108,20 +109,11 @@ class Soft(Row):
         """The inverse, in float32 at least."""
         raise NotImplementedError
 
-    def _score(
-        self, v: Tensor, value: Tensor, low: float, high: float, *, of_values: bool
-    ) -> Tensor:
+    def _score(self, v: Tensor, value: Tensor, *, of_values: bool) -> Tensor:
         """The density at v, or -inf where `value` leaves the face that the law lives on."""
-        x = self._location
-        if self._is_drawn_at_once and kernels.apply_to(v, self._raw, self._raw_temperature):
-            arguments = (v, x, self._tau, self.link, self._batch_shape)
-            at_once = kernels.log_density(*arguments, of_values=of_values)
-            if at_once is not None:
-                return at_once
-        v = self.link.finite(v)
-        density = self.link.log_density(v, x, self._tau, of_values=of_values)
-        off_face = self.link.is_impossible(value, x, low, high)
-        return torch.where(off_face, -torch.inf, density)
+        return dispatch.log_density(
+            value, v, self._x, self._tau, self.link, self._batch_shape, of_values=of_values
+        )
 
 
 class _Values(Soft):
@@ -161,7 +153,7 @@ class _Values(Soft):
             return self._over_batch(own)
         self._validate_sample(value)
         v = self._coordinates_of(value, scored=True)
-        return self._over_batch(self._score(v, value, 0.0, 1.0, of_values=True))
+        return self._over_batch(self._score(v, value, of_values=True))
 
     def _warn_of_hard_values(self, value: Tensor) -> None:
         """Warn if some of `value` is 0 or 1 in all entries, unless there is no other value."""
@@ -204,7 +196,7 @@ class Coordinates(Soft):
         """log p(v)."""
         self._validate_sample(value)
         v = self._coordinates_of(value)
-        return self._over_batch(self._score(v, value, -torch.inf, torch.inf, of_values=False))
+        return self._over_batch(self._score(v, value, of_values=False))
 
 
 class _OfOne(Soft):
@@ -628,18 +620,24 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
     _support_text = "rows on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True)"
     _exact = "pass the very tensor that rsample returned"
-    _is_drawn_at_once = False
 
-    def _draw_coordinates(self, sample_shape: Any) -> Tensor:
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A draw that is differentiable in the parameters."""
         perturbed = self._perturbed(sample_shape)
         untaken = self._untaken(perturbed.detach())
         given = won_by_the_untaken(perturbed, self._location, untaken)
-        return self.link.unconstrained(given, self._tau)
+        return self._value_at(self.link.unconstrained(given, self._tau))
 
-    def _score(
-        self, v: Tensor, value: Tensor, low: float, high: float, *, of_values: bool
-    ) -> Tensor:
-        rows = super()._score(v, value, low, high, of_values=of_values)
+    def _score(self, v: Tensor, value: Tensor, *, of_values: bool) -> Tensor:
+        rows = dispatch.log_density(
+            value,
+            v,
+            self._location,
+            self._tau,
+            self.link,
+            self._batch_shape + self._event_shape[:1],
+            of_values=of_values,
+        )
         untaken = self._untaken(v.detach())
         distinct = torch.where(untaken, v, -torch.inf).amax(-1) >= v.amax(-1)
         left = torch.where(untaken, self._location, -torch.inf)

@@ -29,7 +29,7 @@ from pyro_gumbel.estimators import (
     require_suited,
     straight_through_of,
 )
-from pyro_gumbel.kernels import cpu as kernels
+from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.one_hot import as_one_hot_sample, plain
 from pyro_gumbel.ops.precision import cast
 
@@ -96,14 +96,13 @@ class StraightThrough(Row):
 
     @property
     def _is_drawn_at_once(self) -> bool:
-        """Whether a draw is one by the formulas of `pyro_gumbel.kernels.cpu`."""
-        plain = kernels.apply_to(self._raw, self._raw_temperature)
-        return plain and self.estimator is gumbel_softmax
+        """Whether a draw is one of `pyro_gumbel.kernels.dispatch`."""
+        return self.estimator is gumbel_softmax
 
     def _drawn_at_once(self, sample_shape: Any) -> Tensor:
         shape = self._sample_shape(sample_shape)
-        arguments = self._x, self._tau, self.link, shape, self._batch_shape
-        return cast(kernels.draw_hard(*arguments), self._raw.dtype)
+        arguments = self._x, self._tau, self.link, self.noise, shape, self._batch_shape
+        return cast(dispatch.straight_through_draw(*arguments), self._raw.dtype)
 
     def _contest(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
         """x and z = x + noise of the full shape of a draw: the sample is what z chooses."""

@@ -58,14 +58,14 @@ def assert_same_results(cls):
 
 def test_a_program_does_the_same(made):
     assert_same_results(RelaxedCategorical)
-    assert {"_draw", "_pull_draw", "_density", "_pull_density"} <= set(made)
+    assert {"draw", "pull_draw", "log_density", "pull_log_density"} <= set(made)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", LAWS)
 def test_a_program_of_each_law_does_the_same(cls, made):
     assert_same_results(cls)
-    assert ("_pull_hard" if cls in HARD else "_pull_density") in made
+    assert ("pull_straight_through" if cls in HARD else "pull_log_density") in made
 
 
 def test_what_is_not_compiled(made):
