@@ -44,7 +44,7 @@ def in_program() -> bool:
 
 def in_eager_mode() -> bool:
     """Whether tensors are plain numbers here, that no program and no transform looks through."""
-    if in_program():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 

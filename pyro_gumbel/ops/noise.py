@@ -78,13 +78,13 @@ def uniform(
 
 def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """E ~ Exponential(1), never 0: -log(1 - U) from whichever end of U is the exact one."""
-    if _is_many(shape, dtype, device):
+    if dtype != torch.float32 or device.type != "cpu":
+        u, complement = uniform(shape, dtype=dtype, device=device)
+        return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
+    if math.prod(shape) >= MANY and in_eager_mode():
         return exponential_(torch.empty(shape, dtype=dtype, device=device))
-    if _has_doubles(dtype, device):
-        e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
-        return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
-    u, complement = uniform(shape, dtype=dtype, device=device)
-    return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
+    e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
+    return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
 
 def exponential_(out: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) ->
 
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """L = log U - log(1 - U) ~ Logistic(0, 1), the difference of two Gumbel variates."""
-    if _is_many(shape, dtype, device):
+    if dtype != torch.float32 or device.type != "cpu":
+        u, complement = uniform(shape, dtype=dtype, device=device)
+        return u.log() - complement.log()
+    if math.prod(shape) >= MANY and in_eager_mode():
         return logistic_(torch.empty(shape, dtype=dtype, device=device))
-    if _has_doubles(dtype, device):
-        u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
-        return torch.logit(u).to(dtype)
-    u, complement = uniform(shape, dtype=dtype, device=device)
-    return u.log() - complement.log()
+    u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
+    return torch.logit(u).to(dtype)
 
 
 def logistic_(out: Tensor) -> Tensor:
@@ -116,15 +116,6 @@ def logistic_(out: Tensor) -> Tensor:
     out.add_(0.5).logit_()
     at_edge = near.log() - torch.log1p(-near)
     return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
-
-
-def _has_doubles(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether variates of `dtype` can be had from doubles: the 53 bits of one are enough."""
-    return dtype == torch.float32 and device.type == "cpu"
-
-
-def _is_many(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bool:
-    return _has_doubles(dtype, device) and math.prod(shape) >= MANY and in_eager_mode()
 
 
 def _of_bits_(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
