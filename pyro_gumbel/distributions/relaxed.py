@@ -40,7 +40,7 @@ from pyro_gumbel.ops.expectations import (
     softmax_mean,
     softmax_second_moments,
 )
-from pyro_gumbel.ops.noise import won_by_the_untaken
+from pyro_gumbel.ops.noise import given_untaken_winner
 from pyro_gumbel.ops.precision import cast
 
 __all__ = [
@@ -633,7 +633,7 @@ class RelaxedPlackettLuce(_OfSize, _Values, Ranking, TorchDistribution):
     def _draw_coordinates(self, sample_shape: Any) -> Tensor:
         perturbed = self._perturbed(sample_shape)
         untaken = self._untaken(perturbed.detach())
-        given = won_by_the_untaken(perturbed, self._location, untaken)
+        given = given_untaken_winner(perturbed, self._location, untaken)
         return self.link.unconstrained(given, self._tau)
 
     def _score(

@@ -31,6 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gumbel._tracing import version_of
+
 __all__ = [
     "Density",
     "Parameters",
@@ -38,7 +40,6 @@ __all__ = [
     "recall",
     "recall_density",
     "remember",
-    "version_of",
 ]
 
 
@@ -167,11 +168,6 @@ class _Memory:
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Copies and pickles carry an empty mapping: torch.load reads it, nothing recalls it."""
         return OrderedDict, ()
-
-
-def version_of(value: Tensor) -> int:
-    """The count of in-place changes, which inference tensors do not keep."""
-    return 0 if value.is_inference() else value._version
 
 
 def remember(value: Tensor, key: object, content: Any, density: Density | None = None) -> Tensor:
