@@ -20,11 +20,8 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import MOfK, OneOfK, Ranking, Row
 from pyro_gumbel.ops import noise
 from pyro_gumbel.ops.precision import cast
-from pyro_gumbel.ops.subset_probability import (
-    inclusion_probabilities,
-    log_subset_prob,
-    rank_probabilities,
-)
+from pyro_gumbel.ops.rank_probability import inclusion_probabilities, rank_probabilities
+from pyro_gumbel.ops.subset_probability import log_subset_prob
 
 __all__ = ["ENUMERABLE", "PlackettLuce", "Subset", "m_hot"]
 

@@ -13,11 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_gumbel import PlackettLuce, Subset
-from pyro_gumbel.ops.subset_probability import (
-    inclusion_probabilities,
-    log_subset_prob,
-    rank_probabilities,
-)
+from pyro_gumbel.ops.rank_probability import inclusion_probabilities, rank_probabilities
+from pyro_gumbel.ops.subset_probability import log_subset_prob
 
 SPREADS = [0.0, 0.1, 1.0, 3.0, 10.0, 50.0]
 
