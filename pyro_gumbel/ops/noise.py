@@ -75,7 +75,7 @@ __all__ = [
     "exponential",
     "exponential_",
     "given_bit",
-    "given_order",
+    "given_ranking",
     "given_untaken_winner",
     "gumbel",
     "logistic",
@@ -229,23 +229,23 @@ def given_untaken_winner(perturbed: Tensor, logits: Tensor, untaken: Tensor) -> 
 
 
 @torch.no_grad()
-def given_order(logits: Tensor, order: Tensor, draws: int) -> Tensor:
+def given_ranking(logits: Tensor, ranking: Tensor, draws: int) -> Tensor:
     """Draw perturbed logits z = x + g given the ranking of the m largest.
 
     :param logits: x, categories in the last dimension.
-    :param order: the indices of the m largest z, from the largest on; their logits are finite.
+    :param ranking: the indices of the m largest z, the largest first; their logits are finite.
     :param draws: how many to draw, over a new first dimension.
     """
     g = gumbel((draws, *logits.shape), dtype=logits.dtype, device=logits.device)
-    others = logits.scatter(-1, order, -math.inf)
-    from_last = torch.cat([others.logsumexp(-1, True), logits.gather(-1, order).flip(-1)], -1)
+    others = logits.scatter(-1, ranking, -math.inf)
+    from_last = torch.cat([others.logsumexp(-1, True), logits.gather(-1, ranking).flip(-1)], -1)
     log_left = from_last.logcumsumexp(-1)[..., 1:].flip(-1)  # log Z_1, ..., log Z_m
-    order = order.expand((draws, *order.shape))
-    log_e = (-g.gather(-1, order) - log_left).logcumsumexp(-1)
+    ranking = ranking.expand((draws, *ranking.shape))
+    log_e = (-g.gather(-1, ranking) - log_left).logcumsumexp(-1)
     last = log_e[..., -1:]
     behind = -torch.logaddexp(last, -(logits + g))
     below = torch.nextafter(-last, torch.full_like(last, -math.inf))  # if the gap is rounded away
-    return torch.minimum(behind, below).scatter(-1, order, -log_e)
+    return torch.minimum(behind, below).scatter(-1, ranking, -log_e)
 
 
 @torch.no_grad()
