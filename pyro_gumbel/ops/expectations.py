@@ -36,8 +36,8 @@ weight c, for any c:
         \psi_{1/r}(-u / r) & \text{if } r < -1.
     \end{cases}
 
-Let :math:`\rho` be r or 1 / r, whichever is in [-1, 1], R = max(1, |r|) and u = R w. Then the only
-inner integral is
+Let :math:`\rho` be r or 1 / r, whichever is in [-1, 1], :math:`R = \max(1, |r|)` and u = R w. Then
+the only inner integral is
 
 .. math::
 
@@ -157,11 +157,11 @@ def expected_log_sum(log_weights: Tensor, exponent: Tensor) -> Tensor:
 
     .. math:: L(b, r) = E \log \sum_i e^{b_i} E_i^r
 
-    The error is 1e-12 max(1, |r|). Derivatives of any order can be taken.
+    The error is :math:`10^{-12} \max(1, |r|)`. Derivatives of any order can be taken.
 
     :param log_weights: b, over the last dimension; -inf to leave a term out.
     :param exponent: r, of a shape that broadcasts with the batch shape.
-    :raises NotImplementedError: for |r| > 1000.
+    :raises NotImplementedError: for r above 1000 or below -1000.
     """
     r = exponent.double()
     scale, centre, below = _scaled(log_weights, r)
