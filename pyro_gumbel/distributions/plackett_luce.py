@@ -22,9 +22,9 @@ from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.ops import noise
-from pyro_gumbel.ops.noise import won_by_the_untaken
+from pyro_gumbel.ops.noise import given_untaken_winner
 from pyro_gumbel.ops.precision import cast
-from pyro_gumbel.ops.subset_probability import rank_probabilities
+from pyro_gumbel.ops.rank_probability import rank_probabilities
 
 __all__ = ["PlackettLuce", "PlackettLuceStraightThrough", "RelaxedPlackettLuce", "m_hot"]
 
@@ -208,7 +208,7 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw that is differentiable in the parameters, the earlier winners held fixed."""
         logits, perturbed = self._perturb(self._sample_shape(sample_shape))
-        given = won_by_the_untaken(perturbed, logits, untaken(perturbed.detach()))
+        given = given_untaken_winner(perturbed, logits, untaken(perturbed.detach()))
         return self._to_value(self.link.unconstrained(given, self._tau))
 
     def _log_density(self, value: Tensor, unconstrained: Tensor, *, of_values: bool) -> Tensor:

@@ -32,8 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import version_of
-
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
 
@@ -130,7 +128,9 @@ class _Cache:
             return False  # what was drawn outside the trace would become a constant of it
         if not hasattr(self, "owner"):
             return True  # made inside a compiled function, which keeps no marks
-        if self.owner() is not value or self.version != version_of(value):
+        if self.owner() is not value:
+            return False
+        if self.version != (0 if value.is_inference() else value._version):
             return False
         return self.copy is None or torch.equal(self.copy, value)
 

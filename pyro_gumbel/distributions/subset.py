@@ -22,7 +22,8 @@ from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.links import Hypersimplex
-from pyro_gumbel.ops.subset_probability import inclusion_probabilities, log_subset_prob
+from pyro_gumbel.ops.rank_probability import inclusion_probabilities
+from pyro_gumbel.ops.subset_probability import log_subset_prob
 
 __all__ = ["LogitRelaxedSubset", "RelaxedSubset", "Subset", "SubsetStraightThrough"]
 

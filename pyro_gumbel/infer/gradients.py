@@ -20,7 +20,7 @@ from tqdm import tqdm  # which Pyro depends on
 from pyro_gumbel._validation import read_count, read_number, read_seed
 from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
-from pyro_gumbel.estimators import NAMES, OF_SUBSETS, Estimator, named
+from pyro_gumbel.estimators import NAMES, Estimator, named, suited
 from pyro_gumbel.infer.exact_gradient import (
     DRAWS,
     Moments,
@@ -29,7 +29,6 @@ from pyro_gumbel.infer.exact_gradient import (
     by_enumeration,
     by_score_function,
 )
-from pyro_gumbel.links import Hypersimplex
 
 __all__ = ["GradientReport", "GradientRow", "gradient_report"]
 
@@ -288,9 +287,10 @@ def _read_arguments(args: Any, kwargs: Any) -> None:
 
 
 def _names(objective: Objective) -> Sequence[str]:
-    """All estimators that the hard sites take."""
-    laws = [innermost(law) for law in objective.sites.values()]
-    return OF_SUBSETS if any(isinstance(law.link, Hypersimplex) for law in laws) else NAMES
+    """The estimators that suit all straight-through sites."""
+    distributions = map(innermost, objective.sites.values())
+    links = [d.link for d in distributions if isinstance(d, StraightThrough)]
+    return [name for name in NAMES if all(name in suited(link) for link in links)]
 
 
 def _read_cells(

@@ -35,7 +35,6 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     Subset,
-    SubsetStraightThrough,
     constraints,
     estimators,
     gradient_report,
@@ -189,8 +188,8 @@ def test_constructors(cls, dtype, given, temperature):
 
 @pytest.mark.parametrize("cls", HARD)
 def test_estimators(cls):
-    names = estimators.OF_SUBSETS if cls is SubsetStraightThrough else estimators.NAMES
     logits = torch.randn(2, *param_shape(cls, 4), requires_grad=True)
+    names = estimators.suited(law_of(cls, 0.5, logits=logits).link)
 
     def call():
         laws = [law_of(cls, 0.5, logits=logits, estimator=name) for name in names]

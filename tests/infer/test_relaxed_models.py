@@ -196,7 +196,7 @@ def test_laws_that_cannot_be_relaxed_say_what_to_write():
 def test_an_estimator_that_knows_no_subsets(estimator):
     """It is refused where the distribution is made: with the name of its site in a model."""
     subset = Subset(2, logits=torch.zeros(4))
-    words = r"`estimator` must be one that knows subsets.*got (reinmax|gapped).*gumbel_softmax"
+    words = r"`estimator` must support subsets: one of.*got (reinmax|gapped).*gumbel_softmax"
     for form in (subset, subset.expand((3,)), subset.expand((3,)).to_event(1), subset.mask(True)):
         with pytest.raises(ValueError, match=words):
             relax(form, T, estimator=estimator)
