@@ -127,9 +127,18 @@ class Link:
     * `noise`, for `NoiseReparam`.
 
     They are made of differentiable operations of torch. The other methods have defaults.
+
+    Links of one class with equal attributes are equal, so that a copied or unpickled distribution
+    finds what a value has cached.
     """
 
     event_dim: ClassVar[int]
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # not by attributes: torch.compile hashes before they are set
 
     def __call__(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         """The relaxed value s of perturbed logits z."""
@@ -353,12 +362,6 @@ class Hypersimplex(_Sigmoid, _SumConstrained):
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hypersimplex) and other.size == self.size
-
-    def __hash__(self) -> int:
-        return hash(Hypersimplex)  # not by size: torch.compile hashes before it is set
 
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"

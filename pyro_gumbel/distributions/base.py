@@ -196,17 +196,21 @@ class FamilyDistribution:
                 if type(validate_args) is bool
                 else read_validate_args(owner, validate_args)
             )
-        if self._validate_args and not in_program():
+        if self._validate_args:
             self._check_arguments()
 
     def _check_arguments(self) -> None:
-        if "temperature" in self.arg_constraints:
-            least, most = ends(self.temperature)
+        """Raise unless the values of the arguments are legal, if they can be read."""
+        tau = self.temperature if "temperature" in self.arg_constraints else None
+        if in_program():
+            return
+        if tau is not None:
+            least, most = ends(tau)
             if not (least > 0 and most < math.inf):
                 require(
-                    (self.temperature > 0) & self.temperature.isfinite(),
+                    (tau > 0) & tau.isfinite(),
                     f"{type(self).__name__}: `temperature` must be positive and finite",
-                    self.temperature,
+                    tau,
                     "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
                 )
         size = self.size if self.family.takes_size else None
