@@ -21,7 +21,7 @@ from pyro_gumbel._validation import check_value, require
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import Family
-from pyro_gumbel.distributions.noise import Logistic
+from pyro_gumbel.distributions.noise import StandardLogistic
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.relaxed import (
     Relaxed,
@@ -46,7 +46,7 @@ class BernoulliFamily(Family):
 
     link = interval
     noise = staticmethod(noise.logistic)
-    noise_distribution = Logistic
+    noise_distribution = StandardLogistic
     event_dim = 0
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "probs": constraints.unit_interval,

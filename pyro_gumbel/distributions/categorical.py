@@ -22,7 +22,7 @@ from pyro_gumbel.constraints import simplex as simplex_constraint
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import Family
-from pyro_gumbel.distributions.noise import Gumbel
+from pyro_gumbel.distributions.noise import StandardGumbel
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_relaxation, relax
 from pyro_gumbel.distributions.relaxed import (
     NO_FORMULA,
@@ -54,7 +54,7 @@ class CategoricalFamily(Family):
 
     link: ClassVar[Any] = simplex
     noise = staticmethod(noise.gumbel)
-    noise_distribution: ClassVar[Any] = Gumbel
+    noise_distribution: ClassVar[Any] = StandardGumbel
     event_dim = 1
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "probs": constraints.independent(constraints.nonnegative, 1),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_gumbel.ops import noise
 
-__all__ = ["Gumbel", "Logistic"]
+__all__ = ["StandardGumbel", "StandardLogistic"]
 
 
 class _Standard:
@@ -30,13 +30,13 @@ class _Standard:
         return self.rsample(sample_shape)
 
 
-class Logistic(_Standard, dist.Logistic):
+class StandardLogistic(_Standard, dist.Logistic):
     """The noise of a binary variable."""
 
     draw = staticmethod(noise.logistic)
 
 
-class Gumbel(_Standard, dist.Gumbel):
+class StandardGumbel(_Standard, dist.Gumbel):
     """The noise of a category."""
 
     draw = staticmethod(noise.gumbel)

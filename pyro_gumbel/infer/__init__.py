@@ -1,4 +1,4 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whole models: the handler, the guide, reparameterisation, gradient reports."""
+"""Inference in whole models: handler, guide, reparameterisation, gradient reports."""

@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The mean-field guide of a model's discrete sites."""
+"""The mean-field guide of a model's latent discrete sites."""
 
 import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pyro
@@ -30,40 +31,66 @@ from pyro_gumbel.infer.site_logits import SiteLogits
 
 __all__ = ["AutoRelaxed"]
 
-RUNS = 10  # of the model, to see what the prior of a site is
-DRAWS = 1000  # whose quantiles stand for those that have no formula
+RUNS = 10  # of the model, over which a prior that varies is averaged
+DRAWS = 1000  # per site whose quantiles have no closed form
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What the guide has at a site of the model: a distribution, the mask and the plates."""
+
+    distribution: Any
+    mask: Any
+    frames: Any
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """All masks of the site that are tensors."""
+        masks = (self.mask, *masks_of(self.distribution))
+        return [mask for mask in masks if isinstance(mask, Tensor)]
 
 
 class AutoRelaxed(AutoGuide):
-    r"""One independent law for each latent discrete site of a model: q(z) = prod_i q_i(z_i).
+    r"""The mean-field guide of a model's latent discrete sites.
 
-    A site's law is the hard or the soft one of its row, with the site's plates and masks. Its
-    logits are the parameter `logits.<site>`, over the whole plate where the plate is subsampled;
-    where a module has another use for the name, `logits.type_site` and the like. They start at
-    those of the prior, and an outcome that the prior excludes stays excluded; where the prior
-    depends on other sites, or on the subsample, they start at its mean over 10 runs, and nothing is
-    excluded.
-    Continuous sites, and sites that the model enumerates, are left to other guides::
+    .. math:: q(z) = \prod_i q_i(z_i)
+
+    The sites are independent. The distribution of site i is the counterpart of its prior under
+    `relax`, with the plates and masks of the site. With `hard=True` it is discrete and its samples
+    carry a surrogate gradient; with `hard=False` it is a continuous relaxation.
+
+    The logits of a site are the parameter `logits.<site>`, over the whole plate where the plate is
+    subsampled. A module cannot have a parameter of every name; the logits of a site "type", for
+    example, are `logits.type_site`. They start at the logits of the prior, and an outcome that the
+    prior excludes stays excluded. A prior that depends on other sites, or on the subsample, is
+    averaged over 10 runs of the model to find the starting point, and excludes nothing.
+
+    The guide leaves continuous sites, and sites that the model enumerates, to other guides::
 
         guide = AutoGuideList(model)
         guide.append(AutoNormal(poutine.block(model, hide=["z"])))
         guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), 0.5))
 
-    With `hard=True` the model may be relaxed or not: a plain prior passes its gradient to the
-    samples too. (Not within a function that `torch.compile` compiles: relax the model there.) With
-    `hard=False` the model is ``relaxed(model, temperature, hard=False)``.
+    With `hard=True` the model may be relaxed or not: the samples get the gradient of a plain prior
+    too. (`torch.compile` cannot do this; relax a model that you compile.) With `hard=False` the
+    model must be ``relaxed(model, temperature, hard=False)``.
 
-    A model with masked discrete sites is run once more in every call, for the masks. A
-    `poutine.scale` inside the model is not the guide's: write it around both.
+    If a discrete site has a mask, each call runs the model once more to find its masks. The guide
+    does not copy a `poutine.scale` inside the model; put it around both, model and guide.
+
+    Sources: Maddison, Mnih and Teh, "The Concrete distribution: a continuous relaxation of discrete
+    random variables" (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole, "Categorical
+    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
 
     :param model: a Pyro model.
-    :param temperature: tau > 0, a number, a tensor that broadcasts to every site's batch shape,
-        or a function without arguments that returns one, called at every site.
-    :param hard: whether the laws are discrete with a surrogate gradient, or continuous.
-    :param estimator: of the gradient of hard laws, as in `BernoulliStraightThrough`.
+    :param temperature: tau > 0: a number, a tensor that broadcasts to the batch shape of every
+        site, or a function without arguments that returns one, called at every site.
+    :param hard: whether the guide draws discrete values and has a surrogate gradient, or draws
+        continuous values.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
     :param create_plates: as in every `AutoGuide`.
-    :raises ValueError: in the first run, for a model without latent discrete sites, and for a hard
-        guide of a soft site or the reverse.
+    :raises ValueError: in the first run, for a model without latent discrete sites; for `hard=True`
+        and a relaxed site of the model; for `hard=False` and a discrete one.
     :raises TypeError: in the first run, for a site that cannot be relaxed.
     :raises NotImplementedError: in the first run, for a mask in a subsampled plate.
     """
@@ -89,7 +116,10 @@ class AutoRelaxed(AutoGuide):
         self.estimator = named(estimator)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model; Pyro takes it from the guide itself, which goes on with it here."""
+        """The state without the model, which a pickle leaves out.
+
+        Pyro's method removes the model from the guide itself; this one puts it back.
+        """
         own = self._model, self.master
         try:
             return super().__getstate__()
@@ -97,7 +127,7 @@ class AutoRelaxed(AutoGuide):
             self._model, self.master = own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A guide of the same model, or of its copy where that is copied in the same call."""
+        """A copy that shares the model, or has the copy of it that the same call has made."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
@@ -123,7 +153,7 @@ class AutoRelaxed(AutoGuide):
         try:
             self._setup_sites(*args, **kwargs)
         except Exception:
-            self.prototype_trace = None  # so that the next call says the same
+            self.prototype_trace = None  # the next call raises the same error
             raise
 
     def _setup_sites(self, *args: Any, **kwargs: Any) -> None:
@@ -133,95 +163,70 @@ class AutoRelaxed(AutoGuide):
                 "AutoRelaxed: `model` must have a latent discrete site, and has none; write "
                 "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
             )
-        self._masked = any(_masks(site["mask"], site["law"]) for site in self._sites.values())
+        self._masked = any(site.masks for site in self._sites.values())
         initial = self._initial_logits(*args, **kwargs)
-        shapes = {name: len(site["law"].batch_shape) for name, site in self._sites.items()}
-        event_dims = {name: logits.dim() - shapes[name] for name, logits in initial.items()}
+        event_dims = {}
         for name, site in self._sites.items():
-            initial[name] = _over_plates(initial[name], site["frames"], event_dims[name])
+            event_dims[name] = initial[name].dim() - len(site.distribution.batch_shape)
+            initial[name] = _over_plates(initial[name], site.frames, event_dims[name])
         self.logits.set_up(initial, event_dims)
         self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
 
-    def _sites_of(self, trace: Any) -> dict[str, dict[str, Any]]:
-        """The law of each site in the guide's column, at temperature 1, its mask and its plates."""
+    def _sites_of(self, trace: Any) -> dict[str, _Site]:
+        """The sites of a run of the model, at temperature 1."""
         sites = {}
-        for name, site in trace.iter_stochastic_nodes():
+        for name, node in trace.iter_stochastic_nodes():
             with at_site("AutoRelaxed", name):
-                law, frames = self._relaxed_law(site["fn"]), site["cond_indep_stack"]
-                _require_whole_plates(frames, _masks(site["mask"], law))
-                logits = innermost(law).logits.detach()
-                self._with_logits(law, logits, self.temperature)  # raises if it does not fit
-                law = self._with_logits(law, logits, 1.0)
-            sites[name] = {"law": law, "mask": site["mask"], "frames": frames}
+                prior = _counterpart(node["fn"], self.hard)
+                logits = innermost(prior).logits.detach()
+                self._with_logits(prior, logits, self.temperature)  # raises if it does not fit
+                distribution = self._with_logits(prior, logits, 1.0)
+                sites[name] = _Site(distribution, node["mask"], node["cond_indep_stack"])
+                _require_whole_plates(sites[name])
         return sites
 
-    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
+    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, _Site]:
         model = poutine.block(self.model, self._prototype_hide_fn)
         with torch.no_grad():
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         return self._sites_of(trace)
 
     def _initial_logits(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Those of the prior, or of its mean over runs where they are not the same in all."""
+        """The prior's logits, or those of its mean where it differs from run to run."""
         others = [self._sites_in_another_run(*args, **kwargs) for _ in range(RUNS - 1)]
         logits = {}
         for name in self._sites:
-            laws = [innermost(run[name]["law"]) for run in (self._sites, *others) if name in run]
-            fixed = all(torch.equal(law.logits, laws[0].logits) for law in laws)
-            logits[name] = laws[0].logits if fixed else _mean_logits(laws)
+            runs = [run for run in (self._sites, *others) if name in run]
+            priors = [innermost(run[name].distribution) for run in runs]
+            fixed = all(torch.equal(prior.logits, priors[0].logits) for prior in priors)
+            logits[name] = priors[0].logits if fixed else _mean_logits(priors)
         return logits
 
-    def _relaxed_law(self, law: Any) -> Any:
-        """The row-mate of a site's law in the guide's column."""
-        soft_site = isinstance(innermost(law), Relaxed)
-        if soft_site and self.hard:
-            raise ValueError(
-                f"the model has a soft law, {type(innermost(law)).__name__}, and the guide would "
-                "have a hard one; write AutoRelaxed(model, temperature, hard=False)"
-            )
-        if not soft_site and not self.hard:
-            raise ValueError(
-                f"the model has a discrete law, {type(innermost(law)).__name__}, and the guide "
-                "would have a soft one, a density against a mass; write soft = relaxed(model, "
-                "temperature, hard=False), then AutoRelaxed(soft, temperature, hard=False), and "
-                "train soft, or leave out hard=False"
-            )
-        new = relax(law, 1.0, hard=self.hard)
-        if not isinstance(innermost(new), FamilyDistribution):
-            raise TypeError(
-                f"its relaxed law must be of pyro_gumbel, got {type(innermost(new)).__name__}; "
-                "write a guide of its own for this site and combine them by AutoGuideList"
-            )
-        return new
+    def _with_logits(self, distribution: Any, logits: Tensor, temperature: Temperature) -> Any:
+        estimator = self.estimator if self.hard else None
+        return _with_logits(distribution, logits, temperature, estimator)
 
-    def _with_logits(self, law: Any, logits: Tensor, temperature: Temperature) -> Any:
-        """A law like `law` with these logits, at this temperature."""
-        base = innermost(law)
-        event_dim = law.event_dim - base.event_dim
-        batch_shape = logits.shape[: logits.dim() - base.family.event_dim - event_dim]
-        tau = fitted(temperature, batch_shape, event_dim)
-        keywords = {"logits": logits, "validate_args": base._validate_args}
-        if self.hard:
-            keywords["estimator"] = self.estimator
-        return rewrapped(law, type(base)(tau, *_size(base), **keywords))
+    def _current(self, name: str, site: _Site) -> Any:
+        """The distribution of a site at the present logits and temperature."""
+        return self._with_logits(site.distribution, self.logits.of_site(name), self.temperature)
 
     def distribution(self, name: str) -> Any:
-        """The law of a site as the parameters now have it, over the whole of its plates.
+        """The distribution of a site with the present parameters, over the whole of its plates.
 
         >>> guide = AutoRelaxed(lambda: pyro.sample("z", pyro.distributions.Bernoulli(0.25)), 0.5)
         >>> _ = guide()
         >>> guide.distribution("z").probs.detach()
         tensor(0.2500)
 
-        It has the form of the site's, so that of a law with `.to_event` the probabilities are
-        those of its `.base_dist`.
+        It has the wrappers of the site's own: where the model writes `.to_event`, the probabilities
+        are those of its `.base_dist`.
 
-        :param name: of a site that the first run has met.
-        :raises ValueError: for any other name, and before the first run.
+        :param name: of a latent discrete site.
+        :raises ValueError: for any other name, and before the first run of the guide.
         """
         if self.prototype_trace is None:
             raise ValueError(
-                "AutoRelaxed.distribution: expected a guide that has run, which is when it meets "
+                "AutoRelaxed.distribution: expected a guide that has run, as the first run finds "
                 "the sites, got one that has not; write guide(*args) once before "
                 f"guide.distribution({name!r})"
             )
@@ -230,29 +235,26 @@ class AutoRelaxed(AutoGuide):
                 f"AutoRelaxed.distribution: `name` must be one of {sorted(self._sites)}, got "
                 f"{name!r}; write guide.distribution({min(self._sites)!r})"
             )
-        return self._current_law(name, self._sites[name])
-
-    def _current_law(self, name: str, site: dict[str, Any]) -> Any:
-        return self._with_logits(site["law"], self.logits.of_site(name), self.temperature)
+        return self._current(name, self._sites[name])
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """A draw of each site, by name."""
+        """Draw each site; returns the values by the name of the site."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        sites = self._sites_now(*args, **kwargs)
+        sites = self._sites_of_this_call(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result = {}
         for name, site in sites.items():
             with ExitStack() as stack:
-                for frame in site["frames"]:
+                for frame in site.frames:
                     stack.enter_context(plates[frame.name])
-                if site["mask"] is not None:
-                    stack.enter_context(poutine.mask(mask=site["mask"]))
-                result[name] = pyro.sample(name, self._current_law(name, site))
+                if site.mask is not None:
+                    stack.enter_context(poutine.mask(mask=site.mask))
+                result[name] = pyro.sample(name, self._current(name, site))
         return result
 
-    def _sites_now(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-        """The sites with the masks of this call."""
+    def _sites_of_this_call(self, *args: Any, **kwargs: Any) -> dict[str, _Site]:
+        """The sites with their masks in this call."""
         if not self._masked:
             return self._sites
         if self._model is not None:
@@ -269,7 +271,10 @@ class AutoRelaxed(AutoGuide):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The most probable value of each site, by name: hard, or its coordinates."""
+        """The most probable value of each site, by name.
+
+        It is discrete; at a site in logit space it is the logit-space form of that value.
+        """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: _most_probable(innermost(self.distribution(name))) for name in self._sites}
@@ -278,15 +283,17 @@ class AutoRelaxed(AutoGuide):
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Quantiles of each entry of each site on its own, by name, as of every Pyro autoguide.
+        r"""Quantiles of each site, by name; each entry of a value is treated on its own.
 
-        An entry of a hard site is a bit: its quantile at q is 1 where its mean is above 1 - q, and
-        else 0. So the quantiles of a one-hot vector need not be one-hot; see `median`. Of relaxed
-        bits they are exact. Of the other relaxed sites they are those of 1,000 draws, with
-        a standard error of sqrt(q (1 - q) / 1000) in q.
+        An entry of a discrete value is 0 or 1. Its quantile at q is 1 where its mean is above
+        1 - q, and else 0. So the quantiles of a one-hot vector need not be one-hot; see `median`.
+        For relaxed Bernoulli sites the quantiles are exact. For other relaxed sites they are those
+        of 1,000 draws, which are quantiles at q with a standard error of
+
+        .. math:: \sqrt{q (1 - q) / 1000}
 
         :param quantiles: numbers q from 0 to 1.
-        :returns: tensors with a first dimension for the quantiles and then the shape of a value.
+        :returns: for each site a tensor of shape `(len(quantiles),) + value.shape`.
         :raises ValueError: for a number out of range.
         :raises TypeError: for anything but numbers.
         """
@@ -296,23 +303,19 @@ class AutoRelaxed(AutoGuide):
         return {name: _quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
 
 
-def _masks(mask: Any, law: Any) -> list[Tensor]:
-    """The masks of a site that are tensors."""
-    return [mask for mask in (mask, *masks_of(law)) if isinstance(mask, Tensor)]
-
-
-def _require_whole_plates(frames: Any, masks: list[Tensor]) -> None:
-    """Raise if the site has a mask of which only a subsample is known."""
-    subsampled = any(frame.full_size not in (None, frame.size) for frame in frames)
-    if subsampled and any(mask.dim() for mask in masks):
+def _require_whole_plates(site: _Site) -> None:
+    """Raise if the site has a mask in a subsampled plate, as the guide sees only a part of it."""
+    subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
+    if subsampled and any(mask.dim() for mask in site.masks):
         raise NotImplementedError(
-            "expected no mask in a subsampled plate, got one, of which the guide sees a part only; "
-            "write poutine.block(model, hide=[...]) and a guide of its own for this site"
+            "expected no mask in a subsampled plate, got one, and the guide sees only the part of "
+            "it in the subsample; write poutine.block(model, hide=[...]) and a guide of its own "
+            "for this site"
         )
 
 
 def _over_plates(logits: Tensor, frames: Any, event_dim: int) -> Tensor:
-    """Logits over whole plates, where they are known of a subsample."""
+    """Logits over the whole of the plates, repeated from those of a subsample."""
     for frame in frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
@@ -320,32 +323,16 @@ def _over_plates(logits: Tensor, frames: Any, event_dim: int) -> Tensor:
     return logits
 
 
-def _without_graph(trace: Any, sites: dict[str, dict[str, Any]]) -> Trace:
+def _without_graph(trace: Any, sites: dict[str, _Site]) -> Trace:
     """The sites of a trace, with distributions and values that can be copied and pickled."""
     detached = Trace()
     for name, site in sites.items():
         node = trace.nodes[name]
-        kept = {key: is_.detach() if isinstance(is_, Tensor) else is_ for key, is_ in node.items()}
-        detached.add_node(name, **{**kept, "fn": site["law"]})
+        kept = {
+            key: item.detach() if isinstance(item, Tensor) else item for key, item in node.items()
+        }
+        detached.add_node(name, **{**kept, "fn": site.distribution})
     return detached
-
-
-def _mean_logits(laws: list[Any]) -> Tensor:
-    """Logits of the mean of the laws' probabilities, with a uniform law among them."""
-    family, probs = laws[0].family, torch.stack([law.probs for law in laws])
-    mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(laws) + 1)
-    return family.logits_of(mean)
-
-
-def _size(law: Any) -> tuple[int, ...]:
-    """The argument `size`, where the class has it."""
-    return (law.size,) if law.family.takes_size else ()
-
-
-def _most_probable(law: Any) -> Tensor:
-    size = law.size if law.family.takes_size else None
-    mode = law.family.mode(law.logits, size)
-    return law._to_value(law.link.inverse(mode)) if isinstance(law, RelaxedLogits) else mode
 
 
 def _read_quantiles(quantiles: Any) -> Tensor:
@@ -360,14 +347,76 @@ def _read_quantiles(quantiles: Any) -> Tensor:
     return q
 
 
-def _quantiles_of(law: Any, q: Tensor) -> Tensor:
+# The distributions of the guide.
+
+
+def _counterpart(distribution: Any, hard: bool) -> Any:
+    """The guide's kind of distribution for a site of the model, at temperature 1."""
+    base = innermost(distribution)
+    name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
+    if is_relaxed and hard:
+        raise ValueError(
+            f"the model has a relaxed distribution, {name}, and the guide would have a discrete "
+            "one; write AutoRelaxed(model, temperature, hard=False)"
+        )
+    if not is_relaxed and not hard:
+        raise ValueError(
+            f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
+            "one, a density against a probability; write soft = relaxed(model, temperature, "
+            "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
+            "leave out hard=False"
+        )
+    new = relax(distribution, 1.0, hard=hard)
+    if not isinstance(innermost(new), FamilyDistribution):
+        raise TypeError(
+            "its relaxed distribution must be of pyro_gumbel, got "
+            f"{type(innermost(new)).__name__}; write a guide of its own for this site and combine "
+            "them by AutoGuideList"
+        )
+    return new
+
+
+def _with_logits(
+    distribution: Any, logits: Tensor, temperature: Temperature, estimator: Estimator | None
+) -> Any:
+    """A distribution like this one with other logits, temperature and, if any, estimator."""
+    base = innermost(distribution)
+    event_dim = distribution.event_dim - base.event_dim
+    batch_shape = logits.shape[: logits.dim() - base.family.event_dim - event_dim]
+    tau = fitted(temperature, batch_shape, event_dim)
+    keywords: dict[str, Any] = {"logits": logits, "validate_args": base._validate_args}
+    if estimator is not None:
+        keywords["estimator"] = estimator
+    return rewrapped(distribution, type(base)(tau, *_size(base), **keywords))
+
+
+def _mean_logits(distributions: list[Any]) -> Tensor:
+    """The logits of mean probabilities, with the uniform distribution as one more in the mean."""
+    family, probs = distributions[0].family, torch.stack([each.probs for each in distributions])
+    mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(distributions) + 1)
+    return family.logits_of(mean)
+
+
+def _size(distribution: Any) -> tuple[int, ...]:
+    """The argument `size`, where the class has it."""
+    return (distribution.size,) if distribution.family.takes_size else ()
+
+
+def _most_probable(distribution: Any) -> Tensor:
+    mode = distribution.family.mode(distribution.logits, *_size(distribution))
+    if isinstance(distribution, RelaxedLogits):
+        return distribution._to_value(distribution.link.inverse(mode))
+    return mode
+
+
+def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
     """The least value that an entry is at or below with probability q, for each q and entry."""
-    q = q.to(law.logits.device).reshape(-1, *[1] * len(law.shape()))
-    if isinstance(law, StraightThrough):
-        mean = law.mean
+    q = q.to(distribution.logits.device).reshape(-1, *[1] * len(distribution.shape()))
+    if isinstance(distribution, StraightThrough):
+        mean = distribution.mean
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
     try:
-        return law.icdf(q)
+        return distribution.icdf(q)
     except NotImplementedError:  # of a vector
         rank = (q.flatten() * DRAWS).ceil().long() - 1
-        return law.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
+        return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]

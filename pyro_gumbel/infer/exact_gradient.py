@@ -1,329 +1,77 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""The gradient that an estimator is measured by: that of the ELBO of the discrete model.
+r"""The exact gradient of the ELBO, by enumeration or estimated without bias.
 
-With q(z) the guide, f(z) = log p(x, z) - log q(z) and all of it differentiable in the parameters,
+With q(z) the guide and f(z) = log p(x, z) - log q(z), all differentiable in the parameters,
 
-    grad ELBO = grad sum_z q(z) f(z)                                              (enumeration)
-              = E [grad f(z) + sum_i (f_i(z) - b_i) grad log q_i(z_i)]            (score function)
+.. math::
+    \nabla \mathrm{ELBO}
+    &= \nabla \sum_z q(z) f(z) && \text{(enumeration)} \\
+    &= E \Big[ \nabla f(z) + \sum_i (f_i(z) - b_i) \nabla \log q_i(z_i) \Big]
+    && \text{(score function)}
 
-where f_i is f without what does not depend on z_i, and b_i is independent of z_i: of K draws the
-mean of f_i at the K - 1 others, the leave-one-out baseline of Kool, van Hoof and Welling, "Buy 4
-REINFORCE samples, get a baseline for free!" (2019), https://openreview.net/forum?id=r1lgTGL5DE.
-Sites of the guide that can be differentiated through stay pathwise in it: z is then a draw of the
-others given them.
+where f_i is f without the terms that do not depend on z_i, and the baseline b_i is independent of
+z_i. Of K draws, b_i is the mean of f_i over the other K - 1: the leave-one-out baseline of Kool,
+van Hoof and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019),
+https://openreview.net/forum?id=r1lgTGL5DE.
 
-What does not depend on an element of z in a plate are the other elements of that plate, if they are
-as independent as the plate says. Pyro cannot know, so it is tried out: the element is changed, and
-all log probabilities outside of it have to stay. A plate where they do not is no plate here, and
-the model is not enumerated in parallel.
+Sites of the guide whose samples carry an exact gradient, such as normal ones, keep it: z stands for
+the other sites, given a draw of these.
 
-f has the scales and masks of the model and the guide; q(z), the chance of a draw, has none.
+For an element of a site in a plate, f_i leaves out the other elements of the plate. This is right
+if they are independent, which `pyro_gumbel.infer.independence` tests. Where they are not, the
+plate's elements share one f_i, and the model is not enumerated in parallel.
+
+f contains the scales and masks of model and guide; q(z), the probability of a draw, does not.
 """
 
-import functools
 import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_gumbel.distributions.relaxation import is_discrete
-from pyro_gumbel.distributions.wrappers import innermost, rewrapped, unmasked
+from pyro_gumbel.distributions.wrappers import innermost
+from pyro_gumbel.infer.objective import Objective
+from pyro_gumbel.infer.traces import (
+    SiteValues,
+    WithoutGradient,
+    log_prob_of_draw,
+    sites_without_gradient,
+    vectorized_plates,
+)
 
-__all__ = ["Objective", "Reference", "by_enumeration", "by_score_function"]
+__all__ = ["ExactGradient", "Moments", "by_enumeration", "by_score_function"]
 
-DRAWS = 10  # of which each has the mean of the others as its baseline
-CHECKS = 100  # draws of the loss, against which an enumerated one is held
-RUNS = 10  # of the guide, to meet its parameters
-ATTEMPTS, CHANGES = 12, 3  # to change an element of a plate, and how often one has to be changed
+DRAWS = 10  # in a group, of which each has the mean of the others as its baseline
+CHECKS = 100  # draws of the loss, to check an enumerated one
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A gradient, its standard error over all parameters, and how it was found."""
+class ExactGradient:
+    """A gradient, its standard error over all parameters together, and how it was found."""
 
     gradient: Tensor
     error: float
     how: str
 
-
-@dataclass
-class Objective:
-    """A model and a guide with their arguments, on one subsample of each plate."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._subsample = _OneSubsample()
-        self.sites: dict[str, Any] = {}
-        leaves: dict[int, Tensor] = {}
-        for _ in range(RUNS):
-            with poutine.trace(param_only=True) as capture, self._subsample:
-                trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-            self.sites |= {name: site["fn"] for name, site in trace.iter_stochastic_nodes()}
-            registered = _registered(capture.trace)
-            leaves |= registered | self._registered_by_the_model(trace, registered)
-        self.sites = {name: law for name, law in self.sites.items() if not _draws_indices(law)}
-        self.parameters = [leaf for leaf in leaves.values() if leaf.requires_grad]
-
-    def _registered_by_the_model(self, guide: Any, known: Iterable[int]) -> dict[int, Tensor]:
-        """Parameters that this run of the guide uses and of which only the model tells Pyro."""
-        used = _leaves_of(guide).keys() - set(known)
-        if not used:
-            return {}
-        model = poutine.replay(self.model, trace=guide)
-        with poutine.trace(param_only=True) as capture, self._subsample:
-            model(*self.args, **self.kwargs)
-        registered = _registered(capture.trace)
-        return {key: leaf for key, leaf in registered.items() if key in used}
-
-    def traces(self, *handlers: AbstractContextManager[Any]) -> tuple[Any, Any]:
-        """Of the model and the guide, with all log probabilities, under `handlers`."""
-        with ExitStack() as stack:
-            for handler in (self._subsample, *handlers):
-                stack.enter_context(handler)
-            return get_importance_trace(
-                "flat", math.inf, self.model, self.guide, self.args, self.kwargs
-            )
-
-    def loss(self, elbo: Any, *handlers: AbstractContextManager[Any], guide: Any = None) -> Tensor:
-        """What SVI differentiates, under `handlers`."""
-        guide = self.guide if guide is None else guide
-        with ExitStack() as stack:
-            for handler in (self._subsample, *handlers):
-                stack.enter_context(handler)
-            return elbo.differentiable_loss(self.model, guide, *self.args, **self.kwargs)
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """Of a loss in the guide's parameters, one vector in float64 on the CPU."""
-        if not loss.requires_grad:
-            numbers = sum(p.numel() for p in self.parameters)
-            return torch.zeros(numbers, dtype=torch.float64, device="cpu")
-        parts = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([part.flatten().cpu().double() for part in parts])
-
-    @functools.cached_property
-    def independent(self) -> set[tuple[str, int]]:
-        """The sites, and of their plates the dimensions, whose elements are independent."""
-        _, guide = self.traces(_WithoutGradient())
-        plates = [(name, frame) for name in _scored(guide) for frame in _frames(guide.nodes[name])]
-        return {(name, frame.dim) for name, frame in plates if _is_independent(self, name, frame)}
-
-
-def _registered(trace: Any) -> dict[int, Tensor]:
-    """The unconstrained parameters that a run has told Pyro of, by identity."""
-    leaves = (site["value"].unconstrained() for site in trace.nodes.values())
-    return {id(leaf): leaf for leaf in leaves}
-
-
-def _leaves_of(guide: Any) -> dict[int, Tensor]:
-    """All that the values and log probabilities of a guide have a gradient in, by identity."""
-    sites = [site for _, site in guide.iter_stochastic_nodes()]
-    outputs = [site["value"] for site in sites] + [_log_chance(site) for site in sites]
-    leaves = {id(output): output for output in outputs if output.is_leaf}
-    begun = {output.grad_fn for output in outputs} - {None}
-    seen = set(begun)
-    while begun:
-        node: Any = begun.pop()
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        new = {child for child, _ in node.next_functions} - {None} - seen
-        seen |= new
-        begun |= new
-    return leaves
-
-
-def _draws_indices(law: Any) -> bool:
-    """Whether this is the law of a plate's subsample."""
-    return site_is_subsample({"type": "sample", "fn": law})
-
-
-class _OneSubsample(Messenger):
-    """Every plate has the subsample that it had the first time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["name"] in self._kept:
-            msg["value"] = self._kept[msg["name"]]
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self._kept.setdefault(msg["name"], msg["value"])
-
-
-# Enumeration.
-
-
-def by_enumeration(objective: Objective, most: int) -> Reference | None:
-    """The exact gradient, or None where there are more than `most` states or no end of them.
-
-    All states of all elements of all sites one by one, if they are few; else the states of each
-    site in parallel, as `TraceEnum_ELBO` has them, if the model can be run so.
-    """
-    sizes = {name: _cardinality(law, most) for name, law in objective.sites.items()}
-    if not all(sizes.values()):
-        return None
-    elements = {name: _elements(law) for name, law in objective.sites.items()}
-    if math.prod(sizes[name] ** elements[name] for name in sizes) <= most:
-        return _state_by_state(objective, most)
-    if math.prod(sizes.values()) <= most and _in_parallel(objective):
-        return _by_parallel_enumeration(objective)
-    return None
-
-
-def _cardinality(law: Any, most: int) -> int:
-    """How many outcomes one element of a law has; 0 for no end of them, or surely too many."""
-    if not is_discrete(law) or innermost(law).event_shape.numel() > most:
-        return 0
-    try:
-        return len(innermost(law).enumerate_support(expand=False))
-    except NotImplementedError:
-        return 0
-
-
-def _elements(law: Any) -> int:
-    """How many independent elements the value of a law has."""
-    return law.shape().numel() // innermost(law).event_shape.numel()
-
-
-def _outcomes(law: Any) -> Iterator[Tensor]:
-    """Every value of a law."""
-    base = innermost(law)
-    support = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
-    for choice in itertools.product(range(len(support)), repeat=_elements(law)):
-        yield support[list(choice)].reshape(law.shape())
-
-
-def _state_by_state(objective: Objective, most: int) -> Reference | None:
-    """The sum over z of the gradient of -q(z) f(z); None where z is not all that is random."""
-    total, states = _zero(), 0
-    begun: list[dict[str, Tensor]] = [{}]
-    while begun:
-        values = begun.pop()
-        try:
-            loss, q = _weighted_loss(objective, values)
-        except _Undecided as site:
-            if site.name not in objective.sites or not _cardinality(site.law, most):
-                return None
-            begun.extend({**values, site.name: value} for value in _outcomes(site.law))
-            continue
-        states += 1
-        if states + len(begun) > 2 * most:
-            return None
-        if q > 0:  # a state of no chance has no loss
-            if not total.dim() and not torch.equal(loss, _weighted_loss(objective, values)[0]):
-                return None
-            total = total + objective.gradient(loss)
-    return Reference(total, 0.0, f"enumeration of {states} states")
-
-
-def _weighted_loss(objective: Objective, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """-q(z) f(z), and q(z)."""
-    model, guide = objective.traces(_Given(values))
-    q = torch.stack([_log_chance(guide.nodes[name]).sum() for name in values]).sum().exp()
-    return -q * (model.log_prob_sum() - guide.log_prob_sum()), q
-
-
-class _Undecided(Exception):
-    """A site of the guide that has no value yet."""
-
-    def __init__(self, name: str, law: Any) -> None:
-        super().__init__(name)
-        self.name = name
-        self.law = law
-
-
-class _Given(Messenger):
-    """The guide's sites have these values; at the first that is not among them all ends."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or msg["value"] is not None:
-            return
-        if msg["name"] not in self._values:
-            raise _Undecided(msg["name"], msg["fn"])
-        msg["value"] = self._values[msg["name"]]
-
-
-def _in_parallel(objective: Objective) -> bool:
-    """Whether Pyro enumerates all sites, none with `.to_event`, and plates are what they say."""
-    _, guide = objective.traces(_WithoutGradient())
-    plates = {(name, f.dim) for name in _scored(guide) for f in _frames(guide.nodes[name])}
-    laws = objective.sites.values()
-    return all(law.has_enumerate_support for law in laws) and plates <= objective.independent
-
-
-def _by_parallel_enumeration(objective: Objective) -> Reference | None:
-    """None where model or guide cannot be run so, or have another loss or gradient then."""
-    guide = config_enumerate(objective.guide)
-    elbo = TraceEnum_ELBO(max_plate_nesting=_plate_nesting(*objective.traces()))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # Pyro's, of invalid dependencies
-            loss = objective.loss(elbo, guide=guide)
-    except Exception:  # of whatever kind the user's code raises when it meets other shapes
-        return None
-    draws = [objective.loss(Trace_ELBO(), _WithoutGradient()).item() for _ in range(CHECKS)]
-    error = statistics.stdev(draws) / math.sqrt(CHECKS) + 1e-5 * abs(loss.item())
-    if not abs(statistics.mean(draws) - loss.item()) < 6 * error:
-        return None
-    gradient, sampled = objective.gradient(loss), by_score_function(objective, range(CHECKS // 5))
-    if not (gradient - sampled.gradient).norm() < 6 * sampled.error + 1e-5 * gradient.norm():
-        return None
-    return Reference(gradient, 0.0, "parallel enumeration")
-
-
-def _zero() -> Tensor:
-    """To begin a sum with: a number on the CPU goes with tensors of every device."""
-    return torch.tensor(0.0, device="cpu")
-
-
-def _plate_nesting(*traces: Any) -> int:
-    """How many dimensions the plates take."""
-    stacks = [site.get("cond_indep_stack", ()) for trace in traces for site in trace.nodes.values()]
-    return max((-frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0)
-
-
-# The score function.
-
-
-def by_score_function(objective: Objective, groups: Iterable[int]) -> Reference:
-    """The mean over as many groups of draws as `groups` has numbers, and its standard error."""
-    moments = Moments()
-    for _ in groups:
-        moments.add(objective.gradient(_score_function_loss(objective)))
-    draws = DRAWS * moments.count
-    how = f"leave-one-out score function, {draws:,} draws"
-    return Reference(moments.mean, math.sqrt(moments.variance / moments.count), how)
+    @property
+    def squared_length(self) -> float:
+        """Without what the noise adds to it on average; so it may be negative."""
+        return self.gradient.square().sum().item() - self.error**2
 
 
 class Moments:
-    """The mean of vectors, and their variance summed over the entries."""
+    """The running mean of vectors, and their variance summed over the entries."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -341,143 +89,202 @@ class Moments:
         return self._squares / (self.count - 1)
 
 
+def _zero() -> Tensor:
+    """The start of a sum: a number on the CPU can be added to tensors on every device."""
+    return torch.tensor(0.0, device="cpu")
+
+
+# Enumeration.
+
+
+def by_enumeration(objective: Objective, most: int) -> ExactGradient | None:
+    """The exact gradient, or None where it would take more than `most` states.
+
+    All joint states one by one, if they are few enough. Else the states of each site in parallel
+    over its plates, as in `TraceEnum_ELBO`, if model and guide can be run so.
+    """
+    sizes = {name: _num_outcomes(each, most) for name, each in objective.sites.items()}
+    if not all(sizes.values()):
+        return None
+    elements = {name: _num_elements(each) for name, each in objective.sites.items()}
+    if math.prod(sizes[name] ** elements[name] for name in sizes) <= most:
+        return _state_by_state(objective, most)
+    if math.prod(sizes.values()) <= most and _is_parallel(objective):
+        return _by_parallel_enumeration(objective)
+    return None
+
+
+def _num_outcomes(distribution: Any, most: int) -> int:
+    """How many outcomes one element has; 0 if they are not finite, or surely more than `most`."""
+    base = innermost(distribution)
+    if not is_discrete(distribution) or base.event_shape.numel() > most:
+        return 0
+    try:
+        return len(base.enumerate_support(expand=False))
+    except NotImplementedError:
+        return 0
+
+
+def _num_elements(distribution: Any) -> int:
+    """How many independent elements a value has."""
+    return distribution.shape().numel() // innermost(distribution).event_shape.numel()
+
+
+def _outcomes(distribution: Any) -> Iterator[Tensor]:
+    """Every value of a distribution."""
+    base = innermost(distribution)
+    support = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
+    for choice in itertools.product(range(len(support)), repeat=_num_elements(distribution)):
+        yield support[list(choice)].reshape(distribution.shape())
+
+
+def _state_by_state(objective: Objective, most: int) -> ExactGradient | None:
+    """The sum over z of the gradient of -q(z) f(z); None where z is not all that is random.
+
+    The guide is run with the values of its first sites. It stops at the first site that has none,
+    and is run again with each outcome of that site.
+    """
+    total, states = _zero(), 0
+    pending: list[dict[str, Tensor]] = [{}]
+    while pending:
+        values = pending.pop()
+        try:
+            loss, q = _weighted_loss(objective, values)
+        except _SiteWithoutValue as site:
+            if site.name not in objective.sites or not _num_outcomes(site.distribution, most):
+                return None
+            outcomes = _outcomes(site.distribution)
+            pending.extend({**values, site.name: outcome} for outcome in outcomes)
+            continue
+        states += 1
+        if states + len(pending) > 2 * most:
+            return None
+        if q > 0:  # the loss of an impossible state may not be finite
+            first = not total.dim()
+            if first and not torch.equal(loss, _weighted_loss(objective, values)[0]):
+                return None
+            total = total + objective.gradient(loss)
+    return ExactGradient(total, 0.0, f"enumeration of {states} states")
+
+
+def _weighted_loss(objective: Objective, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """-q(z) f(z), and q(z)."""
+    model, guide = objective.traces(_AllSiteValues(values))
+    log_q = torch.stack([log_prob_of_draw(guide.nodes[name]).sum() for name in values]).sum()
+    q = log_q.exp()
+    return -q * (model.log_prob_sum() - guide.log_prob_sum()), q
+
+
+class _SiteWithoutValue(Exception):
+    """A latent site of the guide that was given no value."""
+
+    def __init__(self, name: str, distribution: Any) -> None:
+        super().__init__(name)
+        self.name = name
+        self.distribution = distribution
+
+
+class _AllSiteValues(SiteValues):
+    """As `SiteValues`, but a latent site without a value raises `_SiteWithoutValue`."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["value"] is None and not msg["is_observed"] and not site_is_subsample(msg):
+            raise _SiteWithoutValue(msg["name"], msg["fn"])
+
+
+def _is_parallel(objective: Objective) -> bool:
+    """Whether Pyro enumerates all sites, none with `.to_event`, and all plates are independent."""
+    _, guide = objective.traces(WithoutGradient())
+    names = sites_without_gradient(guide)
+    plates = {(name, f.dim) for name in names for f in vectorized_plates(guide.nodes[name])}
+    enumerable = all(each.has_enumerate_support for each in objective.sites.values())
+    return enumerable and plates <= objective.independent
+
+
+def _by_parallel_enumeration(objective: Objective) -> ExactGradient | None:
+    """None where model or guide cannot be run so, or have another loss or gradient then."""
+    loss = _parallel_loss(objective)
+    if loss is None or not _has_mean(objective, loss.item()):
+        return None
+    gradient = objective.gradient(loss)
+    sampled = by_score_function(objective, range(CHECKS // 5))
+    if not (gradient - sampled.gradient).norm() < 6 * sampled.error + 1e-5 * gradient.norm():
+        return None
+    return ExactGradient(gradient, 0.0, "parallel enumeration")
+
+
+def _parallel_loss(objective: Objective) -> Tensor | None:
+    guide = config_enumerate(objective.guide)
+    elbo = TraceEnum_ELBO(max_plate_nesting=_plate_nesting(*objective.traces()))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # Pyro's, of invalid dependencies
+            return objective.loss(elbo, guide=guide)
+    except Exception:  # of whatever kind the user's code raises when it meets other shapes
+        return None
+
+
+def _has_mean(objective: Objective, loss: float) -> bool:
+    """Whether this is the mean of draws of the loss, up to 6 standard errors."""
+    draws = [objective.loss(Trace_ELBO(), WithoutGradient()).item() for _ in range(CHECKS)]
+    error = statistics.stdev(draws) / math.sqrt(CHECKS) + 1e-5 * abs(loss)
+    return abs(statistics.mean(draws) - loss) < 6 * error
+
+
+def _plate_nesting(*traces: Any) -> int:
+    """How many dimensions the plates take."""
+    stacks = [site.get("cond_indep_stack", ()) for trace in traces for site in trace.nodes.values()]
+    return max((-frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0)
+
+
+# The score function.
+
+
+def by_score_function(objective: Objective, groups: Iterable[int]) -> ExactGradient:
+    """The mean over groups of draws, one for each number in `groups`, and its standard error."""
+    moments = Moments()
+    for _ in groups:
+        moments.add(objective.gradient(_score_function_loss(objective)))
+    draws = DRAWS * moments.count
+    how = f"leave-one-out score function, {draws:,} draws"
+    return ExactGradient(moments.mean, math.sqrt(moments.variance / moments.count), how)
+
+
 def _score_function_loss(objective: Objective) -> Tensor:
-    """A loss whose gradient is that of -E f, without bias."""
+    """A loss whose gradient is an unbiased estimate of that of -E f."""
     loss = _zero()
-    terms: dict[str, list[tuple[Tensor, Tensor]]] = {}  # a site may be in some draws only
+    terms: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of site i (f_i, log q_i) in each draw
     for _ in range(DRAWS):
-        model, guide = objective.traces(_WithoutGradient())
+        model, guide = objective.traces(WithoutGradient())
         loss = loss - (model.log_prob_sum() - guide.log_prob_sum())
-        for name in _scored(guide):
+        for name in sites_without_gradient(guide):
             site = guide.nodes[name]
-            cost = _cost(site, model, guide, objective.independent)
-            terms.setdefault(name, []).append((cost, _log_chance(site)))
-    for of_site in terms.values():
-        total = sum(cost for cost, _ in of_site)
-        others = max(len(of_site) - 1, 1)
-        for cost, score in of_site:
-            loss = loss - ((cost - (total - cost) / others) * score).sum()
-    return loss / DRAWS
+            f = _terms_of_site(site, model, guide, objective.independent)
+            terms.setdefault(name, []).append((f, log_prob_of_draw(site)))
+    return (loss - sum(map(_with_baselines, terms.values()))) / DRAWS
 
 
-def _scored(trace: Any) -> list[str]:
-    """The sites of a guide that no gradient passes through."""
-    return [name for name, site in trace.iter_stochastic_nodes() if not site["fn"].has_rsample]
+def _with_baselines(terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of (f_i - b_i) log q_i over draws, b_i the mean of f_i over the other draws."""
+    total = sum(f for f, _ in terms)
+    others = max(len(terms) - 1, 1)
+    return sum((((f - (total - f) / others) * log_q).sum() for f, log_q in terms), _zero())
 
 
-def _log_chance(site: Any) -> Tensor:
-    """log q of a site's value, element by element, without scales and masks."""
-    return unmasked(site["fn"]).log_prob(site["value"])
-
-
-def _cost(site: Any, model: Any, guide: Any, independent: set[tuple[str, int]]) -> Tensor:
-    """f, without what is in other elements of the independent plates of `site`."""
-    total = _zero()
+def _terms_of_site(site: Any, model: Any, guide: Any, independent: set[tuple[str, int]]) -> Tensor:
+    """f_i: f without what is in other elements of the independent plates of `site`."""
+    f = _zero()
     for sign, trace in ((1, model), (-1, guide)):
         for term in trace.nodes.values():
             if term["type"] == "sample":
-                shared = set(_frames(site)) & set(_frames(term))
-                kept = {f.dim for f in shared if (site["name"], f.dim) in independent}
-                total = total + sign * _summed(term["log_prob"].detach(), kept)
-    return total
+                shared = set(vectorized_plates(site)) & set(vectorized_plates(term))
+                kept = {frame.dim for frame in shared if (site["name"], frame.dim) in independent}
+                f = f + sign * _sum_but(term["log_prob"].detach(), kept)
+    return f
 
 
-def _summed(log_prob: Tensor, kept: set[int]) -> Tensor:
-    """Over all dimensions but those that are kept, counted from the right."""
+def _sum_but(log_prob: Tensor, kept: set[int]) -> Tensor:
+    """The sum over all dimensions but those that are kept, which are counted from the right."""
     dims = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
     return log_prob.sum(dims, keepdim=True) if dims else log_prob
-
-
-def _frames(site: Any) -> list[Any]:
-    """The plates of a site that are dimensions."""
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-# What the plates promise.
-
-
-@torch.no_grad()
-def _is_independent(objective: Objective, name: str, frame: Any) -> bool:
-    """Whether nothing outside of an element changes with it, in a few attempts."""
-    changed = 0
-    for _ in range(ATTEMPTS):
-        before, other = (objective.traces(_WithoutGradient()) for _ in range(2))
-        values = {
-            key: before[1].nodes[key]["value"] for key, _ in before[1].iter_stochastic_nodes()
-        }
-        if name not in values or name not in other[1].nodes:
-            return False
-        dim = frame.dim - before[1].nodes[name]["fn"].event_dim
-        moved = _with_another_element(values[name], other[1].nodes[name]["value"], dim)
-        if moved is None:
-            continue
-        index, values[name] = moved
-        after = objective.traces(_WithoutGradient(), _Values(values))
-        if not _same_elsewhere(before, after, frame, index):
-            return False
-        changed += 1
-        if changed == CHANGES:
-            return True
-    return False
-
-
-def _with_another_element(value: Tensor, other: Tensor, dim: int) -> tuple[int, Tensor] | None:
-    """The index of a random element that `other` has unlike, and `value` with that element."""
-    if value.shape != other.shape:
-        return None
-    unlike = (value != other).movedim(dim, 0)
-    unlike = unlike.reshape(len(unlike), -1).any(-1).nonzero().flatten()
-    if not len(unlike):
-        return None
-    index = int(unlike[torch.randint(len(unlike), (), device="cpu")])
-    mixed = value.clone()
-    mixed.select(dim, index).copy_(other.select(dim, index))
-    return index, mixed
-
-
-def _same_elsewhere(before: Any, after: Any, frame: Any, index: int) -> bool:
-    """Whether the log probabilities of both traces agree but at one index of a plate."""
-    for old, new in zip(before, after, strict=True):
-        if set(old.nodes) != set(new.nodes):
-            return False
-        for name, site in old.nodes.items():
-            if site["type"] != "sample":
-                continue
-            was, now = site["log_prob"], new.nodes[name]["log_prob"]
-            if was.shape != now.shape:
-                return False
-            if frame in _frames(site):
-                keep = torch.arange(was.shape[frame.dim], device=was.device) != index
-                was, now = (part.movedim(frame.dim, 0)[keep] for part in (was, now))
-            if not torch.allclose(was, now, rtol=1e-5, atol=1e-6, equal_nan=True):
-                return False
-    return True
-
-
-class _Values(Messenger):
-    """The guide's sites have these values."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is None and not site_is_subsample(msg) and msg["name"] in self._values:
-            msg["value"] = self._values[msg["name"]]
-
-
-class _WithoutGradient(Messenger):
-    """Discrete sites are drawn without a gradient."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        law = msg["fn"]
-        if isinstance(law, Distribution) and is_discrete(law) and law.has_rsample:
-            msg["fn"] = _detached(law)
-
-
-def _detached(law: Any) -> Any:
-    """The law with samples that carry no gradient."""
-    base = innermost(law)
-    plain = base.expand(base.batch_shape)  # a copy
-    plain.has_rsample = False
-    return rewrapped(law, plain)

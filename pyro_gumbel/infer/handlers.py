@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The handler that relaxes the latent discrete sites of a model."""
+"""The handler that makes the latent discrete sites of a model differentiable."""
 
 import functools
 import warnings
@@ -32,12 +32,13 @@ class RelaxedMessenger(Messenger):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.column: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
+        self.options: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
         self.sites = _read_sites(sites)
+        # Names of sites, collected over all calls so far.
         self._met: set[str] = set()
         self._observed: set[str] = set()
-        self._latent: set[str] = set()  # of those that were met, the ones that can be relaxed
-        self._relaxed: set[str] = set()  # of `sites`, the ones that a latent site has answered to
+        self._latent: set[str] = set()  # neither observed nor enumerated, and discrete
+        self._relaxed: set[str] = set()  # those of `sites` that were relaxed
         self._warned: set[str] = set()
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,33 +56,39 @@ class RelaxedMessenger(Messenger):
         relaxable = is_relaxable(msg["fn"])
         if relaxable:
             self._latent.add(name)
-        if relaxable if self.sites is None else self._is_asked(name):
+        chosen = relaxable if self.sites is None else self._is_in_sites(name)
+        if chosen:
             with at_site("relaxed", name):
-                new = relax(msg["fn"], self.temperature, **self.column)
+                new = relax(msg["fn"], self.temperature, **self.options)
             if new is not msg["fn"]:
-                self._warn_of_data(name)
+                self._warn_if_once_observed(name)
             msg["fn"] = new
 
-    def _is_asked(self, name: str) -> bool:
-        asked = (self.sites or frozenset()) & self._names_of(name)
-        self._relaxed |= asked
-        return bool(asked)
+    def _is_in_sites(self, name: str) -> bool:
+        """Whether `sites` names this site, which then counts as relaxed."""
+        found = (self.sites or frozenset()) & self._names_of(name)
+        self._relaxed |= found
+        return bool(found)
 
     def _names_of(self, name: str) -> set[str]:
-        """What a site answers to: of `obs_mask` Pyro makes y_observed and y_unobserved from y."""
+        """The names by which a user may choose a site.
+
+        With `obs_mask`, Pyro splits the site "y" into "y_observed" and "y_unobserved"; "y" then
+        chooses the latent part.
+        """
         stem = name.removesuffix("_unobserved")
         return {name, stem} if f"{stem}_observed" in self._met else {name}
 
-    def _warn_of_data(self, name: str) -> None:
-        """Once, where a site is made continuous that had data in an earlier call."""
-        if self.column["hard"] or self.sites is not None or name not in self._observed:
+    def _warn_if_once_observed(self, name: str) -> None:
+        """Warn, once, that a site becomes continuous which had data in an earlier call."""
+        if self.options["hard"] or self.sites is not None or name not in self._observed:
             return
         self._warn_once(
             {name},
             f'relaxed: at pyro.sample("{name}", ...): expected data, as in an earlier call, got '
             "none, so that the site is continuous in this call; to predict write Predictive(model, "
-            "guide=guide) of the model that is not relaxed, or relaxed(..., sites=[...]) for the "
-            "sites to relax",
+            "guide=guide) of the model that is not relaxed, or name the sites to relax with "
+            "relaxed(..., sites=[...])",
         )
 
     def __exit__(self, *exception: Any) -> None:
@@ -97,12 +104,13 @@ class RelaxedMessenger(Messenger):
                 f"it does not have; it has {sorted(self._met)}; write sites=None for all that are "
                 "latent and discrete"
             )
-        idle = sites - self._relaxed
+        not_relaxed = sites - self._relaxed
         self._warn_once(
-            idle,
-            f"relaxed: `sites` must be names of latent discrete sites, got {sorted(idle)}, which "
-            "are observed or enumerated and were not relaxed in any call so far; the latent "
-            f"discrete sites are {sorted(self._latent)}; write sites=None for all of them",
+            not_relaxed,
+            "relaxed: `sites` must be names of latent discrete sites, got "
+            f"{sorted(not_relaxed)}, which are observed or enumerated and were not relaxed in any "
+            f"call so far; the latent discrete sites are {sorted(self._latent)}; write sites=None "
+            "for all of them",
         )
 
     def _warn_once(self, names: Collection[str], message: str) -> None:
@@ -119,17 +127,12 @@ def relaxed(
     estimator: str | Estimator = "gumbel_softmax",
     sites: Collection[str] | None = None,
 ) -> Any:
-    """A model or guide whose latent discrete sites have relaxed laws.
+    """Make the latent discrete sites of a model or guide differentiable.
 
-    The law of each site that is latent and discrete in this very call is replaced by its row-mate,
-    see `relax`, before a handler outside sees it. Left alone are sites that are observed or
-    continuous, and those with `infer={"enumerate": ...}`. Use `condition` inside,
-    ``relaxed(condition(model, data), 0.5)``: outside it would score the data under the soft law,
-    with a warning if they are hard.
-
-    A call without the data has latent sites in their place, and relaxes them: predict with the
-    model that is not relaxed, ``Predictive(model, guide=guide)``, or choose the sites. A warning
-    says so, once a site, where `hard=False` makes one continuous that an earlier call had data for.
+    In each call, the distribution of every latent discrete site is replaced by its counterpart
+    from `relax`: one that draws discrete values and has a surrogate gradient (`hard=True`), or a
+    continuous relaxation (`hard=False`). Observed sites, continuous sites and sites with
+    `infer={"enumerate": ...}` are left alone.
 
     Three ways to write it::
 
@@ -140,17 +143,33 @@ def relaxed(
 
         with relaxed(temperature=0.5): ...
 
+    Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data), 0.5)``. In the
+    other order the site is relaxed before it becomes observed. With `hard=False` its data are then
+    evaluated under a continuous density, with a warning if they are discrete.
+
+    A site whose data are an argument of the model is latent in a call without them, and is relaxed
+    too. So predict with the model that is not relaxed, ``Predictive(model, guide=guide)``, or name
+    the sites to relax. With `hard=False` a warning names, once, each site that becomes continuous
+    in this way after an earlier call had data for it.
+
+    Sources: Maddison, Mnih and Teh, "The Concrete distribution: a continuous relaxation of discrete
+    random variables" (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole, "Categorical
+    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+
     :param model: the model or guide; None for a decorator or a context manager.
-    :param temperature: tau > 0, as in `relax`; a function is called at every site.
-    :param hard: whether sites keep their discrete law and gain a surrogate gradient, or become
-        continuous.
-    :param estimator: of the gradient of hard sites, as in `BernoulliStraightThrough`.
-    :param sites: the names of the sites to relax; None for all. Of a site with `obs_mask`, which
-        Pyro splits, ``"y"`` means its latent part ``"y_unobserved"`` too. A warning names, once,
-        those that are observed or enumerated in every call so far.
-    :raises TypeError: at a site that cannot be relaxed, naming it and, for a `Categorical`, the
-        line to write instead.
-    :raises ValueError: at the end of the first complete run, for a name that no site has.
+    :param temperature: tau > 0: a number, a tensor that broadcasts to the batch shape of each site
+        that is relaxed, or a function without arguments that returns one, called at each of them.
+    :param hard: whether sites keep their discrete distribution and gain a surrogate gradient, or
+        become continuous.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
+    :param sites: the names of the sites to relax; None for all. With `obs_mask`, Pyro splits a site
+        "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
+        warning names, once, those that were observed or enumerated in every call so far.
+    :returns: a callable with the signature of `model`, or a handler where `model` is None.
+    :raises TypeError: at a site that cannot be relaxed. The message names the site, and for a
+        `Categorical` the line to write instead.
+    :raises ValueError: at the end of the first complete run, for a name in `sites` that the model
+        does not have.
     """
     if temperature is None or not (model is None or callable(model)):
         raise TypeError(
@@ -176,7 +195,7 @@ def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
 
 @contextmanager
 def at_site(owner: str, name: str) -> Iterator[None]:
-    """Errors name the site."""
+    """Put `owner` and the name of the site in front of the message of an error."""
     try:
         yield
     except (TypeError, ValueError, NotImplementedError) as error:

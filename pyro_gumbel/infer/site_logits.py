@@ -1,11 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The parameters of a guide: the logits of each site, in a module under the names of the sites.
+"""The parameters of a guide: the logits of each site, in a module, under the name of the site.
 
-A module has names of its own (`type`, `training`), splits names at their dots, and keeps a
-parameter `a` under `a_unconstrained`. A site whose name is not free for one of these reasons has
-its logits under another: `type_site`, and for the site `a.b` beside a site `a`, `a_b_site`.
+Some names cannot be used as they are. A module has attributes of its own (`type`, `training`),
+splits names at their dots, and keeps a parameter `a` under `a_unconstrained`. The logits of such a
+site have another name: `type_site` for a site `type`, and `a_b_site` for a site `a.b` beside `a`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +20,11 @@ from torch.distributions import constraints
 
 __all__ = ["SiteLogits"]
 
-SUFFIX = "_unconstrained"  # Pyro's, of a parameter in its module
+SUFFIX = "_unconstrained"  # which Pyro adds to the name of a parameter in its module
 
 
 class SiteLogits(PyroModule):
-    """The logits of each site. A `state_dict` may come before the sites are known."""
+    """The logits of each site. A `state_dict` may be loaded before the sites are known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,9 @@ class SiteLogits(PyroModule):
     def set_up(self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int]) -> None:
         """Make a parameter for each site, with the values of a `state_dict` if one was loaded.
 
-        :raises ValueError: if that is of other sites, or of logits of other shapes.
+        :param initial: the logits of each site, by name.
+        :param event_dims: how many of their dimensions, from the right, are not of the batch.
+        :raises ValueError: if the loaded `state_dict` has other sites, or logits of other shapes.
         """
         paths = _paths(initial)
         loaded = {name.removesuffix(SUFFIX): p.shape for name, p in self.named_parameters()}
@@ -57,12 +59,12 @@ class SiteLogits(PyroModule):
         deep_setattr(self, path, PyroParam(logits.clone(), constraints.real, event_dim))
 
     def _complete(self, path: str, logits: Tensor, event_dim: int) -> None:
-        """The loaded parameter stays the same object, for an optimiser that has it already."""
+        """Use the loaded parameter itself, as an optimiser may hold it already."""
         module, _, name = path.rpartition(".")
         owner: Any = self.get_submodule(module)
         loaded = getattr(owner, name + SUFFIX).detach().to(logits)
         owner._pyro_params[name] = constraints.real, event_dim
-        getattr(owner, name)  # takes the one of Pyro's parameter store, if it is there
+        getattr(owner, name)  # replaces it by the one of Pyro's parameter store, if there is one
         setattr(owner, name, loaded)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
@@ -78,7 +80,7 @@ class SiteLogits(PyroModule):
 
 
 def _paths(names: Iterable[str]) -> dict[str, str]:
-    """Where the parameter of each site is: under its name, or one like it that is free."""
+    """Where the parameter of each site is: under its name, or a similar one that is free."""
     leaves: set[str] = set()
     inner: set[str] = set()
     paths = {}
@@ -98,12 +100,12 @@ def _is_free(path: str, leaves: set[str], inner: set[str]) -> bool:
 
 
 def _modules_of(path: str) -> Iterator[str]:
-    """The modules that a parameter is in: of a.b.c these are a and a.b."""
+    """The modules that hold a parameter: a and a.b for the parameter a.b.c."""
     return accumulate(path.split(".")[:-1], "{}.{}".format)
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a module has no other use for this name."""
+    """Whether a module can have a parameter of this name."""
     special = part.startswith("__") and part.endswith("__")
     return bool(part) and not special and not part.endswith(SUFFIX) and part not in RESERVED
 

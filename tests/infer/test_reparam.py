@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Soft sites as functions of their noise, in both directions."""
+"""Relaxed sites as functions of their noise, in both directions."""
 
 import pyro
 import pyro.distributions as dist
@@ -27,23 +27,23 @@ from pyro_gumbel import (
     relaxed,
     unregister,
 )
-from pyro_gumbel.infer.reparam import Gumbel, Logistic
+from pyro_gumbel.distributions.noise import StandardGumbel, StandardLogistic
 from tests.common import ALPHA, COORDINATES, SOFT, make, z_bound
 
 WITH_NOISE = [cls for cls in SOFT if cls is not RelaxedPlackettLuce]
 
 
-def site(law):
-    return lambda: pyro.sample("z", law)
+def site(distribution):
+    return lambda: pyro.sample("z", distribution)
 
 
 def through_noise(model):
     return poutine.reparam(model, {"z": NoiseReparam()})
 
 
-def initial_noise(law, value, reparam=NoiseReparam, name="z_noise"):
+def initial_noise(distribution, value, reparam=NoiseReparam, name="z_noise"):
     """The noise that a site with an initial value is given."""
-    model = poutine.reparam(site(law), {"z": reparam()})
+    model = poutine.reparam(site(distribution), {"z": reparam()})
     started = InitMessenger(init_to_value(values={"z": value}))(model)
     trace = poutine.trace(started).get_trace()
     assert trace.nodes["z"]["value"] is value
@@ -54,11 +54,11 @@ def initial_noise(law, value, reparam=NoiseReparam, name="z_noise"):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_an_initial_value_comes_back_as_itself(cls, dtype, temperature):
-    """Without its memory, as an initial value comes."""
-    law = make(cls, temperature, batch_shape=(200,), k=4, dtype=dtype)
-    value = law.sample().clone()
-    noise = initial_noise(law, value)
-    back = poutine.condition(through_noise(site(law)), {"z_noise": noise})()
+    """Also if the value has no cached logits, as an initial value has none."""
+    distribution = make(cls, temperature, batch_shape=(200,), k=4, dtype=dtype)
+    value = distribution.sample().clone()
+    noise = initial_noise(distribution, value)
+    back = poutine.condition(through_noise(site(distribution)), {"z_noise": noise})()
     if cls in COORDINATES:  # relative to their size, as floats are
         back, value = back / (1 + value.abs()), value / (1 + value.abs())
     exact = 1e-6 if dtype == torch.float32 else 1e-14
@@ -67,50 +67,59 @@ def test_an_initial_value_comes_back_as_itself(cls, dtype, temperature):
 
 def test_of_the_noise_that_makes_a_value_it_is_the_most_probable():
     """Any common shift makes the same value; none is as probable."""
-    law = make(RelaxedCategorical, batch_shape=(20,), k=4, dtype=torch.float64)
-    noise = initial_noise(law, law.sample().clone())
-    density = Gumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
+    distribution = make(RelaxedCategorical, batch_shape=(20,), k=4, dtype=torch.float64)
+    noise = initial_noise(distribution, distribution.sample().clone())
+    density = StandardGumbel(torch.zeros(4), torch.ones(4)).to_event(1).log_prob
     for shift in (-0.1, 0.1):
         assert (density(noise + shift) < density(noise)).all()
 
 
+LOGITS, VALUE = torch.tensor([0.5, 0.0, -0.5]), torch.tensor([0.6, 0.3, 0.1])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the built-in inverts a value s by tau s, where tau log(s) is meant",
+)
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_the_built_in_one_returns_another_value(temperature):
-    """Of a value with logits x the built-in takes tau s, where tau log(s) is meant."""
-    logits = torch.tensor([0.5, 0.0, -0.5])
-    value = torch.tensor([0.6, 0.3, 0.1])
-    theirs = dist.RelaxedOneHotCategorical(torch.tensor(temperature), logits=logits)
-    noise = initial_noise(theirs, value, GumbelSoftmaxReparam, "z_uniform")
+def test_an_initial_value_comes_back_from_the_built_in(temperature):
+    theirs = dist.RelaxedOneHotCategorical(torch.tensor(temperature), logits=LOGITS)
+    noise = initial_noise(theirs, VALUE, GumbelSoftmaxReparam, "z_uniform")
     model = poutine.reparam(site(theirs), {"z": GumbelSoftmaxReparam()})
     back = poutine.condition(model, {"z_uniform": noise})()
-    assert (back - value).abs().max() > 0.1
-    ours = RelaxedCategorical(temperature, logits=logits)
+    assert (back - VALUE).abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_same_value_comes_back_from_ours(temperature):
+    ours = RelaxedCategorical(temperature, logits=LOGITS)
     model = through_noise(site(ours))
-    back = poutine.condition(model, {"z_noise": initial_noise(ours, value)})()
-    torch.testing.assert_close(back, value, atol=1e-6, rtol=0)
+    back = poutine.condition(model, {"z_noise": initial_noise(ours, VALUE)})()
+    torch.testing.assert_close(back, VALUE, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda law: law,
-    lambda law: law.to_event(1),
-    lambda law: law.mask(torch.tensor([[True], [False], [True]])),
-    lambda law: law.mask(torch.tensor([True, False])).to_event(1),
+    lambda distribution: distribution,
+    lambda distribution: distribution.to_event(1),
+    lambda distribution: distribution.mask(torch.tensor([[True], [False], [True]])),
+    lambda distribution: distribution.mask(torch.tensor([True, False])).to_event(1),
 ])  # fmt: skip
 @pytest.mark.parametrize("cls", WITH_NOISE)
-def test_the_site_has_the_law_that_it_had(cls, wrap):
-    """From one seed the same draws, of noise that is in the form of the site."""
-    law = wrap(make(cls, batch_shape=(3, 2), k=4))
+def test_the_site_keeps_its_distribution(cls, wrap):
+    """The draws from one seed are the same, and the noise has the wrappers of the site."""
+    distribution = wrap(make(cls, batch_shape=(3, 2), k=4))
     pyro.set_rng_seed(1)
-    trace = poutine.trace(through_noise(site(law))).get_trace()
+    trace = poutine.trace(through_noise(site(distribution))).get_trace()
     pyro.set_rng_seed(1)
-    torch.testing.assert_close(trace.nodes["z"]["value"], law.rsample())
+    torch.testing.assert_close(trace.nodes["z"]["value"], distribution.rsample())
     noise = trace.nodes["z_noise"]
-    assert noise["fn"].batch_shape == law.batch_shape
-    assert noise["fn"].event_dim == law.event_dim
+    assert noise["fn"].batch_shape == distribution.batch_shape
+    assert noise["fn"].event_dim == distribution.event_dim
     trace.compute_log_prob()
     assert trace.nodes["z"]["is_observed"]
     assert trace.nodes["z"]["log_prob_sum"] == 0
-    base = law
+    base = distribution
     while base.event_shape and not hasattr(base, "_mask") and hasattr(base, "base_dist"):
         base = base.base_dist
     if hasattr(base, "_mask"):
@@ -120,48 +129,49 @@ def test_the_site_has_the_law_that_it_had(cls, wrap):
 
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_in_plates(cls):
-    law = make(cls, batch_shape=(), k=4)
+    distribution = make(cls, batch_shape=(), k=4)
 
     def model():
         with pyro.plate("outer", 3, dim=-2), pyro.plate("inner", 6, subsample_size=2):
-            return pyro.sample("z", law)
+            return pyro.sample("z", distribution)
 
     trace = poutine.trace(through_noise(model)).get_trace()
     noise, z = trace.nodes["z_noise"], trace.nodes["z"]
     assert noise["fn"].batch_shape == (3, 2)
-    assert z["value"].shape == (3, 2, *law.event_shape)
+    assert z["value"].shape == (3, 2, *distribution.event_shape)
     assert noise["scale"] == 3
     assert [frame.name for frame in noise["cond_indep_stack"]] == ["outer", "inner"]
 
 
 @pytest.mark.parametrize(
-    ("law", "expected"), [(Gumbel, dist.Gumbel(0.0, 1.0)), (Logistic, dist.Logistic(0.0, 1.0))]
+    ("distribution", "expected"),
+    [(StandardGumbel, dist.Gumbel(0.0, 1.0)), (StandardLogistic, dist.Logistic(0.0, 1.0))],
 )
-def test_the_noise_has_the_standard_law(law, expected):
-    noise = law(torch.zeros(()), torch.ones(()))
+def test_the_noise_has_the_standard_distribution(distribution, expected):
+    noise = distribution(torch.zeros(()), torch.ones(()))
     draws = noise.sample((20_000,))
-    cdf = expected.cdf if law is Logistic else lambda g: torch.exp(-torch.exp(-g))
+    cdf = expected.cdf if distribution is StandardLogistic else lambda g: torch.exp(-torch.exp(-g))
     assert stats.kstest(cdf(draws).numpy(), "uniform").pvalue > ALPHA
     torch.testing.assert_close(noise.log_prob(draws), expected.log_prob(draws))
     assert noise.expand((3,)).sample().shape == (3,)
-    assert type(noise.expand((3,))) is law
+    assert type(noise.expand((3,))) is distribution
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_noise_of_half_types_is_drawn_in_float32(cls, dtype):
-    law = make(cls, dtype=dtype)
-    trace = poutine.trace(through_noise(site(law))).get_trace()
+    distribution = make(cls, dtype=dtype)
+    trace = poutine.trace(through_noise(site(distribution))).get_trace()
     assert trace.nodes["z_noise"]["value"].dtype == torch.float32
     assert trace.nodes["z"]["value"].dtype == dtype
 
 
 def test_impossible_categories_have_noise_that_nothing_depends_on():
-    law = RelaxedCategorical(0.5, probs=torch.tensor([0.3, 0.0, 0.7], requires_grad=True))
+    distribution = RelaxedCategorical(0.5, probs=torch.tensor([0.3, 0.0, 0.7], requires_grad=True))
     value = torch.tensor([0.4, 0.0, 0.6])
-    noise = initial_noise(law, value)
+    noise = initial_noise(distribution, value)
     assert noise.isfinite().all()
-    back = poutine.condition(through_noise(site(law)), {"z_noise": noise})()
+    back = poutine.condition(through_noise(site(distribution)), {"z_noise": noise})()
     torch.testing.assert_close(back, value, atol=1e-6, rtol=0)
     sure = RelaxedBernoulli(0.5, logits=torch.tensor([torch.inf, -torch.inf]))
     assert initial_noise(sure, torch.tensor([1.0, 0.0])).tolist() == [0.0, 0.0]
@@ -169,43 +179,43 @@ def test_impossible_categories_have_noise_that_nothing_depends_on():
 
 @pytest.mark.parametrize("cls", WITH_NOISE)
 def test_gradients_pass_in_both_directions(cls):
-    """To the noise of an initial value, and from a drawn one to the parameters."""
-    law = make(cls, dtype=torch.float64)
-    value = law.sample().clone().requires_grad_()
-    noise = initial_noise(law, value)
+    """From the noise to an initial value, and from a drawn value to the parameters."""
+    distribution = make(cls, dtype=torch.float64)
+    value = distribution.sample().clone().requires_grad_()
+    noise = initial_noise(distribution, value)
     (gradient,) = torch.autograd.grad(noise.pow(2).sum(), value)
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
-    drawn = through_noise(site(law))()
-    (gradient,) = torch.autograd.grad(drawn.pow(2).sum(), law._parameter)
+    drawn = through_noise(site(distribution))()
+    (gradient,) = torch.autograd.grad(drawn.pow(2).sum(), distribution._parameter)
     assert gradient.abs().sum() > 0
 
 
 def test_what_has_no_noise_is_refused():
-    for law in (
+    for distribution in (
         make(RelaxedPlackettLuce),
         make(BernoulliStraightThrough),
         dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(3)),
         dist.Normal(0.0, 1.0),
     ):
-        with pytest.raises(TypeError, match=rf'site "z".*got {type(law).__name__}; write'):
-            through_noise(site(law))()
+        with pytest.raises(TypeError, match=rf'site "z".*got {type(distribution).__name__}; write'):
+            through_noise(site(distribution))()
     with pytest.raises(ValueError, match=r'site "z" must be latent'):
         through_noise(lambda: pyro.sample("z", make(RelaxedBernoulli), obs=torch.ones(2) / 2))()
 
 
-# Pyro's own.
+# Pyro's own reparameterisations.
 
 
-def log_slope(law, value):
-    """log |det ds/dv|, as the classes of coordinates have it: of every entry on its own."""
-    if law.event_shape[-1:] == (3,):  # a row of the simplex
+def log_slope(distribution, value):
+    """log |det ds/dv|, with v in logit space: of every entry on its own."""
+    if distribution.event_shape[-1:] == (3,):  # a row of the simplex
         return value.log().sum(-1)
     return (value * (1 - value)).log()
 
 
 def built_in_model():
-    """Of the classes that `pyro.distributions` has now."""
+    """Of the classes that `pyro.distributions` has at the time of the call."""
     tau = torch.tensor(0.5)
     z = pyro.sample("z", dist.RelaxedOneHotCategorical(tau, logits=torch.tensor([0.5, 0.0, -0.5])))
     with pyro.plate("plate", 4):
@@ -229,7 +239,7 @@ def plain_model():
 
 @pytest.fixture(params=["ours", "replaced", "relaxed"])
 def model_of_both(request):
-    """One of three and four bits, in three ways to write them."""
+    """A categorical of three and four Bernoulli variables, written in three ways."""
     if request.param == "ours":
         yield own_model
     elif request.param == "relaxed":
@@ -248,7 +258,7 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_reparametrised_by_pyro_the_model_has_the_density_that_it_had(model_of_both, strategy):
-    """At the same noise, but for the slope of the transformation."""
+    """At the same noise, up to the Jacobian of the transformation."""
     moved = poutine.reparam(model_of_both, config=strategy())
     traces = []
     for model in (model_of_both, moved):
@@ -278,40 +288,42 @@ def test_reparametrised_by_pyro_the_model_trains(model_of_both):
 @pytest.mark.parametrize("value", ["drawn", "given"])
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
 def test_transform_reparam_of_an_initial_value(cls, value):
-    law = make(cls, batch_shape=(200,), k=4, dtype=torch.float64).to_event(1)
-    s = law.sample()
+    distribution = make(cls, batch_shape=(200,), k=4, dtype=torch.float64).to_event(1)
+    s = distribution.sample()
     if value == "given":
         s = s.clone()
-    base = initial_noise(law, s, TransformReparam, "z_base")
-    moved = poutine.reparam(site(law), {"z": TransformReparam()})
+    base = initial_noise(distribution, s, TransformReparam, "z_base")
+    moved = poutine.reparam(site(distribution), {"z": TransformReparam()})
     back = poutine.condition(moved, {"z_base": base})()
     torch.testing.assert_close(back, s)
 
 
-def test_gumbel_softmax_reparam_of_ours_has_the_law_of_ours():
-    """At a temperature without batch; the largest entry is the i-th as often as it should be."""
-    law = RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5]))
-    moved = poutine.reparam(site(law), {"z": GumbelSoftmaxReparam()})
+def test_gumbel_softmax_reparam_of_ours_agrees_with_the_link():
+    """Its uniform noise gives the value that our link gives, at a temperature without a batch."""
+    distribution = RelaxedCategorical(0.5, logits=torch.tensor([0.5, 0.0, -0.5]))
+    moved = poutine.reparam(site(distribution), {"z": GumbelSoftmaxReparam()})
     uniform = torch.rand(3)
     gumbel = -(-uniform.log()).log()
     value = poutine.condition(moved, {"z_uniform": uniform})()
-    torch.testing.assert_close(value, law.link(law.logits + gumbel, law.temperature))
+    torch.testing.assert_close(
+        value, distribution.link(distribution.logits + gumbel, distribution.temperature)
+    )
 
 
-# Where it is for.
+# The use case: NUTS and autoguides at a low temperature.
 
 MEANS, DATUM = torch.tensor([0.0, 1.0, 2.0]), torch.tensor(1.2)
-LAW = RelaxedCategorical(0.1, logits=torch.tensor([0.5, 0.0, -0.5]))
+DISTRIBUTION = RelaxedCategorical(0.1, logits=torch.tensor([0.5, 0.0, -0.5]))
 
 
 def one_of_three():
-    z = pyro.sample("z", LAW)
+    z = pyro.sample("z", DISTRIBUTION)
     pyro.sample("x", dist.Normal(z @ MEANS, 1.0), obs=DATUM)
 
 
 def posterior_mean():
-    """By a million draws of the prior, weighed."""
-    prior = LAW.sample((1_000_000,))
+    """By a million draws from the prior, weighted by the likelihood."""
+    prior = DISTRIBUTION.sample((1_000_000,))
     weight = dist.Normal(prior @ MEANS, 1.0).log_prob(DATUM).exp()
     return (weight.unsqueeze(-1) * prior).sum(0) / weight.sum()
 
@@ -324,7 +336,7 @@ def test_nuts_at_a_low_temperature():
         sampler = MCMC(NUTS(model), num_samples=1500, warmup_steps=500, disable_progbar=True)
         sampler.run()
         noise = sampler.get_samples()["z_noise"]
-        chains.append(LAW.link(LAW.logits + noise, LAW.temperature))
+        chains.append(DISTRIBUTION.link(DISTRIBUTION.logits + noise, DISTRIBUTION.temperature))
     draws = torch.stack(chains)
     assert split_gelman_rubin(draws, 0, 1).max() < 1.05
     error = draws.std((0, 1)) / effective_sample_size(draws, 0, 1).sqrt()
@@ -338,7 +350,7 @@ def test_autoguides_start_where_they_are_told(guide_class):
     guide = guide_class(model, init_loc_fn=init_to_value(values={"z": start}))
     guide()
     noise = guide.median()["z_noise"]
-    back = LAW.link(LAW.logits + noise, LAW.temperature)
+    back = DISTRIBUTION.link(DISTRIBUTION.logits + noise, DISTRIBUTION.temperature)
     torch.testing.assert_close(back, start, atol=1e-5, rtol=0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert all(torch.tensor(svi.step()).isfinite() for _ in range(20))
@@ -346,14 +358,14 @@ def test_autoguides_start_where_they_are_told(guide_class):
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedSubset])
 def test_an_initial_value_is_hardened_like_a_drawn_one(cls):
-    law = make(cls, k=4)
+    distribution = make(cls, k=4)
 
     def model():
-        return harden(pyro.sample("z", law))
+        return harden(pyro.sample("z", distribution))
 
-    start = law.sample().clone()
+    start = distribution.sample().clone()
     guide = AutoNormal(through_noise(model), init_loc_fn=init_to_value(values={"z": start}))
     guide()
-    expected = harden(start, law.link)
+    expected = harden(start, distribution.link)
     started = InitMessenger(init_to_value(values={"z": start}))(through_noise(model))
     assert torch.equal(started(), expected)
