@@ -4,24 +4,24 @@
 """Relaxed and straight-through discrete distributions for Pyro."""
 
 from pyro_gumbel import constraints, divergences, estimators, links
-from pyro_gumbel.distributions.registration import register, unregister
-from pyro_gumbel.distributions.relaxation import harden, relax
-from pyro_gumbel.distributions.relaxed import (
+from pyro_gumbel.distributions import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
     ExpRelaxedCategorical,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
+    PlackettLuce,
+    PlackettLuceStraightThrough,
     RelaxedBernoulli,
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
-)
-from pyro_gumbel.distributions.straight_through import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-    PlackettLuceStraightThrough,
+    Subset,
     SubsetStraightThrough,
 )
-from pyro_gumbel.distributions.without_replacement import PlackettLuce, Subset, m_hot
+from pyro_gumbel.distributions.plackett_luce import m_hot
+from pyro_gumbel.distributions.registration import register, unregister
+from pyro_gumbel.distributions.relaxation import harden, relax
 from pyro_gumbel.estimators import (
     gapped,
     gumbel_rao,

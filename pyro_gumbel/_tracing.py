@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which numbers can be read: not under vmap, compile, trace and forward mode."""
+"""Which numbers Python can read from a tensor, and in which mode torch runs.
+
+Under `torch.vmap`, `torch.compile`, `torch.jit.trace` and forward-mode differentiation a tensor may
+hold no number that Python can read. Code that looks at numbers asks here first.
+"""
 
 import math
 from typing import Any
@@ -10,11 +14,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["brief", "ends", "in_eager_mode", "in_forward_mode", "in_program", "known"]
+__all__ = [
+    "brief",
+    "ends",
+    "in_eager_mode",
+    "in_forward_mode",
+    "in_program",
+    "known",
+    "version_of",
+]
 
 
 def known(tensor: Tensor, otherwise: Any) -> Any:
-    """The number or truth that a tensor holds; `otherwise` where there is none to read."""
+    """The number or truth value of a tensor with one element; `otherwise` if it cannot be read."""
     if in_program():
         return otherwise
     try:
@@ -24,7 +36,10 @@ def known(tensor: Tensor, otherwise: Any) -> Any:
 
 
 def ends(tensor: Tensor) -> tuple[float, float]:
-    """The least and the largest number of a tensor; NaN twice if there is one, or none to read."""
+    """The smallest and the largest number of a tensor.
+
+    Both are NaN if the tensor holds a NaN, is empty or cannot be read.
+    """
     if not tensor.numel() or tensor.is_meta or not in_eager_mode():
         return math.nan, math.nan
     least, most = tensor.detach().aminmax()
@@ -32,23 +47,28 @@ def ends(tensor: Tensor) -> tuple[float, float]:
 
 
 def brief(tensor: Tensor) -> str:
-    """The number, if this is a scalar that can be read, or else the shape."""
+    """The number of a scalar that can be read; otherwise the shape of the tensor."""
     number = known(tensor, otherwise=None) if tensor.dim() == 0 else None
     return str(tuple(tensor.shape)) if number is None else f"{number:.4g}"
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for inference tensors, which do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def in_program() -> bool:
-    """Whether tensors stand for the steps of a program here, rather than for numbers."""
+    """Whether torch traces or compiles: tensors then stand for the steps of a program."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def in_eager_mode() -> bool:
-    """Whether tensors are plain numbers here, that no program and no transform looks through."""
-    if in_program():
+    """Whether tensors hold plain numbers: no tracing, no functorch transform, no forward mode."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def in_forward_mode() -> bool:
-    """Whether a forward derivative may be asked for."""
+    """Whether a forward-mode derivative may be asked for."""
     return forward_ad._current_level >= 0

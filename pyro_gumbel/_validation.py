@@ -1,10 +1,13 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a constructor accepts: temperature, probs and logits, shapes; and the texts of the errors.
+"""The checks of arguments, and the texts of their errors.
 
-Shapes and types are always checked, values when validation is on and they can be read (they
-cannot under vmap, compile and trace). `owner` is the name of the class that speaks.
+A function `read_...` returns the argument in the form that the package uses, or raises. Shapes and
+types are always checked. Values are checked if validation is on and they can be read, which is not
+the case under `torch.vmap`, `torch.compile` and `torch.jit.trace`.
+
+Each error begins with `owner`, the name of a class or function; `name` is that of the argument.
 """
 
 import math
@@ -40,7 +43,7 @@ __all__ = [
 
 Temperature = float | Tensor | Callable[[], float | Tensor]
 
-_END = 2**63  # of what torch takes for an int
+_END = 2**63  # torch accepts ints below this number
 
 
 def read_parameter(
@@ -48,11 +51,13 @@ def read_parameter(
     probs: Tensor | float | None,
     logits: Tensor | float | None,
     event_dim: int,
-    device: torch.device | None = None,  # of a number; None for the default
+    device: torch.device | None = None,
 ) -> tuple[str, Tensor]:
-    """The name of the one parameter that was given, and the parameter as a tensor of floats.
+    """The name of the one parameter that was given, and the parameter as a floating-point tensor.
 
-    :raises ValueError: without the line to write, which the class knows.
+    :param event_dim: 1 if the last dimension is over categories, else 0.
+    :param device: for a parameter that is a number; None for the default device.
+    :raises ValueError: without the line to write instead, which the class adds.
     """
     if (probs is None) == (logits is None):
         raise ValueError(
@@ -65,21 +70,25 @@ def read_parameter(
     parameter = as_float_tensor(owner, name, given, like)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
-            f"{owner}: `{name}` must have the categories in its last dimension, at least one (one "
-            f"bit is of a Bernoulli class), got shape {tuple(parameter.shape)}"
+            f"{owner}: `{name}` must have the categories in its last dimension, at least one (a "
+            f"binary variable takes a Bernoulli class), got shape {tuple(parameter.shape)}"
         )
     return name, parameter
 
 
 def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> int:
-    """How many of the categories are chosen: from 1 to all of them, or to one fewer."""
+    """The number of categories that are chosen.
+
+    :param categories: the number of categories.
+    :param all_of_them: whether all of them may be chosen, or at most all but one.
+    """
     require_int_size(owner, size)
     most = categories if all_of_them else categories - 1
     if not 1 <= size <= most:
         limit = "the number of categories" if all_of_them else "one less than there are categories"
         remedy = f"write size={max(1, most)}"
         if size == categories:
-            remedy = "use Subset or PlackettLuce, the discrete laws, where all are chosen"
+            remedy = "use Subset or PlackettLuce, which are discrete, to choose all of them"
         raise ValueError(
             f"{owner}: `size` must be from 1 to {limit}, {most}, got {_brief_int(size)}; {remedy}"
         )
@@ -96,31 +105,36 @@ def require_int_size(owner: str, size: Any) -> None:
 
 
 def read_number(owner: str, name: str, given: Any, *, zero: bool = False) -> float:
-    """`given`, if it is a positive finite number; or 0 where that is allowed."""
-    wanted = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
-    given = _plain(given)
+    """A positive finite number as a float.
+
+    :param zero: whether 0 is allowed too.
+    """
+    expected = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
+    given = _unwrapped(given)
     if not isinstance(given, numbers.Real) or isinstance(given, bool):
-        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}=0.5")
+        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}=0.5")
     number = _as_float(given)
     if not (0 < number < math.inf or (zero and number == 0)):
-        raise ValueError(f"{wanted}, got {number:g}; write {name}=0.5")
+        raise ValueError(f"{expected}, got {number:g}; write {name}=0.5")
     return number
 
 
 def read_count(owner: str, name: str, given: Any, least: int, example: int) -> int:
-    """`given`, if it is an int of at least `least`."""
-    wanted = f"{owner}: `{name}` must be a Python int of {least} or more"
+    """An int of at least `least`.
+
+    :param example: a number for the line to write instead.
+    """
+    expected = f"{owner}: `{name}` must be a Python int of {least} or more"
     if not isinstance(given, int) or isinstance(given, bool):
-        raise TypeError(f"{wanted}, got {type(given).__name__}; write {name}={example}")
-    if given >= _END:
-        raise ValueError(f"{wanted}, below 2**63, got {_brief_int(given)}; write {name}={example}")
-    if given < least:
-        raise ValueError(f"{wanted}, got {_brief_int(given)}; write {name}={example}")
+        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}={example}")
+    if not least <= given < _END:
+        limit = ", below 2**63" if given >= _END else ""
+        raise ValueError(f"{expected}{limit}, got {_brief_int(given)}; write {name}={example}")
     return given
 
 
 def read_seed(owner: str, given: Any) -> int:
-    """`given`, if it is an int that the generator of torch takes, and the one after it too."""
+    """An int such that torch's generators accept it and the next one as seeds."""
     try:
         seed = operator.index(given)
     except TypeError:
@@ -138,17 +152,19 @@ def read_seed(owner: str, given: Any) -> int:
 
 
 def read_shape(owner: str, name: str, given: Any) -> torch.Size:
-    """`given` as a shape, if torch takes it for one: a torch.Size, a tuple or a list of ints."""
+    """A torch.Size, a tuple or a list of ints as a torch.Size."""
     try:
         if in_program():
-            return torch.Size(given)  # of symbols, perhaps
+            return torch.Size(given)  # the sizes may be symbols
         shape = torch.Size([operator.index(n) for n in given])
     except TypeError:
         got = type(given).__name__
         if isinstance(given, tuple | list):
             got += f" of {', '.join(sorted({type(n).__name__ for n in given}))}"
-        wanted = f"{owner}: `{name}` must be a torch.Size, or a tuple or list of ints, got {got}"
-        raise TypeError(f"{wanted}; write {name}=(3,) for one dimension of 3") from None
+        raise TypeError(
+            f"{owner}: `{name}` must be a torch.Size, or a tuple or list of ints, got {got}; write "
+            f"{name}=(3,) for one dimension of 3"
+        ) from None
     for n in shape:
         if not 0 <= n < _END:
             sizes = ", ".join(map(_brief_int, shape))
@@ -160,8 +176,8 @@ def read_shape(owner: str, name: str, given: Any) -> torch.Size:
 
 
 def read_validate_args(owner: str, given: Any) -> bool:
-    """`given`, if it says yes or no: by position it is where an estimator could be meant."""
-    given = _plain(given)  # a bool of numpy, perhaps
+    """True or False. An estimator that was passed by position is an error here."""
+    given = _unwrapped(given)  # numpy's bool is not an int
     if not isinstance(given, int):
         raise TypeError(
             f"{owner}: `validate_args` must be True, False or None, got {type(given).__name__}; "
@@ -171,34 +187,41 @@ def read_validate_args(owner: str, given: Any) -> bool:
 
 
 def _brief_int(number: int) -> str:
-    """A number for an error: Python does not write out those of more than 4300 digits."""
+    """The number as text, or its length if it has more than 64 bits.
+
+    Python refuses to print numbers of more than 4300 digits.
+    """
     bits = number.bit_length()
     return str(number) if bits <= 64 else f"an int of {bits} bits"
 
 
 def _as_float(number: Any) -> float:
-    """The number as a float; infinite where it is beyond the floats, as 10**400 is."""
+    """The number as a float; infinite if it is too large for one, as 10**400 is."""
     try:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
 
 
-def _plain(given: Any) -> Any:
-    """`given`, but a number for a number of numpy, and a tensor for what stands for a tensor."""
+def _unwrapped(given: Any) -> Any:
+    """The Python number of a numpy scalar, and the tensor of a tensor-like object.
+
+    Everything else is returned as it is.
+    """
     if isinstance(given, (Tensor, float, int)):
         return given
     if is_tensor_like(given):
-        return _plain_tensor(given)
-    # A scalar of numpy or an array of no dimensions, told without numpy, which need not be there.
+        return _tensor_of(given)
+    # A numpy scalar or an array without dimensions. numpy may not be installed, so its types are
+    # not imported.
     is_scalar = getattr(given, "shape", None) == () and hasattr(given, "item")
     return given.item() if is_scalar else given
 
 
-def _plain_tensor(given: Any) -> Any:
-    """The tensor that an object with `__torch_function__` stands for, if it tells."""
+def _tensor_of(given: Any) -> Any:
+    """The tensor that an object with `__torch_function__` stands for, or else the object."""
     try:
-        answer = torch.clone(given)  # the object answers, with a gradient if it has one
+        answer = torch.clone(given)  # by the object's `__torch_function__`, with a gradient
         if isinstance(answer, Tensor) or getattr(given, "requires_grad", False):
             return answer
         return torch.as_tensor(given)
@@ -207,17 +230,17 @@ def _plain_tensor(given: Any) -> Any:
 
 
 def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
-    """The temperature as a tensor of floats; a number takes the dtype and device of `like`."""
+    """The temperature as a floating-point tensor; a number takes the dtype and device of `like`."""
     return as_float_tensor(owner, "temperature", temperature, like)
 
 
 def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
-    """`given` as a tensor of floats.
+    """A number or a tensor as a floating-point tensor.
 
-    Numbers and tensors of integers take the dtype of `like`, or else the default; numbers its
-    device too.
+    Numbers and tensors of integers take the dtype of `like`, or the default dtype without it.
+    Numbers take its device too.
     """
-    given = _plain(given)
+    given = _unwrapped(given)
     dtype, device = (None, None) if like is None else (like.dtype, like.device)
     if isinstance(given, Tensor):
         if given.is_floating_point():
@@ -231,29 +254,32 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     else:
         kind = type(given).__name__
         remedy = f"write {name}=torch.as_tensor(..., dtype=torch.get_default_dtype())"
-    expected = "a number or a tensor of floats"
-    raise TypeError(f"{owner}: `{name}` must be {expected}, got {kind}; {remedy}")
+    raise TypeError(
+        f"{owner}: `{name}` must be a number or a tensor of floats, got {kind}; {remedy}"
+    )
 
 
 def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
-    """A temperature that broadcasts to `batch_shape`, for a law with `event_dim` dimensions more.
+    """The current temperature, of a shape that broadcasts with a distribution's own parameters.
 
-    :raises ValueError: for a shape that does not.
+    :param batch_shape: the batch shape of the distribution, to which the temperature broadcasts.
+    :param event_dim: how many dimensions the parameters have besides.
+    :raises ValueError: unless the temperature broadcasts to the batch shape.
     """
-    tau = _plain(temperature() if callable(temperature) else temperature)
+    tau = _unwrapped(temperature() if callable(temperature) else temperature)
     if not isinstance(tau, Tensor) or tau.numel() == 1:
         return tau
     if broadcast(tau.shape, batch_shape) != batch_shape:
         raise ValueError(
             "relax: `temperature` must be one number or broadcast to the batch shape "
             f"{tuple(batch_shape)}, got shape {tuple(tau.shape)}; write "
-            f"torch.full({tuple(batch_shape)}, 0.5) for one number a batch element"
+            f"torch.full({tuple(batch_shape)}, 0.5) for one number for each batch element"
         )
     return tau.reshape(tau.shape + (1,) * event_dim)
 
 
 def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Size) -> torch.Size:
-    """The batch shape of a law, given those of its temperature and of its other parameter."""
+    """The batch shape of a distribution, given those of its temperature and its other parameter."""
     if math.prod(temperature) == 1:
         return batch_shape
     joint = broadcast(temperature, batch_shape)
@@ -261,7 +287,9 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
         if temperature[-1:] == (1,) and temperature[:-1] == batch_shape:
             remedy = "write temperature.squeeze(-1): it has no dimension for the categories"
         elif joint is None:
-            remedy = f"write torch.full({tuple(batch_shape)}, 0.5), one number a batch element"
+            remedy = (
+                f"write torch.full({tuple(batch_shape)}, 0.5) for one number for each batch element"
+            )
         else:
             remedy = (
                 f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
@@ -277,11 +305,14 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
 def check_value(
     owner: str, value: Any, batch_shape: torch.Size, event_shape: torch.Size, *, integers: bool
 ) -> None:
-    """Raise unless `value` is a tensor of floats (or of integers) and broadcasts with the batch."""
+    """Raise unless `value` is a tensor whose shape fits the distribution.
+
+    :param integers: whether a tensor of integers is allowed too.
+    """
     is_tensor = isinstance(value, Tensor)
     if not is_tensor or value.is_complex() or not (integers or value.is_floating_point()):
         kind = f"a tensor of {value.dtype}" if is_tensor else type(value).__name__
-        error = TypeError if is_tensor else ValueError  # as torch has it
+        error = TypeError if is_tensor else ValueError  # like torch
         raise error(
             f"{owner}: `value` must be a tensor of floats{' or integers' if integers else ''}, got "
             f"{kind}; write torch.as_tensor(value, dtype=torch.get_default_dtype())"
@@ -297,7 +328,12 @@ def check_value(
 
 
 def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
-    """Raise a ValueError unless `valid` everywhere; say nothing where values cannot be read."""
+    """Raise a ValueError unless `valid` is True everywhere; never where values cannot be read.
+
+    :param expected: the beginning of the text, which says what was expected.
+    :param got: the values to show, with the dimensions of `valid` and perhaps more.
+    :param remedy: the end of the text, which says what to write.
+    """
     if not known(valid.all(), otherwise=True):
         wrong = got[~valid.expand(got.shape[: valid.dim()])] if valid.dim() else got
         first = ", ".join(f"{number:.6g}" for number in wrong.detach().flatten()[:8].tolist())
@@ -305,9 +341,9 @@ def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
 
 
 def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
-    """The shape that both broadcast to; None if there is none."""
+    """The shape that two shapes broadcast to; None if they do not."""
     if left == right:
-        return left  # at once: torch takes 40 microseconds
+        return left  # `torch.broadcast_shapes` would take 40 microseconds
     try:
         return torch.broadcast_shapes(left, right)
     except (RuntimeError, ValueError):

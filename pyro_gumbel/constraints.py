@@ -1,11 +1,14 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Supports with a tolerance for the dtype and the number of categories, and their bijections.
+"""Supports whose tolerance depends on the dtype and the number of categories, and their bijections.
 
-torch's simplex wants a sum within 1e-6 of 1 in every dtype and at every size, which correctly
-rounded samples miss. Importing this module registers `biject_to` and `transform_to` for the
-continuous constraints defined here, and for nothing else.
+`torch.distributions.constraints.simplex` requires a sum within 1e-6 of 1 for every dtype and every
+number of categories. Samples that are rounded correctly may miss that. The supports here allow for
+the rounding.
+
+Importing this module registers `biject_to` and `transform_to` for the continuous constraints that
+are defined here, and for no others.
 """
 
 import math
@@ -40,11 +43,24 @@ __all__ = [
 
 
 def tolerance(dtype: torch.dtype, size: int) -> float:
-    """How far a sum of `size` rounded numbers whose exact sum is 1 may be from 1.
+    r"""How far a sum of `size` rounded numbers may be from their exact sum of 1.
 
-    torch's 1e-6, or where that is more: a term s is rounded by eps s and by the smallest
-    subnormal, its logarithm by eps |log s|, which makes eps times an entropy of at most log(size),
-    and the errors of a summation in float32 or better grow like sqrt(size).
+    .. math::
+
+        \max\Bigl(10^{-6}, \; (4 + \log k)\, \epsilon + k\, t + 4 \sqrt{k}\, \epsilon'\Bigr)
+
+    for k numbers of a dtype with the machine epsilon :math:`\epsilon` and the smallest subnormal
+    number t, where :math:`\epsilon'` is the epsilon of the sum, which is computed in float32 or
+    better. The terms are:
+
+    * 1e-6, the tolerance of torch;
+    * the rounding of each number s by :math:`\epsilon s` and at most t;
+    * the rounding of its logarithm by :math:`\epsilon |\log s|`, which adds up to :math:`\epsilon`
+      times an entropy of at most :math:`\log k`;
+    * the errors of the summation, which grow like :math:`\sqrt{k}`.
+
+    :param dtype: the floating-point dtype of the numbers.
+    :param size: k, how many numbers there are.
     """
     finfo = torch.finfo(dtype)
     summed = torch.finfo(torch.promote_types(dtype, torch.float32))
@@ -53,12 +69,13 @@ def tolerance(dtype: torch.dtype, size: int) -> float:
 
 
 def _sums_to(value: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Whether the sum over the last dimension is `size`, within `size` times the tolerance."""
     total = value.to(torch.promote_types(value.dtype, torch.float32)).sum(-1)
     return (total - size).abs() <= size * tolerance(dtype, value.shape[-1])
 
 
-class _OverCategories(constraints.Constraint):
-    """What concerns the last dimension, or two. Integers and booleans are numbers here too."""
+class _OverLastDimensions(constraints.Constraint):
+    """A constraint on the last one or two dimensions, for tensors of any real dtype."""
 
     event_dim = 1
 
@@ -69,26 +86,36 @@ class _OverCategories(constraints.Constraint):
         return self._check(value if floats else value.to(torch.get_default_dtype()))
 
     def _check(self, value: Tensor) -> Tensor:
-        """For a tensor of floats with enough dimensions."""
+        """The check for a floating-point tensor with at least `event_dim` dimensions."""
         raise NotImplementedError
 
 
-class _Simplex(_OverCategories):
-    """{s >= 0, sum(s) = 1} within `tolerance`."""
+class _Simplex(_OverLastDimensions):
+    r"""Vectors of probabilities.
+
+    .. math:: \{s : s_i \ge 0, \; \textstyle\sum_i s_i = 1\}
+
+    within `tolerance`, over the last dimension.
+    """
 
     def _check(self, value: Tensor) -> Tensor:
         return (value >= 0).all(-1) & _sums_to(value, 1, value.dtype)
 
 
-class _LogSimplex(_OverCategories):
-    """{v: logsumexp(v) = 0} within `tolerance`; entries of -inf are probabilities of 0."""
+class _LogSimplex(_OverLastDimensions):
+    r"""Vectors of log probabilities.
+
+    .. math:: \{v : \textstyle\sum_i e^{v_i} = 1\}
+
+    within `tolerance`, over the last dimension. An entry of -inf is a probability of 0.
+    """
 
     def _check(self, value: Tensor) -> Tensor:
         return _sums_to(value.exp(), 1, value.dtype)
 
 
-class _OfSize(_OverCategories):
-    """What concerns `size` of the categories in the last dimension."""
+class _WithSize(_OverLastDimensions):
+    """A constraint with the parameter `size`: how many of the categories are chosen."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -103,23 +130,43 @@ class _OfSize(_OverCategories):
         return f"{type(self).__name__}({self.size})"
 
 
-class hypersimplex(_OfSize):
-    """{0 <= s <= 1, sum(s) = size} within `size` times `tolerance`."""
+class hypersimplex(_WithSize):
+    r"""Vectors of inclusion probabilities of a subset of size m.
+
+    .. math:: \{s : 0 \le s_i \le 1, \; \textstyle\sum_i s_i = m\}
+
+    within m times `tolerance`, over the last dimension.
+
+    :param size: m.
+    """
 
     def _check(self, value: Tensor) -> Tensor:
         inside = ((value >= 0) & (value <= 1)).all(-1)
         return inside & _sums_to(value, self.size, value.dtype)
 
 
-class logit_hypersimplex(_OfSize):
-    """{v: sum(sigmoid(v)) = size} within `size` times `tolerance`; infinite at 0 and 1."""
+class logit_hypersimplex(_WithSize):
+    r"""Vectors of the log-odds of inclusion probabilities of a subset of size m.
+
+    .. math:: \{v : \textstyle\sum_i \operatorname{sigmoid}(v_i) = m\}
+
+    within m times `tolerance`, over the last dimension. The log-odds of the probabilities 0 and 1
+    are infinite.
+
+    :param size: m.
+    """
 
     def _check(self, value: Tensor) -> Tensor:
         return _sums_to(value.sigmoid(), self.size, value.dtype)
 
 
-class subset(_OfSize):
-    """Vectors of `size` ones and otherwise zeros."""
+class subset(_WithSize):
+    r"""The m-hot vectors, which stand for subsets of size m.
+
+    .. math:: \{s : s_i \in \{0, 1\}, \; \textstyle\sum_i s_i = m\}
+
+    :param size: m.
+    """
 
     is_discrete = True
 
@@ -128,8 +175,18 @@ class subset(_OfSize):
         return hard & (value.sum(-1, dtype=torch.float32) == self.size)
 
 
-class ranking(_OfSize):
-    """`size` one-hot rows, no two of them alike."""
+class ranking(_WithSize):
+    r"""Matrices of m different one-hot rows, which stand for rankings of m categories.
+
+    .. math::
+
+        \{s : s_{ji} \in \{0, 1\}, \; \textstyle\sum_i s_{ji} = 1, \;
+        \textstyle\sum_j s_{ji} \le 1\}
+
+    over the last two dimensions, of the shape (m, k).
+
+    :param size: m.
+    """
 
     is_discrete = True
     event_dim = 2
@@ -141,8 +198,8 @@ class ranking(_OfSize):
         return hard & one_each & distinct & (value.shape[-2] == self.size)
 
 
-class _SimplexRows(_OverCategories):
-    """Rows over the last two dimensions, each on the simplex."""
+class _SimplexRows(_OverLastDimensions):
+    """Matrices over the last two dimensions whose rows are on the `simplex`."""
 
     event_dim = 2
 
@@ -150,13 +207,16 @@ class _SimplexRows(_OverCategories):
         return simplex.check(value).all(-1)
 
 
+#: Vectors of probabilities over the last dimension: they sum to 1 within `tolerance`.
 simplex = _Simplex()
+#: Vectors of log probabilities over the last dimension; their exponentials sum to 1 likewise.
 log_simplex = _LogSimplex()
+#: Matrices over the last two dimensions whose rows are on the `simplex`.
 simplex_rows = _SimplexRows()
 
 
 class _DifferencesTransform(Transform):
-    """y in R^(k-1) to coordinates v that have the differences y_i = v_i - v_k."""
+    """From y in R^(k-1) to a v in R^k with the differences v_i - v_k = y_i."""
 
     domain = constraints.real_vector
     codomain: constraints.Constraint
@@ -179,14 +239,20 @@ class _DifferencesTransform(Transform):
 
 
 class LogRatioTransform(_DifferencesTransform):
-    r"""y in R^(k-1) to v = log_softmax([y, 0]) on the log-simplex; back, y_i = v_i - v_k.
+    r"""The bijection from real vectors to vectors of log probabilities, by log-ratios.
 
-    A density on the log-simplex is one with respect to the log-ratios, so the log-determinant
-    is 0: log p(y) = log p(v). (It is |det ds/dy| = prod(s) divided by the prod(w) = prod(s) that
-    an elementwise transform puts into the density of v.) The additive log-ratio of Aitchison,
-    "The statistical analysis of compositional data" (1982),
-    https://doi.org/10.1111/j.2517-6161.1982.tb01195.x, unlike stick-breaking exact for
-    probabilities far below the smallest float.
+    .. math::
+
+        v = \operatorname{log\,softmax}(y_1, \ldots, y_{k-1}, 0), \qquad y_i = v_i - v_k.
+
+    It is the additive log-ratio transform of Aitchison, "The statistical analysis of compositional
+    data" (1982), https://doi.org/10.1111/j.2517-6161.1982.tb01195.x. Unlike stick-breaking it is
+    exact for probabilities far below the smallest positive number of the dtype.
+
+    The log-determinant is 0, and :math:`\log p(v) = \log p(y)`. Both densities are that of the
+    probabilities :math:`s = e^v` times :math:`\prod_i s_i`: the density of y because
+    :math:`|\det ds/dy| = \prod_i s_i`, that of v because torch multiplies by the derivatives
+    :math:`ds_i / dv_i = s_i` of an elementwise transform.
     """
 
     codomain = log_simplex
@@ -199,16 +265,27 @@ class LogRatioTransform(_DifferencesTransform):
 
 
 class LogitHypersimplexTransform(_DifferencesTransform):
-    r"""y in R^(k-1) to v = [y, 0] - c with sum(sigmoid(v)) = size; back, y_i = v_i - v_k.
+    r"""The bijection from real vectors to the log-odds of subsets of size m.
 
-    With w = s (1 - s), s = sigmoid(v): dv_i = dy_i - sum_j omega_j dy_j with omega = w / sum(w)
-    (derived in `pyro_gumbel.links`), so that the k - 1 differentials ds_i = w_i dv_i have
-    |det ds/dy| = prod(w) / sum(w). A density of v is that of s times prod(w), hence here
+    .. math::
 
-        log |det| = -logsumexp(log w).
+        v = (y_1, \ldots, y_{k-1}, 0) - c
+        \quad \text{with } c \text{ such that } \sum_i \operatorname{sigmoid}(v_i) = m,
+        \qquad y_i = v_i - v_k.
 
-    :param size: the number m of the chosen, 1 <= m < k.
-    :param cache_size: 1 to return the very tensor of which the last result was made; 0 not to.
+    **The log-determinant.** Let :math:`s = \operatorname{sigmoid}(v)`, :math:`w = s (1 - s)` and
+    :math:`\omega = w / \sum_j w_j`. Then :math:`dv_i = dy_i - \sum_j \omega_j dy_j` (derived in
+    `pyro_gumbel.links`), and the k - 1 differentials :math:`ds_i = w_i dv_i` have
+
+    .. math:: \Bigl|\det \frac{ds}{dy}\Bigr| = \prod_i w_i \Big/ \sum_i w_i.
+
+    The density of v is that of s times :math:`\prod_i w_i`. Hence the log-determinant is
+
+    .. math:: -\operatorname{logsumexp}(\log w).
+
+    :param size: m, how many categories are chosen, 1 <= m < k.
+    :param cache_size: 1 to keep the last pair of argument and result, such that the inverse of that
+        result returns the same tensor; 0 to keep none.
     """
 
     def __init__(self, size: int, cache_size: int = 0) -> None:
@@ -217,7 +294,10 @@ class LogitHypersimplexTransform(_DifferencesTransform):
         self.codomain = logit_hypersimplex(size)
 
     def with_cache(self, cache_size: int = 1) -> Self:
-        """The same transform with a cache of that size, 0 or 1."""
+        """The same transform with a cache of that size, 0 or 1.
+
+        :param cache_size: as in the constructor.
+        """
         if self._cache_size == cache_size:
             return self
         return type(self)(self.link.size, cache_size=cache_size)
@@ -236,14 +316,23 @@ class LogitHypersimplexTransform(_DifferencesTransform):
 
 
 class HypersimplexTransform(LogitHypersimplexTransform):
-    r"""y in R^(k-1) to s = sigmoid([y, 0] - c) with sum(s) = size.
+    r"""The bijection from real vectors to the inclusion probabilities of subsets of size m.
 
-    Back, y_i = logit s_i - logit s_k. As derived in `LogitHypersimplexTransform`,
+    .. math::
 
-        log |det ds/dy| = sum(log w) - logsumexp(log w).
+        s = \operatorname{sigmoid}\bigl((y_1, \ldots, y_{k-1}, 0) - c\bigr)
+        \quad \text{with } c \text{ such that } \sum_i s_i = m,
+        \qquad y_i = \operatorname{logit} s_i - \operatorname{logit} s_k.
 
-    :param size: the number m of the chosen, 1 <= m < k.
-    :param cache_size: as in `LogitHypersimplexTransform`.
+    With :math:`w = s (1 - s)` the log-determinant is (derived in `LogitHypersimplexTransform`)
+
+    .. math::
+
+        \log \Bigl|\det \frac{ds}{dy}\Bigr| = \sum_i \log w_i - \operatorname{logsumexp}(\log w).
+
+    :param size: m, how many categories are chosen, 1 <= m < k.
+    :param cache_size: 1 to keep the last pair of argument and result, such that the inverse of that
+        result returns the same tensor; 0 to keep none.
     """
 
     def __init__(self, size: int, cache_size: int = 0) -> None:
@@ -262,7 +351,7 @@ class HypersimplexTransform(LogitHypersimplexTransform):
 
 
 class _RowsTransform(IndependentTransform):
-    """A transform of each row, whose log-determinant an empty batch has too."""
+    """A transform of each row, whose log-determinant works for an empty batch too."""
 
     def __init__(self, base_transform: Transform, cache_size: int = 0) -> None:
         super().__init__(base_transform, 1, cache_size=cache_size)

@@ -1,16 +1,47 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Surrogate gradients for hard samples.
+r"""Surrogate gradients for discrete samples.
 
-An estimator is a pure function
+A discrete sample has no gradient. An estimator returns a differentiable *surrogate* of the sample.
+The sample is used in the forward pass, and the gradient of the surrogate in the backward pass.
+
+An estimator is a pure function::
 
     estimator(logits, temperature, perturbed, hard, link) -> surrogate
 
-of the logits x, the temperature (broadcastable with x), the perturbed logits z = x + g that chose
-the sample, the hard sample D itself, and the `Link` of its row. x, z, D and the surrogate have one
-shape, that of the draw. The sample is D in the forward pass and the surrogate in the backward pass.
-Where a surrogate is infinite or NaN the sample is still D, and no gradient passes there; with
+============= ============ ========================================================================
+argument      symbol       meaning
+============= ============ ========================================================================
+`logits`      :math:`x`    the logits: log-odds of Bernoulli variables, otherwise log weights of
+                           categories in the last dimension
+`temperature` :math:`\tau` a positive tensor that broadcasts with the logits
+`perturbed`   :math:`z`    the logits plus the noise that chose the sample: logistic noise for
+                           Bernoulli variables, otherwise Gumbel noise
+`hard`        :math:`D`    the discrete sample: 0 or 1, a one-hot vector or an m-hot vector
+`link`                     the function from perturbed logits and a temperature to relaxed values
+============= ============ ========================================================================
+
+The logits, the perturbed logits, the sample and the surrogate have the same shape, that of the
+draw. The link is a `Link` of `pyro_gumbel.links`. Its value `link(z, temperature)` depends on the
+kind of the sample:
+
+* Bernoulli: :math:`\operatorname{sigmoid}(z / \tau)`;
+* one-hot vectors: :math:`\operatorname{softmax}(z / \tau)`;
+* m-hot vectors (subsets of size m): :math:`\operatorname{sigmoid}(z / \tau - c)`, with c such that
+  the entries sum to m;
+* rankings: the rows are one-hot vectors, each with the logits of the categories that the rows
+  before it have taken at -inf.
+
+The formulas below are for one-hot vectors. With :math:`p` a vector of probabilities and :math:`u`
+the gradient of the loss in the sample, they use the product
+
+.. math:: J(p)\, u = p \odot (u - \langle p, u \rangle),
+
+where :math:`J(p)` is the Jacobian matrix of the softmax. For Bernoulli variables it is
+:math:`J(p)\, u = p (1 - p) u`.
+
+Where a surrogate is infinite or NaN the sample keeps its value, and no gradient passes. With
 validation on that is an error, unless the logit is infinite.
 """
 
@@ -22,11 +53,11 @@ from torch import Tensor
 
 from pyro_gumbel._validation import read_count, read_number
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
-from pyro_gumbel.ops.noise import given_bit, given_order
+from pyro_gumbel.ops.autograd import zero_with_gradient
+from pyro_gumbel.ops.noise import given_bit, given_ranking
 
 __all__ = [
     "NAMES",
-    "OF_SUBSETS",
     "Estimator",
     "gapped",
     "gumbel_rao",
@@ -36,25 +67,31 @@ __all__ = [
     "require_suited",
     "straight_through",
     "straight_through_of",
+    "suited",
 ]
 
+#: The type of an estimator.
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Link], Tensor]
 
 
 def gumbel_softmax(
     logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
 ) -> Tensor:
-    r"""The soft value of the very perturbed logits that chose D: S = softmax(z / tau).
+    r"""The relaxed value of the perturbed logits that chose the sample.
 
-    Backward: J(S) g / tau with J(p) g = p (g - <p, g>), the straight-through Gumbel-softmax of
-    Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
-    https://arxiv.org/abs/1611.01144.
+    The surrogate and the gradient that it passes to the logits are
 
-    :param logits: x; unused, z carries its gradient.
-    :param temperature: tau, broadcastable with x.
-    :param perturbed: z = x + g.
-    :param hard: D; unused, z has chosen it.
-    :param link: the row's `Link`.
+    .. math:: S = \operatorname{softmax}(z / \tau), \qquad J(S)\, u / \tau.
+
+    This is the straight-through Gumbel-softmax estimator of Jang, Gu and Poole, "Categorical
+    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. A low
+    temperature has little bias and much variance. It suits every kind of sample.
+
+    :param logits: the logits x; unused, since z carries their gradient.
+    :param temperature: the temperature tau, which broadcasts with x.
+    :param perturbed: the perturbed logits z, of the shape of the sample.
+    :param hard: the sample D; unused, since z has chosen it.
+    :param link: the function from perturbed logits and temperature to relaxed values.
     """
     return link(perturbed, temperature)
 
@@ -62,17 +99,21 @@ def gumbel_softmax(
 def straight_through(
     logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
 ) -> Tensor:
-    r"""The soft value of the logits without noise: S = softmax(x / tau).
+    r"""The relaxed value of the logits without noise.
 
-    Backward: J(S) g / tau. At tau = 1 exact in expectation for every f linear in D. Bengio,
-    Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for
-    conditional computation" (2013), https://arxiv.org/abs/1308.3432.
+    The surrogate and the gradient that it passes to the logits are
 
-    :param logits: x.
-    :param temperature: tau, broadcastable with x.
-    :param perturbed: z = x + g; unused.
-    :param hard: D; unused.
-    :param link: the row's `Link`.
+    .. math:: S = \operatorname{softmax}(x / \tau), \qquad J(S)\, u / \tau.
+
+    At a temperature of 1 it is unbiased for every function that is linear in D. Bengio, Leonard and
+    Courville, "Estimating or propagating gradients through stochastic neurons for conditional
+    computation" (2013), https://arxiv.org/abs/1308.3432. It suits every kind of sample.
+
+    :param logits: the logits x, of the shape of the sample.
+    :param temperature: the temperature tau, which broadcasts with x.
+    :param perturbed: the perturbed logits z; unused.
+    :param hard: the sample D; unused.
+    :param link: the function from logits and temperature to relaxed values.
     """
     return link(logits, temperature)
 
@@ -80,49 +121,68 @@ def straight_through(
 def reinmax(
     logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
 ) -> Tensor:
-    r"""Backward: 2 J((softmax(x / tau) + D) / 2) g - J(softmax(x)) g / 2.
+    r"""A second-order version of the straight-through estimator.
 
-    At tau = 1 exact in expectation for every f quadratic in D: Heun's method along each edge, where
-    the straight-through estimator is Euler's. Liu, Dong, Liu, Yu and Gao, "Bridging discrete and
-    backpropagation: straight-through and beyond" (2023), https://arxiv.org/abs/2304.08612. No
-    gradient goes to the temperature. One bit, one of k, and orders row by row.
+    The gradient that it passes to the logits is
 
-    :param logits: x.
-    :param temperature: tau, broadcastable with x.
-    :param perturbed: z = x + g; unused, D is all that counts.
-    :param hard: D.
-    :param link: the row's `Link`.
-    :raises ValueError: for a subset, whose vertices the method does not know.
+    .. math::
+
+        2\, J\Bigl(\tfrac{1}{2} \bigl(\operatorname{softmax}(x / \tau) + D\bigr)\Bigr) u
+            - \tfrac{1}{2}\, J(\operatorname{softmax}(x))\, u.
+
+    At a temperature of 1 it is unbiased for every function that is quadratic in D. It approximates
+    the difference of the loss between two outcomes by Heun's method; the straight-through estimator
+    uses Euler's. Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation:
+    straight-through and beyond" (2023), https://arxiv.org/abs/2304.08612. No gradient goes to the
+    temperature. It suits Bernoulli variables, one-hot vectors and the rows of rankings.
+
+    :param logits: the logits x, of the shape of the sample.
+    :param temperature: the temperature tau, which broadcasts with x.
+    :param perturbed: the perturbed logits z; unused.
+    :param hard: the sample D, of the shape of x.
+    :param link: the function from logits and temperature to relaxed values.
+    :raises ValueError: for subsets, for which the method is not defined.
     """
-    _require_one_of_few("reinmax", link)
-    step = _step(logits)
+    _require_one_hot("reinmax", link)
+    step = _zero_with_finite_gradient(logits)
     p = link(logits, torch.ones_like(temperature)).detach()
     middle = (link(logits, temperature).detach() + hard) / 2
     return 2 * _times_jacobian(middle, step, link) - _times_jacobian(p, step, link) / 2
 
 
 def _times_jacobian(p: Tensor, u: Tensor, link: Link) -> Tensor:
-    """J(p) u = p (u - <p, u>), for a bit p (1 - p) u."""
+    """J(p) u = p (u - <p, u>); for Bernoulli variables p (1 - p) u."""
     return p * (1 - p) * u if isinstance(link, Interval) else p * (u - (p * u).sum(-1, True))
 
 
 @dataclass(frozen=True)
 class gumbel_rao:  # used as a function
-    r"""The mean of S = softmax(z / tau) over draws of z given D: `gumbel_rao(samples=10)`.
+    r"""The mean relaxed value over draws of the noise given the sample.
 
-    Backward: the mean of J(S) g / tau, which no gradient enters through the draws of z but for
-    that of x in z = x + g. In expectation it is that of `gumbel_softmax`, and its variance is
-    lower, the more so the lower tau. Paulus, Maddison and Krause, "Rao-Blackwellizing the
-    straight-through Gumbel-softmax gradient estimator" (2021), https://arxiv.org/abs/2010.04838.
-    Of a subset z is drawn given the order in which D was chosen. `pyro_gumbel.ops.noise` derives
-    the draws.
+    `gumbel_rao(samples=10)` is an estimator. Its surrogate and the gradient that it passes to the
+    logits are
+
+    .. math::
+
+        S = \frac{1}{n} \sum_{j=1}^n S_j, \qquad
+        \frac{1}{n} \sum_{j=1}^n J(S_j)\, u / \tau, \qquad
+        S_j = \operatorname{softmax}(z_j / \tau), \qquad
+        z_j = x + g_j,
+
+    where the n noises :math:`g_j` are drawn given the sample D and detached: the gradient flows
+    through x alone. (For subsets they are drawn given the ranking in which the m categories of D
+    were chosen.) In expectation the gradient is that of `gumbel_softmax`. Its variance is lower, in
+    particular at low temperatures. Paulus, Maddison and Krause, "Rao-Blackwellizing the
+    straight-through Gumbel-softmax gradient estimator" (2021), https://arxiv.org/abs/2010.04838. It
+    suits every kind of sample.
 
     >>> CategoricalStraightThrough(0.1, logits=torch.zeros(3), estimator=gumbel_rao(samples=100))
     CategoricalStraightThrough(temperature: 0.1, logits: (3,), batch_shape: (), event_shape: (3,))
 
-    :param samples: how many draws; time and memory grow in proportion.
+    :param samples: the number n of draws, an int of 1 or more. Time and memory are proportional to
+        it.
     :raises TypeError: unless `samples` is a Python int.
-    :raises ValueError: unless it is 1 or more.
+    :raises ValueError: unless `samples` is 1 or more.
     """
 
     samples: int = 10
@@ -135,73 +195,89 @@ class gumbel_rao:  # used as a function
     ) -> Tensor:
         x = logits.detach()
         if isinstance(link, (Simplex, Hypersimplex)):
-            z = given_order(x, perturbed.topk(link.size, -1).indices, self.samples)
+            z = given_ranking(x, perturbed.topk(link.size, -1).indices, self.samples)
         else:
             z = given_bit(x, hard, self.samples)
-        return link(z + _step(logits), temperature).mean(0)
+        return link(z + _zero_with_finite_gradient(logits), temperature).mean(0)
 
 
 @dataclass(frozen=True)
 class gapped:  # used as a function
-    r"""The soft value of logits that are moved until D wins by a gap: `gapped(gap=1.0)`.
+    r"""The relaxed value of logits that are moved until the sample wins by a gap.
 
-    Backward: J(S) g / tau, S = softmax((x + m1 - m2) / tau) with m1 = (max x - x) D and
-    m2 = relu(x - max x + gap) (1 - D) held fixed; for a bit S = sigmoid(d / tau), d = max(x, gap)
-    where D = 1 and min(x, -gap) where D = 0. What noise does in `gumbel_softmax`, without noise but
-    that of D. Fan, Chi, Rudnicky and Ramadge, "Training discrete deep generative models via gapped
-    straight-through estimator" (2022), https://arxiv.org/abs/2206.07235. One bit, one of k, and
-    orders row by row.
+    `gapped(gap=1.0)` is an estimator. Its surrogate and the gradient that it passes to the logits
+    are
+
+    .. math::
+
+        S = \operatorname{softmax}\bigl((x + m_1 - m_2) / \tau\bigr), \qquad J(S)\, u / \tau
+
+    with the moves
+
+    .. math::
+
+        m_1 = (\max_i x_i - x) \odot D, \qquad
+        m_2 = \max(x - \max_i x_i + \text{gap}, \, 0) \odot (1 - D),
+
+    which are detached. For Bernoulli variables
+
+    .. math::
+
+        S = \operatorname{sigmoid}(y / \tau), \qquad
+        y = \begin{cases}
+            \max(x, \text{gap}) & \text{where } D = 1, \\
+            \min(x, -\text{gap}) & \text{where } D = 0.
+        \end{cases}
+
+    The moves do what the noise does in `gumbel_softmax`, but the only randomness is that of D. Fan,
+    Chi, Rudnicky and Ramadge, "Training discrete deep generative models via gapped straight-through
+    estimator" (2022), https://arxiv.org/abs/2206.07235. It suits Bernoulli variables, one-hot
+    vectors and the rows of rankings.
 
     >>> BernoulliStraightThrough(0.7, 0.3, estimator=gapped(gap=2.0))
     BernoulliStraightThrough(temperature: 0.7, probs: (), batch_shape: (), event_shape: ())
 
-    :param gap: the least distance of the winning logit from the others.
-    :raises TypeError: unless `gap` is a Python number.
-    :raises ValueError: unless it is at least 0 and finite; by the estimator, for a subset.
+    :param gap: the smallest distance of the winning logit from the others, a number of at least 0.
+    :raises TypeError: unless `gap` is a number.
+    :raises ValueError: unless `gap` is finite and at least 0; when it is called, for subsets.
     """
 
     gap: float = 1.0
 
     def __post_init__(self) -> None:
         gap = read_number("gapped", "gap", self.gap, zero=True)
-        object.__setattr__(self, "gap", gap)  # of numpy, or a fraction: now a float
+        object.__setattr__(self, "gap", gap)  # a float, also from numpy
 
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
     ) -> Tensor:
-        _require_one_of_few("gapped", link)
+        _require_one_hot("gapped", link)
         x = logits.detach()
         if isinstance(link, Interval):
             moved = torch.where(hard > 0, x.clamp(min=self.gap), x.clamp(max=-self.gap))
         else:
             highest = x.amax(-1, keepdim=True)
             moved = torch.where(hard > 0, highest, torch.minimum(x, highest - self.gap))
-        return link(moved + _step(logits), temperature)
+        return link(moved + _zero_with_finite_gradient(logits), temperature)
 
 
-def _require_one_of_few(name: str, link: Link) -> None:
-    """Raise for a subset."""
-    if not isinstance(link, (Interval, Simplex)):
+def _is_one_hot(link: Link) -> bool:
+    """Whether the samples of a link choose one outcome of two, or one of the categories."""
+    return isinstance(link, (Interval, Simplex))
+
+
+def _require_one_hot(name: str, link: Link) -> None:
+    """Raise for subsets."""
+    if not _is_one_hot(link):
         raise ValueError(
             f"{name}: `link` must be the interval or the simplex, got {link!r}; write "
             'estimator="gumbel_softmax" for a subset'
         )
 
 
-def require_suited(owner: str, estimator: Estimator, link: Link) -> None:
-    """Raise for an estimator of this module that does not know the values of the link."""
-    if isinstance(link, Hypersimplex) and (estimator is reinmax or type(estimator) is gapped):
-        raise ValueError(
-            f"{owner}: `estimator` must be one that knows subsets, one of {list(OF_SUBSETS)} or a "
-            f"function of yours, got {getattr(estimator, '__name__', estimator)}; "
-            'write estimator="gumbel_softmax"'
-        )
-
-
-def _step(logits: Tensor) -> Tensor:
-    """0, with the gradient of x where it is finite."""
-    x = torch.where(logits.isfinite(), logits, 0.0)
-    return x - x.detach()
+def _zero_with_finite_gradient(logits: Tensor) -> Tensor:
+    """0, with the gradient of the logits where they are finite."""
+    return zero_with_gradient(torch.where(logits.isfinite(), logits, 0.0))
 
 
 _NAMED: dict[str, Estimator] = {
@@ -211,15 +287,46 @@ _NAMED: dict[str, Estimator] = {
     "reinmax": reinmax,
     "straight_through": straight_through,
 }
+#: The names of all estimators of this module.
 NAMES = tuple(_NAMED)
-OF_SUBSETS = ("gumbel_rao", "gumbel_softmax", "straight_through")
+
+
+def suited(link: Link) -> tuple[str, ...]:
+    """The names of the estimators that are defined for the samples of a link.
+
+    :param link: a `Link` of `pyro_gumbel.links`.
+    """
+    return tuple(name for name, estimator in _NAMED.items() if _is_suited(estimator, link))
+
+
+def _is_suited(estimator: Estimator, link: Link) -> bool:
+    """Whether an estimator is defined for the samples of a link; functions of users always are."""
+    needs_one_hot = estimator is reinmax or type(estimator) is gapped
+    return _is_one_hot(link) or not needs_one_hot
+
+
+def require_suited(owner: str, estimator: Estimator, link: Link) -> None:
+    """Raise for an estimator of this module that is not defined for the samples of a link.
+
+    :param owner: the name of the class that the error speaks of.
+    :param estimator: an estimator of this module, or any function.
+    :param link: a `Link` of `pyro_gumbel.links`.
+    :raises ValueError: unless it is suited.
+    """
+    if not _is_suited(estimator, link):
+        raise ValueError(
+            f"{owner}: `estimator` must support subsets: one of {list(suited(link))} or a function "
+            f"of yours, got {getattr(estimator, '__name__', estimator)}; "
+            'write estimator="gumbel_softmax"'
+        )
 
 
 def named(estimator: str | Estimator) -> Estimator:
-    """The estimator of that name, or the function itself.
+    """The estimator of that name; a function is returned as it is.
 
+    :param estimator: one of `NAMES`, or a function.
     :raises ValueError: for an unknown name.
-    :raises TypeError: for what is neither a name nor a function.
+    :raises TypeError: unless `estimator` is a name or a function.
     """
     if isinstance(estimator, type):
         raise TypeError(
@@ -244,7 +351,15 @@ def named(estimator: str | Estimator) -> Estimator:
 
 
 def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
-    """Exactly `hard` in the forward pass, `surrogate` in the backward pass where it is finite."""
+    """A tensor with the value of the sample and the gradient of the surrogate.
+
+    Where the surrogate is infinite or NaN no gradient passes.
+
+    :param hard: the sample.
+    :param surrogate: the surrogate, of the same shape.
+    :raises TypeError: unless the surrogate is a tensor.
+    :raises ValueError: unless it has the shape of the sample.
+    """
     if not isinstance(surrogate, Tensor):
         raise TypeError(
             f"`estimator` must return a tensor, got {type(surrogate).__name__}; "
@@ -255,4 +370,4 @@ def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
             f"`estimator` must return a surrogate of the sample's shape {tuple(hard.shape)}, "
             f"got {tuple(surrogate.shape)}; write surrogate.expand(hard.shape)"
         )
-    return hard + (surrogate - surrogate.detach()).nan_to_num(nan=0.0)
+    return hard + zero_with_gradient(surrogate).nan_to_num(nan=0.0)

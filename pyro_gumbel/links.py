@@ -1,72 +1,90 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""The links from perturbed logits to soft values, and the densities that they induce.
+r"""Maps from perturbed logits to relaxed values, and the densities that they induce.
 
-Symbols: x the logits, tau > 0 the temperature, k the number of categories, E_i iid Exponential(1),
-g_i = -log E_i iid Gumbel(0, 1), z = x + g the *perturbed logits*. A link maps z to *coordinates* v
-and those, elementwise, to the *value* s; w = ds/dv is the slope of that second step. Coordinates
-never saturate: they are what is stored, scored and remembered.
+Symbols: :math:`x` the logits, :math:`\tau > 0` the temperature, :math:`k` the number of categories,
+:math:`E_i` independent Exponential(1) variates, :math:`g_i = -\log E_i` independent Gumbel(0, 1)
+variates, and :math:`z = x + g` the *perturbed logits*. A link works in two steps. It maps
+:math:`z` to :math:`v`, the value in logit space, which the code calls `unconstrained`. Then it maps
+each entry of :math:`v` to one of :math:`s`, the relaxed value. The slope of the second step is
+:math:`w = ds/dv`. In floating point :math:`s` saturates at 0 and 1, and :math:`v` does not. So
+`log_prob` is evaluated at :math:`v`, and a drawn value caches it.
 
 ============ =================================== ================= =========
-link         coordinates                         value             slope w
+link         value in logit space                value             slope w
 ============ =================================== ================= =========
 interval     v = (x + logistic) / tau            s = sigmoid(v)    s (1 - s)
 simplex      v = z / tau - logsumexp(z / tau)    s = exp(v)        s
 hypersimplex v = z / tau - c, sum sigmoid(v) = m s = sigmoid(v)    s (1 - s)
 ============ =================================== ================= =========
 
-**One differential.** On the simplex and on the hypersimplex of size m the coordinates are
-v = v' - c with v' = z / tau and a common c that keeps sum(s) constant: 0 = sum_i w_i dv_i, so
+**The differential.** On the simplex and on the hypersimplex of size m, :math:`v = v' - c` with
+:math:`v' = z / \tau` and a common :math:`c` that keeps the sum of :math:`s` constant. Hence
+:math:`0 = \sum_i w_i \, dv_i`, and
 
-    dv_i = dv'_i - sum_j omega_j dv'_j,    omega = w / sum(w) = softmax(log w),
+.. math::
+    dv_i = dv'_i - \sum_j \omega_j \, dv'_j, \qquad
+    \omega = \frac{w}{\sum_j w_j} = \mathrm{softmax}(\log w).
 
-and the root c needs no graph.
+The gradient therefore does not need a graph of the search for :math:`c`.
 
-**The threshold** c of the hypersimplex is not the root of sum_i sigmoid(v'_i - c) = m in floats:
-between the m-th and the (m+1)-th largest coordinate the left side is flat to rounding. What the
-top m lack of 1 must balance what the rest hold,
+**The threshold** :math:`c` of the hypersimplex solves :math:`\sum_i \sigma(v'_i - c) = m`, with
+:math:`\sigma` the sigmoid. In floating point that equation is useless: between the m-th and the
+(m+1)-th largest entry the left side is flat to rounding. But the amount by which the top m fall
+short of 1 must equal the amount that the rest hold,
 
-    logsumexp_rest logsigmoid(v' - c) = logsumexp_top logsigmoid(c - v'),
+.. math::
+    \underset{\text{rest}}{\mathrm{logsumexp}} \; \log \sigma(v' - c)
+    = \underset{\text{top}}{\mathrm{logsumexp}} \; \log \sigma(c - v'),
 
-each side steep in c. The root lies in v'_(m+1) - log m <= c <= v'_(m) + log(k - m), v'_(j) the
-j-th largest, and Newton's method from the middle, kept inside, takes four steps in float32 and
-five in float64 (the most seen at k to 100,000, tau from .001 to 100). The link is the sigmoid of
-Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
-https://arxiv.org/abs/1906.08707.
+and both sides are steep in :math:`c`. With :math:`v'_{(j)}` the j-th largest entry the root lies in
+:math:`v'_{(m+1)} - \log m \le c \le v'_{(m)} + \log(k - m)`. Newton's method starts in the middle
+and is clamped to that interval. It takes four steps in float32 and five in float64, the most seen
+for k up to 100,000 and temperatures from .001 to 100. The link is the sigmoid of Amos, Koltun and
+Kolter, "The limited multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707.
 
-**Density on the simplex and on the hypersimplex.** Each z_i has density
-exp(-(z_i - x_i) - exp(x_i - z_i)). The coordinates determine z up to a common shift c:
-z = tau v + c. Integrate the shift out, with d_i = x_i - tau v_i and the substitution t = exp(-c):
+**Density on the simplex and on the hypersimplex.** Each :math:`z_i` has the density
+:math:`\exp(-(z_i - x_i) - e^{x_i - z_i})`. The value determines :math:`z` up to a common shift:
+:math:`z = \tau v + c`. Integrate over the shift, with :math:`d_i = x_i - \tau v_i` and the
+substitution :math:`t = e^{-c}`:
 
-    \int exp(sum_i (d_i - c) - e^{-c} sum_i e^{d_i}) dc
-        = exp(sum_i d_i) \int t^{k-1} exp(-t sum_i e^{d_i}) dt
-        = (k-1)! exp(sum_i d_i) / (sum_i e^{d_i})^k = (k-1)! prod_i softmax(d)_i.
+.. math::
+    \int \exp\Big(\sum_i (d_i - c) - e^{-c} \sum_i e^{d_i}\Big) \, dc
+    = e^{\sum_i d_i} \int t^{k-1} e^{-t \sum_i e^{d_i}} \, dt
+    = \frac{(k-1)! \, e^{\sum_i d_i}}{(\sum_i e^{d_i})^k}
+    = (k-1)! \prod_i \mathrm{softmax}(d)_i.
 
-The Jacobian of (c, s_1, ..., s_{k-1}) -> z: since du_i/ds_j = tau delta_ij / w_i for the
-first k - 1 rows and -tau / w_k in the last, adding (w_i / w_k) times row i to the last row leaves
-tau^{k-1} sum(w) / prod(w). It holds for any increasing s(v) whose sum is constant. Hence
+The Jacobian of :math:`(c, s_1, \dots, s_{k-1}) \to z` has the entries
+:math:`\partial z_i / \partial s_j = \tau \delta_{ij} / w_i` in its first k - 1 rows and
+:math:`-\tau / w_k` in the last. Adding :math:`w_i / w_k` times row i to the last row leaves the
+determinant :math:`\tau^{k-1} \sum_i w_i / \prod_i w_i`. This holds for any increasing map from
+:math:`v_i` to :math:`s_i` with a constant sum. Hence
 
-    log p(s) = log (k-1)! + (k-1) log tau + sum_i log softmax(x - tau v)_i
-               + logsumexp(log w) - sum_i log w_i
+.. math::
+    \log p(s) = \log (k-1)! + (k-1) \log \tau + \sum_i \log \mathrm{softmax}(x - \tau v)_i
+    + \mathrm{logsumexp}(\log w) - \sum_i \log w_i
 
-with respect to ds_1 ... ds_{k-1} (any one coordinate left out). On the simplex sum(w) = 1 and
-log w = v: the Concrete density of Maddison, Mnih and Teh (2017), https://arxiv.org/abs/1611.00712,
-and of Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144. The density of the coordinates
-is p(s) prod(w), as an elementwise transform has it: without the last sum. Without the last two
-terms it is the density of the k - 1 differences v_i - v_k (any category as the reference): in them
-the law is the same on both.
+with respect to :math:`ds_1 \cdots ds_{k-1}` (any one entry may be left out). On the simplex
+:math:`\sum_i w_i = 1` and :math:`\log w = v`, which gives the Concrete density of Maddison, Mnih
+and Teh (2017), https://arxiv.org/abs/1611.00712, and of Jang, Gu and Poole (2017),
+https://arxiv.org/abs/1611.01144. The density in logit space is :math:`p(v) = p(s) \prod_i w_i`, as
+for any elementwise transform: the last sum drops out. Without the last two terms it is the density
+of the k - 1 differences :math:`v_i - v_k`, with any category as the reference. These differences
+have the same distribution on the simplex and on the hypersimplex.
 
-**Density on the interval.** v = (x + L) / tau with L standard logistic, whose log density at d is
-logsigmoid(d) + logsigmoid(-d), the log slope of the sigmoid:
+**Density on the interval.** :math:`v = (x + L) / \tau` with a standard logistic :math:`L`. The log
+density of :math:`L` at :math:`d` is :math:`\log \sigma(d) + \log \sigma(-d)`, which is also the log
+slope of the sigmoid:
 
-    log p(s) = log tau + log w(x - tau v) - log w(v).
+.. math::
+    \log p(s) = \log \tau + \log w(x - \tau v) - \log w(v).
 
-The density of the coordinate is again that without the last term.
+The density in logit space again lacks the last term.
 
-**Logits of -inf** (probabilities of 0). The law lives on the face of the finite logits: the
-others are left out of every sum, and k is the number of the finite ones. Where exactly m are
-finite, the law on the hypersimplex is the point that has them all.
+**Logits of -inf** (probabilities of 0). Only the finite logits have possible outcomes. The others
+are left out of every sum, and k counts the finite ones. If exactly m are finite, the distribution
+on the hypersimplex has a single value, in which these m are chosen.
 """
 
 import math
@@ -76,9 +94,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import in_forward_mode
+from pyro_gumbel._tracing import ends, in_forward_mode
 
 __all__ = [
+    "NEAR",
     "Hypersimplex",
     "Interval",
     "Link",
@@ -90,58 +109,86 @@ __all__ = [
     "simplex",
 ]
 
+NEAR = 64.0  # logits up to this size cost the noise no digits that matter
+
 
 class Link:
-    """A map from perturbed logits over coordinates to values; called, it goes all the way.
+    """A map from perturbed logits to relaxed values, in two steps; calling it takes both.
 
-    In every method `temperature` broadcasts with the perturbed logits: on the simplex it has a
-    last dimension of 1.
+    In every method `logits`, `perturbed` and `unconstrained` are x, z and v of the module's
+    docstring. `temperature` broadcasts with them: for vectors it has a last dimension of 1, or no
+    dimensions.
+
+    A subclass defines `event_dim`, the number of dimensions of a value (0 or 1), and the methods
+
+    * `unconstrained` and `value`, for draws;
+    * `inverse`, `log_density`, `is_impossible` and `is_point`, for `log_prob`;
+    * `hard`, for straight-through samples;
+    * `noise`, for `NoiseReparam`.
+
+    They are made of differentiable operations of torch. The other methods have defaults.
+
+    Links of one class with equal attributes are equal, so that a copied or unpickled distribution
+    finds what a value has cached.
     """
 
     event_dim: ClassVar[int]
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # not by attributes: torch.compile hashes before they are set
+
     def __call__(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
-        """The soft value of `perturbed` logits at `temperature`."""
+        """The relaxed value s of perturbed logits z."""
         return self.value(self.unconstrained(perturbed, temperature))
 
     def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
-        """z -> v."""
+        """The value in logit space, v, of perturbed logits z."""
         raise NotImplementedError
 
-    def value(self, coordinates: Tensor) -> Tensor:
-        """v -> s."""
+    def value(self, unconstrained: Tensor) -> Tensor:
+        """The relaxed value s at v in logit space."""
         raise NotImplementedError
 
     def inverse(self, value: Tensor) -> Tensor:
-        """s -> v, clamped: finite, with a finite derivative, on the boundary too."""
+        """The v of a value s, clamped: on the boundary it and its derivative are finite too."""
         raise NotImplementedError
 
     def inverse_inside(self, value: Tensor) -> Tensor:
-        """s -> v of values that are far from the boundary."""
-        raise NotImplementedError
+        """The v of a value s that is far from the boundary, without clamping."""
+        return self.inverse(value)
 
-    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
-        """v -> z - x, of all noise that gives finite v the most probable."""
+    def noise(self, unconstrained: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+        """The most probable z - x among those that give a finite v."""
         raise NotImplementedError
 
     def hard(self, perturbed: Tensor) -> Tensor:
-        """z -> the hard value that it chooses."""
+        """The hard value that perturbed logits z choose, in their dtype."""
         raise NotImplementedError
 
-    def finite(self, coordinates: Tensor) -> Tensor:
-        """v with -inf and inf, of values 0 and 1, as the clamped inverse has them."""
-        finfo = torch.finfo(coordinates.dtype)
+    def centred(self, logits: Tensor) -> Tensor:
+        """Logits of the same distribution that are near 0, if there are any; else `logits`.
+
+        Noise that is added to numbers far from 0 loses digits.
+        """
+        return logits
+
+    def finite(self, unconstrained: Tensor) -> Tensor:
+        """v with -inf and inf, of the values 0 and 1, replaced as in the clamped inverse."""
+        finfo = torch.finfo(unconstrained.dtype)
         low, high = math.log(finfo.tiny), -math.log(finfo.eps / 2)
-        return torch.nan_to_num(coordinates, nan=math.nan, neginf=low, posinf=high)
+        return torch.nan_to_num(unconstrained, nan=math.nan, neginf=low, posinf=high)
 
     def log_density(
-        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+        self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
     ) -> Tensor:
-        """log p(s) or log p(v) at finite coordinates, for a point on the face of the law."""
+        """log p(s) if `of_values`, else log p(v), at a finite v of a possible outcome."""
         raise NotImplementedError
 
     def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
-        """Where `value`, in [low, high], has mass on an outcome of probability 0."""
+        """Where `value`, with entries in [low, high], gives weight to an impossible outcome."""
         raise NotImplementedError
 
     def is_point(self, logits: Tensor) -> Tensor:
@@ -150,11 +197,11 @@ class Link:
 
 
 class _Sigmoid(Link):
-    """The links whose value is the sigmoid of the coordinates."""
+    """Links whose value is the sigmoid of v."""
 
-    def value(self, coordinates: Tensor) -> Tensor:
+    def value(self, unconstrained: Tensor) -> Tensor:
         # Not torch.sigmoid: its derivative s (1 - s) is 0 where s rounds to 1.
-        return logsigmoid(coordinates).exp()
+        return logsigmoid(unconstrained).exp()
 
     def inverse(self, value: Tensor) -> Tensor:
         below_one = 1 - torch.finfo(value.dtype).eps / 2
@@ -165,28 +212,30 @@ class _Sigmoid(Link):
 
 
 class Interval(_Sigmoid):
-    """[0, 1]: one bit. A logit of -inf or inf is the point 0 or 1."""
+    """[0, 1], for Bernoulli. At a logit of -inf or inf the only value is 0 or 1."""
 
     event_dim = 0
 
     def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
         return _divide(perturbed, temperature)
 
-    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+    def noise(self, unconstrained: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
         point = logits.isinf()
-        return torch.where(point, 0.0, temperature * coordinates - torch.where(point, 0.0, logits))
+        return torch.where(
+            point, 0.0, temperature * unconstrained - torch.where(point, 0.0, logits)
+        )
 
     def hard(self, perturbed: Tensor) -> Tensor:
         return (perturbed >= 0).to(perturbed.dtype)
 
     def log_density(
-        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+        self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
     ) -> Tensor:
         point = logits.isinf()
-        noise = torch.where(point, 0.0, logits) - temperature * coordinates
+        noise = torch.where(point, 0.0, logits) - temperature * unconstrained
         density = temperature.log() + _log_slope(noise)
         if of_values:
-            density = density - _log_slope(coordinates)
+            density = density - _log_slope(unconstrained)
         return torch.where(point, 0.0, density)
 
     def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
@@ -196,50 +245,64 @@ class Interval(_Sigmoid):
         return logits.isinf()
 
 
-class _OfConstantSum(Link):
-    """The links whose values have a constant sum over the last dimension: v = z / tau - c."""
+class _SumConstrained(Link):
+    """Links whose values have a constant sum over the last dimension: v = z / tau - c."""
 
     event_dim = 1
     size: int
 
     def unconstrained(self, perturbed: Tensor, temperature: Tensor) -> Tensor:
-        # The last of the winners is taken out first: differences are exact next to it, and no
-        # quotient but those far from it overflows.
+        # Subtract the smallest of the winners first. Differences next to it are exact, and only
+        # quotients far from it can overflow.
         below = perturbed - largest(perturbed.detach(), self.size)
         return _normalised(_divide(below, temperature), self)
 
-    def noise(self, coordinates: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+    def noise(self, unconstrained: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
         # z = tau v + c for any c. With d = x - tau v the noise c - d is the most probable where
         # k = sum_i exp(d_i - c), that is where it is -log(k softmax(d)).
         out = logits.isneginf()
-        shares = torch.log_softmax(logits - temperature * coordinates, -1)
+        shares = torch.log_softmax(logits - temperature * unconstrained, -1)
         k = (~out).sum(-1, keepdim=True).to(shares.dtype)
         return torch.where(out, 0.0, -torch.where(out, 0.0, shares) - k.log())
 
+    def centred(self, logits: Tensor) -> Tensor:
+        # To see that the largest of each row is near 0 costs less than to subtract it.
+        on_cpu = logits.device.type == "cpu"
+        if on_cpu and _are_near(logits):
+            return logits
+        top = logits.detach().amax(-1, keepdim=True)
+        if on_cpu and _are_near(top):
+            return logits
+        below = logits - top
+        lowest = torch.finfo(logits.dtype).min + (logits - logits.detach())
+        overflows = below.isneginf() & ~logits.isneginf()
+        return torch.where(overflows, lowest, below)
+
     def normalise(self, scaled: Tensor) -> Tensor:
-        """z / tau -> v, without a graph."""
+        """The v of z / tau, without a graph."""
         raise NotImplementedError
 
     def normalise_in_graph(self, scaled: Tensor) -> Tensor:
-        """The same with derivatives up to the third."""
+        """The v of z / tau, with derivatives up to the third order."""
         raise NotImplementedError
 
-    def log_slopes(self, coordinates: Tensor) -> Tensor:
-        """log w at coordinates."""
+    def log_slopes(self, unconstrained: Tensor) -> Tensor:
+        """log w at v."""
         raise NotImplementedError
 
-    def weights(self, coordinates: Tensor) -> Tensor:
+    def weights(self, unconstrained: Tensor) -> Tensor:
         """omega = w / sum(w), the weights of the differential."""
-        log_w = self.log_slopes(coordinates)
-        point = log_w.detach().amax(-1, keepdim=True).isneginf()  # has no tangent: any weights do
+        log_w = self.log_slopes(unconstrained)
+        # Where there is a single value any weights will do.
+        point = log_w.detach().amax(-1, keepdim=True).isneginf()
         return torch.where(point, 0.0, log_w).softmax(-1)
 
     def log_density(
-        self, coordinates: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+        self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
     ) -> Tensor:
         out = logits.isneginf()
-        terms = torch.log_softmax(logits - temperature * coordinates, -1)
-        log_w = self.log_slopes(coordinates)
+        terms = torch.log_softmax(logits - temperature * unconstrained, -1)
+        log_w = self.log_slopes(unconstrained)
         if of_values:
             terms = terms - log_w
         k = (~out).sum(-1, keepdim=True).to(terms.dtype)
@@ -248,7 +311,7 @@ class _OfConstantSum(Link):
         return self._add_total_slope(density, log_w, out)
 
     def _add_total_slope(self, density: Tensor, log_slopes: Tensor, out: Tensor) -> Tensor:
-        """`density` + logsumexp(log w), or 0 where the law is a point."""
+        """`density` + logsumexp(log w), or 0 where the distribution has a single value."""
         raise NotImplementedError
 
     def is_impossible(self, value: Tensor, logits: Tensor, low: float, high: float) -> Tensor:
@@ -258,8 +321,8 @@ class _OfConstantSum(Link):
         return (~logits.isneginf()).sum(-1) == self.size
 
 
-class Simplex(_OfConstantSum):
-    """{s >= 0, sum(s) = 1} over the last dimension: one of k."""
+class Simplex(_SumConstrained):
+    """{s >= 0, sum(s) = 1} over the last dimension, for one-hot vectors."""
 
     size = 1
 
@@ -268,8 +331,8 @@ class Simplex(_OfConstantSum):
 
     normalise_in_graph = normalise
 
-    def value(self, coordinates: Tensor) -> Tensor:
-        return coordinates.exp()
+    def value(self, unconstrained: Tensor) -> Tensor:
+        return unconstrained.exp()
 
     def inverse(self, value: Tensor) -> Tensor:
         return clamped_log(value)
@@ -281,30 +344,24 @@ class Simplex(_OfConstantSum):
         winner = perturbed.argmax(-1, keepdim=True)
         return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
 
-    def log_slopes(self, coordinates: Tensor) -> Tensor:
-        return coordinates
+    def log_slopes(self, unconstrained: Tensor) -> Tensor:
+        return unconstrained
 
-    def weights(self, coordinates: Tensor) -> Tensor:
-        return coordinates.exp()
+    def weights(self, unconstrained: Tensor) -> Tensor:
+        return unconstrained.exp()
 
     def _add_total_slope(self, density: Tensor, log_slopes: Tensor, out: Tensor) -> Tensor:
         return density  # sum(w) = sum(s) = 1
 
 
-class Hypersimplex(_Sigmoid, _OfConstantSum):
-    """{0 <= s <= 1, sum(s) = size} over the last dimension: `size` of k.
+class Hypersimplex(_Sigmoid, _SumConstrained):
+    """{0 <= s <= 1, sum(s) = size} over the last dimension, for subsets of `size` categories.
 
-    :param size: the number m of the chosen, 1 <= m <= k; at m = k there is but one point.
+    :param size: m, the number of chosen categories, 1 <= m <= k. At m = k there is a single value.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hypersimplex) and other.size == self.size
-
-    def __hash__(self) -> int:
-        return hash(Hypersimplex)  # of any size: torch.compile asks before there is one
 
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"
@@ -317,8 +374,8 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         return torch.where(scaled == -math.inf, scaled, scaled - self._threshold(scaled))
 
     def normalise_in_graph(self, scaled: Tensor) -> Tensor:
-        # From the root itself each step of Newton's method, with its slope held fixed, adds one
-        # derivative: its error is of one order more in the change of the input.
+        # Start at the root. Each step of Newton's method, with its slope held fixed, makes one
+        # more derivative correct, because its error is of one order higher in the input.
         root = self._threshold(scaled.detach())
         alone = root == -math.inf
         c = torch.where(alone, 0.0, root)
@@ -338,7 +395,7 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
         return torch.where(scaled == -math.inf, scaled, scaled - torch.where(alone, root, c))
 
     def _threshold(self, scaled: Tensor) -> Tensor:
-        """The root c of the balance; -inf where there is nothing but the top m."""
+        """The root c; -inf where only the top m are finite."""
         m, k = self.size, scaled.shape[-1]
         top, where = scaled.topk(m, -1, sorted=False)
         rest = scaled.scatter(-1, where, -math.inf)
@@ -352,8 +409,8 @@ class Hypersimplex(_Sigmoid, _OfConstantSum):
             c = torch.minimum(torch.maximum(c + step, low), high)
         return torch.where(low == -math.inf, low, c)
 
-    def log_slopes(self, coordinates: Tensor) -> Tensor:
-        return _log_slope(coordinates)
+    def log_slopes(self, unconstrained: Tensor) -> Tensor:
+        return _log_slope(unconstrained)
 
     def _add_total_slope(self, density: Tensor, log_slopes: Tensor, out: Tensor) -> Tensor:
         total = torch.where(out, -math.inf, log_slopes).logsumexp(-1)
@@ -365,16 +422,16 @@ simplex = Simplex()
 
 
 class _Normalise(torch.autograd.Function):
-    """v' -> v with dv_i = dv'_i - sum_j omega_j dv'_j."""
+    """From v' to v, with dv_i = dv'_i - sum_j omega_j dv'_j."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(scaled: Tensor, link: _OfConstantSum) -> Tensor:
+    def forward(scaled: Tensor, link: _SumConstrained) -> Tensor:
         return link.normalise(scaled)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _OfConstantSum], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _SumConstrained], output: Tensor) -> None:
         ctx.link = inputs[1]
         ctx.save_for_backward(output)
 
@@ -384,10 +441,11 @@ class _Normalise(torch.autograd.Function):
         return gradient - ctx.link.weights(v) * gradient.sum(-1, keepdim=True), None
 
 
-def _normalised(scaled: Tensor, link: _OfConstantSum) -> Tensor:
-    """`link.normalise` with a gradient; in forward mode by operations that have a second one too.
+def _normalised(scaled: Tensor, link: _SumConstrained) -> Tensor:
+    """`link.normalise` with a gradient.
 
-    torch does not differentiate the `jvp` of a Function once more.
+    In forward mode it is made of operations, because torch does not differentiate the `jvp` of a
+    Function a second time.
     """
     if in_forward_mode():
         return link.normalise_in_graph(scaled)
@@ -400,6 +458,12 @@ def largest(z: Tensor, j: int) -> Tensor:
     if j == 1:
         return z.amax(-1, keepdim=True)
     return z.topk(j, -1, sorted=False).values.amin(-1, keepdim=True)
+
+
+def _are_near(logits: Tensor) -> bool:
+    """Whether all logits are known to be near 0."""
+    least, most = ends(logits)
+    return least >= -NEAR and most <= NEAR
 
 
 def _log_sum_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -418,9 +482,9 @@ def _log_slope(v: Tensor) -> Tensor:
 
 
 def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
-    """z / tau; where that is infinite no gradient sees it.
+    """z / tau, without a gradient where it is infinite.
 
-    The factor tau / tau, 1 in value, is there for the derivative in tau: z / tau^2 may overflow.
+    The factor tau / tau, 1 in value, gives the derivative in tau: z / tau^2 may overflow.
     """
     tau = temperature.detach()
     quotient = perturbed.detach() / tau
@@ -432,14 +496,14 @@ def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
 def clamped_log(value: Tensor) -> Tensor:
     """log(s) of s clamped to the normal numbers, with the slope 1 / max(s, floor).
 
-    The slope 1 / s of the smallest numbers overflows as soon as it is multiplied; below the floor
-    it grows no further.
+    Below the floor the slope stays constant: that of the smallest numbers, 1 / s, would overflow in
+    the next product.
     """
     return _log(value, torch.finfo(value.dtype).tiny)
 
 
 def log_of_positive(value: Tensor) -> Tensor:
-    """log(p) of p > 0, exact down to the smallest subnormal number, with that slope."""
+    """log(p) of p > 0, exact down to the smallest subnormal number; its slope is as above."""
     finfo = torch.finfo(value.dtype)
     return _log(value, finfo.tiny * finfo.eps)
 

@@ -1,11 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Temperatures that move: functions of the number t of steps so far, and one that is learnt.
+r"""Temperature schedules, and a temperature that is learnt.
 
-A schedule is a module that returns its temperature when it is called, and so goes wherever a
-temperature goes: to a distribution, to `relax`, `relaxed` and `AutoRelaxed`, each of which calls it
-as often as it makes a law. `step` moves it, once an update, like a learning-rate scheduler::
+A schedule is a module. When it is called it returns the temperature after the t steps so far. It
+can be passed wherever a temperature can: to a distribution, `relax`, `relaxed` and `AutoRelaxed`.
+Each of them calls it whenever it makes a distribution. Call `step` once after each update, as for a
+learning-rate scheduler::
 
     temperature = ExponentialTemperature(rate=1e-4, floor=0.5, hold=500)
     model = relaxed(model, temperature)
@@ -13,8 +14,9 @@ as often as it makes a law. `step` moves it, once an update, like a learning-rat
         svi.step(batch)
         temperature.step()
 
-The number of steps is a buffer: `state_dict` has it, and a run that is resumed from there goes on
-exactly. One schedule may serve many laws; a deep copy of a guide has a schedule of its own.
+The number of steps is a buffer. It is part of the `state_dict`, so a run that is resumed from there
+continues exactly. Many distributions may share one schedule. A deep copy of a guide has its own
+copy of the schedule.
 """
 
 import math
@@ -38,9 +40,9 @@ __all__ = [
 
 
 class TemperatureSchedule(nn.Module):
-    """A temperature as a function of the steps so far; a subclass defines `forward`.
+    """A temperature as a function of the number of steps so far. A subclass defines `forward`.
 
-    `steps` is their number, an integer buffer.
+    :ivar steps: the number t of steps so far, an integer buffer.
     """
 
     steps: Tensor
@@ -50,33 +52,35 @@ class TemperatureSchedule(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
 
     def step(self) -> None:
-        """Move on by one step."""
+        """Count one more step."""
         self.steps += 1
 
     def forward(self) -> Tensor:
-        """The temperature now, of torch's default dtype, on the device of the buffer."""
+        """The current temperature, in torch's default dtype, on the device of the buffer."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """The arguments, the steps so far and the temperature now."""
+        """The arguments, the number of steps so far and the current temperature."""
         parts = {
             name: f"{value:g}"
             for name, value in vars(self).items()
             if isinstance(value, (int, float)) and name[0] != "_" and name != "training"
         }
         parts |= {"steps": str(self.steps.item()), "temperature": brief(self().detach())}
-        return ", ".join(f"{name}={is_}" for name, is_ in parts.items())
+        return ", ".join(f"{name}={text}" for name, text in parts.items())
 
 
 class ConstantTemperature(TemperatureSchedule):
-    """tau(t) = value, for a place that wants a schedule.
+    r"""A schedule whose temperature stays the same.
+
+    .. math:: \tau(t) = \text{value}
 
     >>> ConstantTemperature(0.5)()
     tensor(0.5000)
 
-    :param value: tau > 0.
-    :raises TypeError: for anything but a number.
-    :raises ValueError: unless it is positive and finite.
+    :param value: the temperature, a positive number.
+    :raises TypeError: unless `value` is a number.
+    :raises ValueError: unless `value` is positive and finite.
     """
 
     def __init__(self, value: float) -> None:
@@ -88,23 +92,28 @@ class ConstantTemperature(TemperatureSchedule):
 
 
 class ExponentialTemperature(TemperatureSchedule):
-    r"""tau(t) = max(floor, initial exp(-rate t')), with t' = t - t mod hold.
+    r"""Exponential decay down to a lowest temperature.
 
-    The annealing of Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax"
-    (2017), https://arxiv.org/abs/1611.01144, who have max(0.5, exp(-r t)), updated every 500 or
-    1000 steps, with r = 1e-5 or 1e-4.
+    .. math::
+
+        \tau(t) = \max(\text{floor}, \; \text{initial} \cdot e^{-\text{rate} \cdot t'}),
+        \qquad t' = t - (t \bmod \text{hold}).
+
+    This is the annealing of Jang, Gu and Poole, "Categorical reparameterization with
+    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. They use max(0.5, exp(-r t)) with
+    r = 1e-5 or 1e-4, updated every 500 or 1000 steps.
 
     >>> temperature = ExponentialTemperature(rate=0.1, floor=0.5)
     >>> for _ in range(5): temperature.step()
     >>> temperature()
     tensor(0.6065)
 
-    :param rate: r >= 0, for one step.
-    :param floor: the lowest temperature, > 0.
-    :param hold: for how many steps a temperature is held, 1 or more.
-    :param initial: the temperature at t = 0, not below the floor.
-    :raises TypeError: for anything but numbers, and a `hold` that is no int.
-    :raises ValueError: for numbers out of these ranges.
+    :param rate: the rate of decay for one step, a number of at least 0.
+    :param floor: the lowest temperature, a positive number.
+    :param hold: for how many steps a temperature is held, an int of 1 or more.
+    :param initial: the temperature at t = 0, a number not below `floor`.
+    :raises TypeError: if an argument is not a number, or `hold` is not an int.
+    :raises ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -128,7 +137,7 @@ class ExponentialTemperature(TemperatureSchedule):
 
 
 class _Between(TemperatureSchedule):
-    """From `initial` to `final` in `num_steps` steps, and `final` from then on."""
+    """A schedule from `initial` to `final` in `num_steps` steps, and `final` after that."""
 
     def __init__(self, initial: float, final: float, num_steps: int) -> None:
         super().__init__()
@@ -137,21 +146,26 @@ class _Between(TemperatureSchedule):
         self.num_steps = read_count(type(self).__name__, "num_steps", num_steps, 1, 1000)
 
     def _share(self) -> Tensor:
-        """Which part of the way is done."""
+        """min(t / num_steps, 1)."""
         return _time(self.steps.clamp(max=self.num_steps)) / self.num_steps
 
 
 class LinearTemperature(_Between):
-    """tau(t) = initial + (final - initial) t / num_steps, and final from t = num_steps on.
+    r"""A straight line from one temperature to another.
+
+    .. math::
+
+        \tau(t) = \text{initial}
+            + (\text{final} - \text{initial}) \min\Bigl(\frac{t}{\text{num\_steps}}, 1\Bigr)
 
     >>> LinearTemperature(1.0, 0.5, num_steps=1000)
     LinearTemperature(initial=1, final=0.5, num_steps=1000, steps=0, temperature=1)
 
-    :param initial: the temperature at t = 0, > 0.
-    :param final: the temperature in the end, > 0.
-    :param num_steps: how many steps it takes, 1 or more.
-    :raises TypeError: for anything but numbers, and a `num_steps` that is no int.
-    :raises ValueError: for numbers out of these ranges.
+    :param initial: the temperature at t = 0, a positive number.
+    :param final: the temperature from t = num_steps on, a positive number.
+    :param num_steps: how many steps the change takes, an int of 1 or more.
+    :raises TypeError: if an argument is not a number, or `num_steps` is not an int.
+    :raises ValueError: if an argument is out of its range.
     """
 
     def forward(self) -> Tensor:
@@ -159,19 +173,25 @@ class LinearTemperature(_Between):
 
 
 class CosineTemperature(_Between):
-    """tau(t) = final + (initial - final) (1 + cos(pi t / num_steps)) / 2, and then final.
+    r"""Half a period of a cosine from one temperature to another.
 
-    The shape of Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts"
-    (2017), https://arxiv.org/abs/1608.03983.
+    .. math::
+
+        \tau(t) = \text{final}
+            + (\text{initial} - \text{final}) \frac{1 + \cos(\pi u)}{2},
+        \qquad u = \min\Bigl(\frac{t}{\text{num\_steps}}, 1\Bigr).
+
+    It has the shape of the learning rates of Loshchilov and Hutter, "SGDR: stochastic gradient
+    descent with warm restarts" (2017), https://arxiv.org/abs/1608.03983.
 
     >>> CosineTemperature(1.0, 0.5, num_steps=1000)
     CosineTemperature(initial=1, final=0.5, num_steps=1000, steps=0, temperature=1)
 
-    :param initial: the temperature at t = 0, > 0.
-    :param final: the temperature in the end, > 0.
-    :param num_steps: how many steps it takes, 1 or more.
-    :raises TypeError: for anything but numbers, and a `num_steps` that is no int.
-    :raises ValueError: for numbers out of these ranges.
+    :param initial: the temperature at t = 0, a positive number.
+    :param final: the temperature from t = num_steps on, a positive number.
+    :param num_steps: how many steps the change takes, an int of 1 or more.
+    :raises TypeError: if an argument is not a number, or `num_steps` is not an int.
+    :raises ValueError: if an argument is out of its range.
     """
 
     def forward(self) -> Tensor:
@@ -180,22 +200,29 @@ class CosineTemperature(_Between):
 
 
 class LearnableTemperature(TemperatureSchedule, PyroModule):
-    r"""tau = `value`, a positive parameter, learnt on the log scale; `step` does not move it.
+    r"""A temperature that is a positive parameter, learnt on the log scale.
 
-    SVI trains it as an attribute of a `PyroModule`, such as a guide, or under a `name` of its own;
-    without either it is the parameter of a plain module, for an optimiser of torch. One of a batch
-    shape has a temperature for each element. The ELBO of a soft law depends on tau. That of a hard
-    law does not: the gradient in tau is then that of the surrogate, which no loss has, and tau
-    drifts to where the surrogate likes it.
+    .. math:: \tau = e^{\theta} \text{ with a learnt } \theta
+
+    `step` has no effect on it. There are three ways to train it:
+
+    * SVI trains an attribute of a `PyroModule`, such as a guide;
+    * SVI trains a temperature with a `name` of its own;
+    * an optimiser of torch trains the parameters of this module.
+
+    Use it for relaxed distributions, whose ELBO depends on the temperature. The ELBO of a
+    straight-through distribution does not depend on it. The temperature would follow the surrogate
+    gradient, which is the gradient of no loss, and drift.
 
     >>> LearnableTemperature(0.5)
     LearnableTemperature(steps=0, temperature=0.5)
 
-    :param initial: the temperature to begin with, > 0; a number, or a tensor that broadcasts
-        with the batch shape of the law.
-    :param name: for the parameter store, of one that is no attribute of a `PyroModule`.
-    :raises TypeError: for anything but a real number or a tensor of them.
-    :raises ValueError: unless it is positive and finite.
+    :param initial: the positive temperature to begin with: a number, or a tensor that broadcasts
+        with the batch shape of the distribution, for one temperature for each element.
+    :param name: the name in Pyro's parameter store, for a temperature that is not an attribute of a
+        `PyroModule`.
+    :raises TypeError: unless `initial` is a real number or a tensor of real numbers.
+    :raises ValueError: unless `initial` is positive and finite.
     """
 
     def __init__(self, initial: float | Tensor = 1.0, name: str = "") -> None:
@@ -211,7 +238,8 @@ class LearnableTemperature(TemperatureSchedule, PyroModule):
         self.value = PyroParam(tau.clone(), constraints.positive)
 
     def __call__(self) -> Tensor:
-        # A nameless one would be "value" in the store, as any other: Pyro is left out of it.
+        # Without a name Pyro would store it as "value", as it would every other one. So Pyro is not
+        # asked.
         return super().__call__() if self._pyro_name else self.forward()
 
     def forward(self) -> Tensor:

@@ -54,7 +54,7 @@ def assert_same_distribution(distribution, expected):
     )
     if hasattr(distribution, "base_dist"):
         return assert_same_distribution(distribution.base_dist, expected.base_dist)
-    assert distribution._given == expected._given
-    torch.testing.assert_close(distribution._param, expected._param)
+    assert distribution._parameter_name == expected._parameter_name
+    torch.testing.assert_close(distribution._parameter, expected._parameter)
     assert torch.equal(distribution.temperature, expected.temperature)
     assert getattr(distribution, "estimator", None) is getattr(expected, "estimator", None)

@@ -49,12 +49,14 @@ def test_entries_must_not_be_negative_or_nan():
 @pytest.mark.parametrize("registry", [biject_to, transform_to])
 @pytest.mark.parametrize("cls", [RelaxedCategorical, ExpRelaxedCategorical])
 def test_supports_have_transforms(registry, cls):
-    law = cls(0.8, logits=torch.randn(5, 4, dtype=torch.float64))
-    transform = registry(law.support)
-    value = law.sample()
+    distribution = cls(0.8, logits=torch.randn(5, 4, dtype=torch.float64))
+    transform = registry(distribution.support)
+    value = distribution.sample()
     free = transform.inv(value)
     torch.testing.assert_close(transform(free), value)
-    assert law.support.check(transform(torch.randn(*free.shape, dtype=torch.float64))).all()
+    assert distribution.support.check(
+        transform(torch.randn(*free.shape, dtype=torch.float64))
+    ).all()
     if registry is biject_to:
         assert free.shape == (5, 3)
         assert transform.forward_shape(free.shape) == value.shape
@@ -62,7 +64,7 @@ def test_supports_have_transforms(registry, cls):
 
 
 def test_log_ratios_are_the_measure_of_the_log_simplex():
-    """det ds/dy = prod(s), by autograd; the density of v carries that prod(s) already."""
+    """det ds/dy = prod(s), by autograd. The density of v contains the same factor."""
     y = torch.randn(3, dtype=torch.float64)
     transform = LogRatioTransform()
 
@@ -118,8 +120,8 @@ SUPPORTS = [simplex, log_simplex, simplex_rows, *OF_SIZE]
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
-def test_of_nothing_and_of_no_category_there_is_an_answer(support, dtype):
-    """An empty batch has no answers; no categories are no point; nor is what has no categories."""
+def test_empty_values_can_be_checked(support, dtype):
+    """An empty batch has an empty answer. Without categories, or a dimension for them: False."""
     event = (3,) if support.event_dim == 1 else (2, 3)
     for batch in ((0,), (4, 0)):
         assert support.check(torch.zeros(*batch, *event, dtype=dtype)).shape == batch
@@ -133,7 +135,7 @@ def test_of_nothing_and_of_no_category_there_is_an_answer(support, dtype):
 # Caches, empty batches, and the guides that need them.
 
 
-def soft_law(cls, batch=()):
+def relaxed_distribution(cls, batch=()):
     shape = batch if cls in ONE_BIT else (*batch, 4)
     return law_of(cls, 1.5, logits=torch.zeros(shape))
 
@@ -141,9 +143,9 @@ def soft_law(cls, batch=()):
 @pytest.mark.parametrize("registry", [biject_to, transform_to])
 @pytest.mark.parametrize("cls", SOFT)
 def test_every_transform_keeps_a_cache_where_one_is_wanted(cls, registry):
-    law = soft_law(cls, (3,))
-    plain = registry(law.support)
-    value = law.sample()
+    distribution = relaxed_distribution(cls, (3,))
+    plain = registry(distribution.support)
+    value = distribution.sample()
     for transform in (plain.with_cache(1), ComposeTransform([plain]).with_cache(1)):
         free = transform.inv(value)
         assert transform(free) is value
@@ -173,14 +175,14 @@ def test_transforms_are_equal_whatever_their_cache(support):
 @pytest.mark.parametrize("batch", [(0,), (2, 0)])
 @pytest.mark.parametrize("cls", SOFT)
 def test_transforms_of_an_empty_batch(cls, batch):
-    law = soft_law(cls, batch)
-    transform = biject_to(law.support)
-    free = torch.zeros(transform.inverse_shape(law.shape()))
+    distribution = relaxed_distribution(cls, batch)
+    transform = biject_to(distribution.support)
+    free = torch.zeros(transform.inverse_shape(distribution.shape()))
     value = transform(free)
-    assert value.shape == law.shape()
+    assert value.shape == distribution.shape()
     assert transform.inv(value).shape == free.shape
     assert transform.log_abs_det_jacobian(free, value).shape == batch
-    assert law.support.check(value).shape == law.log_prob(value).shape == batch
+    assert distribution.support.check(value).shape == distribution.log_prob(value).shape == batch
 
 
 def test_the_log_determinant_of_rows_is_the_sum_over_the_rows():
@@ -193,11 +195,11 @@ def test_the_log_determinant_of_rows_is_the_sum_over_the_rows():
 @pytest.mark.parametrize("guide_class", first_fast([AutoNormalMessenger, AutoRegressiveMessenger]))
 @pytest.mark.parametrize("cls", [cls for cls in SOFT if cls is not RelaxedPlackettLuce])
 def test_messenger_guides_of_every_support(cls, guide_class):
-    """They ask each transform for a cache, and fit a posterior that lies apart from the prior."""
+    """They ask each transform for a cache, and fit a posterior that differs from the prior."""
 
     def model():
         with pyro.plate("plate", 3):
-            value = pyro.sample("z", soft_law(cls))
+            value = pyro.sample("z", relaxed_distribution(cls))
             first = value if cls in ONE_BIT else value[..., 0]
             pyro.factor("utility", -2 * first)
 
@@ -207,4 +209,4 @@ def test_messenger_guides_of_every_support(cls, guide_class):
     assert all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-15:]) < sum(losses[:15])
     value = pyro.poutine.trace(guide).get_trace().nodes["z"]["value"]
-    assert soft_law(cls).support.check(value).all()
+    assert relaxed_distribution(cls).support.check(value).all()

@@ -22,6 +22,7 @@ from pyro_gumbel import (
     reinmax,
     straight_through,
 )
+from pyro_gumbel.distributions.plackett_luce import untaken
 from pyro_gumbel.ops import noise
 from tests.common import HARD, assert_same_mean, law_of, make, slow_unless
 
@@ -32,12 +33,12 @@ NAMES = {
     "reinmax": reinmax,
     "straight_through": straight_through,
 }
-ONE_OF_FEW = ["gapped", "reinmax"]  # not of subsets
+ONE_HOT_ONLY = ["gapped", "reinmax"]  # not of subsets
 KINDS = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def jacobian(p):
-    """Of the softmax: diag(p) - p p'."""
+    """The Jacobian matrix of the softmax: diag(p) - p p'."""
     return torch.diag(p) - torch.outer(p, p)
 
 
@@ -54,7 +55,7 @@ def conditional_gumbels(x, hard, exponentials):
 
 
 def moved_logits(x, hard, gap=1.0):
-    """Fan et al.: the winner up to the highest, the others down to a gap below."""
+    """Fan et al.: the winner is moved up to the highest, the others down to a gap below."""
     highest = x.max()
     up = (highest - x) * hard
     down = (x - highest + gap).relu() * (1 - hard)
@@ -103,7 +104,7 @@ def test_an_estimator_is_the_one_of_its_paper(name, tau, k):
 
 @pytest.mark.parametrize("tau", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gumbel_rao"])
-def test_a_bit_is_one_of_two(name, tau):
+def test_a_binary_variable_is_one_of_two_categories(name, tau):
     """With the logits (0, x), and the noise of the difference."""
     for seed in range(30):
         x, z, hard, gradient = case(2, seed)
@@ -115,7 +116,7 @@ def test_a_bit_is_one_of_two(name, tau):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_a_bit_has_the_conditional_noise_of_its_formula():
+def test_a_binary_variable_has_the_conditional_noise_of_its_formula():
     """z = softplus(softplus(x) + L) where D = 1, and the mirror image where D = 0."""
     x = torch.tensor([-2.0, -0.3, 0.0, 1.5], dtype=torch.float64)
     hard = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
@@ -131,8 +132,8 @@ def test_a_bit_has_the_conditional_noise_of_its_formula():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_subset_has_the_conditional_noise_of_its_order(size):
-    """Down the order each wait is exponential with the rate of what is left."""
+def test_a_subset_has_the_conditional_noise_of_its_ranking(size):
+    """In the order of the ranking each wait is exponential with the rate of what is left."""
     x, g, gradient = torch.randn(3, 5, dtype=torch.float64)
     z = x + g
     order = z.argsort(descending=True).tolist()
@@ -158,19 +159,22 @@ def test_a_subset_has_the_conditional_noise_of_its_order(size):
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
-def gradients(law, estimator, draws):
-    """In the logits, of `draws` samples one by one, of a fixed quadratic function."""
-    k = law._raw.shape[-1] if law._raw.dim() else 1
+def gradients(distribution, estimator, draws):
+    """Gradients of a fixed quadratic function in the logits, one for each of `draws` samples."""
+    k = distribution._parameter.shape[-1] if distribution._parameter.dim() else 1
     square = torch.arange(1.0, k * k + 1).reshape(k, k) / k
-    law = type(law)(
-        law.temperature,
-        *([law.size] if isinstance(law, SubsetStraightThrough) else []),
-        logits=law._raw.detach().expand(draws, *law._raw.shape).clone().requires_grad_(),
+    distribution = type(distribution)(
+        distribution.temperature,
+        *([distribution.size] if isinstance(distribution, SubsetStraightThrough) else []),
+        logits=distribution._parameter.detach()
+        .expand(draws, *distribution._parameter.shape)
+        .clone()
+        .requires_grad_(),
         estimator=estimator,
     )
-    value = law.rsample().reshape(draws, k)
+    value = distribution.rsample().reshape(draws, k)
     loss = torch.einsum("...i,ij,...j->...", value, square, value)
-    return torch.autograd.grad(loss.sum(), law._raw)[0].reshape(draws, k)
+    return torch.autograd.grad(loss.sum(), distribution._parameter)[0].reshape(draws, k)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0])
@@ -178,10 +182,10 @@ def gradients(law, estimator, draws):
     BernoulliStraightThrough, CategoricalStraightThrough, SubsetStraightThrough,
 ])  # fmt: skip
 def test_gumbel_rao_has_the_mean_of_gumbel_softmax_and_less_variance(cls, tau):
-    law = make(cls, temperature=tau, batch_shape=(), k=4)
+    distribution = make(cls, temperature=tau, batch_shape=(), k=4)
     draws = 40_000
-    plain = gradients(law, "gumbel_softmax", draws)
-    averaged = gradients(law, gumbel_rao(samples=5), draws)
+    plain = gradients(distribution, "gumbel_softmax", draws)
+    averaged = gradients(distribution, gumbel_rao(samples=5), draws)
     assert_same_mean(averaged - plain, torch.zeros(plain.shape[-1]))
     assert (averaged.var(0) < plain.var(0)).all()
     if tau == 0.1:
@@ -189,7 +193,7 @@ def test_gumbel_rao_has_the_mean_of_gumbel_softmax_and_less_variance(cls, tau):
 
 
 def bias(name, k, degree):
-    """Of the expected gradient of a random polynomial of the sample, all samples enumerated."""
+    """The bias of the gradient of a random polynomial of the sample, by enumeration."""
     x, z, _, linear = case(k)
     square = torch.randn(k, k, dtype=torch.float64) if degree == 2 else torch.zeros(k, k)
     square = (square + square.T).to(x)
@@ -198,13 +202,13 @@ def bias(name, k, degree):
         return d @ square @ d + d @ linear
 
     x.requires_grad_()
-    vertices = torch.eye(k, dtype=torch.float64)
-    values = torch.stack([f(d) for d in vertices])
+    one_hots = torch.eye(k, dtype=torch.float64)
+    values = torch.stack([f(d) for d in one_hots])
     (exact,) = torch.autograd.grad(x.softmax(-1) @ values, x)
     x = x.detach()
     expected = sum(
         p * backward(name, x, 1.0, z, d, 2 * square @ d + linear)
-        for p, d in zip(x.softmax(-1), vertices, strict=True)
+        for p, d in zip(x.softmax(-1), one_hots, strict=True)
     )
     return (expected - exact).abs().max().item()
 
@@ -218,7 +222,7 @@ def test_which_are_unbiased_at_temperature_one(k):
 
 
 def test_gumbel_softmax_is_unbiased_for_quadratics_in_the_limit():
-    """Of a bit, by quadrature over the noise: the bias falls in proportion to the temperature."""
+    """For a binary variable, by quadrature: the bias is proportional to the temperature."""
     x, linear, square = torch.tensor([0.7, -0.4, 1.5], dtype=torch.float64)
     p = x.sigmoid()
     exact = (square + linear) * p * (1 - p)
@@ -236,27 +240,29 @@ def test_gumbel_softmax_is_unbiased_for_quadratics_in_the_limit():
     BernoulliStraightThrough, CategoricalStraightThrough, PlackettLuceStraightThrough,
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["gapped", "reinmax", "straight_through"])
-def test_a_law_uses_it_by_name(name, cls):
-    """For an order row by row, the taken at -inf."""
-    law = make(cls, temperature=0.7, k=4, dtype=torch.float64)
-    law.estimator = NAMES[name]
-    value = law.rsample()
+def test_a_distribution_uses_it_by_name(name, cls):
+    """For a ranking row by row, with the taken categories at -inf."""
+    distribution = make(cls, temperature=0.7, k=4, dtype=torch.float64)
+    distribution.estimator = NAMES[name]
+    value = distribution.rsample()
     weights = torch.randn_like(value)
-    (found,) = torch.autograd.grad((value * weights).sum(), law._raw)
-    logits = law._raw.detach().requires_grad_()
+    (found,) = torch.autograd.grad((value * weights).sum(), distribution._parameter)
+    logits = distribution._parameter.detach().requires_grad_()
     x = logits
     if cls is PlackettLuceStraightThrough:
-        x = torch.where(law._untaken(value.detach()), logits.unsqueeze(-2), -torch.inf)
-    surrogate = NAMES[name](x, law._tau, x, value.detach(), law.link)
+        x = torch.where(untaken(value.detach()), logits.unsqueeze(-2), -torch.inf)
+    surrogate = NAMES[name](x, distribution._tau, x, value.detach(), distribution.link)
     (expected,) = torch.autograd.grad((surrogate * weights).sum(), logits)
     torch.testing.assert_close(found, expected)
     assert found.abs().sum() > 0
-    by_name = cls(0.7, *([2] if "size" in law.__dict__ else []), logits=logits, estimator=name)
+    by_name = cls(
+        0.7, *([2] if "size" in distribution.__dict__ else []), logits=logits, estimator=name
+    )
     assert by_name.estimator == NAMES[name]
 
 
-def test_gumbel_rao_draws_for_the_rows_of_an_order_from_what_is_left():
-    """In the mean it is gumbel_softmax there too."""
+def test_gumbel_rao_draws_for_the_rows_of_a_ranking_from_what_is_left():
+    """Its mean is that of gumbel_softmax there too."""
     logits = torch.tensor([0.3, -0.5, 1.0, -torch.inf])
     weights = torch.tensor([[0.5, -1.0, 2.0, 3.0], [1.0, 1.5, -2.0, 3.0]])
     means = []
@@ -269,34 +275,41 @@ def test_gumbel_rao_draws_for_the_rows_of_an_order_from_what_is_left():
     assert (means[0][:, 3] == 0).all()
 
 
-@pytest.mark.parametrize("name", ONE_OF_FEW)
-def test_what_subsets_have_not(name):
-    """The constructor says so; a function around one, which may be anybody's, says so in use."""
+@pytest.mark.parametrize("name", ONE_HOT_ONLY)
+def test_estimators_that_do_not_support_subsets(name):
+    """The constructor raises. A function that calls one raises when it is used."""
     for estimator in (name, NAMES[name]):
-        with pytest.raises(ValueError, match=rf"knows subsets.*got {name}.*write .*gumbel_softmax"):
+        with pytest.raises(
+            ValueError, match=rf"support subsets.*got {name}.*write .*gumbel_softmax"
+        ):
             SubsetStraightThrough(0.5, 2, logits=torch.zeros(4), estimator=estimator)
-    law = SubsetStraightThrough(0.5, 2, torch.ones(4), estimator=lambda *a: NAMES[name](*a))
+    distribution = SubsetStraightThrough(
+        0.5, 2, torch.ones(4), estimator=lambda *a: NAMES[name](*a)
+    )
     with pytest.raises(ValueError, match=r"got Hypersimplex\(2\); write estimator=.gumbel_softmax"):
-        law.rsample()
+        distribution.rsample()
     PlackettLuceStraightThrough(0.5, 2, torch.ones(4), estimator=name).rsample()
 
 
-def test_an_estimator_of_the_users_own_may_know_subsets():
+def test_an_estimator_of_the_users_own_may_support_subsets():
     class gapped_subsets(gapped):
         def __call__(self, logits, temperature, perturbed, hard, link):
             return link(perturbed + self.gap * hard, temperature)
 
     logits = torch.zeros(4, requires_grad=True)
-    law = SubsetStraightThrough(0.5, 2, logits=logits, estimator=gapped_subsets())
-    assert torch.autograd.grad(law.rsample()[0], logits)[0].abs().sum() > 0
+    distribution = SubsetStraightThrough(0.5, 2, logits=logits, estimator=gapped_subsets())
+    assert torch.autograd.grad(distribution.rsample()[0], logits)[0].abs().sum() > 0
 
 
 def test_a_subset_without_noise():
-    law = SubsetStraightThrough(0.5, 2, logits=torch.randn(4).requires_grad_())
-    law.estimator = straight_through
-    value = law.rsample()
-    (found,) = torch.autograd.grad(value[0], law._raw)
-    (expected,) = torch.autograd.grad(links.Hypersimplex(2)(law._raw, law.temperature)[0], law._raw)
+    distribution = SubsetStraightThrough(0.5, 2, logits=torch.randn(4).requires_grad_())
+    distribution.estimator = straight_through
+    value = distribution.rsample()
+    (found,) = torch.autograd.grad(value[0], distribution._parameter)
+    (expected,) = torch.autograd.grad(
+        links.Hypersimplex(2)(distribution._parameter, distribution.temperature)[0],
+        distribution._parameter,
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -331,24 +344,24 @@ def with_a_first_entry_of(number):
 @pytest.mark.parametrize("cls", HARD)
 def test_a_surrogate_that_is_not_finite_is_an_error(cls, number):
     broken = with_a_first_entry_of(number)
-    law = law_of(cls, 0.5, logits=torch.randn(3), estimator=broken, validate_args=True)
+    distribution = law_of(cls, 0.5, logits=torch.randn(3), estimator=broken, validate_args=True)
     with pytest.raises(ValueError, match=r"`estimator` must return a surrogate that is finite"):
-        law.rsample((50,))
+        distribution.rsample((50,))
 
 
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 3e38])
 @pytest.mark.parametrize("cls", HARD)
 def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
-    """And passes no gradient where it is not; the entries beside it do."""
+    """It passes no gradient where it is not finite. The other entries do."""
     raw = torch.randn(3, dtype=torch.float64, requires_grad=True)
     broken = with_a_first_entry_of(number)
-    law = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=False)
+    distribution = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=False)
     torch.manual_seed(0)
-    value = law.rsample((50,))
-    assert law.support.check(value).all()
+    value = distribution.rsample((50,))
+    assert distribution.support.check(value).all()
     assert not value.signbit().any()
     torch.manual_seed(0)
-    assert value.equal(law.sample((50,)))
+    assert value.equal(distribution.sample((50,)))
     (gradient,) = torch.autograd.grad(value[0].sum(), raw)
     rows = value[0].numel() // 3
     assert gradient.tolist() == [0, 2 * rows, 2 * rows]
@@ -356,12 +369,14 @@ def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
 
 @pytest.mark.parametrize("cls", HARD)
 def test_a_surrogate_without_a_link_is_infinite_where_an_outcome_is_impossible(cls):
-    """As z / tau is, of which no gradient goes to what cannot occur."""
+    """The surrogate z / tau is. It passes no gradient to impossible outcomes."""
     logits = [0.3, 0.1, -torch.inf] if cls is not BernoulliStraightThrough else [torch.inf, 0.1]
     raw = torch.tensor(logits, requires_grad=True)
-    law = law_of(cls, 0.5, logits=raw, estimator=lambda x, tau, z, hard, link: z / tau.detach())
-    value = law.rsample((20,))
-    assert law.support.check(value).all()
+    distribution = law_of(
+        cls, 0.5, logits=raw, estimator=lambda x, tau, z, hard, link: z / tau.detach()
+    )
+    value = distribution.rsample((20,))
+    assert distribution.support.check(value).all()
     (gradient,) = torch.autograd.grad((value * torch.ones_like(value)).sum(), raw)
     assert (gradient[raw.isinf()] == 0).all()
     assert (gradient[raw.isfinite()] > 0).all()
@@ -371,7 +386,7 @@ PAIRS = [
     (cls, name)
     for cls in HARD
     for name in NAMES
-    if not (cls is SubsetStraightThrough and name in ONE_OF_FEW)
+    if not (cls is SubsetStraightThrough and name in ONE_HOT_ONLY)
 ]
 COMPILED = [
     (cls, name) for cls, name in PAIRS if cls is CategoricalStraightThrough or name == "gumbel_rao"
@@ -381,27 +396,27 @@ COMPILED = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("cls", "name"), PAIRS)
 def test_logits_at_the_end_of_the_range_leave_finite_gradients(cls, name, dtype):
-    """In them and in the temperature."""
+    """Gradients in the logits and in the temperature."""
     b = torch.finfo(dtype).max
     rows = [[b, 0, 1], [-b, 0, 1], [b, b, 0], [b, -b, 0], [b, b / 2, -b], [-torch.inf, b, -b]]
     for temperature in (0.01, 0.5, 1.0, 3.0):
         raw = torch.tensor(rows, dtype=dtype, requires_grad=True)
         tau = torch.full((6, 3) if cls is BernoulliStraightThrough else (6,), temperature)
         tau = tau.to(dtype).requires_grad_()
-        law = law_of(cls, tau, logits=raw, estimator=name, validate_args=True)
-        value = law.rsample((5,))
-        assert law.support.check(value).all()
+        distribution = law_of(cls, tau, logits=raw, estimator=name, validate_args=True)
+        value = distribution.rsample((5,))
+        assert distribution.support.check(value).all()
         loss = (value * torch.tensor([1.0, 2.0, 3.0])).sum()
         for gradient in torch.autograd.grad(loss, [raw, tau], materialize_grads=True):
             assert gradient.isfinite().all()
 
 
 def weighted_sum(cls, name):
-    """Of a sample, as a function of the logits."""
+    """A weighted sum of a sample, as a function of the logits."""
 
     def function(raw):
-        law = law_of(cls, 0.5, logits=raw, estimator=name, validate_args=False)
-        return (law.rsample() @ torch.arange(3.0)).sum()
+        distribution = law_of(cls, 0.5, logits=raw, estimator=name, validate_args=False)
+        return (distribution.rsample() @ torch.arange(3.0)).sum()
 
     return function
 
@@ -429,8 +444,8 @@ def test_under_compile(cls, name):
     assert found.isfinite().all()
 
 
-def test_a_maker_is_a_value():
-    """It prints as the line that makes it, compares by its argument, and is pickled."""
+def test_makers_compare_print_and_are_pickled():
+    """A maker prints as the line that makes it, compares by its argument, and is pickled."""
     assert repr(gumbel_rao(samples=3)) == "gumbel_rao(samples=3)"
     assert gapped(2.0) == gapped(gap=2.0) != gapped()
     assert pickle.loads(pickle.dumps(gumbel_rao())) == gumbel_rao(samples=10)
@@ -438,8 +453,8 @@ def test_a_maker_is_a_value():
 
 @pytest.mark.parametrize("gap", [Fraction(1, 2), np.array(0.5), np.float32(0.5)])
 def test_a_gap_is_a_number_of_any_kind(gap):
-    law = CategoricalStraightThrough(0.5, logits=torch.zeros(3), estimator=gapped(gap))
-    assert law.rsample().sum() == 1
+    distribution = CategoricalStraightThrough(0.5, logits=torch.zeros(3), estimator=gapped(gap))
+    assert distribution.rsample().sum() == 1
     assert gapped(gap) == gapped(0.5)
 
 

@@ -97,14 +97,14 @@ def test_it_goes_wherever_a_temperature_goes(name):
     schedule.step()
     tau = schedule().detach()
     logits = torch.zeros(2, 3, dtype=torch.float64)
-    laws = [
+    distributions = [
         CategoricalStraightThrough(schedule, logits=logits),
         RelaxedCategorical(schedule, logits=logits),
         relax(dist.OneHotCategorical(logits=logits), schedule),
     ]
-    for law in laws:
-        torch.testing.assert_close(law.temperature.detach(), tau.double())
-        assert law.rsample().dtype == torch.float64
+    for distribution in distributions:
+        torch.testing.assert_close(distribution.temperature.detach(), tau.double())
+        assert distribution.rsample().dtype == torch.float64
 
     def model():
         pyro.sample("z", dist.Bernoulli(0.3))
@@ -151,7 +151,7 @@ def test_kinds_of_numbers():
 
 
 class SoftGuide(PyroModule):
-    """A bit for each of four plates, with a temperature of its own that is learnt."""
+    """A binary variable for each of four plates, with a learnt temperature of its own."""
 
     def __init__(self):
         super().__init__()
@@ -163,8 +163,8 @@ class SoftGuide(PyroModule):
             return pyro.sample("z", RelaxedBernoulli(self.temperature, logits=self.logits))
 
 
-def test_a_learnt_temperature_of_a_soft_guide_finds_that_of_the_model():
-    """The relaxed laws are one family: the best guide is the prior itself."""
+def test_a_learnt_temperature_of_a_relaxed_guide_finds_that_of_the_model():
+    """The relaxed distributions are one family: the best guide is the prior itself."""
 
     def model():
         with pyro.plate("bits", 4):
@@ -178,7 +178,7 @@ def test_a_learnt_temperature_of_a_soft_guide_finds_that_of_the_model():
     torch.testing.assert_close(guide.temperature().detach(), expected, atol=0.05, rtol=0)
 
 
-def test_nameless_ones_do_not_meet_in_the_parameter_store():
+def test_nameless_temperatures_do_not_meet_in_the_parameter_store():
     first, second = LearnableTemperature(0.5), LearnableTemperature(torch.full((3,), 2.0))
     assert first().item() == pytest.approx(0.5)
     assert second().tolist() == pytest.approx([2.0] * 3)
@@ -189,7 +189,7 @@ def test_nameless_ones_do_not_meet_in_the_parameter_store():
     assert second().tolist() == pytest.approx([2 * math.exp(-2)] * 3)
 
 
-def test_one_that_is_nobodys_attribute_is_trained_under_its_name():
+def test_a_temperature_that_is_no_attribute_is_trained_under_its_name():
     def model():
         pyro.sample("z", RelaxedBernoulli(1.0, probs=0.5))
 
@@ -248,9 +248,9 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
     assert not torch.equal(resumed[0], torch.full((3,), 1 / 3).log())
 
 
-def through_a_file(law):
+def through_a_file(distribution):
     file = io.BytesIO()
-    torch.save(law, file)
+    torch.save(distribution, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
 
@@ -267,54 +267,64 @@ PARAMETERS = {
     ),
 }
 FORMS = {
-    "as it is": lambda law: law,
-    "expanded": lambda law: law.expand((3, *law.batch_shape)),
-    "in wrappers": lambda law: law.expand((3, *law.batch_shape)).mask(True).to_event(1),
+    "as it is": lambda distribution: distribution,
+    "expanded": lambda distribution: distribution.expand((3, *distribution.batch_shape)),
+    "in wrappers": lambda distribution: (
+        distribution.expand((3, *distribution.batch_shape)).mask(True).to_event(1)
+    ),
 }
 
 
-def innermost_parameters(law):
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return law, [law._raw, *([law._raw_temperature] if hasattr(law, "_raw_temperature") else [])]
+def innermost_parameters(distribution):
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution, [
+        distribution._parameter,
+        *([distribution._temperature] if hasattr(distribution, "_temperature") else []),
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", PARAMETERS)
 @pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
-def test_a_law_with_parameters_of_pyro_is_pickled(cls, kind, form):
+def test_a_distribution_with_parameters_of_pyro_is_pickled(cls, kind, form):
     """As every tensor: with the same numbers, and those with a gradient are leaves."""
     tau, logits = PARAMETERS[kind](param_shape(cls))
-    law = FORMS[form](law_of(cls, tau, logits=logits))
-    tied = [hasattr(raw, "unconstrained") for raw in innermost_parameters(law)[1]]
-    for through in (lambda law: pickle.loads(pickle.dumps(law)), through_a_file):
+    distribution = FORMS[form](law_of(cls, tau, logits=logits))
+    tied = [hasattr(raw, "unconstrained") for raw in innermost_parameters(distribution)[1]]
+    for through in (lambda distribution: pickle.loads(pickle.dumps(distribution)), through_a_file):
         with torch.no_grad():
-            twin = through(law)
-        assert (twin.batch_shape, twin.event_shape) == (law.batch_shape, law.event_shape)
-        value = law.sample()
-        assert torch.equal(twin.log_prob(value), law.log_prob(value))
-        pairs = zip(innermost_parameters(twin)[1], innermost_parameters(law)[1], strict=True)
+            twin = through(distribution)
+        assert (twin.batch_shape, twin.event_shape) == (
+            distribution.batch_shape,
+            distribution.event_shape,
+        )
+        value = distribution.sample()
+        assert torch.equal(twin.log_prob(value), distribution.log_prob(value))
+        pairs = zip(
+            innermost_parameters(twin)[1], innermost_parameters(distribution)[1], strict=True
+        )
         for loaded, raw in pairs:
             assert torch.equal(loaded, raw)
             assert loaded.is_leaf
             assert loaded.requires_grad == raw.requires_grad
             assert loaded.data_ptr() != raw.data_ptr()
-    assert [hasattr(raw, "unconstrained") for raw in innermost_parameters(law)[1]] == tied
+    assert [hasattr(raw, "unconstrained") for raw in innermost_parameters(distribution)[1]] == tied
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_a_deep_copy_does_not_drop_a_graph(cls):
     """torch refuses it, for its own distributions as for ours; leaves are copied."""
     learnt = law_of(cls, LearnableTemperature(0.7), logits=torch.zeros(param_shape(cls)))
-    for law in (learnt, dist.Normal(0.0, torch.ones((), requires_grad=True).exp())):
+    for distribution in (learnt, dist.Normal(0.0, torch.ones((), requires_grad=True).exp())):
         with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
-            copy.deepcopy(law)
+            copy.deepcopy(distribution)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
     twin = copy.deepcopy(law_of(cls, 0.7, logits=leaf))
-    assert twin._raw.is_leaf
-    assert twin._raw.requires_grad
+    assert twin._parameter.is_leaf
+    assert twin._parameter.requires_grad
     twin.log_prob(twin.sample()).sum().backward()
-    assert twin._raw.grad is not None
+    assert twin._parameter.grad is not None
     assert leaf.grad is None
 
 
@@ -323,7 +333,7 @@ def test_a_shallow_copy_has_the_same_parameters(cls):
     schedule = LearnableTemperature(0.7)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
     twin = copy.copy(law_of(cls, schedule, logits=leaf))
-    assert twin._raw is leaf
+    assert twin._parameter is leaf
     twin.rsample().sum().backward()
     assert leaf.grad is not None
     assert schedule.value_unconstrained.grad is not None

@@ -1,83 +1,100 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Kullback-Leibler divergences, registered for this package's types only.
+"""Kullback-Leibler divergences. Each family registers the rules for its own classes.
 
-Relaxed with relaxed: exact, at any two temperatures, as derived in `pyro_gumbel.ops.expectations`.
-Straight-through with straight-through, and with the plain discrete class of its family: the sum
-over outcomes, which torch's own makes NaN in the gradient, or in the value, where a probability
-is 0.
+Between relaxed distributions: exact, at any two temperatures, as derived in
+`pyro_gumbel.ops.expectations`. Between straight-through distributions, and between one and the
+plain discrete class of its family: the sum over outcomes. torch's own rules give NaN in the
+gradient, or in the value, where a probability is 0.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
     Distribution,
-    OneHotCategorical,
     TransformedDistribution,
     kl_divergence,
     register_kl,
 )
 
-from pyro_gumbel.distributions.base import OneBit, OneOfK, Row, exact_logits
-from pyro_gumbel.distributions.relaxed import (
-    ExpRelaxedCategorical,
-    LogitRelaxedBernoulli,
-    LogitRelaxedSubset,
-    RelaxedBernoulli,
-    RelaxedCategorical,
-    RelaxedSubset,
-)
-from pyro_gumbel.distributions.straight_through import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-)
-from pyro_gumbel.distributions.without_replacement import PlackettLuce, Subset
+from pyro_gumbel.distributions.base import Family, FamilyDistribution
+from pyro_gumbel.distributions.plain import exact_logits
 from pyro_gumbel.ops.expectations import relaxed_divergence
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
+__all__ = ["register_enumerated", "register_outcomes", "register_relaxed", "register_transformed"]
 
-def _kl_of_soft(q: Any, p: Any) -> Tensor:
+
+def register_relaxed(*classes: Any) -> None:
+    """Between two of the same class: relaxed, of Gumbel or logistic noise."""
+    for cls in classes:
+        register_kl(cls, cls)(_kl_of_relaxed)
+
+
+def register_outcomes(straight_through: Any, plain: Any) -> None:
+    """Between a straight-through class and itself or a plain discrete class: sum over outcomes."""
+    rule = partial(_kl_of_outcomes, straight_through.family)
+    for q, p in (
+        (straight_through, straight_through),
+        (straight_through, plain),
+        (plain, straight_through),
+    ):
+        register_kl(q, p)(rule)
+
+
+def register_enumerated(cls: Any) -> None:
+    """Between two of a discrete class or its subclasses, by enumeration of the support."""
+    register_kl(cls, cls)(_kl_by_enumeration)
+
+
+def register_transformed(cls: Any) -> None:
+    """Between a class that torch takes for a transformed distribution and such distributions."""
+    register_kl(cls, TransformedDistribution)(_kl_of_transformed)
+    register_kl(TransformedDistribution, cls)(_kl_of_transformed)
+
+
+def _kl_of_relaxed(q: Any, p: Any) -> Tensor:
     _require_alike(q, p)
-    x_q, x_p = (law._log_masses(law._wide_x) for law in (q, p))
-    tau_q, tau_p = (cast(law.temperature, torch.float64) for law in (q, p))
+    x_q, x_p = (d.family.log_probs(d._logits64) for d in (q, p))
+    tau_q, tau_p = (cast(d.temperature, torch.float64) for d in (q, p))
     divergence = relaxed_divergence(x_q, tau_q, x_p, tau_p, size=getattr(q, "size", 1))
     return _over_joint_batch(cast(divergence, torch.promote_types(q._dtype, p._dtype)), q, p)
 
 
-def _kl_of_few(q: Distribution, p: Distribution) -> Tensor:
+def _kl_of_outcomes(family: Family, q: Distribution, p: Distribution) -> Tensor:
     _require_alike(q, p)
-    return _over_joint_batch(kl_of_log_probs(_log_masses(q), _log_masses(p)), q, p)
+    log_probs = (_log_probs(family, distribution) for distribution in (q, p))
+    return _over_joint_batch(kl_of_log_probs(*log_probs), q, p)
 
 
-def _log_masses(law: Distribution) -> Tensor:
-    """The log mass of each outcome over a last dimension, -inf where it is 0."""
-    if isinstance(law, Row):
-        return law._log_masses(law._x)
-    row = OneOfK if isinstance(law, OneHotCategorical) else OneBit
-    return row._log_masses(exact_logits(law))
+def _log_probs(family: Family, distribution: Any) -> Tensor:
+    """The log probability of each outcome over a last dimension, -inf where it is 0."""
+    if isinstance(distribution, FamilyDistribution):
+        return family.log_probs(distribution._logits)
+    return family.log_probs(exact_logits(distribution, family))
 
 
-def _kl_of_many(q: Any, p: Any) -> Tensor:
-    """By enumeration; NotImplementedError, where there is too much of that, is `q`'s own."""
+def _kl_by_enumeration(q: Any, p: Any) -> Tensor:
+    """The NotImplementedError for too many outcomes is `q`'s own."""
     _require_alike(q, p)
     batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     values = q.expand(batch).enumerate_support(expand=False)
-    return kl_of_log_probs(*(law.expand(batch).log_prob(values).movedim(0, -1) for law in (q, p)))
+    return kl_of_log_probs(*(d.expand(batch).log_prob(values).movedim(0, -1) for d in (q, p)))
 
 
 def _kl_of_transformed(q: Any, p: Any) -> Tensor:
-    """The rule of torch for one transformation of two distributions, with a text where it fails."""
+    """torch's rule for one transformation of two distributions, with a text where it fails."""
     try:
         if q.transforms != p.transforms or q.event_shape != p.event_shape:
             raise NotImplementedError
         return kl_divergence(q.base_dist, p.base_dist)
     except NotImplementedError as error:
-        names = [f"{type(law).__module__}.{type(law).__name__}" for law in (q, p)]
+        names = [f"{type(d).__module__}.{type(d).__name__}" for d in (q, p)]
         raise NotImplementedError(
             f"kl_divergence(q, p): no formula is known for {names[0]} and {names[1]}; write both "
             "with the relaxed classes of pyro_gumbel, or estimate it by "
@@ -86,8 +103,8 @@ def _kl_of_transformed(q: Any, p: Any) -> Tensor:
 
 
 def _require_alike(q: Any, p: Any) -> None:
-    """Raise a ValueError unless both laws have as many categories and choose as many of them."""
-    shapes = [(tuple(law.event_shape), getattr(law, "size", 1)) for law in (q, p)]
+    """Raise a ValueError unless both have as many categories and choose as many of them."""
+    shapes = [(tuple(d.event_shape), getattr(d, "size", 1)) for d in (q, p)]
     if shapes[0] != shapes[1]:
         (event_q, size_q), (event_p, size_p) = shapes
         raise ValueError(
@@ -99,29 +116,3 @@ def _require_alike(q: Any, p: Any) -> None:
 
 def _over_joint_batch(divergence: Tensor, q: Distribution, p: Distribution) -> Tensor:
     return divergence.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
-
-
-for _soft in (
-    RelaxedBernoulli,
-    LogitRelaxedBernoulli,
-    RelaxedCategorical,
-    ExpRelaxedCategorical,
-    RelaxedSubset,
-    LogitRelaxedSubset,
-):
-    register_kl(_soft, _soft)(_kl_of_soft)
-
-for _soft in (RelaxedBernoulli, RelaxedCategorical):  # in torch's hierarchy they are transformed
-    register_kl(_soft, TransformedDistribution)(_kl_of_transformed)
-    register_kl(TransformedDistribution, _soft)(_kl_of_transformed)
-
-for _hard, _plain in (
-    (BernoulliStraightThrough, Bernoulli),
-    (CategoricalStraightThrough, OneHotCategorical),
-):
-    register_kl(_hard, _hard)(_kl_of_few)
-    register_kl(_hard, _plain)(_kl_of_few)
-    register_kl(_plain, _hard)(_kl_of_few)
-
-for _law in (Subset, PlackettLuce):  # and, by inheritance, the hard laws
-    register_kl(_law, _law)(_kl_of_many)

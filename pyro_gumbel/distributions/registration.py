@@ -7,35 +7,18 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro.distributions import relaxed_straight_through
-from pyro.distributions import torch as relaxed_soft
+from pyro.distributions import torch as relaxed
 
-from pyro_gumbel.distributions import relaxed as soft
-from pyro_gumbel.distributions import straight_through as hard
-from pyro_gumbel.distributions import without_replacement as discrete
+from pyro_gumbel import distributions
 
 __all__ = ["register", "unregister"]
 
-_OURS: dict[str, Any] = {
-    name: getattr(module, name)
-    for module in (discrete, hard, soft)
-    for name in module.__all__
-    if isinstance(getattr(module, name), type)
-    and issubclass(getattr(module, name), dist.Distribution)
-}
-# Pyro's own relaxed classes by name, and ours in their place; and the modules that have them.
+_OURS: dict[str, Any] = {name: getattr(distributions, name) for name in distributions.__all__}
+# Pyro's own relaxed classes by name, and ours in their place.
 _SHADOWED: dict[str, tuple[Any, Any]] = {
-    "RelaxedBernoulli": (relaxed_soft.RelaxedBernoulli, soft.RelaxedBernoulli),
-    "RelaxedBernoulliStraightThrough": (
-        relaxed_straight_through.RelaxedBernoulliStraightThrough,
-        hard.BernoulliStraightThrough,
-    ),
-    "RelaxedOneHotCategorical": (relaxed_soft.RelaxedOneHotCategorical, soft.RelaxedCategorical),
-    "RelaxedOneHotCategoricalStraightThrough": (
-        relaxed_straight_through.RelaxedOneHotCategoricalStraightThrough,
-        hard.CategoricalStraightThrough,
-    ),
+    cls.replaces.__name__: (cls.replaces, cls) for cls in _OURS.values() if "replaces" in vars(cls)
 }
-_HOMES = (dist, relaxed_soft, relaxed_straight_through)
+_HOMES = (dist, relaxed, relaxed_straight_through)
 
 
 def register(*, replace: bool = False) -> None:
@@ -49,18 +32,18 @@ def register(*, replace: bool = False) -> None:
     >>> unregister()
 
     With `replace=True` a model written with Pyro's relaxed classes need not be changed, if it looks
-    them up after the call. Not reached are names that were imported before, by
-    ``from pyro.distributions import RelaxedBernoulli``, objects made of them, which cannot be
-    pickled until `unregister`, and `torch.distributions`. So call it first, before the modules
+    them up after the call. It does not reach names that were imported before, by
+    ``from pyro.distributions import RelaxedBernoulli``; objects made of them, which cannot be
+    pickled until `unregister`; and `torch.distributions`. So call it first, before the modules
     that define models are imported.
 
-    :param replace: whether Pyro's `RelaxedBernoulli`, `RelaxedOneHotCategorical` and the two with
-        `StraightThrough` behind these names give way to ours, in `pyro.distributions` and in its
-        modules `torch` and `relaxed_straight_through`.
+    :param replace: whether ours replace Pyro's `RelaxedBernoulli`, `RelaxedOneHotCategorical` and
+        their `StraightThrough` variants, in `pyro.distributions` and in its modules `torch` and
+        `relaxed_straight_through`.
     """
-    for name, law in _OURS.items():
+    for name, cls in _OURS.items():
         if not hasattr(dist, name):
-            setattr(dist, name, law)
+            setattr(dist, name, cls)
             dist.__all__.append(name)
     if replace:
         for name, (theirs, ours) in _SHADOWED.items():
@@ -71,8 +54,8 @@ def unregister() -> None:
     """Undo `register`: `pyro.distributions` and its modules as they were."""
     for name, (theirs, ours) in _SHADOWED.items():
         _exchange(name, ours, theirs)
-    for name, law in _OURS.items():
-        if name not in _SHADOWED and getattr(dist, name, None) is law:
+    for name, cls in _OURS.items():
+        if name not in _SHADOWED and getattr(dist, name, None) is cls:
             delattr(dist, name)
             dist.__all__.remove(name)
 

@@ -1,26 +1,27 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a value remembers of its making.
+"""What a drawn value keeps: its form in logit space, and its log_prob.
 
-A relaxed value saturates: at temperature 0.1 a fair bit in float32 is exactly 1 in 15 % of its
-draws (from logit(s) = 17.3 up), and its density can no longer be told from it. So the sampler
-attaches the unsaturated logits to the very tensor that it returns, and every distribution that
-scores that tensor uses them. Samples of the straight-through classes carry the mark of `rsample`
-in the same way. A memory belongs to one tensor as it was drawn: a copy, a slice, a file or a tensor
-changed in place has none.
+A relaxed value saturates. At temperature 0.1 a float32 draw of a fair `RelaxedBernoulli` is
+exactly 1 in 16 % of the cases, and its density can no longer be computed from it. So the sampler
+attaches the unsaturated logits to the very tensor that it returns, and every distribution of the
+family that evaluates that tensor uses them. Samples of the straight-through classes carry the mark
+of `rsample` in the same way. The cache belongs to one tensor as it was drawn: a copy, a slice, a
+tensor read from a file or one that was changed in place has none.
 
-For the distribution that drew it, a value has its log density too, as long as the parameters are
-what they were. Torch counts changes of results of operations (`_version`). It does not count all
-changes of leaves: fused optimisers, `.data` and numpy write to them unseen. So a leaf, a view of a
-leaf and whatever has no graph is compared with a copy, one copy for all draws of a distribution.
+A value also keeps its log_prob under the distribution that drew it, valid as long as that
+distribution's parameters have not changed. torch counts in-place changes of the results of
+operations (`_version`). It does not see every change of a leaf: fused optimisers, `.data` and
+numpy write to leaves unseen. So a leaf, a view of a leaf, and a tensor without a graph are compared
+with a copy; all draws of one distribution share that copy.
 
-What stays unseen: `.data`, numpy and storage writes to a value, or to parameters that are results
-of operations; and all changes in place within compiled functions.
+Not detected: writes through `.data`, numpy or the storage to a value, or to parameters that are
+results of operations; and any in-place change inside a compiled function.
 
-**Memory.** A kept value of the relaxed classes holds its unsaturated logits, unless they can be
-had from the value to rounding; its log density, but not of bits without a gradient; and its
-distribution's parameters, with the copy of those that are leaves.
+**Memory.** A relaxed value keeps its logit-space form, unless that can be computed from the value
+to rounding; its log_prob, except for binary values without a gradient; and the parameters of its
+distribution, with the shared copy of those that are leaves.
 """
 
 import math
@@ -31,76 +32,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Density",
-    "Parameters",
-    "memory_of",
-    "recall",
-    "recall_density",
-    "remember",
-    "version_of",
-]
+__all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
 
-class Parameters:
-    """The tensors that a distribution is made of. Copies made by `expand` share this object."""
+class CacheKey:
+    """The identity of a distribution's parameters. Copies made by `expand` share it."""
 
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = tensors
-        self._state: _State | None = None
+    state: "_State | None" = None  # of the last look
 
-    def state(self) -> "_State":
-        """What they are now: the same object as long as they do not change."""
-        if self._state is None or not self._state.is_that_of(self.tensors):
-            self._state = _State(self.tensors)
-        return self._state
-
-    def are_in(self, state: "_State") -> bool:
-        """Whether they are what they were when `state` was returned."""
-        return state is self._state and state.is_that_of(self.tensors)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parameters, self.tensors
+    def state_of(self, *parameters: Tensor) -> "_State":
+        """What the parameters are now: the same object as long as they do not change."""
+        if self.state is None or not self.state.is_that_of(parameters):
+            self.state = _State(parameters)
+        return self.state
 
 
 class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._marks = [
-            (t.requires_grad, t.grad_fn, t.dtype, version_of(t), _copy_of(t)) for t in tensors
-        ]
-        self.requires_grad = any(mark[0] for mark in self._marks)
+        self.marks = []
+        self.requires_grad = False
+        for t in tensors:
+            version = 0 if t.is_inference() else t._version
+            self.marks.append((t.requires_grad, t.grad_fn, t.dtype, version, _copy_of(t)))
+            self.requires_grad |= t.requires_grad
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        for tensor, (requires_grad, grad_fn, dtype, version, copy) in zip(
-            tensors, self._marks, strict=True
+        for t, (requires_grad, grad_fn, dtype, version, copy) in zip(
+            tensors, self.marks, strict=True
         ):
             if (
-                tensor.requires_grad is not requires_grad
-                or tensor.grad_fn is not grad_fn
-                or tensor.dtype is not dtype
-                or version_of(tensor) != version
-                or not (copy is None or _is_equal(tensor, copy))
+                t.requires_grad is not requires_grad
+                or t.grad_fn is not grad_fn
+                or t.dtype is not dtype
+                or (0 if t.is_inference() else t._version) != version
+                or not (copy is None or _is_equal(t, copy))
             ):
                 return False
         return True
 
 
 def _copy_of(tensor: Tensor) -> Tensor | float | None:
-    """The values, but none of a tensor whose changes torch counts; NaN on a GPU.
+    """The values to compare with later; None if torch counts all changes, NaN on a GPU.
 
-    To read values there would wait for it: what cannot be compared counts as changed.
+    Reading values would wait for the GPU: what cannot be compared counts as changed.
     """
-    if tensor.grad_fn is not None and not _is_view_of_a_leaf(tensor):
+    is_view_of_leaf = tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
+    if tensor.grad_fn is not None and not is_view_of_leaf:
         return None
     if tensor.device.type != "cpu":
         return math.nan
     return tensor.item() if tensor.dim() == 0 else tensor.detach().clone()
-
-
-def _is_view_of_a_leaf(tensor: Tensor) -> bool:
-    return tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
 
 
 def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
@@ -117,93 +100,96 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
     return torch.equal(tensor, copy)
 
 
-class Density:
-    """The log density of a draw under the distribution that drew it."""
+class _Cache:
+    """The content under a key, with what shows that the tensor is still the one drawn."""
 
-    def __init__(self, log_prob: Tensor, parameters: Parameters) -> None:
-        self._log_prob = log_prob
-        self._parameters = parameters
-        self._state = parameters.state()
-
-    def under(self, parameters: Parameters) -> Tensor | None:
-        """log p as a new tensor, if these are the parameters of the draw and have not changed.
-
-        A draw without a graph has no gradient to pass on to parameters that want one.
-        """
-        if parameters is not self._parameters or not parameters.are_in(self._state):
-            return None
-        if torch.is_grad_enabled() and self._log_prob.requires_grad != self._state.requires_grad:
-            return None
-        return self._log_prob.clone()
-
-
-class _Memory:
-    """`content` under `key`, with what is needed to see that the tensor is still the one drawn."""
-
-    def __init__(self, owner: Tensor, key: object, content: Any, density: Density | None) -> None:
+    def __init__(self, owner: Tensor, key: object, content: Any) -> None:
         self.key = key
         self.content = content
-        self.density = density
+        self.log_prob: Tensor | None = None
         self.attached = owner.requires_grad, owner.is_leaf
         self.traced = torch.jit.is_tracing()
         if not torch.compiler.is_compiling():
             self.owner = weakref.ref(owner)
-            self.version = version_of(owner)
-            self.copy = owner.clone() if owner.is_inference() else None
+            inference = owner.is_inference()
+            self.version = 0 if inference else owner._version
+            self.copy = owner.clone() if inference else None
 
-    def still_holds(self, value: Tensor) -> bool:
+    def set_log_prob(self, log_prob: Tensor, key: CacheKey, parameters: tuple[Tensor, ...]) -> None:
+        self.log_prob, self.distribution = log_prob, key
+        self.parameters, self.state = parameters, key.state_of(*parameters)
+
+    def is_valid_for(self, value: Tensor) -> bool:
         if (value.requires_grad, value.is_leaf) != self.attached:
-            return False  # cut off, or a leaf whose own gradient is wanted
+            return False  # detached, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
         if torch.jit.is_tracing() and not self.traced:
-            return False  # coordinates from outside would be baked into the trace as a constant
+            return False  # what was drawn outside the trace would become a constant of it
         if not hasattr(self, "owner"):
-            return True  # made inside a compiled function, which keeps neither mark
-        if self.owner() is not value or self.version != version_of(value):
+            return True  # made inside a compiled function, which keeps no marks
+        if self.owner() is not value:
+            return False
+        if self.version != (0 if value.is_inference() else value._version):
             return False
         return self.copy is None or torch.equal(self.copy, value)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Copies and pickles carry an empty mapping: torch.load reads it, nothing recalls it."""
+        """Copies and pickles carry an empty mapping: torch.load reads it, and it counts as none."""
         return OrderedDict, ()
 
 
-def version_of(value: Tensor) -> int:
-    """The count of in-place changes, which inference tensors do not keep."""
-    return 0 if value.is_inference() else value._version
-
-
-def remember(value: Tensor, key: object, content: Any, density: Density | None = None) -> Tensor:
+def remember(
+    value: Tensor,
+    key: object,
+    content: Any,
+    log_prob: Tensor | None = None,
+    distribution: CacheKey | None = None,
+    *parameters: Tensor,
+) -> Tensor:
     """Attach `content` to `value` under `key`, and return `value`.
 
-    :param content: or a function of the value that finds it.
+    :param content: the content, or a function of the value that computes it.
+    :param log_prob: the log_prob of `value` under the distribution with that key and these
+        parameters.
     """
-    memory = _Memory(value, key, content, density)
-    value._pyro_gumbel_memory = memory  # type: ignore[attr-defined]
+    cache = _Cache(value, key, content)
+    if log_prob is not None and distribution is not None:
+        cache.set_log_prob(log_prob, distribution, parameters)
+    value._pyro_gumbel_cache = cache  # type: ignore[attr-defined]
     return value
 
 
 def recall(value: Tensor, key: object) -> Any | None:
-    """What `value` remembers under `key`; None if nothing, or if it is not what was drawn."""
-    kept, content = memory_of(value)
-    return content if kept == key else None
+    """The content of `value` under `key`; None if it has none, or is not as it was drawn."""
+    found, content = cached(value)
+    return content if found is key or found == key else None
 
 
-def recall_density(value: Tensor, parameters: Parameters) -> Tensor | None:
-    """The log density of `value`, if it was drawn from these parameters as they are now."""
+def cached(value: Tensor) -> tuple[object, Any]:
+    """The key and the content of a value; None and None if it is not as it was drawn."""
+    cache = getattr(value, "_pyro_gumbel_cache", None)
+    if isinstance(cache, _Cache) and cache.is_valid_for(value):
+        content = cache.content
+        return cache.key, content(value) if callable(content) else content
+    return None, None
+
+
+def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
+    """The log_prob of a value, as a new tensor, if this distribution drew it and has not changed.
+
+    A draw without a graph has no gradient to pass to parameters that require one.
+    """
     if torch.compiler.is_compiling():
         return None
-    memory = getattr(value, "_pyro_gumbel_memory", None)
-    if not isinstance(memory, _Memory) or memory.density is None or not memory.still_holds(value):
+    cache = getattr(value, "_pyro_gumbel_cache", None)
+    if not isinstance(cache, _Cache) or cache.log_prob is None or not cache.is_valid_for(value):
         return None
-    return memory.density.under(parameters)
-
-
-def memory_of(value: Tensor) -> tuple[object, Any]:
-    """The key and the content of what `value` remembers; None and None if it is not as drawn."""
-    memory = getattr(value, "_pyro_gumbel_memory", None)
-    if isinstance(memory, _Memory) and memory.still_holds(value):
-        content = memory.content
-        return memory.key, content(value) if callable(content) else content
-    return None, None
+    state = cache.state
+    if cache.distribution is not distribution or state is not distribution.state:
+        return None
+    if not state.is_that_of(cache.parameters):
+        return None
+    if torch.is_grad_enabled() and cache.log_prob.requires_grad != state.requires_grad:
+        return None
+    return cache.log_prob.clone()

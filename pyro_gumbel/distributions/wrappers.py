@@ -1,20 +1,20 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The forms around a law: `Independent`, masked and expanded, taken off and put on again."""
+"""The wrappers of a distribution, `Independent`, masked, expanded: taken off and put on again."""
 
 from typing import Any
 
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch.distributions import Independent
 
-__all__ = ["WRAPPERS", "innermost", "masks_of", "rewrapped", "wrapped_like"]
+__all__ = ["WRAPPERS", "innermost", "masks_of", "rewrapped", "unmasked", "wrapped_like"]
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
 
 
 def innermost(distribution: Any) -> Any:
-    """The law inside all wrappers."""
+    """The distribution inside all wrappers."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
     return distribution
@@ -47,7 +47,7 @@ def masks_of(distribution: Any) -> list[Any]:
 
 
 def unmasked(distribution: Any) -> Any:
-    """The law in all its wrappers but masks."""
+    """The distribution in all its wrappers except masks."""
     if not isinstance(distribution, WRAPPERS):
         return distribution
     base = unmasked(distribution.base_dist)

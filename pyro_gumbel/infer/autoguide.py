@@ -20,16 +20,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_gumbel._validation import Temperature, fitted, require
-from pyro_gumbel.distributions.base import MOfK, OneBit, Ranking, Row
+from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax
-from pyro_gumbel.distributions.relaxed import Coordinates, Soft
-from pyro_gumbel.distributions.straight_through import (
-    BernoulliStraightThrough,
-    CategoricalStraightThrough,
-    PlackettLuceStraightThrough,
-    StraightThrough,
-    SubsetStraightThrough,
-)
+from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
+from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
 from pyro_gumbel.estimators import Estimator, named
 from pyro_gumbel.infer.handlers import at_site
@@ -353,15 +347,13 @@ def _read_quantiles(quantiles: Any) -> Tensor:
     return q
 
 
-# What depends on the family of a site.
+# The distributions of the guide.
 
 
 def _counterpart(distribution: Any, hard: bool) -> Any:
     """The guide's kind of distribution for a site of the model, at temperature 1."""
-    name, is_relaxed = (
-        type(innermost(distribution)).__name__,
-        isinstance(innermost(distribution), Soft),
-    )
+    base = innermost(distribution)
+    name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
     if is_relaxed and hard:
         raise ValueError(
             f"the model has a relaxed distribution, {name}, and the guide would have a discrete "
@@ -375,7 +367,7 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
             "leave out hard=False"
         )
     new = relax(distribution, 1.0, hard=hard)
-    if not isinstance(innermost(new), Row):
+    if not isinstance(innermost(new), FamilyDistribution):
         raise TypeError(
             "its relaxed distribution must be of pyro_gumbel, got "
             f"{type(innermost(new)).__name__}; write a guide of its own for this site and combine "
@@ -390,7 +382,7 @@ def _with_logits(
     """A distribution like this one with other logits, temperature and, if any, estimator."""
     base = innermost(distribution)
     event_dim = distribution.event_dim - base.event_dim
-    batch_shape = logits.shape[: logits.dim() - base._parameter_dim - event_dim]
+    batch_shape = logits.shape[: logits.dim() - base.family.event_dim - event_dim]
     tau = fitted(temperature, batch_shape, event_dim)
     keywords: dict[str, Any] = {"logits": logits, "validate_args": base._validate_args}
     if estimator is not None:
@@ -400,23 +392,21 @@ def _with_logits(
 
 def _mean_logits(distributions: list[Any]) -> Tensor:
     """The logits of mean probabilities, with the uniform distribution as one more in the mean."""
-    probs = torch.stack([each.probs for each in distributions])
-    binary = isinstance(distributions[0], OneBit)
-    outcomes = 2 if binary else probs.shape[-1]
-    mean = (probs.sum(0) + 1 / outcomes) / (len(distributions) + 1)
-    return mean.logit() if binary else mean.log()
+    family, probs = distributions[0].family, torch.stack([each.probs for each in distributions])
+    mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(distributions) + 1)
+    return family.logits_of(mean)
 
 
-def _size(distribution: Row) -> tuple[int, ...]:
+def _size(distribution: Any) -> tuple[int, ...]:
     """The argument `size`, where the class has it."""
-    return (distribution.size,) if isinstance(distribution, MOfK | Ranking) else ()
+    return (distribution.size,) if distribution.family.takes_size else ()
 
 
 def _most_probable(distribution: Any) -> Tensor:
-    discrete = _hard_class(distribution)(1.0, *_size(distribution), logits=distribution.logits)
-    if isinstance(distribution, Coordinates):
-        return distribution._value_at(distribution.link.inverse(discrete.mode))
-    return discrete.mode
+    mode = distribution.family.mode(distribution.logits, *_size(distribution))
+    if isinstance(distribution, RelaxedLogits):
+        return distribution._to_value(distribution.link.inverse(mode))
+    return mode
 
 
 def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
@@ -425,18 +415,8 @@ def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
     if isinstance(distribution, StraightThrough):
         mean = distribution.mean
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
-    if isinstance(distribution, OneBit):
-        return distribution.icdf(q)  # type: ignore[attr-defined]
-    rank = (q.flatten() * DRAWS).ceil().long() - 1
-    return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
-
-
-def _hard_class(distribution: Row) -> Any:
-    """The straight-through class of the family."""
-    if isinstance(distribution, OneBit):
-        return BernoulliStraightThrough
-    if isinstance(distribution, MOfK):
-        return SubsetStraightThrough
-    if isinstance(distribution, Ranking):
-        return PlackettLuceStraightThrough
-    return CategoricalStraightThrough
+    try:
+        return distribution.icdf(q)
+    except NotImplementedError:  # of a vector
+        rank = (q.flatten() * DRAWS).ceil().long() - 1
+        return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
 from pyro_gumbel._validation import read_count, read_number, read_seed
-from pyro_gumbel.distributions.straight_through import StraightThrough, SubsetStraightThrough
+from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
-from pyro_gumbel.estimators import NAMES, OF_SUBSETS, Estimator, named
+from pyro_gumbel.estimators import NAMES, Estimator, named, suited
 from pyro_gumbel.infer.exact_gradient import (
     DRAWS,
     ExactGradient,
@@ -336,9 +336,6 @@ def _quotient(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
 
 
-# What depends on the family of a site.
-
-
 class _Replaced(Messenger):
     """Straight-through sites have this estimator and this temperature."""
 
@@ -353,14 +350,15 @@ class _Replaced(Messenger):
             return
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
-        new._raw_temperature = base._raw.new_tensor(self._temperature)
+        new._temperature = base._parameter.new_tensor(self._temperature)
         msg["fn"] = rewrapped(msg["fn"], new)
 
 
 def _names(objective: Objective) -> Sequence[str]:
-    """All estimators that apply to the straight-through sites."""
-    bases = [innermost(distribution) for distribution in objective.sites.values()]
-    return OF_SUBSETS if any(isinstance(base, SubsetStraightThrough) for base in bases) else NAMES
+    """The estimators that suit all straight-through sites."""
+    bases = map(innermost, objective.sites.values())
+    links = [base.link for base in bases if isinstance(base, StraightThrough)]
+    return [name for name in NAMES if all(name in suited(link) for link in links)]
 
 
 def _require_something_to_measure(objective: Objective) -> None:

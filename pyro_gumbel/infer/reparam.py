@@ -3,8 +3,7 @@
 
 """Relaxed sites written as functions of their noise, whose density is smooth."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
@@ -12,11 +11,9 @@ from pyro import distributions as dist
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
-from pyro_gumbel.distributions.base import OneBit
-from pyro_gumbel.distributions.relaxed import Coordinates, RelaxedPlackettLuce, Soft
+from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
 from pyro_gumbel.distributions.sample_cache import remember
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
-from pyro_gumbel.ops import noise
 
 __all__ = ["NoiseReparam"]
 
@@ -64,7 +61,7 @@ class NoiseReparam(Reparam):
     def apply(self, msg: Any) -> Any:
         """The message of the site, with its value computed from the noise."""
         name, value = msg["name"], msg["value"]
-        distribution = _soft_law(name, msg["fn"])
+        distribution = _relaxed_distribution(name, msg["fn"])
         if msg["is_observed"]:
             raise ValueError(
                 f'NoiseReparam: site "{name}" must be latent, and is observed; write '
@@ -73,60 +70,32 @@ class NoiseReparam(Reparam):
         given = None if value is None else _noise_of(distribution, value)
         drawn = pyro.sample(
             f"{name}_noise",
-            rewrapped(msg["fn"], _noise_law(distribution)),
+            rewrapped(msg["fn"], _noise_distribution(distribution)),
             obs=given,
             infer={"is_observed": False},
         )
         if value is None:
-            perturbed = distribution._location + drawn
+            perturbed = distribution.link.centred(distribution._logits) + drawn
             v = distribution.link.unconstrained(perturbed, distribution._tau)
-            value = distribution._value_at(v)
+            value = distribution._to_value(v)
         delta = dist.Delta(value, event_dim=msg["fn"].event_dim).mask(False)
         return {"fn": delta, "value": value, "is_observed": True}
 
 
 def _noise_of(distribution: Any, value: Tensor) -> Tensor:
     """The noise that makes this value, which then caches its logit-space form as a drawn one."""
-    v = distribution.link.finite(distribution._coordinates_of(value))
-    if not isinstance(distribution, Coordinates):
+    v = distribution.link.finite(distribution._to_unconstrained(value))
+    if not isinstance(distribution, RelaxedLogits):
         remember(value, distribution.link, v)
-    return distribution.link.noise(v, distribution._location, distribution._tau)
+    return distribution.link.noise(
+        v, distribution.link.centred(distribution._logits), distribution._tau
+    )
 
 
-class _Standard:
-    """Location 0 and scale 1, drawn at full precision in both tails."""
-
-    draw: ClassVar[Callable[..., Tensor]]
-    loc: Tensor
-    _extended_shape: Callable[[Any], torch.Size]
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        return self.draw(shape, dtype=self.loc.dtype, device=self.loc.device)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return self.rsample(sample_shape)
-
-
-class StandardLogistic(_Standard, dist.Logistic):
-    """The noise of a binary site."""
-
-    draw = staticmethod(noise.logistic)
-
-
-class StandardGumbel(_Standard, dist.Gumbel):
-    """The noise of one category."""
-
-    draw = staticmethod(noise.gumbel)
-
-
-# What depends on the family of a site.
-
-
-def _soft_law(name: str, distribution: Any) -> Any:
+def _relaxed_distribution(name: str, distribution: Any) -> Any:
     """The relaxed distribution of a site, if it is a function of parameter-free noise."""
     base = innermost(distribution)
-    if isinstance(base, Soft) and not isinstance(base, RelaxedPlackettLuce):
+    if isinstance(base, Relaxed) and base.family.noise_distribution is not None:
         return base
     raise TypeError(
         f'NoiseReparam: site "{name}" must have a relaxed Bernoulli, categorical or subset '
@@ -135,10 +104,9 @@ def _soft_law(name: str, distribution: Any) -> Any:
     )
 
 
-def _noise_law(distribution: Any) -> Any:
+def _noise_distribution(distribution: Any) -> Any:
     """The distribution of the noise of a relaxed one."""
-    zeros = torch.zeros((), dtype=distribution._dtype, device=distribution._raw.device)
+    zeros = torch.zeros((), dtype=distribution._dtype, device=distribution._parameter.device)
     like = zeros.expand(distribution.shape())
-    if isinstance(distribution, OneBit):
-        return StandardLogistic(like, torch.ones_like(like))
-    return StandardGumbel(like, torch.ones_like(like)).to_event(1)
+    noise = distribution.family.noise_distribution(like, torch.ones_like(like))
+    return noise.to_event(distribution.family.event_dim)

@@ -1,23 +1,28 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""One-hot samples whose index remembers them, so that a plain prior passes its gradient on.
+r"""One-hot samples that keep their gradient in the `log_prob` of a plain categorical prior.
 
-The `log_prob` of torch's and Pyro's `OneHotCategorical` takes the index of a one-hot vector D by
+`OneHotCategorical.log_prob` of torch and Pyro finds the index of a one-hot vector D by
 ``D.max(-1)[1]`` and looks up its log probability:
 
 .. math:: \log P(D) = \log p_{i}, \qquad i = \operatorname{argmax}_j D_j.
 
-The lookup passes no gradient to D. The same number is linear in D,
+The lookup passes no gradient to D. The same number is also linear in D,
 
 .. math:: \log P(D) = \sum_j D_j \log p_j,
 
-with the gradient log p. So a sample that has a gradient is a `OneHotSample`: a tensor whose
-`max(-1)` gives a `OneHotIndex`, an integer tensor that carries D through what
-`Categorical.log_prob` does with it (`long`, `unsqueeze(-1)`, `broadcast_tensors`, `[..., :1]`) to
-`gather`, whose result has the gradient of the sum. An infinite entry passes 0. Every other
-operation on either of the two is that of a plain tensor and returns one. A sample or an index
-that was changed in place is a plain one too.
+and this form has the gradient :math:`\log p` in D. The two classes of this module make torch
+compute the lookup with the gradient of the sum:
+
+1. A sample with a gradient is a `OneHotSample`. Its `max(-1)` returns a `OneHotIndex`.
+2. A `OneHotIndex` is an integer tensor that carries D. It keeps D through the operations that
+   `Categorical.log_prob` applies to it: `long`, `unsqueeze(-1)`, `broadcast_tensors`, `[..., :1]`.
+3. `gather` with that index returns the looked-up value with the gradient of the sum. Infinite
+   entries of the table pass the gradient 0.
+
+Every other operation on either class behaves as on a plain tensor and returns a plain tensor. A
+sample or an index that was changed in place is treated as a plain tensor too.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,42 +31,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.distributions.sample_cache import version_of
+from pyro_gumbel._tracing import in_eager_mode, version_of
+from pyro_gumbel.ops.autograd import zero_with_gradient
 
 __all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain", "plain"]
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:
-    """The one-hot `value`, as one whose index remembers it if it may have a gradient.
+    """Turn `value` into a `OneHotSample`, in place, if it may have a gradient; and return it.
 
-    An outer transform of torch.func wants a gradient of values that have no `requires_grad` within
-    an inner one, and so does forward mode. Not within `torch.compile`, which would have to look
-    through it.
+    Outside of eager mode every value may have one: within an inner transform of torch.func, and in
+    forward mode, `requires_grad` does not say. Under `torch.compile`, which would have to trace
+    through the subclass, the value stays a plain tensor.
     """
     if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
         return value
     value.drawn_version = version_of(value)  # type: ignore[attr-defined]
-    # Not `as_subclass`, which makes a view, and `detach_` refuses one.
+    # `as_subclass` would return a view, and `detach_` does not accept views.
     value.__class__ = OneHotSample
     return value
 
 
 def plain(value: Any) -> Any:
-    """A plain tensor of the same numbers and graph for a sample, whose operations cost more."""
+    """The same numbers and graph as a plain tensor, whose operations are faster."""
     return value.plain if isinstance(value, OneHotSample) else value
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether operations on a tensor are torch's own."""
+    """Whether `tensor` is a plain tensor, a parameter or a `OneHotSample`: no other subclass."""
     return type(tensor) in (Tensor, torch.nn.Parameter, OneHotSample)
 
 
 class _EqualToTensor(torch._C._TensorMeta):
-    """A class that counts as `Tensor` itself.
+    """The metaclass of a tensor class that compares equal to `Tensor`.
 
-    What `torch.compile` has compiled looks its arguments' types up among those it knows, and
-    fails at others in its first call. (Its code is that for plain tensors.)
+    Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
+    call fails for a type that is not in the set. With this metaclass our classes are found there as
+    `Tensor`, for which the code was compiled.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -72,12 +78,15 @@ class _EqualToTensor(torch._C._TensorMeta):
 
 
 class _Plain(Tensor, metaclass=_EqualToTensor):
-    """A tensor whose operations return plain tensors, but for those in `_rules`."""
+    """A tensor whose operations return plain tensors, except for the operations in `_rules`.
+
+    A rule takes the plain result and the arguments, and returns the result to use instead.
+    """
 
     _rules: Mapping[Callable[..., Any], Callable[..., Any]]
 
     @classmethod
-    @torch._disable_dynamo  # which would take what it has compiled for one `func` for the next
+    @torch._disable_dynamo  # it would reuse the code compiled for one `func` for another
     def __torch_function__(
         cls,
         func: Callable[..., Any],
@@ -86,7 +95,7 @@ class _Plain(Tensor, metaclass=_EqualToTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not all(each is Tensor or issubclass(each, _Plain) for each in types):
-            return func(*_as_plain(args), **_as_plain(kwargs or {}))  # as the other type has it
+            return func(*_as_plain(args), **_as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             rule = None if kwargs or torch.compiler.is_compiling() else cls._rules.get(func)
@@ -109,7 +118,7 @@ class _Plain(Tensor, metaclass=_EqualToTensor):
 
 
 def _as_plain(arguments: Any) -> Any:
-    """The arguments of an operation, with plain tensors for ours."""
+    """The arguments of an operation, with plain tensors in place of our classes."""
     if isinstance(arguments, _Plain):
         return arguments.plain
     if isinstance(arguments, dict):
@@ -120,88 +129,97 @@ def _as_plain(arguments: Any) -> Any:
 
 
 class OneHotSample(_Plain):
-    """A one-hot vector that may have a gradient, over the last dimension."""
+    """A tensor of one-hot vectors, over the last dimension, that may have a gradient."""
 
-    drawn_version: int
+    drawn_version: int  # to notice changes in place
 
 
 class OneHotIndex(_Plain):
-    """The index of a one-hot vector."""
+    """The index of the 1 in each one-hot vector, with the vectors themselves."""
 
     one_hot: Tensor
-    made_version: int
-    is_column: bool  # whether a last dimension of 1 stands for the categories
+    made_version: int  # to notice changes in place
+    is_unsqueezed: bool  # whether a last dimension of size 1 stands for the categories
 
 
-def _carrying(index: Tensor, one_hot: Tensor, is_column: bool) -> Tensor:
+def _with_one_hot(index: Tensor, one_hot: Tensor, *, is_unsqueezed: bool) -> Tensor:
+    """`index` as a `OneHotIndex` of the vectors `one_hot`."""
     carrier = index.as_subclass(OneHotIndex)
-    carrier.one_hot, carrier.is_column = one_hot, is_column
+    carrier.one_hot, carrier.is_unsqueezed = one_hot, is_unsqueezed
     carrier.made_version = version_of(carrier)
     return carrier
 
 
-def _is_column(index: Any) -> bool:
-    """Whether this is an index as it was made, with a last dimension for the categories."""
-    if not isinstance(index, OneHotIndex) or not index.is_column:
+def _is_unsqueezed(index: Any) -> bool:
+    """Whether this is an unchanged `OneHotIndex` with a last dimension for the categories."""
+    if not isinstance(index, OneHotIndex) or not index.is_unsqueezed:
         return False
     return version_of(index) == index.made_version
 
 
-def _of_max(result: Any, value: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+# The rules: each takes the plain result of an operation and its arguments.
+
+
+def _max(result: Any, value: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     if not isinstance(value, OneHotSample) or isinstance(dim, Tensor | None):
         return result
     if keepdim or dim not in (-1, value.dim() - 1) or version_of(value) != value.drawn_version:
         return result
-    index = _carrying(result.indices, value.plain, False)
+    index = _with_one_hot(result.indices, value.plain, is_unsqueezed=False)
     return torch.return_types.max((result.values, index))
 
 
-def _of_long(result: Tensor, index: Any) -> Tensor:
+def _long(result: Tensor, index: Any) -> Tensor:
     if version_of(index) != index.made_version:
         return result
-    return _carrying(result, index.one_hot, index.is_column)
+    return _with_one_hot(result, index.one_hot, is_unsqueezed=index.is_unsqueezed)
 
 
-def _of_unsqueeze(result: Tensor, index: Any, dim: int) -> Tensor:
-    if index.is_column or dim not in (-1, index.dim()) or version_of(index) != index.made_version:
+def _unsqueeze(result: Tensor, index: Any, dim: int) -> Tensor:
+    is_last = dim in (-1, index.dim())
+    if index.is_unsqueezed or not is_last or version_of(index) != index.made_version:
         return result
-    return _carrying(result, index.one_hot, True)
+    return _with_one_hot(result, index.one_hot, is_unsqueezed=True)
 
 
-def _of_broadcast(result: Any, *tensors: Any) -> Any:
+def _broadcast_tensors(result: Any, *tensors: Any) -> Any:
     def carried(tensor: Any, expanded: Tensor) -> Tensor:
-        return _carrying(expanded, tensor.one_hot, True) if _is_column(tensor) else expanded
+        if not _is_unsqueezed(tensor):
+            return expanded
+        return _with_one_hot(expanded, tensor.one_hot, is_unsqueezed=True)
 
     return type(result)(map(carried, tensors, result))
 
 
-def _of_getitem(result: Tensor, index: Any, at: Any) -> Tensor:
-    if not _is_column(index) or not isinstance(at, tuple) or len(at) != 2:
+def _getitem(result: Tensor, index: Any, at: Any) -> Tensor:
+    if not _is_unsqueezed(index) or not isinstance(at, tuple) or len(at) != 2:
         return result
     if at[0] is not ... or not isinstance(at[1], slice) or at[1] != slice(None, 1):
         return result
-    return _carrying(result, index.one_hot, True)
+    return _with_one_hot(result, index.one_hot, is_unsqueezed=True)
 
 
-def _of_gather(result: Tensor, table: Tensor, dim: int, index: Any) -> Tensor:
-    if not _is_column(index) or dim not in (-1, table.dim() - 1) or not result.is_floating_point():
+def _gather(result: Tensor, table: Tensor, dim: int, index: Any) -> Tensor:
+    """The looked-up values, with the gradient of sum(one_hot * table) in the one-hot vectors."""
+    is_last = dim in (-1, table.dim() - 1)
+    if not _is_unsqueezed(index) or not is_last or not result.is_floating_point():
         return result
     one_hot = index.one_hot
     if index.shape != (*table.shape[:-1], 1) or one_hot.shape[-1] != table.shape[-1]:
         return result
     finite = torch.where(table.isfinite(), table, 0.0)
-    step = one_hot - one_hot.detach()  # 0, with the gradient of the one-hot vector
-    return result + (step * finite).sum(-1, keepdim=True).to(result.dtype)
+    zero = (zero_with_gradient(one_hot) * finite).sum(-1, keepdim=True)
+    return result + zero.to(result.dtype)
 
 
-OneHotSample._rules = {Tensor.max: _of_max, torch.max: _of_max}
+OneHotSample._rules = {Tensor.max: _max, torch.max: _max}
 OneHotIndex._rules = {
-    Tensor.long: _of_long,
-    Tensor.unsqueeze: _of_unsqueeze,
-    torch.unsqueeze: _of_unsqueeze,
-    torch.functional.broadcast_tensors: _of_broadcast,
-    torch.broadcast_tensors: _of_broadcast,
-    Tensor.__getitem__: _of_getitem,
-    Tensor.gather: _of_gather,
-    torch.gather: _of_gather,
+    Tensor.long: _long,
+    Tensor.unsqueeze: _unsqueeze,
+    torch.unsqueeze: _unsqueeze,
+    torch.functional.broadcast_tensors: _broadcast_tensors,
+    torch.broadcast_tensors: _broadcast_tensors,
+    Tensor.__getitem__: _getitem,
+    Tensor.gather: _gather,
+    torch.gather: _gather,
 }

@@ -1,10 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""From one dtype of floats to another, with gradients that do not overflow on the way back.
+"""Casts between floating-point dtypes whose gradients do not overflow.
 
-A derivative of a density can be far beyond 65,504, the largest number of float16. Rounded to
-infinity it would be NaN as soon as it met a factor of 0, the slope of a saturated value.
+The derivative of a log density can be far larger than 65,504, the largest number of float16. A
+plain cast would round it to infinity. The next factor may be 0, the derivative of a saturated
+value, and the product would be NaN.
 """
 
 from typing import Any
@@ -12,22 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import in_forward_mode
+from pyro_gumbel.ops.autograd import with_own_gradient
 
 __all__ = ["cast"]
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, its gradient clamped to the finite numbers of both dtypes."""
+    """`tensor.to(dtype)`, with a gradient that is clamped to the finite range of both dtypes."""
     if tensor.dtype == dtype:
         return tensor
-    if not tensor.is_floating_point() or in_forward_mode():
+    if not tensor.is_floating_point():
         return tensor.to(dtype)
-    result: Tensor = _Cast.apply(tensor, dtype)
+    result: Tensor = with_own_gradient(_Cast, Tensor.to, tensor, dtype)
     return result
 
 
 class _Cast(torch.autograd.Function):
+    """`tensor.to(dtype)`; the backward pass clamps."""
+
     generate_vmap_rule = True
 
     @staticmethod

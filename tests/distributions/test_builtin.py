@@ -262,7 +262,7 @@ def test_base_and_transforms_make_the_same_law(cls, form, given):
     scores = law.log_prob(value.detach()), TransformedDistribution.log_prob(law, value.detach())
     torch.testing.assert_close(*scores)
     for pair in ((value.square(), transformed.square()), scores):
-        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), law._raw)[0] for y in pair))
+        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), law._parameter)[0] for y in pair))
     assert law.base_dist.batch_shape == law.batch_shape
     assert law.base_dist.event_shape == law.event_shape
     for name in ("temperature", "probs", "logits"):

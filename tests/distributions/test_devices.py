@@ -35,7 +35,6 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     Subset,
-    SubsetStraightThrough,
     constraints,
     estimators,
     gradient_report,
@@ -83,7 +82,7 @@ def assert_same(call):
 
 
 def with_gradient(d, value):
-    return value, torch.autograd.grad(value.sum(), d._raw)
+    return value, torch.autograd.grad(value.sum(), d._parameter)
 
 
 def many(d):
@@ -152,12 +151,12 @@ OPERATIONS = {
         ALL,
         lambda d: torch.vmap(
             lambda x: law_of(type(d), 0.5, logits=x).rsample(), randomness="different"
-        )(d._raw),
+        )(d._parameter),
     ),
     "jvp": (
         SOFT,
         lambda d: torch.func.jvp(
-            lambda x: law_of(type(d), 0.5, logits=x).rsample(), (d._raw,), (d._raw,)
+            lambda x: law_of(type(d), 0.5, logits=x).rsample(), (d._parameter,), (d._parameter,)
         ),
     ),
 }
@@ -190,8 +189,8 @@ def test_constructors(cls, dtype, given, temperature):
 
 @pytest.mark.parametrize("cls", HARD)
 def test_estimators(cls):
-    names = estimators.OF_SUBSETS if cls is SubsetStraightThrough else estimators.NAMES
     logits = torch.randn(2, *param_shape(cls, 4), requires_grad=True)
+    names = estimators.suited(law_of(cls, 0.5, logits=logits).link)
 
     def call():
         laws = [law_of(cls, 0.5, logits=logits, estimator=name) for name in names]

@@ -43,7 +43,7 @@ def pairs(cls, parameter="logits", k=5):
     """Hard and plain laws with the same parameters, twice."""
     for _ in range(2):
         law = make(cls, 0.3, (4,), k, torch.float64, parameter)
-        yield law, PLAIN_OF[cls](**{parameter: law._raw})
+        yield law, PLAIN_OF[cls](**{parameter: law._parameter})
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
@@ -208,7 +208,7 @@ def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
     for dtype in (torch.float32, torch.bfloat16):
         q, p = soft_pair(cls, 10, temperatures, dtype)
         exact = kl_divergence(
-            *(law_of(cls, d.temperature.double(), logits=d._raw.double()) for d in (q, p))
+            *(law_of(cls, d.temperature.double(), logits=d._parameter.double()) for d in (q, p))
         )
         assert kl_divergence(q, p).dtype == torch.float32
         torch.testing.assert_close(kl_divergence(q, p), exact.float(), rtol=1e-4, atol=1e-6)
@@ -217,7 +217,7 @@ def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
 @pytest.mark.parametrize("temperatures", first_fast(TEMPERATURES[:3]))
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
 def test_kl_of_soft_laws_is_differentiable_twice(cls, temperatures):
-    logits = [d._raw.requires_grad_() for d in soft_pair(cls, 3, temperatures)]
+    logits = [d._parameter.requires_grad_() for d in soft_pair(cls, 3, temperatures)]
     taus = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in temperatures]
 
     def kl(x_q, x_p, tau_q, tau_p):
@@ -284,7 +284,8 @@ def test_kl_of_soft_laws_over_batches_and_wrappers(cls):
     for i in range(3):
         for j in range(2):
             single = kl_divergence(
-                law_of(cls, tau[i, 0], logits=q._raw[i, j]), law_of(cls, 0.5, logits=p._raw[j])
+                law_of(cls, tau[i, 0], logits=q._parameter[i, j]),
+                law_of(cls, 0.5, logits=p._parameter[j]),
             )
             torch.testing.assert_close(inner[i, j], single)
     torch.testing.assert_close(kl_divergence(q.expand([7, 3, 2]), p), inner.expand(7, 3, 2))
@@ -353,7 +354,9 @@ OTHERS = [
 def test_kl_of_soft_laws_and_the_same_law_by_its_base(cls):
     """The class's own, without a warning of two that fit, and that of a bare transformed one."""
     q, p = soft_pair(cls, 4, (0.5, 0.3))
-    exact = kl_divergence(*(law_of(BASE_OF[cls], d.temperature, logits=d._raw) for d in (q, p)))
+    exact = kl_divergence(
+        *(law_of(BASE_OF[cls], d.temperature, logits=d._parameter) for d in (q, p))
+    )
     bare = [dist.TransformedDistribution(d.base_dist, d.transforms) for d in (q, p)]
     assert exact > 0
     for pair in ((q, p), (q, bare[1]), (bare[0], p), bare):

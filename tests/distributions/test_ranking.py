@@ -98,12 +98,12 @@ def test_the_condition_does_not_change_what_it_is_given():
     """The winner of the untaken stays the winner; with nothing taken nothing changes."""
     z = X + noise.gumbel((1000, 5), dtype=torch.float64, device=torch.device("cpu"))
     untaken = torch.tensor([True, False, False, True, True]).expand(1000, 5)
-    given = noise.won_by_the_untaken(z, X, untaken)
+    given = noise.given_untaken_winner(z, X, untaken)
     assert untaken.gather(-1, given.argmax(-1, keepdim=True)).all()
     winner = torch.where(untaken, z, -math.inf).argmax(-1)
     assert torch.equal(given.argmax(-1), winner)
     torch.testing.assert_close(given.amax(-1).mean(), z.amax(-1).mean(), rtol=0, atol=0.2)
-    assert torch.equal(noise.won_by_the_untaken(z, X, torch.ones_like(untaken)), z)
+    assert torch.equal(noise.given_untaken_winner(z, X, torch.ones_like(untaken)), z)
 
 
 def test_the_pathwise_gradient_of_later_rows_is_biased_but_close():

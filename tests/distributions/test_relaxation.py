@@ -161,7 +161,7 @@ def test_distributions_that_cannot_be_relaxed_say_what_to_write():
 def test_an_estimator_that_does_not_support_subsets(estimator):
     """It is refused when the distribution is made; in a model the error names the site."""
     subset = Subset(2, logits=torch.zeros(4))
-    words = r"`estimator` must be one that knows subsets.*got (reinmax|gapped).*gumbel_softmax"
+    words = r"`estimator` must support subsets.*got (reinmax|gapped).*gumbel_softmax"
     for form in (subset, subset.expand((3,)), subset.expand((3,)).to_event(1), subset.mask(True)):
         with pytest.raises(ValueError, match=words):
             relax(form, T, estimator=estimator)
@@ -203,7 +203,7 @@ def test_hardening_finds_the_outcome_that_the_noise_chose(cls):
     value = distribution.rsample()  # of which many entries have saturated
     discrete = harden(value)
     link = {RelaxedBernoulli: links.interval, RelaxedSubset: links.Hypersimplex(2)}
-    v = distribution._coordinates_of(value)
+    v = distribution._to_unconstrained(value)
     if cls is RelaxedBernoulli:
         assert torch.equal(discrete, (v >= 0).float())
     else:
@@ -287,6 +287,6 @@ def test_hardening_uses_the_cached_logits_of_a_half_type(cls):
     """It finds the outcome that the noise chose, also where two rounded entries are equal."""
     distribution = make(cls, temperature=50.0, batch_shape=(2000,), k=2, dtype=torch.bfloat16)
     value = distribution.rsample()
-    chosen = cls.link.hard(distribution._coordinates_of(value)).to(value.dtype)
+    chosen = cls.link.hard(distribution._to_unconstrained(value)).to(value.dtype)
     assert torch.equal(harden(value), chosen)
     assert not torch.equal(harden(value.clone(), cls.link), chosen)

@@ -145,7 +145,7 @@ def test_own_samples_are_finite(cls, k, parameter, dtype):
         assert value.dtype == dtype
         log_prob = law.log_prob(value)
         assert log_prob.dtype == torch.promote_types(dtype, torch.float32)
-        parameters = [law._raw, tau]
+        parameters = [law._parameter, tau]
         density_grads = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
         value_grads = torch.autograd.grad(value.float().square().sum(), parameters)
         assert_finite(
@@ -166,8 +166,8 @@ def test_own_float16_samples_are_finite(cls, k, temperature):
     log_prob = law.log_prob(value)
     assert value.dtype == torch.float16
     assert log_prob.dtype == torch.float32
-    (gradient,) = torch.autograd.grad(log_prob.sum(), law._raw, retain_graph=True)
-    (pathwise,) = torch.autograd.grad(value.float().sum(), law._raw)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), law._parameter, retain_graph=True)
+    (pathwise,) = torch.autograd.grad(value.float().sum(), law._parameter)
     assert_finite(value=value, log_prob=log_prob, gradient=gradient, pathwise=pathwise)
 
 
@@ -207,7 +207,7 @@ def test_boundary_values_are_finite(cls, k, dtype):
         value = boundary(cls, k, dtype).requires_grad_()
         with pytest.warns(UserWarning, match="remembers no draw"):
             log_prob = law.log_prob(value)
-        wanted = [law._raw] if half else [law._raw, tau, value]
+        wanted = [law._parameter] if half else [law._parameter, tau, value]
         gradients = torch.autograd.grad(log_prob.sum(), wanted)
         assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
 
@@ -358,7 +358,7 @@ DENSITIES = ("own score", "score of another's")  # whose slope in tau is as larg
 
 def plain(law):
     """One of the class and shape, of equal probabilities where they are not 0 or 1."""
-    logits = torch.where(law._raw.isinf(), law._raw, 0.0).detach()
+    logits = torch.where(law._parameter.isinf(), law._parameter, 0.0).detach()
     return law_of(type(law), 0.7, logits=logits, size=getattr(law, "size", None))
 
 
@@ -423,7 +423,7 @@ def test_forward_mode(cls):
 def score_of_another(law):
     """Of the same parameter, held fixed, at another temperature."""
     size = {"size": law.size} if type(law) in SIZED else {}
-    other = law_of(type(law), 0.7, **{law._given: law._raw.detach()}, **size)
+    other = law_of(type(law), 0.7, **{law._parameter_name: law._parameter.detach()}, **size)
     return other.log_prob(law.rsample((5,)))
 
 
@@ -525,9 +525,11 @@ def test_float32_scores_what_float64_scores():
         for cls in (RelaxedBernoulli, RelaxedCategorical, RelaxedSubset):
             law = make(cls, temperature, (300,), 10)
             value = law.sample()
-            exact = law_of(cls, temperature, logits=law._raw.detach().double(), validate_args=False)
+            exact = law_of(
+                cls, temperature, logits=law._parameter.detach().double(), validate_args=False
+            )
             coordinates = recall(value, law.link).double()
-            x, tau = exact._location, exact._tau
+            x, tau = exact._logits, exact._tau
             expected = exact.link.log_density(coordinates, x, tau, of_values=True)
             scale = coordinates.abs().max() + 20
             torch.testing.assert_close(
@@ -607,7 +609,7 @@ def test_total_derivative_of_own_score(cls):
     """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
     law = make(cls, 0.05, (100,), 10)
     value = law.rsample()
-    (found,) = torch.autograd.grad(law.log_prob(value).sum(), law._raw)
+    (found,) = torch.autograd.grad(law.log_prob(value).sum(), law._parameter)
     k = 10 if cls not in ONE_BIT else 2
     torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
 

@@ -28,7 +28,7 @@ OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
 
 def exact_score(law, coordinates):
     """log p of remembered coordinates, in float64."""
-    x, tau, v = law._location.double(), law._tau.double(), coordinates.double()
+    x, tau, v = law._logits.double(), law._tau.double(), coordinates.double()
     return law.link.log_density(v, x, tau, of_values=True)
 
 
@@ -53,9 +53,9 @@ def test_a_score_is_differentiable_through_the_memory(cls):
     """The score term of the value's own parameters, at another law of the family."""
     guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
     value = guide.rsample()
-    (found,) = torch.autograd.grad(model.log_prob(value).sum(), guide._raw, retain_graph=True)
+    (found,) = torch.autograd.grad(model.log_prob(value).sum(), guide._parameter, retain_graph=True)
     exact = exact_score(model, recall(value, guide.link))
-    (expected,) = torch.autograd.grad(exact.sum(), guide._raw)
+    (expected,) = torch.autograd.grad(exact.sum(), guide._parameter)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
     assert (found != 0).any()
 
@@ -115,7 +115,7 @@ def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
     constant = value.detach().clone()
     value.detach_()
     found, expected = (
-        torch.autograd.grad(law.log_prob(v).sum(), law._raw)[0] for v in (value, constant)
+        torch.autograd.grad(law.log_prob(v).sum(), law._parameter)[0] for v in (value, constant)
     )
     torch.testing.assert_close(found, expected)
 
@@ -437,7 +437,7 @@ def test_the_score_that_a_draw_has_left_is_that_of_its_coordinates(cls, shape, n
 
 def held_bytes(value):
     """The memory of all tensors that can be reached from what a value remembers, each once."""
-    found, begun, bytes_held = set(), [value._pyro_gumbel_memory], 0
+    found, begun, bytes_held = set(), [value._pyro_gumbel_cache], 0
     while begun:
         thing = begun.pop()
         if id(thing) in found or isinstance(thing, type | ModuleType | FunctionType):
@@ -479,5 +479,5 @@ def test_a_bit_that_its_value_has_to_rounding_holds_nothing_else():
 def test_all_draws_of_a_distribution_share_one_copy_of_its_parameters():
     law = RelaxedCategorical(1.0, logits=torch.zeros(1000))
     draws = [law.expand([2]).sample(), law.sample(), law.sample()]
-    states = {id(draw._pyro_gumbel_memory.density._state) for draw in draws}
+    states = {id(draw._pyro_gumbel_cache.state) for draw in draws}
     assert len(states) == 1

@@ -93,7 +93,7 @@ def test_masses_sum_to_one_and_sets_are_sums_of_orders(cls):
     masses = law.log_prob(outcomes).exp()
     torch.testing.assert_close(masses.sum(0), torch.ones(3, dtype=torch.float64))
     if cls in ORDERED:
-        sets = Subset(3, logits=law._raw)
+        sets = Subset(3, logits=law._parameter)
         for value in sets.enumerate_support(expand=False).flatten(0, 1)[:4]:
             same = (m_hot(outcomes[:, 0]) == value).all(-1)
             found = masses[same].sum(0)

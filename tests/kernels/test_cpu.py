@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The formulas of the hot path against the graph of operations that they stand for."""
+"""The formulas, at once and in blocks, against the operations of the links."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ import torch
 
 from pyro_gumbel import RelaxedCategorical, Subset, SubsetStraightThrough
 from pyro_gumbel.distributions.sample_cache import recall
-from pyro_gumbel.kernels import cpu as kernels
+from pyro_gumbel.kernels import cpu, reference, workspace
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops import noise
 from tests.common import (
@@ -48,6 +48,21 @@ SHAPES = [
 ]
 
 
+def draw(x, tau, link, sample, batch, *, keep):
+    """s, v and log p(s) of a draw; the formulas draw the noise themselves."""
+    return cpu.draw(x, tau, link, None, sample, batch, keep=keep, log_prob=True)
+
+
+def straight_through_draw(x, tau, link, sample, batch):
+    return cpu.straight_through_draw(x, tau, link, None, sample, batch)
+
+
+def log_density(v, x, tau, link, batch, *, of_values):
+    """log p at v, where no value is impossible."""
+    value = link.value(v) if of_values else v
+    return cpu.log_density(value, v, x, tau, link, batch, of_values=of_values)
+
+
 def parameters(link, x_shape, tau_shape):
     """x and tau, in float64, which require a gradient."""
     event = (K,) if link.event_dim else ()
@@ -60,8 +75,8 @@ def parameters(link, x_shape, tau_shape):
 def one_noise(request, monkeypatch):
     """The noise that is drawn, for all at once or for blocks of two rows."""
     if request.param == "blocks":
-        monkeypatch.setattr(kernels, "MANY", 1)
-        monkeypatch.setattr(kernels, "BLOCK", 12)
+        monkeypatch.setattr(cpu, "MANY", 1)
+        monkeypatch.setattr(workspace, "BLOCK", 12)
     drawn = []
 
     def keep(sampler):
@@ -71,8 +86,8 @@ def one_noise(request, monkeypatch):
 
         return draw
 
-    monkeypatch.setattr(kernels, "exponential", keep(noise.exponential))
-    monkeypatch.setattr(kernels, "logistic", keep(noise.logistic))
+    monkeypatch.setattr(cpu, "exponential", keep(noise.exponential))
+    monkeypatch.setattr(cpu, "logistic", keep(noise.logistic))
     return drawn
 
 
@@ -118,7 +133,7 @@ def assert_same_gradients(found, expected, leaves):
 def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, keep, one_noise):
     x, tau = parameters(link, x_shape, tau_shape)
     arguments = link, torch.Size(sample), torch.Size(batch)
-    s, v, density = kernels.draw(x, tau, *arguments, keep=keep)
+    s, v, density = draw(x, tau, *arguments, keep=keep)
     assert s.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
     assert v is None or v.shape == s.shape
     assert density.shape == (*sample, *batch)
@@ -136,7 +151,7 @@ def test_a_hard_draw_has_the_gradient_of_the_soft_one(
     link, sample, batch, x_shape, tau_shape, one_noise
 ):
     x, tau = parameters(link, x_shape, tau_shape)
-    hard = kernels.draw_hard(x, tau, link, torch.Size(sample), torch.Size(batch))
+    hard = straight_through_draw(x, tau, link, torch.Size(sample), torch.Size(batch))
     if not hard.numel():
         return
     samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
@@ -161,9 +176,9 @@ def test_a_density_is_that_of_the_graph(
     z = torch.randn(shape, dtype=torch.float64)
     v = link.unconstrained(z, torch.ones((), dtype=torch.float64)).requires_grad_()
     for many, block in ((2**30, 2**30), (1, 12)):
-        monkeypatch.setattr(kernels, "MANY", many)
-        monkeypatch.setattr(kernels, "BLOCK", block)
-        found = kernels.log_density(v, x, tau, link, torch.Size(batch), of_values=of_values)
+        monkeypatch.setattr(cpu, "MANY", many)
+        monkeypatch.setattr(workspace, "BLOCK", block)
+        found = log_density(v, x, tau, link, torch.Size(batch), of_values=of_values)
         expected = link.log_density(v, x, tau, of_values=of_values)
         assert_same_gradients([found], [expected.expand(found.shape)], [v, x, tau])
 
@@ -178,15 +193,11 @@ def test_second_derivatives(link):
         torch.manual_seed(3)
         return function(*arguments, link, *sizes)
 
-    assert torch.autograd.gradgradcheck(
-        lambda *p: seeded(partial(kernels.draw, keep=True), *p), (x, tau)
-    )
-    v = kernels.draw(x, tau, link, *sizes, keep=True)[1].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda *p: seeded(partial(draw, keep=True), *p), (x, tau))
+    v = draw(x, tau, link, *sizes, keep=True)[1].detach().requires_grad_()
     for of_values in (True, False):
         assert torch.autograd.gradgradcheck(
-            lambda *p, of_values=of_values: kernels.log_density(
-                *p, link, sizes[1], of_values=of_values
-            ),
+            lambda *p, of_values=of_values: log_density(*p, link, sizes[1], of_values=of_values),
             (v, x, tau),
         )
 
@@ -195,7 +206,7 @@ def test_second_derivatives(link):
 def test_second_derivatives_of_a_hard_draw(link, one_noise):
     """They are those of the surrogate."""
     x, tau = parameters(link, (), ())
-    hard = kernels.draw_hard(x, tau, link, torch.Size(), torch.Size())
+    hard = straight_through_draw(x, tau, link, torch.Size(), torch.Size())
     (variates,) = one_noise
     soft = link(x - variates.log() if link.event_dim else x + variates, tau)
     weight = torch.randn_like(soft)
@@ -214,11 +225,11 @@ def test_coordinates_are_kept_where_the_value_has_lost_one(one_noise):
     tau = torch.tensor(0.5, dtype=torch.float64)
     x = torch.randn(6, K, dtype=torch.float64)
     shapes = simplex, torch.Size(), torch.Size((6,))
-    assert kernels.draw(x, tau, *shapes, keep=False)[1] is None
+    assert draw(x, tau, *shapes, keep=False)[1] is None
     for row in range(6):
         x[row, 1] = -2e3
         one_noise.clear()
-        s, v, _ = kernels.draw(x, tau, *shapes, keep=False)
+        s, v, _ = draw(x, tau, *shapes, keep=False)
         expected, *_ = graph(simplex, x, tau, whole_noise(one_noise, s.shape, 1, 6))
         torch.testing.assert_close(s, expected)
         assert s[row, 1] == 0
@@ -234,7 +245,7 @@ def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
     law = make(RelaxedCategorical, temperature, (8000,), 10)
     other = make(RelaxedCategorical, temperature, (8000,), 10)
     value = law.rsample()
-    assert callable(value._pyro_gumbel_memory.content) == (temperature == 0.5)
+    assert callable(value._pyro_gumbel_cache.content) == (temperature == 0.5)
     v = recall(value, simplex)
     torch.testing.assert_close(v.exp(), value)
     exact = simplex.log_density(
@@ -244,7 +255,7 @@ def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
         of_values=True,
     )
     torch.testing.assert_close(other.log_prob(value).double(), exact, rtol=1e-5, atol=1e-3)
-    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._raw)
+    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._parameter)
     assert gradient.isfinite().all()
 
 
@@ -264,7 +275,7 @@ def test_draws_and_gradients_are_contiguous(cls, k):
         law = make(cls, batch_shape=(rows,), k=k)
         value = law.rsample()
         assert value.is_contiguous()
-        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._raw)
+        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._parameter)
         assert gradient.is_contiguous()
 
 
@@ -272,8 +283,8 @@ def test_draws_and_gradients_are_contiguous(cls, k):
 @pytest.mark.parametrize("k", [3, 40])
 def test_draws_of_many_blocks_have_their_law(cls, k, monkeypatch):
     """Their winners are those of the discrete law, and no block repeats another."""
-    monkeypatch.setattr(kernels, "BLOCK", 2**17)
-    monkeypatch.setattr(kernels, "MANY", 2**10)
+    monkeypatch.setattr(workspace, "BLOCK", 2**17)
+    monkeypatch.setattr(cpu, "MANY", 2**10)
     law = make(cls, batch_shape=(), k=k)
     n = 300_000 if cls in ONE_BIT else 900_000 // k
     value = law.sample((n,))
@@ -286,8 +297,8 @@ def test_draws_of_many_blocks_have_their_law(cls, k, monkeypatch):
 
 @pytest.mark.parametrize("cls", PLAIN)
 def test_sample_and_rsample_draw_alike_in_many_blocks(cls, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK", 2**10)
-    monkeypatch.setattr(kernels, "MANY", 2**8)
+    monkeypatch.setattr(workspace, "BLOCK", 2**10)
+    monkeypatch.setattr(cpu, "MANY", 2**8)
     law = make(cls, batch_shape=(50,), k=4)
     draws = []
     for draw in (law.sample, law.rsample):
@@ -301,21 +312,21 @@ def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
     """It is that of any law with these parameters; in x it has the total derivative, or none."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample((2,))
-    twin = law_of(cls, 0.4, logits=law._raw)
+    twin = law_of(cls, 0.4, logits=law._parameter)
     torch.testing.assert_close(law.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
     assert law.log_prob(value).requires_grad
     assert law.expand((2, 3)).log_prob(value).equal(law.log_prob(value))
     with torch.no_grad():
         assert not law.log_prob(value).requires_grad
     ((total,), (other,)) = (
-        torch.autograd.grad(d.log_prob(value).sum(), law._raw, retain_graph=True)
+        torch.autograd.grad(d.log_prob(value).sum(), law._parameter, retain_graph=True)
         for d in (law, twin)
     )
     torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         cut = law.rsample((2,))
-    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._raw)
-    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._raw)
+    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._parameter)
+    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._parameter)
     torch.testing.assert_close(partial, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -325,14 +336,14 @@ def test_a_parameter_that_has_changed_is_another(cls, in_place):
     """A step of an optimiser between the draw and its score."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample()
-    moved = 1.5 * torch.randn_like(law._raw)
+    moved = 1.5 * torch.randn_like(law._parameter)
     if in_place:
         with torch.no_grad():
-            law._raw.add_(moved)
+            law._parameter.add_(moved)
     else:  # which torch does not count; but then the law is another one
-        law._raw.data.add_(moved)
-        law = law_of(cls, law._raw_temperature, logits=law._raw)
-    fresh = law_of(cls, 0.4, logits=law._raw.detach().clone())
+        law._parameter.data.add_(moved)
+        law = law_of(cls, law._temperature, logits=law._parameter)
+    fresh = law_of(cls, 0.4, logits=law._parameter.detach().clone())
     torch.testing.assert_close(law.log_prob(value).detach(), fresh.log_prob(value).detach())
 
 
@@ -346,44 +357,28 @@ def test_probs_are_not_taken_for_logits(cls):
     torch.testing.assert_close(as_probs.log_prob(value), fresh.log_prob(value))
 
 
-@pytest.mark.parametrize("parameter", ["logits", "temperature"])
+@pytest.mark.parametrize("of_values", [True, False])
 @pytest.mark.parametrize("link", [interval, simplex], ids=NAMES[:2])
-def test_infinite_logits_leave_the_formulas(link, parameter):
-    """To the graph, which knows the faces; the draw itself is right."""
+def test_infinite_logits_leave_the_formulas(link, of_values):
+    """Their densities are those of the reference; the draw itself is right."""
     x = torch.tensor([[0.5, -torch.inf, 0.1], [0.0, 0.3, -1.0]], requires_grad=True)
     tau = torch.tensor(0.5, requires_grad=True)
     batch = torch.Size((2,) if link.event_dim else (2, 3))
-    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch, keep=True)
+    s, v, density = draw(x, tau, link, torch.Size(), batch, keep=True)
     assert density is None
     assert s[0, 1] == 0
-    assert kernels.log_density(v, x, tau, link, batch, of_values=True) is None
-    gradients = torch.autograd.grad(s.pow(2).sum(), [x, tau])
+    gradients = torch.autograd.grad(s.pow(2).sum(), [x, tau], retain_graph=True)
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("cls", [cls for cls in SOFT if cls not in RANKINGS])
-def test_the_graph_is_used_where_it_is_wanted(cls, monkeypatch):
-    """Under vmap, func.grad, jvp, jit, and for subclasses of a tensor."""
-    monkeypatch.setattr(kernels, "_Draw", None)
-    monkeypatch.setattr(kernels, "_Density", None)
-    logits = torch.zeros((2, *param_shape(cls, 3)))
-
-    def score(logits):
-        law = law_of(cls, 0.5, logits=logits, validate_args=False)
-        return law.log_prob(law.rsample()).sum()
-
-    with pytest.raises(AttributeError):
-        score(logits)
-    torch.func.vmap(score, randomness="different")(logits)
-    torch.func.grad(score)(logits)
-    torch.func.jvp(score, (logits,), (logits,))
-    with torch.autograd.forward_ad.dual_level():
-        score(torch.autograd.forward_ad.make_dual(logits, logits))
-
-    class Named(torch.Tensor):
-        pass
-
-    score(logits.as_subclass(Named))
+    value = s if of_values else v
+    arguments = value, v, x, tau, link, batch
+    found, expected = (
+        kernels.log_density(*arguments, of_values=of_values) for kernels in (cpu, reference)
+    )
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected)
+    impossible = torch.where(x.isinf(), 0.1, value.detach())
+    found = cpu.log_density(impossible, *arguments[1:], of_values=of_values)
+    assert found.isneginf().sum() == 1
 
 
 def draws_in_a_thread(_):
@@ -409,7 +404,7 @@ def test_threads_and_modes_do_not_share_the_memory_of_blocks():
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_draw_in_float32_is_that_of_the_graph_in_float64(link, k, monkeypatch):
     """In blocks of their true kind of memory: short rows lie across it."""
-    monkeypatch.setattr(kernels, "BLOCK", 2**17)
+    monkeypatch.setattr(workspace, "BLOCK", 2**17)
     drawn = []
 
     def noting(sampler):
@@ -419,12 +414,12 @@ def test_a_draw_in_float32_is_that_of_the_graph_in_float64(link, k, monkeypatch)
 
         return sample_
 
-    monkeypatch.setattr(kernels, "exponential_", noting(noise.exponential_))
-    monkeypatch.setattr(kernels, "logistic_", noting(noise.logistic_))
+    monkeypatch.setattr(cpu, "exponential_", noting(noise.exponential_))
+    monkeypatch.setattr(cpu, "logistic_", noting(noise.logistic_))
     batch = torch.Size((340_000 // k, *(() if link.event_dim else (k,))))
     x = torch.randn(340_000 // k, k, requires_grad=True)
     tau = torch.tensor(0.5, requires_grad=True)
-    s, v, density = kernels.draw(x, tau, link, torch.Size(), batch, keep=False)
+    s, v, density = draw(x, tau, link, torch.Size(), batch, keep=False)
     assert len(drawn) == 3
     variates = torch.cat([block.reshape(-1, k if link.event_dim else 1) for block in drawn])
     exact = [t.detach().double().requires_grad_() for t in (x, tau)]
@@ -450,9 +445,9 @@ def test_a_value_of_many_rows_under_a_batch_of_one(cls):
     assert score.shape == (noise.MANY,)
     part = law.log_prob(value[:7].clone())
     torch.testing.assert_close(score[:7], part, rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(score.sum(), law._raw)
+    (gradient,) = torch.autograd.grad(score.sum(), law._parameter)
     halves = [law.log_prob(half.clone()).sum() for half in value.split(1000)]
-    (expected,) = torch.autograd.grad(sum(halves), law._raw)
+    (expected,) = torch.autograd.grad(sum(halves), law._parameter)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.5)
 
 
@@ -461,9 +456,9 @@ def test_autocast_rounds_no_gradient(cls):
     law = make(cls, batch_shape=(noise.MANY,), k=3)
     value = law.rsample()
     total = (value * torch.randn(value.shape)).sum()
-    (expected,) = torch.autograd.grad(total, law._raw, retain_graph=True)
+    (expected,) = torch.autograd.grad(total, law._parameter, retain_graph=True)
     with torch.autocast("cpu"):
-        (found,) = torch.autograd.grad(total, law._raw)
+        (found,) = torch.autograd.grad(total, law._parameter)
     torch.testing.assert_close(found, expected)
 
 
@@ -482,8 +477,8 @@ def test_a_score_that_has_been_changed_is_not_given_again(cls):
 @pytest.mark.parametrize("cls", PLAIN)
 def test_many_gradients_of_many_blocks_at_once(cls, monkeypatch):
     """By `is_grads_batched`, as of `functional.jacobian(vectorize=True)`, and by `torch.vmap`."""
-    monkeypatch.setattr(kernels, "MANY", 1)
-    monkeypatch.setattr(kernels, "BLOCK", 12)
+    monkeypatch.setattr(cpu, "MANY", 1)
+    monkeypatch.setattr(workspace, "BLOCK", 12)
     logits = torch.randn(4, *param_shape(cls, K), dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     law = law_of(cls, tau, logits=logits)

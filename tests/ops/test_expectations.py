@@ -122,8 +122,8 @@ def test_two_terms_and_a_large_exponent(r):
 
 
 @pytest.mark.parametrize("function", [expected_log_sum, softmax_mean, softmax_second_moments])
-def test_of_nan_the_answer_is_nan(function):
-    """As where validation is off."""
+def test_nan_in_gives_nan_out(function):
+    """With validation off a NaN may come this far."""
     b = tensor([[0.0, math.nan, 1.0], [0.0, 0.0, 1.0]])
     found = function(b, tensor(0.5))
     assert found[0].isnan().all()
@@ -232,6 +232,6 @@ def test_an_empty_batch_has_an_empty_answer(batch):
 
 
 @pytest.mark.parametrize("r", [1020.0, -1020.0])
-def test_beyond_the_reach_it_is_refused(r):
+def test_exponents_out_of_reach_raise(r):
     with pytest.raises(NotImplementedError, match=r"of at most 1000, got .* ratio of 1020"):
         expected_log_sum(torch.zeros(3), torch.tensor([1.0, r]).unsqueeze(-1))

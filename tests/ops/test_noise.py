@@ -14,34 +14,36 @@ DTYPES = [torch.float32, torch.float64]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("sampler", "law"),
+    ("sampler", "distribution"),
     [
         (noise.exponential, stats.expon),
         (noise.gumbel, stats.gumbel_r),
         (noise.logistic, stats.logistic),
     ],
 )
-def test_noise_has_its_law(sampler, law, dtype):
+def test_noise_has_its_distribution(sampler, distribution, dtype):
     draws = sampler((200_000,), dtype=dtype, device=torch.device("cpu"))
     assert draws.dtype == dtype
-    assert stats.kstest(draws.double().numpy(), law.cdf).pvalue > ALPHA
+    assert stats.kstest(draws.double().numpy(), distribution.cdf).pvalue > ALPHA
 
 
 @pytest.mark.parametrize(
-    ("sampler", "law"),
+    ("sampler", "distribution"),
     first_fast([(noise.exponential, stats.expon), (noise.logistic, stats.logistic)]),
 )
-def test_many_variates_have_their_law_up_to_both_ends(sampler, law):
-    """Across the edge from where they are finer, and below 2^-18 as at its other side."""
+def test_many_variates_have_their_distribution_up_to_both_ends(sampler, distribution):
+    """Near the ends, also within `EDGE`, where they are drawn with more bits, and below 2^-18."""
     u, n = [], 0
     for _ in range(20):
         draws = sampler((5_000_000,), **KINDS)
         n += len(draws)
         assert draws.isfinite().all()
-        ends = draws[(draws < law.ppf(4 * noise.EDGE)) | (draws > law.isf(4 * noise.EDGE))]
+        ends = draws[
+            (draws < distribution.ppf(4 * noise.EDGE)) | (draws > distribution.isf(4 * noise.EDGE))
+        ]
         u.append(ends.double())
     ends = torch.cat(u).numpy()
-    for tail in (law.cdf(ends), law.sf(ends)):
+    for tail in (distribution.cdf(ends), distribution.sf(ends)):
         for width in (4 * noise.EDGE, noise.EDGE, 2.0**-18):
             near = tail[tail < width] / width
             assert abs(len(near) - n * width) < z_bound() * (n * width) ** 0.5
@@ -49,7 +51,7 @@ def test_many_variates_have_their_law_up_to_both_ends(sampler, law):
         assert len(set(near)) > 0.99 * len(near)
 
 
-def test_many_variates_are_of_one_seed_and_no_two_alike():
+def test_many_variates_repeat_with_the_seed_and_differ_from_each_other():
     torch.manual_seed(4)
     first = noise.exponential((3, noise.MANY), **KINDS)
     torch.manual_seed(4)
@@ -58,13 +60,13 @@ def test_many_variates_are_of_one_seed_and_no_two_alike():
 
 
 def test_the_last_of_an_odd_number_is_drawn_too():
-    for sampler, law in ((noise.exponential_, "expon"), (noise.logistic_, "logistic")):
+    for sampler, distribution in ((noise.exponential_, "expon"), (noise.logistic_, "logistic")):
         last = [sampler(torch.zeros(3))[-1].item() for _ in range(2000)]
-        assert stats.kstest(last, law).pvalue > ALPHA
+        assert stats.kstest(last, distribution).pvalue > ALPHA
 
 
 def test_many_variates_are_on_the_device_that_is_asked_for():
-    """Whatever the default is."""
+    """Whatever the default device is."""
     with torch.device("meta"):
         for sampler in (noise.exponential, noise.logistic):
             assert sampler((noise.MANY,), **KINDS).device == KINDS["device"]
@@ -121,14 +123,14 @@ def test_noise_differs_across_a_vmapped_batch():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_noise_given_the_first_has_its_law_and_its_winners(dtype):
-    """Given the order, in float: against draws of z that happen to have that order."""
+def test_noise_given_the_ranking_has_its_distribution_and_that_ranking(dtype):
+    """Given the ranking, against draws of z that happen to have it."""
     x = torch.tensor([0.5, -1.0, 0.2, -0.3, -torch.inf], dtype=dtype)
-    order = torch.tensor([2, 0])
-    found = noise.given_order(x, order, 20_000)
-    assert (found.topk(2, -1).indices == order).all()
+    ranking = torch.tensor([2, 0])
+    found = noise.given_ranking(x, ranking, 20_000)
+    assert (found.topk(2, -1).indices == ranking).all()
     z = x + noise.gumbel((400_000, 5), dtype=dtype, device=torch.device("cpu"))
-    rejected = z[(z.topk(2, -1).indices == order).all(-1)]
+    rejected = z[(z.topk(2, -1).indices == ranking).all(-1)]
     assert len(rejected) > 20_000
     for i in range(4):
         assert stats.ks_2samp(found[:, i].numpy(), rejected[:, i].numpy()).pvalue > ALPHA
@@ -138,13 +140,13 @@ def test_noise_given_the_first_has_its_law_and_its_winners(dtype):
 
 
 def test_the_winner_given_that_it_wins_is_a_gumbel_variate():
-    """Located at log Z, whichever it is; another is one that is cut off there."""
+    """Its location is log Z, whichever it is. The others are Gumbel variates truncated there."""
     x = torch.tensor([1.0, -2.0, 0.3], dtype=torch.float64)
     log_z = x.logsumexp(-1).item()
     for winner in range(3):
-        z = noise.given_order(x, torch.tensor([winner]), 20_000)
-        law = stats.gumbel_r(loc=log_z)
-        assert stats.kstest(z[:, winner].numpy(), law.cdf).pvalue > ALPHA
+        z = noise.given_ranking(x, torch.tensor([winner]), 20_000)
+        distribution = stats.gumbel_r(loc=log_z)
+        assert stats.kstest(z[:, winner].numpy(), distribution.cdf).pvalue > ALPHA
         for other in {0, 1, 2} - {winner}:
             cut = stats.gumbel_r(loc=x[other].item())
             ranks = cut.cdf(z[:, other].numpy()) / cut.cdf(z[:, winner].numpy())
@@ -153,7 +155,7 @@ def test_the_winner_given_that_it_wins_is_a_gumbel_variate():
 
 @pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 3.0, 20.0])
 @pytest.mark.parametrize("bit", [0.0, 1.0])
-def test_noise_given_a_bit_has_its_law_and_its_sign(x, bit):
+def test_noise_given_a_bit_has_its_distribution_and_its_sign(x, bit):
     z = noise.given_bit(torch.tensor(x), torch.tensor(bit), 20_000).double().numpy()
     assert ((z >= 0) == bool(bit)).all()
     tail = (lambda t: stats.logistic.sf(t, x)) if bit else (lambda t: stats.logistic.cdf(t, x))
@@ -162,16 +164,16 @@ def test_noise_given_a_bit_has_its_law_and_its_sign(x, bit):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_given_winner_wins_by_however_little(monkeypatch, dtype):
-    """Where the noise of another all but levels with it, which once in 10 million draws it does."""
+    """Where the noise of another is almost as large, as happens once in 10 million draws."""
     g = torch.tensor([85.0, -4.0, 0.0], dtype=dtype)
     monkeypatch.setattr(noise, "gumbel", lambda shape, dtype, device: g.expand(shape))
-    z = noise.given_order(torch.zeros(3, dtype=dtype), torch.tensor([1]), 1)
+    z = noise.given_ranking(torch.zeros(3, dtype=dtype), torch.tensor([1]), 1)
     assert z.argmax(-1) == 1
     assert z[0, 1] - z[0, 0] < 1e-6
     monkeypatch.undo()
     x = torch.tensor([0.0, -80.0, -85.0], dtype=dtype)
     for order in ([1], [2], [1, 2], [2, 1]):
-        z = noise.given_order(x, torch.tensor(order), 10_000)
+        z = noise.given_ranking(x, torch.tensor(order), 10_000)
         others = [i for i in range(3) if i not in order]
         assert (z[:, others].amax(-1) < z[:, order].amin(-1)).all()
         assert z.isfinite().all()

@@ -151,7 +151,7 @@ TABLE = torch.arange(3.0 * K).reshape(3, K)
 
 
 def column(z):
-    """The index as `Categorical.log_prob` has it."""
+    """The index as `Categorical.log_prob` computes it."""
     return z.max(-1)[1].unsqueeze(-1)
 
 
@@ -197,7 +197,7 @@ class Marked(torch.Tensor):
 
 
 class Symbol:
-    """An object that is no tensor, of which torch makes one in its own way."""
+    """An object that is not a tensor, with a `__torch_function__` of its own."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -249,9 +249,9 @@ def test_copies_are_what_those_of_a_plain_tensor_are():
 
 
 def test_a_value_without_a_gradient_is_plain():
-    law = CategoricalStraightThrough(0.5, logits=torch.zeros(3, K))
-    assert type(law.sample()) is torch.Tensor
-    assert type(law.rsample()) is torch.Tensor
+    distribution = CategoricalStraightThrough(0.5, logits=torch.zeros(3, K))
+    assert type(distribution.sample()) is torch.Tensor
+    assert type(distribution.rsample()) is torch.Tensor
     with torch.no_grad():
         assert type(as_one_hot_sample(drawn()[0].detach())) is torch.Tensor
 
@@ -404,7 +404,7 @@ def test_a_compiled_draw_is_plain():
 
 
 def test_a_sample_may_be_the_logits_of_a_draw():
-    """By the formulas too, which are for tensors whose operations are torch's own."""
+    """Also by the kernels, which take plain tensors only."""
     value, logits = drawn()
     torch.manual_seed(1)
     found = CategoricalStraightThrough(0.5, logits=value).rsample() @ torch.arange(K).float()

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Casts, and the gradients that come back through them."""
+"""Casts, and the gradients through them."""
 
 import pytest
 import torch
@@ -61,13 +61,15 @@ def test_under_vmap_and_compile():
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("cls", SOFT)
-def test_parts_of_a_draw_are_scored_with_finite_gradients(cls, dtype, parameter):
+def test_log_prob_of_parts_of_a_draw_has_finite_gradients(cls, dtype, parameter):
     """Through the slopes 1 / s of the density, infinite in float16, and the slopes 0 of s."""
     for temperature in (1.0, 0.1):
         tau = torch.full((100,), temperature, dtype=dtype, requires_grad=True)
-        law = make(cls, tau, (100,), 3, dtype, parameter, validate_args=False)  # or it would warn
-        score = law.log_prob(law.rsample((4,))[1:3]).sum()
-        for gradient in torch.autograd.grad(score, [law._raw, tau]):
+        distribution = make(
+            cls, tau, (100,), 3, dtype, parameter, validate_args=False
+        )  # or it would warn
+        score = distribution.log_prob(distribution.rsample((4,))[1:3]).sum()
+        for gradient in torch.autograd.grad(score, [distribution._parameter, tau]):
             assert gradient.isfinite().all()
             assert (gradient != 0).any()
 
@@ -76,11 +78,11 @@ def test_parts_of_a_draw_are_scored_with_finite_gradients(cls, dtype, parameter)
 def test_a_clamped_gradient_is_that_of_float32_up_to_the_clamp(cls):
     """At values of float16 in the middle and at its edges, where 1 / s overflows."""
     torch.manual_seed(1)
-    law = make(cls, 0.5, (20,), 3, torch.float16, validate_args=False)
-    value = law.sample().clone().requires_grad_()
-    exact = law_of(cls, 0.5, logits=law._raw.detach().float(), validate_args=False)
+    distribution = make(cls, 0.5, (20,), 3, torch.float16, validate_args=False)
+    value = distribution.sample().clone().requires_grad_()
+    exact = law_of(cls, 0.5, logits=distribution._parameter.detach().float(), validate_args=False)
     wide = value.detach().float().requires_grad_()
-    (found,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    (found,) = torch.autograd.grad(distribution.log_prob(value).sum(), value)
     (expected,) = torch.autograd.grad(exact.log_prob(wide).sum(), wide)
     expected = expected.clamp(-65504, 65504).half()
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
@@ -89,26 +91,26 @@ def test_a_clamped_gradient_is_that_of_float32_up_to_the_clamp(cls):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("cls", ALL)
 def test_a_large_loss_leaves_finite_gradients(cls, dtype):
-    """Of a draw, whose gradient in half precision is infinite before it comes here."""
+    """The gradients of a draw, where the gradient in half precision would be infinite."""
     tau = torch.tensor(0.1, dtype=dtype, requires_grad=True)
-    law = make(cls, tau, (20,), 3, dtype)
-    value = law.rsample()
+    distribution = make(cls, tau, (20,), 3, dtype)
+    value = distribution.rsample()
     loss = torch.where(value.isfinite(), value, 0.0) * torch.tensor(1e30, dtype=torch.float32)
-    for gradient in torch.autograd.grad(loss.sum(), [law._raw, tau]):
+    for gradient in torch.autograd.grad(loss.sum(), [distribution._parameter, tau]):
         assert gradient.isfinite().all()
         assert cls in HARD or (gradient != 0).any()
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_parameters_of_which_a_log_prob_is_steep(cls):
-    """Its slope in a probability is 1 / prob, that in the temperature beyond all at low ones."""
+    """The derivative in a probability is 1 / prob; that in a low temperature is huge."""
     tau = torch.tensor(0.002, dtype=torch.float16, requires_grad=True)
     probs = torch.tensor([1e-7, 0.25, 0.5], dtype=torch.float16)
     probs = (probs[0] if param_shape(cls) == () else probs).clone().requires_grad_()
     value = law_of(cls, 0.5, probs=torch.full_like(probs, 0.5)).sample((30,)).clone()
-    law = law_of(cls, tau, probs=probs, validate_args=False)
+    distribution = law_of(cls, tau, probs=probs, validate_args=False)
     options = {"materialize_grads": True}
-    slopes = torch.autograd.grad(law.log_prob(value).sum(), [probs, tau], **options)
+    slopes = torch.autograd.grad(distribution.log_prob(value).sum(), [probs, tau], **options)
     assert all(slope.isfinite().all() for slope in slopes)
     assert any((slope.abs() > 65000).any() for slope in slopes)
 

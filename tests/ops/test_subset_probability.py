@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Set masses and inclusion probabilities: enumeration, mpmath, and closed forms."""
+"""Subset, inclusion and rank probabilities: enumeration, mpmath, and closed forms."""
 
 import itertools
 import math
@@ -13,18 +13,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_gumbel import PlackettLuce, Subset
-from pyro_gumbel.ops.subset_probability import (
-    inclusion_probabilities,
-    log_subset_prob,
-    rank_probabilities,
-)
+from pyro_gumbel.ops.rank_probability import inclusion_probabilities, rank_probabilities
+from pyro_gumbel.ops.subset_probability import log_subset_prob
 from tests.common import first_fast
 
 SPREADS = [0.0, 0.1, 1.0, 3.0, 10.0, 50.0]
 
 
-def log_mass_over_orders(x, chosen):
-    """log P(S) as the sum over the m! orders of successive draws, at 50 digits."""
+def log_prob_over_rankings(x, chosen):
+    """log P(S) as the sum over the m! rankings, at 50 digits."""
     with mpmath.workdps(50):
         weights, total = [mpmath.exp(i) for i in x], mpmath.mpf(0)
         for order in itertools.permutations(chosen):
@@ -36,7 +33,7 @@ def log_mass_over_orders(x, chosen):
         return float(mpmath.log(total))
 
 
-def log_mass(x, chosen):
+def log_prob(x, chosen):
     value = torch.zeros(len(x), dtype=torch.float64)
     value[list(chosen)] = 1
     return Subset(len(chosen), logits=x).log_prob(value).item()
@@ -48,24 +45,24 @@ def subsets(k, m):
 
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("k", [2, 3, 4, 6, 8])
-def test_the_set_mass_is_the_sum_over_orders(k, spread):
+def test_the_subset_probability_is_the_sum_over_rankings(k, spread):
     for m in range(1, min(k, 6)):
         x = spread * torch.randn(k, dtype=torch.float64)
         chosen = torch.randperm(k)[:m].tolist()
-        exact = log_mass_over_orders(x.tolist(), chosen)
-        assert log_mass(x, chosen) == pytest.approx(exact, abs=1e-10)
+        exact = log_prob_over_rankings(x.tolist(), chosen)
+        assert log_prob(x, chosen) == pytest.approx(exact, abs=1e-10)
 
 
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize(("k", "m"), [(4, 1), (4, 2), (8, 3), (12, 6), (12, 11), (5, 5)])
-def test_masses_of_all_subsets_sum_to_one(k, m, spread):
-    law = Subset(m, logits=spread * torch.randn(k, dtype=torch.float64))
-    log_masses = law.log_prob(law.enumerate_support())
-    assert log_masses.logsumexp(0).item() == pytest.approx(0, abs=1e-12)
+def test_probabilities_of_all_subsets_sum_to_one(k, m, spread):
+    distribution = Subset(m, logits=spread * torch.randn(k, dtype=torch.float64))
+    log_probs = distribution.log_prob(distribution.enumerate_support())
+    assert log_probs.logsumexp(0).item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [10, 1000, 100_000])
-def test_of_equal_logits_all_subsets_are_equally_likely(k):
+def test_equal_logits_make_all_subsets_equally_likely(k):
     for m in {1, 5, 50, 500, k // 2, k - 1}:
         if m < k:
             advantages = torch.full((m,), -math.log(k - m), dtype=torch.float64)
@@ -75,9 +72,9 @@ def test_of_equal_logits_all_subsets_are_equally_likely(k):
 
 @pytest.mark.parametrize("count", [1, 10, 1000, 30_000])
 @pytest.mark.parametrize("advantage", [-10.0, 0.0, 3.0, 8.0, 13.0, 20.0])
-def test_the_mass_where_the_integrand_has_a_sharp_edge(count, advantage):
-    """Of n equal advantages d: of n waiting times with rate e^d and one with rate 1 the latter is
-    the last with probability prod_j j e^d / (j e^d + 1), j = 1, ..., n.
+def test_the_probability_where_the_integrand_has_a_sharp_edge(count, advantage):
+    """With n equal advantages d: of n waiting times with rate e^d and one with rate 1 the latter is
+    the last with the probability prod_j j e^d / (j e^d + 1), j = 1, ..., n.
     """
     d = torch.full((count,), advantage, dtype=torch.float64)
     j = torch.arange(1, count + 1, dtype=torch.float64)
@@ -95,7 +92,7 @@ def test_advantages_that_overflow_are_certain_or_impossible():
     assert slopes[1, 0].item() == pytest.approx(1)
 
 
-def test_derivatives_of_the_set_mass():
+def test_derivatives_of_the_subset_probability():
     d = (2 * torch.randn(3, 4, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(log_subset_prob, d, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(log_subset_prob, d)
@@ -103,7 +100,7 @@ def test_derivatives_of_the_set_mass():
     torch.testing.assert_close(batched, torch.autograd.grad(log_subset_prob(d).sum(), d)[0])
 
 
-def test_forward_derivatives_of_the_set_mass_can_be_taken_twice():
+def test_forward_derivatives_of_the_subset_probability_can_be_taken_twice():
     """A jvp of one's own would have a second derivative of 0, without a word."""
     d = torch.randn(4, dtype=torch.float64)
     forward = torch.func.jacfwd(torch.func.jacfwd(log_subset_prob))(d)
@@ -134,14 +131,14 @@ def test_the_inclusion_probabilities_of_four():
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize(("k", "m"), [(2, 1), (3, 2), (5, 1), (6, 3), (12, 6), (13, 9), (14, 13)])
 def test_inclusion_is_the_mean_of_all_subsets(k, m, spread):
-    law = Subset(m, logits=spread * torch.randn(k, dtype=torch.float64))
-    values = law.enumerate_support()
-    exact = (law.log_prob(values).exp().unsqueeze(-1) * values).sum(0)
-    torch.testing.assert_close(law.mean, exact, rtol=0, atol=1e-12)
+    distribution = Subset(m, logits=spread * torch.randn(k, dtype=torch.float64))
+    values = distribution.enumerate_support()
+    exact = (distribution.log_prob(values).exp().unsqueeze(-1) * values).sum(0)
+    torch.testing.assert_close(distribution.mean, exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("k", "m"), first_fast([(1000, 10), (500, 250), (1000, 900)], 2))
-def test_inclusion_of_many(k, m):
+def test_inclusion_of_many_categories(k, m):
     """Equal ones are included alike; unequal ones sum to m."""
     zeros = torch.zeros(k, dtype=torch.float64)
     torch.testing.assert_close(
@@ -168,7 +165,7 @@ def test_the_gradient_of_inclusion():
     assert torch.autograd.gradcheck(lambda x: inclusion_probabilities(x, 4), x)
 
 
-def test_inclusion_does_not_see_a_shift():
+def test_a_shift_of_the_logits_does_not_change_inclusion():
     x = torch.tensor([1e17, 0, 1e17], dtype=torch.float64)
     found = Subset(1, logits=x).mean
     torch.testing.assert_close(found, x / 2e17, rtol=0, atol=1e-15)
@@ -178,15 +175,15 @@ def test_inclusion_does_not_see_a_shift():
 
 
 def ranks_by_enumeration(x, size):
-    """The mean of all ordered outcomes, each by its probability."""
-    law = PlackettLuce(size, logits=x)
-    values = law.enumerate_support()
-    return (law.log_prob(values).exp().reshape(-1, 1, 1) * values).sum(0)
+    """The mean of all rankings, weighted by their probabilities."""
+    distribution = PlackettLuce(size, logits=x)
+    values = distribution.enumerate_support()
+    return (distribution.log_prob(values).exp().reshape(-1, 1, 1) * values).sum(0)
 
 
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (2, 2), (3, 1), (5, 5), (6, 3), (7, 6), (40, 2)])
-def test_ranks_are_the_mean_of_all_orders(k, m, spread):
+def test_ranks_are_the_mean_of_all_rankings(k, m, spread):
     x = spread * torch.randn(k, dtype=torch.float64)
     found = rank_probabilities(x, m)
     torch.testing.assert_close(found, ranks_by_enumeration(x, m), rtol=0, atol=1e-13)
@@ -327,6 +324,6 @@ def test_means_of_many_and_their_gradients_take_little_memory(cls, k, m):
 def test_means_of_an_empty_batch(cls, size):
     for batch in ((0,), (3, 0)):
         x = torch.zeros(*batch, 40, requires_grad=True)
-        law = cls(size, logits=x)
-        assert law.mean.shape == law.batch_shape + law.event_shape
-        assert torch.autograd.grad(law.mean.sum(), x)[0].shape == x.shape
+        distribution = cls(size, logits=x)
+        assert distribution.mean.shape == distribution.batch_shape + distribution.event_shape
+        assert torch.autograd.grad(distribution.mean.sum(), x)[0].shape == x.shape

@@ -1,0 +1,316 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The binary family: a Bernoulli variable, relaxed to the unit interval, or straight-through."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import Bernoulli, TorchDistribution
+from pyro.distributions.relaxed_straight_through import RelaxedBernoulliStraightThrough
+from pyro.distributions.torch import RelaxedBernoulli as PyroRelaxedBernoulli
+from torch import Tensor
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import constraints
+from torch.distributions.transforms import SigmoidTransform, Transform
+from torch.nn.functional import logsigmoid
+
+from pyro_gumbel._tracing import ends, in_program
+from pyro_gumbel._validation import check_value, require
+from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.absent import absent
+from pyro_gumbel.distributions.base import Family
+from pyro_gumbel.distributions.noise import StandardLogistic
+from pyro_gumbel.distributions.relaxation import register_relaxation
+from pyro_gumbel.distributions.relaxed import (
+    Relaxed,
+    RelaxedLogits,
+    RelaxedOutcome,
+    entropy_of_outcomes,
+)
+from pyro_gumbel.distributions.sample_cache import recall
+from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
+from pyro_gumbel.links import interval, log_of_positive
+from pyro_gumbel.ops import noise
+from pyro_gumbel.ops.precision import cast
+
+__all__ = ["BernoulliStraightThrough", "LogitRelaxedBernoulli", "RelaxedBernoulli", "bernoulli"]
+
+_IS_A_STEP = "is a step, which torch's Bernoulli leaves out"
+_FAR = 1e300  # logits that are farther from 0 make no other probabilities in float64
+
+
+class BernoulliFamily(Family):
+    """`probs` is the probability of 1, `logits` its log-odds; infinite log-odds are certain."""
+
+    link = interval
+    noise = staticmethod(noise.logistic)
+    noise_distribution = StandardLogistic
+    event_dim = 0
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "probs": constraints.unit_interval,
+        "logits": constraints.real,
+    }
+
+    def logits_of(self, probs: Tensor) -> Tensor:
+        zero, one = probs <= 0, probs >= 1
+        inside = torch.where(zero | one, 0.5, probs)
+        logits = log_of_positive(inside) - torch.log1p(-inside)
+        return torch.where(zero, -math.inf, torch.where(one, math.inf, logits))
+
+    def normalised_logits(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def normalised_probs(self, probs: Tensor) -> Tensor:
+        return probs
+
+    def probs_of(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def without_extremes(self, logits: Tensor) -> Tensor:
+        return torch.where(logits.isinf(), logits, logits.clamp(-_FAR, _FAR))
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        return torch.stack([logsigmoid(-logits), logsigmoid(logits)], -1)
+
+    def one_hot(self, value: Tensor) -> Tensor:
+        return torch.stack([1 - value, value], -1)
+
+    def from_one_hot(self, weights: Tensor) -> Tensor:
+        return weights[..., 1]
+
+    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+        return interval.hard(logits)
+
+    def number_of_outcomes(self, probs: Tensor) -> int:
+        return 2
+
+    def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
+        least, most = ends(value)
+        if name == "probs":
+            if least >= 0 and most <= 1:
+                return
+            valid, what = (value >= 0) & (value <= 1), "in [0, 1]"
+            require(
+                valid, f"{owner}: `probs` must be {what}", value, "write logits=... for log-odds"
+            )
+        elif math.isnan(least):
+            remedy = "write logits=torch.nan_to_num(logits)"
+            require(~value.isnan(), f"{owner}: `logits` must be free of NaN", value, remedy)
+
+
+bernoulli = BernoulliFamily()
+
+
+class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
+    r"""A Bernoulli variable relaxed to the unit interval.
+
+    .. math:: s = \sigma\left(\frac{x + L}{\tau}\right), \qquad L \sim \text{Logistic}(0, 1),
+
+    with :math:`x` the logit, :math:`\tau` the temperature and :math:`\sigma` the sigmoid. With
+    :math:`v = \operatorname{logit}(s)` and :math:`d = x - \tau v`, its density on
+    :math:`(0, 1)` is
+
+    .. math::
+        \log p(s) = \log \tau + \log \sigma(d) + \log \sigma(-d)
+                    - \log \sigma(v) - \log \sigma(-v).
+
+    :math:`P(s > 1/2) = \sigma(x)` at every temperature. The binary Concrete distribution of
+    Maddison, Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712,
+    appendix B.
+
+    >>> d = RelaxedBernoulli(0.5, logits=torch.zeros(3))
+    >>> d.log_prob(d.rsample()).shape
+    torch.Size([3])
+
+    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
+        function without arguments that returns one, called once. An object that torch functions
+        take for a tensor, by `__torch_function__`, becomes that tensor.
+    :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
+    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them.
+    """
+
+    family = bernoulli
+    replaces = PyroRelaxedBernoulli
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "temperature": constraints.positive,
+        **bernoulli.arg_constraints,
+    }
+    support = constraints.unit_interval
+    _support_text = "in [0, 1]"
+    _remedy = "write value.sigmoid() if these are logits, or use LogitRelaxedBernoulli"
+    _exact = "use LogitRelaxedBernoulli, which does not saturate"
+    _most_probable = "write probs.round() for the more probable value, the probs.argmax of two"
+
+    @property
+    def base_dist(self) -> "LogitRelaxedBernoulli":
+        """The distribution of logit(s), with the same parameters."""
+        return self._as(LogitRelaxedBernoulli)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """From a value of `base_dist` to s."""
+        return [SigmoidTransform()]
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(S <= value) = sigmoid(tau logit(value) - x)."""
+        self._validate_sample(value)
+        v = recall(value, self.link)
+        if v is None:
+            s = cast(value, torch.promote_types(value.dtype, self._dtype))
+            end = (s <= 0) | (s >= 1)
+            v = torch.logit(torch.where(end, 0.5, s))
+            v = torch.where(end, torch.where(s <= 0, -torch.inf, torch.inf), v)
+        return _probability_below(self, v)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The s with P(S <= s) = `value`: sigmoid((x + logit(value)) / tau)."""
+        return self._to_value(_quantile(self, value))
+
+
+class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
+    r"""The logit of a `RelaxedBernoulli`, on the real line.
+
+    .. math:: v = \frac{x + L}{\tau}, \qquad L \sim \text{Logistic}(0, 1),
+
+    with :math:`x` the logit of the probability of 1 and :math:`\tau` the temperature. Its density
+    on the real line is, with :math:`d = x - \tau v` and :math:`\sigma` the sigmoid,
+
+    .. math:: \log p(v) = \log \tau + \log \sigma(d) + \log \sigma(-d).
+
+    It does not saturate: use it at low temperature under NUTS, in an autoguide, or wherever a value
+    is copied or stored. Maddison, Mnih and Teh, "The Concrete distribution" (2017),
+    https://arxiv.org/abs/1611.00712.
+
+    >>> LogitRelaxedBernoulli(0.1, probs=torch.tensor(0.7)).sample().sigmoid().shape
+    torch.Size([])
+
+    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
+        function without arguments that returns one, called once.
+    :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
+    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them.
+    """
+
+    family = bernoulli
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedBernoulli.arg_constraints
+    support = constraints.real
+    _support_text = "real"
+    _remedy = "write torch.logit(value) if this is a relaxed value, or use RelaxedBernoulli"
+
+    def entropy(self) -> Tensor:
+        """-E log_prob = 2 - log(tau), the differential entropy in nats; 0 for a certain outcome."""
+        return entropy_of_outcomes(self, of_values=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """x / tau."""
+        return self._expanded(self.link.unconstrained(self._logits, self._tau))
+
+    @property
+    def mode(self) -> Tensor:
+        """x / tau."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """pi^2 / (3 tau^2)."""
+        variance = math.pi**2 / 3 / self._tau**2
+        return self._expanded(torch.where(self._logits.isinf(), 0.0, variance))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(V <= value) = sigmoid(tau value - x)."""
+        self._validate_sample(value)
+        return _probability_below(self, self._to_unconstrained(value))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The v with P(V <= v) = `value`: (x + logit(value)) / tau."""
+        return self._to_value(_quantile(self, value))
+
+
+def _probability_below(distribution: Relaxed, v: Tensor) -> Tensor:
+    """P(V <= v) of the logit V = (x + L) / tau."""
+    x, end = distribution._logits, v.isinf()
+    height = torch.where(x.isinf(), 0.0, distribution._tau * torch.where(end, 0.0, v)) - x
+    at_end = (v > 0) | x.isneginf()
+    return distribution._over_batch(torch.where(end, at_end.to(height.dtype), height.sigmoid()))
+
+
+def _quantile(distribution: Relaxed, probability: Tensor) -> Tensor:
+    """The v with P(V <= v) = `probability`."""
+    d, owner = distribution, f"{type(distribution).__name__}.icdf"
+    check_value(owner, probability, d._batch_shape, d._event_shape, integers=False)
+    if d._validate_args and not in_program():
+        require(
+            (probability >= 0) & (probability <= 1),
+            f"{owner}: `value` must be a probability, in [0, 1]",
+            probability,
+            "write .cdf(value) if this is a value of the variable",
+        )
+    x, p = d._logits, cast(probability, torch.promote_types(probability.dtype, d._dtype))
+    end = (p <= 0) | (p >= 1)
+    quantile = d.link.unconstrained(x + torch.logit(torch.where(end, 0.5, p)), d._tau)
+    at_end = end & x.isfinite()
+    quantile = torch.where(at_end, torch.where(p <= 0, -torch.inf, torch.inf), quantile)
+    return d._over_batch(quantile)
+
+
+class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
+    r"""A Bernoulli variable whose sample carries the gradient of a relaxed one.
+
+    The distribution is the discrete one at every temperature. With :math:`p` the probability of 1,
+
+    .. math:: \log P(D) = D \log p + (1 - D) \log(1 - p),
+
+    extended linearly to real :math:`D`. `rsample` and `sample` return exactly 0 or 1. The backward
+    pass of `rsample` is the estimator's, by default that of :math:`s = \sigma(z / \tau)` with
+    :math:`z = x + L`, :math:`L \sim \text{Logistic}(0, 1)`, and :math:`D = 1` where
+    :math:`z \ge 0`: the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical
+    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. A low
+    temperature lowers its bias and raises its variance.
+
+    >>> BernoulliStraightThrough(0.5, probs=torch.tensor(1.0)).rsample()
+    tensor(1.)
+
+    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the
+        batch shape, or a function without arguments that returns one, called once.
+    :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
+    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
+        function (logits, temperature, perturbed, hard, link) -> surrogate, see
+        `pyro_gumbel.estimators`.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them.
+    """
+
+    cdf: Any = absent(
+        "is a step, which torch's Bernoulli leaves out", "use probs: P(D <= 0) is 1 - probs"
+    )
+    icdf: Any = absent(
+        "is a step, which torch's Bernoulli leaves out", "use probs: P(D <= 0) is 1 - probs"
+    )
+
+    family = bernoulli
+    replaces = RelaxedBernoulliStraightThrough
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedBernoulli.arg_constraints
+    _support_text = "hard, that is exactly 0 or 1"
+    _remedy = (
+        "draw it from a BernoulliStraightThrough in the guide too, or relax this distribution: "
+        "RelaxedBernoulli"
+    )
+
+
+register_relaxation(TorchBernoulli, BernoulliStraightThrough, RelaxedBernoulli)
+kl.register_relaxed(RelaxedBernoulli, LogitRelaxedBernoulli)
+kl.register_transformed(RelaxedBernoulli)
+kl.register_outcomes(BernoulliStraightThrough, TorchBernoulli)

@@ -1,0 +1,322 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ranking family: m of k categories in order, as one-hot rows."""
+
+import itertools
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_gumbel._validation import Temperature, read_size
+from pyro_gumbel.constraints import ranking, simplex_rows
+from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.categorical import CategoricalFamily
+from pyro_gumbel.distributions.relaxation import register_relaxation
+from pyro_gumbel.distributions.relaxed import RelaxedValue
+from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
+from pyro_gumbel.estimators import Estimator
+from pyro_gumbel.ops import noise
+from pyro_gumbel.ops.noise import given_untaken_winner
+from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.rank_probability import rank_probabilities
+
+__all__ = ["PlackettLuce", "PlackettLuceStraightThrough", "RelaxedPlackettLuce", "m_hot"]
+
+
+class RankingFamily(CategoricalFamily):
+    """`size` of the categories in the order of the draws.
+
+    A value has a row for each draw, with one of the categories that the rows before it have left.
+    """
+
+    noise_distribution = None  # the noise of a row depends on the rows before it
+    takes_size = True
+
+    def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
+        if size == ():
+            raise NotImplementedError(
+                f"{owner}.infer_shapes: the event shape has `size` rows, so that it takes "
+                "the number itself, and got its shape (); write size=2"
+            )
+        m = read_size(owner, size, categories[-1], all_of_them=True)
+        return torch.Size((m, int(categories[-1])))
+
+    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+        return in_order(logits, size or 1, stable=True)
+
+
+rankings = RankingFamily()
+
+
+def untaken(rows: Tensor) -> Tensor:
+    """Which categories are left for each row; a row's winner is its largest entry of those."""
+    categories = torch.arange(rows.shape[-1], device=rows.device)
+    left = [torch.ones_like(rows[..., 0, :], dtype=torch.bool)]
+    for row in rows.unbind(-2)[:-1]:
+        winner = torch.where(left[-1], row, -math.inf).argmax(-1, keepdim=True)
+        left.append(left[-1] & (categories != winner))
+    return torch.stack(left, -2)
+
+
+class PlackettLuce(WithoutReplacement, TorchDistribution):
+    r"""m of k categories, drawn one after the other without replacement, in order.
+
+    A value has a row for each draw, a one-hot vector over the k categories, no two alike; m = k is
+    a ranking of all. With :math:`i_1, \dots, i_m` the draws and :math:`x` the logits,
+
+    .. math::
+        \log P(i_1, \dots, i_m) = \sum_j \Bigl( x_{i_j}
+            - \log \sum_{l \notin \{i_1, \dots, i_{j-1}\}} \exp x_l \Bigr).
+
+    Luce, "Individual choice behavior" (1959), and Plackett, "The analysis of permutations" (1975),
+    https://doi.org/10.2307/2346567. It is sampled as the m largest of :math:`x + g` in order,
+    :math:`g_i \sim \text{Gumbel}(0, 1)` iid: Yellott, "The relationship between Luce's choice
+    axiom, Thurstone's theory of comparative judgment, and the double exponential distribution"
+    (1977),
+    https://doi.org/10.1016/0022-2496(77)90026-8.
+
+    >>> PlackettLuce(3, logits=torch.zeros(5, 4)).sample().shape
+    torch.Size([5, 3, 4])
+
+    :param size: m, a Python int from 1 to k.
+    :param probs: non-negative weights of the first draw, categories in the last dimension;
+        normalised. The event shape is (m, k).
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given, with at least m possible categories in every row.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but tensors of real numbers, and a size that is no int.
+    """
+
+    family = rankings
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = dict(
+        CategoricalFamily.arg_constraints
+    )
+    _support_text = "one-hot rows, no two of them alike"
+    _remedy = (
+        "draw it from a PlackettLuceStraightThrough in the guide too, or relax this distribution: "
+        "RelaxedPlackettLuce"
+    )
+
+    @constraints.dependent_property(is_discrete=True, event_dim=2)
+    def support(self) -> constraints.Constraint:
+        """Rows that are one-hot, no two alike."""
+        return ranking(self.size)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """One-hot rows in the order of the draws, in the parameter's dtype."""
+        shape = self._extended_shape(sample_shape)
+        with torch.no_grad():
+            x = self.link.centred(self._logits)
+            noisy = x + noise.gumbel((*shape[:-2], shape[-1]), dtype=x.dtype, device=x.device)
+            return in_order(noisy, self.size).to(self._parameter.dtype)
+
+    def _nearest_and_log_prob(self, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        left = torch.where(untaken(value), x.unsqueeze(-2), -math.inf)
+        taken = left.isneginf()
+        nothing_left = taken.all(-1, keepdim=True)
+        log_p = torch.where(nothing_left, 0.0, left).log_softmax(-1)
+        nearest = self.link.hard(value)
+        log_prob = torch.where(taken, 0.0, log_p * nearest).sum((-1, -2))
+        impossible = (taken & (nearest > 0)).flatten(-2).any(-1)
+        return nearest, torch.where(impossible, -math.inf, log_prob)
+
+    def _number_of_outcomes(self) -> int:
+        return math.perm(self._event_shape[-1], self.size)
+
+    def _outcomes(self) -> Tensor:
+        k = self._event_shape[-1]
+        orders = list(itertools.permutations(range(k), self.size))
+        chosen = torch.tensor(orders, device=self._parameter.device)
+        return torch.nn.functional.one_hot(chosen, k)
+
+    @property
+    def mean(self) -> Tensor:
+        """P(the j-th draw is i), to 1e-12, by quadrature.
+
+        One batch element takes .03 s with m = k = 100, and .3 s with m = k = 300, on one core; the
+        gradient takes as long again. Memory is as in `Subset.mean`. Both grow with the range of the
+        logits, where that is hundreds of nats.
+        """
+        ranks = rank_probabilities(self._logits64, self.size)
+        return cast(ranks, self._parameter.dtype).expand(self._batch_shape + self._event_shape)
+
+
+class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
+    r"""The rows of a `PlackettLuce`, each relaxed to the simplex.
+
+    Row j is a Gumbel-softmax vector :math:`C_j = \operatorname{softmax}(z_j / \tau)`,
+    :math:`z_j = x + g_j`, drawn given that its largest entry is not that of an earlier row. This is
+    the distribution of redrawing the row until that is so, but without the loop (see
+    `pyro_gumbel.ops.noise`). With :math:`x` the logits of :math:`k` categories, :math:`\tau` the
+    temperature, :math:`p` the density of a `RelaxedCategorical`, :math:`Z = \sum_i \exp x_i`, and
+    :math:`Z_j` that sum over the categories that won no row before j, the density of rows with
+    distinct winners is
+
+    .. math:: \log p(C_1, \dots, C_m) = \sum_j \left( \log p(C_j) + \log Z - \log Z_j \right),
+
+    with respect to the first k - 1 entries of each row, and 0 elsewhere. The winners have the
+    distribution of `PlackettLuce` at every temperature, and at m = 1 this is `RelaxedCategorical`.
+    From the second row on the gradient of `rsample` holds the earlier winners fixed, which makes it
+    biased: for an expectation over 3 of 5 categories its cosine with the exact gradient is .95 and
+    more (`tests/distributions/test_ranking.py`).
+
+    >>> RelaxedPlackettLuce(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
+    torch.Size([5, 3, 4])
+
+    :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
+        dimension for the rows and categories), or a function without arguments that returns one,
+        called once.
+    :param size: m, a Python int from 1 to k.
+    :param probs: non-negative weights of the first draw, categories in the last dimension;
+        normalised. The event shape is (m, k).
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given, with at least m possible categories in every row.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    """
+
+    family = rankings
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "temperature": constraints.positive,
+        **CategoricalFamily.arg_constraints,
+    }
+    support = simplex_rows
+    _support_text = "rows on the simplex (non-negative, sum 1 over the last dimension)"
+    _remedy = "write value / value.sum(-1, keepdim=True)"
+    _exact = "pass the very tensor that rsample returned"
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        size: int,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._set_up(probs, logits, temperature=temperature, size=size, validate_args=validate_args)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A draw that is differentiable in the parameters, the earlier winners held fixed."""
+        logits, perturbed = self._perturb(self._sample_shape(sample_shape))
+        given = given_untaken_winner(perturbed, logits, untaken(perturbed.detach()))
+        return self._to_value(self.link.unconstrained(given, self._tau))
+
+    def _log_density(self, value: Tensor, unconstrained: Tensor, *, of_values: bool) -> Tensor:
+        v, x = unconstrained, self.link.centred(self._logits).unsqueeze(-2)
+        density = self.link.log_density(self.link.finite(v), x, self._tau, of_values=of_values)
+        impossible = self.link.is_impossible(value, x, 0.0, 1.0)
+        rows = torch.where(impossible, -torch.inf, density)
+        is_left = untaken(v.detach())
+        distinct = torch.where(is_left, v, -torch.inf).amax(-1) >= v.amax(-1)
+        left = torch.where(is_left, x, -torch.inf)
+        possible = left.isfinite().any(-1)
+        log_left = torch.where(possible.unsqueeze(-1), left, 0.0).logsumexp(-1)
+        joint = rows + x.logsumexp(-1) - log_left
+        return torch.where((distinct & possible).all(-1), joint.sum(-1), -torch.inf)
+
+
+class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
+    r"""One-hot rows, in the order of the draws, that carry the gradient of relaxed ones.
+
+    The distribution is that of `PlackettLuce` at every temperature, its log_prob extended to real
+    values as there. Row j of m is drawn like a `CategoricalStraightThrough` from the categories
+    that the rows before it have left, with noise of its own: with :math:`z_j = x + g_j`,
+
+    .. math:: D_j = \operatorname{one\,hot} \operatorname*{argmax}_{i \text{ untaken}} z_{ji},
+
+    and its backward pass is the estimator's with the logits of the taken categories at -inf. By
+    default that is :math:`\operatorname{softmax}(z_j / \tau)` over the untaken. The earlier winners
+    are held fixed there, which adds to the bias from the second row on. The estimator is that of
+    Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
+    https://arxiv.org/abs/1611.01144.
+
+    >>> PlackettLuceStraightThrough(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
+    torch.Size([5, 3, 4])
+
+    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the batch
+        shape (it has no dimension for the rows and categories), or a function without arguments
+        that returns one, called once.
+    :param size: m, a Python int from 1 to k.
+    :param probs: non-negative weights of the first draw, categories in the last dimension;
+        normalised. The event shape is (m, k).
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
+        of the two is given, with at least m possible categories in every row.
+    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
+        function (logits, temperature, perturbed, hard, link) -> surrogate, see
+        `pyro_gumbel.estimators`.
+    :param validate_args: whether argument and sample *values* are checked; None for the default
+        of `torch.distributions`. Shapes and types are always checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    """
+
+    has_rsample = True
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
+        RelaxedPlackettLuce.arg_constraints
+    )
+    rsample = StraightThrough.rsample
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        size: int,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        estimator: str | Estimator = "gumbel_softmax",
+    ) -> None:
+        self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The draw that `rsample` makes from the same seed, without a gradient."""
+        with torch.no_grad():
+            _, perturbed = self._contest(self._sample_shape(sample_shape))
+            return self.link.hard(perturbed).to(self._parameter.dtype)
+
+    def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
+        return self._estimated(sample_shape)
+
+    def _contest(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        logits, perturbed = super()._contest(sample_shape)
+        is_left = untaken(perturbed.detach())
+        return (
+            torch.where(is_left, logits, -torch.inf),
+            torch.where(is_left, perturbed, -torch.inf),
+        )
+
+
+def m_hot(value: Tensor) -> Tensor:
+    """The categories that the rows of a ranking choose: the elementwise maximum of the rows.
+
+    Of one-hot rows it is an m-hot vector. The entries of relaxed rows do not sum to m: at
+    temperature 0.5 two rows over four equal categories sum to 1.78 on average. `RelaxedSubset` is
+    made to sum to m.
+
+    :param value: rows over the last two dimensions, as from `PlackettLuce`, `RelaxedPlackettLuce`
+        or `PlackettLuceStraightThrough`.
+    :raises ValueError: for fewer dimensions, or no row.
+    :raises TypeError: for anything but a tensor.
+    """
+    wanted = "m_hot: `value` must be a tensor with one row or more over its last two dimensions"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{wanted}, got {type(value).__name__}; write m_hot(torch.stack(rows, -2))")
+    if value.dim() < 2 or not value.shape[-2]:
+        raise ValueError(
+            f"{wanted}, got shape {tuple(value.shape)}; write m_hot(row.unsqueeze(-2)) for one row"
+        )
+    return value.amax(-2)
+
+
+register_relaxation(PlackettLuce, PlackettLuceStraightThrough, RelaxedPlackettLuce)
+kl.register_enumerated(PlackettLuce)
