@@ -5,6 +5,7 @@
 
 import functools
 import math
+import weakref
 
 import pytest
 import torch
@@ -115,13 +116,24 @@ def make(
     dtype=torch.float32,
     parameter="logits",
     validate_args=True,
+    scale=1.0,
 ):
     """A distribution of the class with random parameters, which require a gradient."""
-    logits = torch.randn((*batch_shape, *param_shape(cls, k)), dtype=torch.float64)
+    logits = scale * torch.randn((*batch_shape, *param_shape(cls, k)), dtype=torch.float64)
     if parameter == "probs":
         logits = logits.sigmoid() if cls in ONE_BIT else logits.softmax(-1)
     given = logits.to(dtype).requires_grad_()
-    return law_of(cls, temperature, **{parameter: given}, validate_args=validate_args)
+    made = law_of(cls, temperature, **{parameter: given}, validate_args=validate_args)
+    _LEAVES[made] = given
+    return made
+
+
+_LEAVES = weakref.WeakKeyDictionary()
+
+
+def leaf_of(made):
+    """The parameter that `make` gave to the distribution, which requires a gradient."""
+    return _LEAVES[made]
 
 
 def on_a_face(cls, possible, parameter, dtype=torch.float64):

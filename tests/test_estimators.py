@@ -24,7 +24,7 @@ from pyro_gumbel import (
 )
 from pyro_gumbel.distributions.plackett_luce import untaken
 from pyro_gumbel.ops import noise
-from tests.common import HARD, assert_same_mean, law_of, make, slow_unless
+from tests.common import HARD, assert_same_mean, law_of, leaf_of, make, slow_unless
 
 NAMES = {
     "gapped": gapped(gap=1.0),
@@ -161,20 +161,19 @@ def test_a_subset_has_the_conditional_noise_of_its_ranking(size):
 
 def gradients(distribution, estimator, draws):
     """Gradients of a fixed quadratic function in the logits, one for each of `draws` samples."""
-    k = distribution._parameter.shape[-1] if distribution._parameter.dim() else 1
+    leaf = leaf_of(distribution)
+    k = leaf.shape[-1] if leaf.dim() else 1
     square = torch.arange(1.0, k * k + 1).reshape(k, k) / k
+    logits = leaf.detach().expand(draws, *leaf.shape).clone().requires_grad_()
     distribution = type(distribution)(
         distribution.temperature,
         *([distribution.size] if isinstance(distribution, SubsetStraightThrough) else []),
-        logits=distribution._parameter.detach()
-        .expand(draws, *distribution._parameter.shape)
-        .clone()
-        .requires_grad_(),
+        logits=logits,
         estimator=estimator,
     )
     value = distribution.rsample().reshape(draws, k)
     loss = torch.einsum("...i,ij,...j->...", value, square, value)
-    return torch.autograd.grad(loss.sum(), distribution._parameter)[0].reshape(draws, k)
+    return torch.autograd.grad(loss.sum(), logits)[0].reshape(draws, k)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0])
@@ -246,12 +245,13 @@ def test_a_distribution_uses_it_by_name(name, cls):
     distribution.estimator = NAMES[name]
     value = distribution.rsample()
     weights = torch.randn_like(value)
-    (found,) = torch.autograd.grad((value * weights).sum(), distribution._parameter)
-    logits = distribution._parameter.detach().requires_grad_()
+    (found,) = torch.autograd.grad((value * weights).sum(), leaf_of(distribution))
+    logits = leaf_of(distribution).detach().requires_grad_()
     x = logits
     if cls is PlackettLuceStraightThrough:
         x = torch.where(untaken(value.detach()), logits.unsqueeze(-2), -torch.inf)
-    surrogate = NAMES[name](x, distribution._tau, x, value.detach(), distribution.link)
+    tau = torch.tensor(0.7, dtype=torch.float64)
+    surrogate = NAMES[name](x, tau, x, value.detach(), distribution.link)
     (expected,) = torch.autograd.grad((surrogate * weights).sum(), logits)
     torch.testing.assert_close(found, expected)
     assert found.abs().sum() > 0
@@ -302,14 +302,13 @@ def test_an_estimator_of_the_users_own_may_support_subsets():
 
 
 def test_a_subset_without_noise():
-    distribution = SubsetStraightThrough(0.5, 2, logits=torch.randn(4).requires_grad_())
+    logits = torch.randn(4, requires_grad=True)
+    distribution = SubsetStraightThrough(0.5, 2, logits=logits)
     distribution.estimator = straight_through
     value = distribution.rsample()
-    (found,) = torch.autograd.grad(value[0], distribution._parameter)
-    (expected,) = torch.autograd.grad(
-        links.Hypersimplex(2)(distribution._parameter, distribution.temperature)[0],
-        distribution._parameter,
-    )
+    (found,) = torch.autograd.grad(value[0], logits)
+    soft = links.Hypersimplex(2)(logits, distribution.temperature)
+    (expected,) = torch.autograd.grad(soft[0], logits)
     torch.testing.assert_close(found, expected)
 
 

@@ -42,6 +42,7 @@ from tests.common import (
     WITHOUT_TEMPERATURE,
     event_shape,
     law_of,
+    leaf_of,
     make,
     param_shape,
 )
@@ -436,7 +437,7 @@ def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
     plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
     for parameter in ("probs", "logits"):
         law = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
-        theirs = plain(**{parameter: law._parameter})
+        theirs = plain(**{parameter: leaf_of(law)})
         torch.testing.assert_close(law.probs, theirs.probs)
         torch.testing.assert_close(law.logits, theirs.logits)
 

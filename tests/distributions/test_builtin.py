@@ -23,7 +23,7 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
 )
-from tests.common import ALL, assert_counts, assert_same_mean, make
+from tests.common import ALL, assert_counts, assert_same_mean, leaf_of, make
 
 
 def both(ours, theirs, reason, raises=AssertionError):
@@ -240,14 +240,20 @@ def test_code_that_asks_for_the_built_in_classes_finds_ours(cls, keep):
     assert isinstance(law, TransformedDistribution) == (cls in BUILT_IN_OF)
 
 
-FORMS = {
-    "scalar": lambda cls, given: make(cls, 0.4, (), 4, torch.float64, given),
-    "batch": lambda cls, given: make(cls, 0.4, (3, 2), 4, torch.float64, given),
-    "temperatures": lambda cls, given: make(
-        cls, torch.tensor([0.3, 1.0], dtype=torch.float64), (3, 2), 4, torch.float64, given
-    ),
-    "expanded": lambda cls, given: make(cls, 0.4, (2,), 4, torch.float64, given).expand((3, 2)),
+TEMPERATURES = torch.tensor([0.3, 1.0], dtype=torch.float64)
+FORMS = {  # a temperature, and the batch shapes before and after an expansion
+    "scalar": (0.4, (), ()),
+    "batch": (0.4, (3, 2), (3, 2)),
+    "temperatures": (TEMPERATURES, (3, 2), (3, 2)),
+    "expanded": (0.4, (2,), (3, 2)),
 }
+
+
+def in_form(cls, form, given):
+    """A distribution, and the leaf that it is made of."""
+    temperature, batch_shape, expanded = FORMS[form]
+    law = make(cls, temperature, batch_shape, 4, torch.float64, given)
+    return law if batch_shape == expanded else law.expand(expanded), leaf_of(law)
 
 
 @pytest.mark.parametrize("given", ["logits", "probs"])
@@ -255,7 +261,7 @@ FORMS = {
 @pytest.mark.parametrize("cls", BUILT_IN_OF)
 def test_base_and_transforms_make_the_same_law(cls, form, given):
     """By torch's own formulas for transformed distributions, with all derivatives."""
-    law = FORMS[form](cls, given)
+    law, leaf = in_form(cls, form, given)
     torch.manual_seed(0)
     value = law.rsample((5,))
     torch.manual_seed(0)
@@ -264,7 +270,9 @@ def test_base_and_transforms_make_the_same_law(cls, form, given):
     scores = law.log_prob(value.detach()), TransformedDistribution.log_prob(law, value.detach())
     torch.testing.assert_close(*scores)
     for pair in ((value.square(), transformed.square()), scores):
-        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), law._parameter)[0] for y in pair))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0] for y in pair)
+        )
     assert law.base_dist.batch_shape == law.batch_shape
     assert law.base_dist.event_shape == law.event_shape
     for name in ("temperature", "probs", "logits"):
@@ -272,7 +280,7 @@ def test_base_and_transforms_make_the_same_law(cls, form, given):
 
 
 def test_quantiles_of_base_and_transforms():
-    law = FORMS["temperatures"](RelaxedBernoulli, "logits")
+    law, _ = in_form(RelaxedBernoulli, "temperatures", "logits")
     p = torch.linspace(0.05, 0.95, 7, dtype=torch.float64).reshape(-1, 1, 1)
     value = law.icdf(p)
     torch.testing.assert_close(TransformedDistribution.icdf(law, p), value)

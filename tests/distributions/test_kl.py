@@ -30,6 +30,7 @@ from tests.common import (
     assert_same_mean,
     first_fast,
     law_of,
+    leaf_of,
     make,
     noise_shares,
     param_shape,
@@ -43,7 +44,7 @@ def pairs(cls, parameter="logits", k=5):
     """Hard and plain laws with the same parameters, twice."""
     for _ in range(2):
         law = make(cls, 0.3, (4,), k, torch.float64, parameter)
-        yield law, PLAIN_OF[cls](**{parameter: law._parameter})
+        yield law, PLAIN_OF[cls](**{parameter: leaf_of(law)})
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
@@ -143,11 +144,7 @@ TEMPERATURES = [[0.1, 0.5], [0.5, 0.1], [0.5, 0.5], [0.67, 0.4], [2.0, 0.3], [0.
 
 
 def soft_pair(cls, k, temperatures, dtype=torch.float64, **keywords):
-    shape = param_shape(cls, k)
-    return [
-        law_of(cls, t, logits=1.5 * torch.randn(shape, dtype=torch.float64).to(dtype), **keywords)
-        for t in temperatures
-    ]
+    return [make(cls, t, (), k, dtype, scale=1.5, **keywords) for t in temperatures]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +205,7 @@ def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
     for dtype in (torch.float32, torch.bfloat16):
         q, p = soft_pair(cls, 10, temperatures, dtype)
         exact = kl_divergence(
-            *(law_of(cls, d.temperature.double(), logits=d._parameter.double()) for d in (q, p))
+            *(law_of(cls, d.temperature.double(), logits=leaf_of(d).double()) for d in (q, p))
         )
         assert kl_divergence(q, p).dtype == torch.float32
         torch.testing.assert_close(kl_divergence(q, p), exact.float(), rtol=1e-4, atol=1e-6)
@@ -217,7 +214,7 @@ def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
 @pytest.mark.parametrize("temperatures", first_fast(TEMPERATURES[:3]))
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
 def test_kl_of_soft_laws_is_differentiable_twice(cls, temperatures):
-    logits = [d._parameter.requires_grad_() for d in soft_pair(cls, 3, temperatures)]
+    logits = [leaf_of(d) for d in soft_pair(cls, 3, temperatures)]
     taus = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in temperatures]
 
     def kl(x_q, x_p, tau_q, tau_p):
@@ -277,15 +274,16 @@ def test_kl_of_bits_far_and_near():
 def test_kl_of_soft_laws_over_batches_and_wrappers(cls):
     shape = param_shape(cls, 4)
     tau = torch.tensor([[0.3], [0.5], [0.9]], dtype=torch.float64)
-    q = law_of(cls, tau, logits=torch.randn(3, 2, *shape, dtype=torch.float64))
-    p = law_of(cls, 0.5, logits=torch.randn(2, *shape, dtype=torch.float64))
+    x_q = torch.randn(3, 2, *shape, dtype=torch.float64)
+    x_p = torch.randn(2, *shape, dtype=torch.float64)
+    q, p = law_of(cls, tau, logits=x_q), law_of(cls, 0.5, logits=x_p)
     inner = kl_divergence(q, p)
     assert inner.shape == (3, 2)
     for i in range(3):
         for j in range(2):
             single = kl_divergence(
-                law_of(cls, tau[i, 0], logits=q._parameter[i, j]),
-                law_of(cls, 0.5, logits=p._parameter[j]),
+                law_of(cls, tau[i, 0], logits=x_q[i, j]),
+                law_of(cls, 0.5, logits=x_p[j]),
             )
             torch.testing.assert_close(inner[i, j], single)
     torch.testing.assert_close(kl_divergence(q.expand([7, 3, 2]), p), inner.expand(7, 3, 2))
@@ -354,9 +352,7 @@ OTHERS = [
 def test_kl_of_soft_laws_and_the_same_law_by_its_base(cls):
     """The class's own, without a warning of two that fit, and that of a bare transformed one."""
     q, p = soft_pair(cls, 4, (0.5, 0.3))
-    exact = kl_divergence(
-        *(law_of(BASE_OF[cls], d.temperature, logits=d._parameter) for d in (q, p))
-    )
+    exact = kl_divergence(*(law_of(BASE_OF[cls], d.temperature, logits=leaf_of(d)) for d in (q, p)))
     bare = [dist.TransformedDistribution(d.base_dist, d.transforms) for d in (q, p)]
     assert exact > 0
     for pair in ((q, p), (q, bare[1]), (bare[0], p), bare):

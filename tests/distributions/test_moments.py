@@ -26,6 +26,7 @@ from tests.common import (
     derivatives,
     first_fast,
     law_of,
+    leaf_of,
     make,
     noise_shares,
     on_a_face,
@@ -159,7 +160,7 @@ def test_means_sum_to_one_and_tend_to_the_probabilities(k):
 
 @pytest.mark.parametrize("cls", SOFT_OF_ONE)
 def test_moments_are_differentiable_in_logits_and_temperature(cls):
-    x = make(cls, dtype=torch.float64)._parameter
+    x = leaf_of(make(cls, dtype=torch.float64))
     temperature = torch.tensor([0.4, 2.5], dtype=torch.float64, requires_grad=True)
 
     def moments(x, temperature):
@@ -179,7 +180,7 @@ def test_moments_are_differentiable_in_logits_and_temperature(cls):
 @pytest.mark.parametrize("cls", VALUES_OF_ONE)
 def test_moments_are_differentiable_twice(cls, temperature):
     """At low temperatures too, where the integrals have terms of less than the least double."""
-    x = make(cls, batch_shape=(), dtype=torch.float64)._parameter
+    x = leaf_of(make(cls, batch_shape=(), dtype=torch.float64))
     tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
 
     def moments(x, tau):
@@ -204,9 +205,7 @@ OF_OUTCOMES = ("mean", "variance", "stddev", "mode")
 
 
 def at_one(d):
-    return law_of(
-        type(d), 1.0, **{d._parameter_name: d._parameter.detach()}, size=getattr(d, "size", None)
-    )
+    return law_of(type(d), 1.0, logits=d.logits.detach(), size=getattr(d, "size", None))
 
 
 def exists(cls, what):
@@ -254,7 +253,7 @@ def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(cls, what, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_moments_of_lower_precision_are_those_of_float64_rounded(cls, dtype):
     d = make(cls, 0.5, (4,), 5, dtype)
-    exact = cls(0.5, logits=d._parameter.double())
+    exact = cls(0.5, logits=leaf_of(d).double())
     for name in ("mean", "variance"):
         assert getattr(d, name).dtype == dtype
         expected = getattr(exact, name).to(dtype)
@@ -266,10 +265,10 @@ def test_moments_of_lower_precision_are_those_of_float64_rounded(cls, dtype):
 @pytest.mark.parametrize("cls", SOFT_OF_ONE)
 def test_moments_have_the_batch_shape(cls):
     d = make(cls, torch.tensor([[0.5], [0.1], [2.0]]), (3, 4))
-    each = [make(cls, 0.3, ())._parameter for _ in range(4)]
+    each = [leaf_of(make(cls, 0.3, ())) for _ in range(4)]
     small = cls(
         torch.tensor([0.5, 0.1, 2.0]).unsqueeze(-1),
-        logits=torch.stack(each).expand(d._parameter.shape),
+        logits=torch.stack(each).expand(leaf_of(d).shape),
     )
     last = "mode" if cls is ExpRelaxedCategorical else "variance"
     names = ["entropy", "mean", last]
@@ -455,7 +454,7 @@ def test_the_mode_of_a_bit_at_temperature_1_is_its_likelier_end():
 
 @pytest.mark.parametrize("cls", first_fast(VALUES_OF_ONE))
 def test_the_mode_is_differentiable(cls):
-    x = make(cls, 3.0, (3,), 3, torch.float64)._parameter
+    x = leaf_of(make(cls, 3.0, (3,), 3, torch.float64))
     temperature = torch.tensor([2.1, 2.5, 7.0], dtype=torch.float64, requires_grad=True)
     mode = lambda x, temperature: cls(temperature, logits=x).mode  # noqa: E731
     assert torch.autograd.gradcheck(mode, (x, temperature))

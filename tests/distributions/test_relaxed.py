@@ -40,6 +40,7 @@ from tests.common import (
     derivatives,
     first_fast,
     law_of,
+    leaf_of,
     make,
     on_a_face,
     param_shape,
@@ -145,7 +146,7 @@ def test_own_samples_are_finite(cls, k, parameter, dtype):
         assert value.dtype == dtype
         log_prob = law.log_prob(value)
         assert log_prob.dtype == torch.promote_types(dtype, torch.float32)
-        parameters = [law._parameter, tau]
+        parameters = [leaf_of(law), tau]
         density_grads = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
         value_grads = torch.autograd.grad(value.float().square().sum(), parameters)
         assert_finite(
@@ -166,8 +167,8 @@ def test_own_float16_samples_are_finite(cls, k, temperature):
     log_prob = law.log_prob(value)
     assert value.dtype == torch.float16
     assert log_prob.dtype == torch.float32
-    (gradient,) = torch.autograd.grad(log_prob.sum(), law._parameter, retain_graph=True)
-    (pathwise,) = torch.autograd.grad(value.float().sum(), law._parameter)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), leaf_of(law), retain_graph=True)
+    (pathwise,) = torch.autograd.grad(value.float().sum(), leaf_of(law))
     assert_finite(value=value, log_prob=log_prob, gradient=gradient, pathwise=pathwise)
 
 
@@ -207,7 +208,7 @@ def test_boundary_values_are_finite(cls, k, dtype):
         value = boundary(cls, k, dtype).requires_grad_()
         with pytest.warns(UserWarning, match="remembers no draw"):
             log_prob = law.log_prob(value)
-        wanted = [law._parameter] if half else [law._parameter, tau, value]
+        wanted = [leaf_of(law)] if half else [leaf_of(law), tau, value]
         gradients = torch.autograd.grad(log_prob.sum(), wanted)
         assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
 
@@ -337,35 +338,35 @@ EXTREME_ROWS = [
     [-1.0, -0.5, -1.0],
 ]
 OF_A_LAW = {
-    "value": lambda law: law.rsample((3,)),
-    "own score": lambda law: law.log_prob(law.sample((3,))),
-    "score of another's": lambda law: law.log_prob(plain(law).sample((3,)).clone()),
-    "probs": lambda law: law.probs,
-    "logits": lambda law: law.logits,
-    "mean": lambda law: law.mean,
-    "variance": lambda law: law.variance,
-    "stddev": lambda law: law.stddev,
-    "mode": lambda law: law.mode,
-    "entropy": lambda law: law.entropy(),
-    "divergence": lambda law: kl_divergence(law, plain(law)),
-    "divergence from a plain one": lambda law: kl_divergence(plain(law), law),
-    "divergence from itself": lambda law: kl_divergence(law, law),
-    "cdf": lambda law: law.cdf(torch.full_like(law.mean.detach(), 0.3)),
-    "icdf": lambda law: law.icdf(torch.full_like(law.mean.detach(), 0.3)),
+    "value": lambda law, raw: law.rsample((3,)),
+    "own score": lambda law, raw: law.log_prob(law.sample((3,))),
+    "score of another's": lambda law, raw: law.log_prob(plain(law, raw).sample((3,)).clone()),
+    "probs": lambda law, raw: law.probs,
+    "logits": lambda law, raw: law.logits,
+    "mean": lambda law, raw: law.mean,
+    "variance": lambda law, raw: law.variance,
+    "stddev": lambda law, raw: law.stddev,
+    "mode": lambda law, raw: law.mode,
+    "entropy": lambda law, raw: law.entropy(),
+    "divergence": lambda law, raw: kl_divergence(law, plain(law, raw)),
+    "divergence from a plain one": lambda law, raw: kl_divergence(plain(law, raw), law),
+    "divergence from itself": lambda law, raw: kl_divergence(law, law),
+    "cdf": lambda law, raw: law.cdf(torch.full_like(law.mean.detach(), 0.3)),
+    "icdf": lambda law, raw: law.icdf(torch.full_like(law.mean.detach(), 0.3)),
 }
 DENSITIES = ("own score", "score of another's")  # whose slope in tau is as large as the logits
 
 
-def plain(law):
+def plain(law, raw):
     """One of the class and shape, of equal probabilities where they are not 0 or 1."""
-    logits = torch.where(law._parameter.isinf(), law._parameter, 0.0).detach()
+    logits = torch.where(raw.isinf(), raw, 0.0).detach()
     return law_of(type(law), 0.7, logits=logits, size=getattr(law, "size", None))
 
 
 def exists(cls, what):
-    law = law_of(cls, 2.0, logits=torch.zeros(param_shape(cls)))
+    logits = torch.zeros(param_shape(cls))
     try:
-        OF_A_LAW[what](law)
+        OF_A_LAW[what](law_of(cls, 2.0, logits=logits), logits)
     except (AttributeError, NotImplementedError):
         return False
     return True
@@ -392,7 +393,7 @@ def test_logits_at_the_end_of_the_range_make_no_nan(cls, what, dtype):
     for temperature in (0.01, 2.0) if what != "mode" else (2.0,):
         raw = logits.clone().requires_grad_()
         tau = torch.full(batch, temperature, dtype=dtype, requires_grad=True)
-        value = OF_A_LAW[what](law_of(cls, tau, logits=raw, validate_args=False))
+        value = OF_A_LAW[what](law_of(cls, tau, logits=raw, validate_args=False), raw)
         assert not value.isnan().any()
         assert what != "entropy" or value.isfinite().all()
         total = torch.where(value.isfinite(), value, 0.0)
@@ -420,19 +421,20 @@ def test_forward_mode(cls):
 # Probabilities of 0 and 1: the distribution of what is left.
 
 
-def score_of_another(law):
+def score_of_another(law, given):
     """Of the same parameter, held fixed, at another temperature."""
     size = {"size": law.size} if type(law) in SIZED else {}
-    other = law_of(type(law), 0.7, **{law._parameter_name: law._parameter.detach()}, **size)
+    fixed = {name: parameter.detach() for name, parameter in given.items()}
+    other = law_of(type(law), 0.7, **fixed, **size)
     return other.log_prob(law.rsample((5,)))
 
 
 # What it is, and whether its last dimension is that of the outcomes.
 OF_A_DRAW = {
-    "value": (lambda law: law.rsample((5,)), True),
-    "own score": (lambda law: law.log_prob(law.rsample((5,))), False),
+    "value": (lambda law, given: law.rsample((5,)), True),
+    "own score": (lambda law, given: law.log_prob(law.rsample((5,))), False),
     "score of another": (score_of_another, False),
-    "score of a copy": (lambda law: law.log_prob(law.sample((5,)).clone()), False),
+    "score of a copy": (lambda law, given: law.log_prob(law.sample((5,)).clone()), False),
 }
 ON_FACES = [
     (cls, possible)
@@ -459,7 +461,8 @@ def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(
     def of_what_is_left(parameter, temperature):
         torch.manual_seed(3)
         size = {"size": 2} if cls in SIZED else {}
-        value = statistic(law_of(cls, temperature, **{name: parameter}, **size))
+        given = {name: parameter}
+        value = statistic(law_of(cls, temperature, **given, **size), given)
         return value[..., :possible] if of_outcomes or cls in ONE_BIT else value
 
     for name, batch in (("probs", ()), ("logits", (1,) if cls in ONE_BIT else (2,))):
@@ -482,7 +485,7 @@ def test_second_derivatives_at_probabilities_of_0_in_half_precision(cls, dtype):
     for statistic, _ in OF_A_DRAW.values():
         raw, tau = parameter.clone().requires_grad_(), torch.tensor(0.5, dtype=dtype)
         law = law_of(cls, tau.requires_grad_(), probs=raw, validate_args=False)
-        value = statistic(law)
+        value = statistic(law, {"probs": raw})
         total = torch.where(value.isfinite(), value, 0.0).float().sum()
         options = {"create_graph": True, "materialize_grads": True}
         first = torch.autograd.grad(total, [raw, tau], **options)
@@ -500,7 +503,8 @@ def test_a_point_has_no_derivatives(cls):
 
         def finite(parameter, temperature, statistic=statistic):
             size = {"size": 2} if cls in SUBSETS else {}
-            value = statistic(law_of(cls, temperature, logits=parameter, **size))
+            given = {"logits": parameter}
+            value = statistic(law_of(cls, temperature, **given, **size), given)
             return torch.where(value.isfinite(), value, 0.0)
 
         assert all((part == 0).all() for part in derivatives(finite, whole, tau, possible))
@@ -525,12 +529,11 @@ def test_float32_scores_what_float64_scores():
         for cls in (RelaxedBernoulli, RelaxedCategorical, RelaxedSubset):
             law = make(cls, temperature, (300,), 10)
             value = law.sample()
-            exact = law_of(
-                cls, temperature, logits=law._parameter.detach().double(), validate_args=False
-            )
+            exact_logits = leaf_of(law).detach().double()
+            exact = law_of(cls, temperature, logits=exact_logits, validate_args=False)
             coordinates = recall(value, law.link).double()
-            x, tau = exact._logits, exact._tau
-            expected = exact.link.log_density(coordinates, x, tau, of_values=True)
+            tau = torch.tensor(temperature, dtype=torch.float64)
+            expected = exact.link.log_density(coordinates, exact_logits, tau, of_values=True)
             scale = coordinates.abs().max() + 20
             torch.testing.assert_close(
                 law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-6 * scale.item()
@@ -609,7 +612,7 @@ def test_total_derivative_of_own_score(cls):
     """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
     law = make(cls, 0.05, (100,), 10)
     value = law.rsample()
-    (found,) = torch.autograd.grad(law.log_prob(value).sum(), law._parameter)
+    (found,) = torch.autograd.grad(law.log_prob(value).sum(), leaf_of(law))
     k = 10 if cls not in ONE_BIT else 2
     torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
 

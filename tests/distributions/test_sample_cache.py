@@ -21,14 +21,15 @@ from pyro.optim.dct_adam import DCTAdam
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedPlackettLuce
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.links import interval
-from tests.common import ONE_BIT, VALUES, law_of, make, param_shape
+from tests.common import ONE_BIT, VALUES, law_of, leaf_of, make, param_shape
 
 OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
 
 
 def exact_score(law, coordinates):
     """log p of remembered coordinates, in float64."""
-    x, tau, v = law._logits.double(), law._tau.double(), coordinates.double()
+    tau = law.temperature.reshape(*law.temperature.shape, *[1] * law.event_dim)
+    x, tau, v = law.logits.double(), tau.double(), coordinates.double()
     return law.link.log_density(v, x, tau, of_values=True)
 
 
@@ -53,9 +54,9 @@ def test_a_score_is_differentiable_through_the_memory(cls):
     """The score term of the value's own parameters, at another law of the family."""
     guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
     value = guide.rsample()
-    (found,) = torch.autograd.grad(model.log_prob(value).sum(), guide._parameter, retain_graph=True)
+    (found,) = torch.autograd.grad(model.log_prob(value).sum(), leaf_of(guide), retain_graph=True)
     exact = exact_score(model, recall(value, guide.link))
-    (expected,) = torch.autograd.grad(exact.sum(), guide._parameter)
+    (expected,) = torch.autograd.grad(exact.sum(), leaf_of(guide))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
     assert (found != 0).any()
 
@@ -115,7 +116,7 @@ def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
     constant = value.detach().clone()
     value.detach_()
     found, expected = (
-        torch.autograd.grad(law.log_prob(v).sum(), law._parameter)[0] for v in (value, constant)
+        torch.autograd.grad(law.log_prob(v).sum(), leaf_of(law))[0] for v in (value, constant)
     )
     torch.testing.assert_close(found, expected)
 

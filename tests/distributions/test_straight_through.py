@@ -20,7 +20,16 @@ from pyro_gumbel import (
     SubsetStraightThrough,
     estimators,
 )
-from tests.common import ALPHA, HARD, ONE_BIT, assert_counts, assert_same_mean, law_of, make
+from tests.common import (
+    ALPHA,
+    HARD,
+    ONE_BIT,
+    assert_counts,
+    assert_same_mean,
+    law_of,
+    leaf_of,
+    make,
+)
 
 SOFT_OF = {
     BernoulliStraightThrough: RelaxedBernoulli,
@@ -67,7 +76,7 @@ def test_it_is_the_discrete_class(cls):
 def test_it_has_the_discrete_law(cls, parameter):
     """Mass, mean, variance, mode, entropy and support, against the plain class."""
     law = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
-    plain = plain_of(law, **{parameter: law._parameter})
+    plain = plain_of(law, **{parameter: leaf_of(law)})
     for name in ("mean", "variance", "mode", "probs", "logits", "param_shape"):
         torch.testing.assert_close(getattr(law, name), getattr(plain, name))
     torch.testing.assert_close(law.entropy(), plain.entropy())
@@ -132,13 +141,13 @@ def test_a_category_of_probability_one_in_a_million():
 def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
     tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
     hard = make(cls, tau, (2,), 4, torch.float64, parameter)
-    soft = law_of(SOFT_OF[cls], tau, **{parameter: hard._parameter})
+    soft = law_of(SOFT_OF[cls], tau, **{parameter: leaf_of(hard)})
     weight = torch.randn(3, *hard.batch_shape, *hard.event_shape, dtype=torch.float64)
     gradients = []
     for law in (hard, soft):
         torch.manual_seed(4)
         gradients.append(
-            torch.autograd.grad((law.rsample((3,)) * weight).sum(), [hard._parameter, tau])
+            torch.autograd.grad((law.rsample((3,)) * weight).sum(), [leaf_of(hard), tau])
         )
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
@@ -146,8 +155,7 @@ def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
 
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
-    law = make(cls, 0.5, (3,), 4, torch.float64)
-    law._validate_args = False
+    law = make(cls, 0.5, (3,), 4, torch.float64, validate_args=False)
     a, b = law.sample().requires_grad_(), law.sample()
     blend = law.log_prob(0.3 * a + 0.7 * b)
     torch.testing.assert_close(blend, 0.3 * law.log_prob(a) + 0.7 * law.log_prob(b))
@@ -157,7 +165,7 @@ def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
 
 @pytest.mark.parametrize("cls", HARD)
 def test_second_derivatives(cls):
-    raw = make(cls, dtype=torch.float64)._parameter
+    raw = leaf_of(make(cls, dtype=torch.float64))
 
     def draw(raw):
         law = law_of(cls, 0.5, logits=raw)

@@ -84,7 +84,8 @@ def test_the_ordered_mass_is_that_of_successive_draws(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_masses_sum_to_one_and_sets_are_sums_of_orders(cls):
-    law = law_of(cls, 0.5, logits=2 * torch.randn(3, 5, dtype=torch.float64), size=3)
+    logits = 2 * torch.randn(3, 5, dtype=torch.float64)
+    law = law_of(cls, 0.5, logits=logits, size=3)
     outcomes = law.enumerate_support()
     count = math.comb(5, 3) if cls in UNORDERED else math.perm(5, 3)
     assert outcomes.shape == (count, 3, *law.event_shape)
@@ -93,7 +94,7 @@ def test_masses_sum_to_one_and_sets_are_sums_of_orders(cls):
     masses = law.log_prob(outcomes).exp()
     torch.testing.assert_close(masses.sum(0), torch.ones(3, dtype=torch.float64))
     if cls in ORDERED:
-        sets = Subset(3, logits=law._parameter)
+        sets = Subset(3, logits=logits)
         for value in sets.enumerate_support(expand=False).flatten(0, 1)[:4]:
             same = (m_hot(outcomes[:, 0]) == value).all(-1)
             found = masses[same].sum(0)

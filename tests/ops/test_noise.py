@@ -72,17 +72,16 @@ def test_many_variates_are_on_the_device_that_is_asked_for():
             assert sampler((noise.MANY,), **KINDS).device == KINDS["device"]
 
 
-def test_successes_are_bernoulli_trials():
+def test_variates_near_the_ends_are_bernoulli_trials():
+    """They are drawn anew, and may be anywhere: in each quarter of the memory alike."""
     n, chance = 200_000, 2 * noise.EDGE
+    low, high = stats.expon.ppf(noise.EDGE), stats.expon.isf(noise.EDGE)
     counts = torch.zeros(n)
-    for _ in range(400):
-        at = noise._successes(n, chance, KINDS["device"])
-        assert (at.diff() > 0).all()
-        assert at[0] >= 0
-        assert at[-1] < n
-        counts[at] += 1
+    for _ in range(200):
+        draws = noise.exponential((n,), **KINDS)
+        counts += (draws < low) | (draws > high)
     for part in counts.split(n // 4):
-        expected = 400 * chance * n / 4
+        expected = 200 * chance * n / 4
         assert abs(part.sum() - expected) < z_bound(4) * (expected * (1 - chance)) ** 0.5
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_gumbel.ops.precision import cast
-from tests.common import ALL, HARD, SOFT, VALUES, law_of, make, param_shape
+from tests.common import ALL, HARD, SOFT, VALUES, law_of, leaf_of, make, param_shape
 
 HALF = [torch.float16, torch.bfloat16]
 DTYPES = [*HALF, torch.float32, torch.float64]
@@ -69,7 +69,7 @@ def test_log_prob_of_parts_of_a_draw_has_finite_gradients(cls, dtype, parameter)
             cls, tau, (100,), 3, dtype, parameter, validate_args=False
         )  # or it would warn
         score = distribution.log_prob(distribution.rsample((4,))[1:3]).sum()
-        for gradient in torch.autograd.grad(score, [distribution._parameter, tau]):
+        for gradient in torch.autograd.grad(score, [leaf_of(distribution), tau]):
             assert gradient.isfinite().all()
             assert (gradient != 0).any()
 
@@ -80,7 +80,7 @@ def test_a_clamped_gradient_is_that_of_float32_up_to_the_clamp(cls):
     torch.manual_seed(1)
     distribution = make(cls, 0.5, (20,), 3, torch.float16, validate_args=False)
     value = distribution.sample().clone().requires_grad_()
-    exact = law_of(cls, 0.5, logits=distribution._parameter.detach().float(), validate_args=False)
+    exact = law_of(cls, 0.5, logits=leaf_of(distribution).detach().float(), validate_args=False)
     wide = value.detach().float().requires_grad_()
     (found,) = torch.autograd.grad(distribution.log_prob(value).sum(), value)
     (expected,) = torch.autograd.grad(exact.log_prob(wide).sum(), wide)
@@ -96,7 +96,7 @@ def test_a_large_loss_leaves_finite_gradients(cls, dtype):
     distribution = make(cls, tau, (20,), 3, dtype)
     value = distribution.rsample()
     loss = torch.where(value.isfinite(), value, 0.0) * torch.tensor(1e30, dtype=torch.float32)
-    for gradient in torch.autograd.grad(loss.sum(), [distribution._parameter, tau]):
+    for gradient in torch.autograd.grad(loss.sum(), [leaf_of(distribution), tau]):
         assert gradient.isfinite().all()
         assert cls in HARD or (gradient != 0).any()
 
