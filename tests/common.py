@@ -3,8 +3,10 @@
 
 """The table of constructors that every property runs over, and the statistics of the tests."""
 
+import functools
 import math
 
+import pytest
 import torch
 from scipy import stats
 from torch.nn.functional import logsigmoid
@@ -50,7 +52,28 @@ HARD = [
 ]
 SOFT = VALUES + COORDINATES
 ALL = ONE_BIT + ONE_OF_K + SUBSETS + RANKINGS
+# One of each family, and a straight-through one: of what the others do alike, and is dear to test.
+FEW = [*VALUES, CategoricalStraightThrough]
 SIZED = [*SUBSETS, *RANKINGS, *WITHOUT_TEMPERATURE]
+
+
+def slow_unless(fast, cases):
+    """The cases of a parametrisation; those for which `fast(case)` is false are marked slow.
+
+    A tuple is the values of several arguments.
+    """
+    return [
+        case
+        if fast(case)
+        else pytest.param(*(case if type(case) is tuple else (case,)), marks=pytest.mark.slow)
+        for case in cases
+    ]
+
+
+def first_fast(cases, number=1):
+    """The cases of a parametrisation; all but the first ones are marked slow."""
+    cases = list(cases)
+    return cases[:number] + slow_unless(lambda case: False, cases[number:])
 
 
 def size_for(k):
@@ -61,6 +84,11 @@ def size_for(k):
 def param_shape(cls, k=3):
     """The shape of a parameter without batch."""
     return () if cls in ONE_BIT else (k,)
+
+
+def with_sizes(classes, *numbers):
+    """The pairs of a class and a number of categories; a class of bits once, with 2 of them."""
+    return [(cls, k) for cls in classes for k in ((2,) if cls in ONE_BIT else numbers)]
 
 
 def event_shape(cls, k=3):
@@ -153,6 +181,7 @@ def weights_like(tensor):
     return weights.reshape(tensor.shape).to(tensor.dtype)
 
 
+@functools.cache
 def noise_shares(k):
     """log(E_i / sum_j E_j) of k = 2 or 3 exponential variates, as nodes and weights.
 

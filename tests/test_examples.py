@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The examples, run as a user runs them."""
+"""The examples, run as a user runs them.
+
+In the default run most of them run in the process of the tests instead, where torch is loaded.
+"""
 
 import importlib
 import json
@@ -11,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ import scipy.stats
 import torch
 
 from pyro_gumbel import GradientReport, GradientRow
+from tests.common import first_fast
 
 for needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
@@ -44,7 +49,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": path}
 
 
-def run(folder, script, *options):
+def run_as_a_user(folder, script, *options):
     """Run an example in `folder`, away from the repository."""
     return subprocess.run(
         command(script, *options),
@@ -54,6 +59,25 @@ def run(folder, script, *options):
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture(params=first_fast(["here", "as a user"]))
+def run(request, tmp_path, monkeypatch, capsys):
+    """What runs an example in `tmp_path`."""
+    if request.param == "as a user":
+        return partial(run_as_a_user, tmp_path)
+
+    def run_here(script, *options):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, options)])
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            load(script).main()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return subprocess.CompletedProcess(sys.argv, 0, *capsys.readouterr())
+
+    return run_here
 
 
 def number(pattern, output):
@@ -93,9 +117,9 @@ SLOW = pytest.mark.slow
         ("bernoulli", ["--soft"]),
     ],
 )
-def test_few_steps(tmp_path, latents, soft):
+def test_few_steps(tmp_path, run, latents, soft):
     picture = tmp_path / "x.png"
-    done = run(tmp_path, "digits_vae", "--steps", 20, "--latents", latents, *soft, "--out", picture)
+    done = run("digits_vae", "--steps", 20, "--latents", latents, *soft, "--out", picture)
     assert done.returncode == 0, done.stderr
     assert math.isfinite(held_out_elbo(done.stdout))
     assert "(360 images, 20 samples each)" in done.stdout
@@ -103,9 +127,9 @@ def test_few_steps(tmp_path, latents, soft):
 
 
 @pytest.mark.parametrize("soft", [pytest.param([], marks=SLOW), ["--soft"]])
-def test_a_few_steps_of_feature_selection(tmp_path, soft):
+def test_a_few_steps_of_feature_selection(tmp_path, run, soft):
     options = ["--steps", 5, "--size", 3, *soft, "--temperature", 0.7, "--out", "x.png"]
-    done = run(tmp_path, "feature_selection", *options)
+    done = run("feature_selection", *options)
     assert done.returncode == 0, done.stderr
     probabilities = re.findall(r"[a-z] \((0\.\d\d)\)", done.stdout)
     assert len(probabilities) == 3
@@ -118,9 +142,9 @@ def test_a_few_steps_of_feature_selection(tmp_path, soft):
     assert_picture(tmp_path / "x.png")
 
 
-def test_a_few_steps_of_ranking(tmp_path):
+def test_a_few_steps_of_ranking(tmp_path, run):
     options = ["--steps", 5, "--items", 4, "--size", 2, "--judges", 30, "--out", "x.png"]
-    done = run(tmp_path, "ranking", *options)
+    done = run("ranking", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("top 2 of 4 items from 30 judges\n")
     assert -1 <= number(r"Kendall's tau .*: (\S+)$", done.stdout) <= 1
@@ -129,8 +153,8 @@ def test_a_few_steps_of_ranking(tmp_path):
     assert_picture(tmp_path / "x.png")
 
 
-def test_a_few_steps_of_relax_a_model(tmp_path):
-    done = run(tmp_path, "relax_a_model", "--steps", 3, "--most", 5, "--out", "x.png")
+def test_a_few_steps_of_relax_a_model(tmp_path, run):
+    done = run("relax_a_model", "--steps", 3, "--most", 5, "--out", "x.png")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("178 wines in 3 clusters")
     for line in (r"ELBO, nats", r"agreement with the cultivars", r"seconds"):
@@ -140,14 +164,14 @@ def test_a_few_steps_of_relax_a_model(tmp_path):
     assert list(by_number) == [2, 5]
     assert all(elbo < evidence for evidence, elbo, _ in by_number.values())
     assert_picture(tmp_path / "x.png")
-    again = run(tmp_path, "relax_a_model", "--steps", 3, "--most", 5)
+    again = run("relax_a_model", "--steps", 3, "--most", 5)
     assert causes_by_number(again.stdout) == by_number
     assert_picture(tmp_path / "relax_a_model.png")
 
 
-def test_a_small_choice_of_an_estimator(tmp_path):
+def test_a_small_choice_of_an_estimator(tmp_path, run):
     options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
-    done = run(tmp_path, "choose_an_estimator", *options)
+    done = run("choose_an_estimator", *options)
     assert done.returncode == 0, done.stderr
     assert "by leave-one-out score function, 400 draws" in done.stdout
     report = json.loads((tmp_path / "x.json").read_text())
@@ -191,7 +215,7 @@ def causes_by_number(output):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking"])
 def test_equal_seeds_give_equal_results(tmp_path, script):
-    runs = [run(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
+    runs = [run_as_a_user(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
     first, again = (done.stdout[: done.stdout.index("wrote ")] for done in runs)
     assert first == again
     assert_picture(tmp_path / f"{script}.png")
@@ -212,10 +236,10 @@ def write_archive(path, **changes):
     np.savez(path, **{name: images for name, images in arrays.items() if images is not None})
 
 
-def test_own_images(tmp_path):
+def test_own_images(tmp_path, run):
     write_archive(tmp_path / "own.npz")
     options = ["--variables", 3, "--categories", 4, "--temperature", 2, "--out", "own.png"]
-    done = run(tmp_path, "digits_vae", "--data", "own.npz", "--steps", 5, *options)
+    done = run("digits_vae", "--data", "own.npz", "--steps", 5, *options)
     assert done.returncode == 0, done.stderr
     assert math.isfinite(held_out_elbo(done.stdout))
     assert "(10 images, 20 samples each)" in done.stdout
@@ -342,7 +366,7 @@ def test_the_latent_variables_are_used(tmp_path, latents):
     untrained = digits_vae.VAE(64, "categorical", (8, 8))
     without = independent_pixels_elbo(train_images, test_images)
     before = digits_vae.discrete_elbo(untrained, test_images.flatten(1))
-    done = run(tmp_path, "digits_vae", "--seed", 0, "--latents", latents)
+    done = run_as_a_user(tmp_path, "digits_vae", "--seed", 0, "--latents", latents)
     assert held_out_elbo(done.stdout) > max(without, before) + 2
 
 
@@ -350,7 +374,7 @@ def test_the_latent_variables_are_used(tmp_path, latents):
 @pytest.mark.parametrize("soft", [[], ["--soft"]], ids=["hard", "soft"])
 def test_the_chosen_features_are_better_together(tmp_path, soft):
     """On tumours not seen they predict better than the best univariate scores, or chance."""
-    done = run(tmp_path, "feature_selection", "--seed", 0, *soft)
+    done = run_as_a_user(tmp_path, "feature_selection", "--seed", 0, *soft)
     accuracy, log_loss = accuracy_and_log_loss("on the chosen", done.stdout)
     univariate_accuracy, univariate_loss = accuracy_and_log_loss(BY_F_SCORE, done.stdout)
     _, random_loss = accuracy_and_log_loss("on 5 at random, mean of 100", done.stdout)
@@ -362,7 +386,7 @@ def test_the_chosen_features_are_better_together(tmp_path, soft):
 @pytest.mark.slow
 def test_the_true_ranking_is_found(tmp_path):
     """And the intervals are as wide as they say: fewer than 7 of 10 inside has a chance of 1 %."""
-    done = run(tmp_path, "ranking", "--seed", 0)
+    done = run_as_a_user(tmp_path, "ranking", "--seed", 0)
     assert number(r"Kendall's tau .*: (\S+)$", done.stdout) > 0.8
     assert number(r"root mean square error .*: (\S+)$", done.stdout) < 0.3
     assert number(r"true log-worths .*: (\d+) of 10$", done.stdout) >= 7
@@ -370,7 +394,7 @@ def test_the_true_ranking_is_found(tmp_path):
 
 @pytest.mark.slow
 def test_one_line_of_relaxation_finds_what_enumeration_does(tmp_path):
-    done = run(tmp_path, "relax_a_model", "--seed", 0, "--most", 50)
+    done = run_as_a_user(tmp_path, "relax_a_model", "--seed", 0, "--most", 50)
     elbos = re.search(r"^ELBO, nats +(\S+) +(\S+)$", done.stdout, re.MULTILINE)
     enumerated, relaxed = map(float, elbos.groups())
     assert enumerated - 30 < relaxed < enumerated + 5  # of -2833, 178 wines

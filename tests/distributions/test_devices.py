@@ -54,6 +54,7 @@ from tests.common import (
     SOFT,
     VALUES,
     WITHOUT_TEMPERATURE,
+    first_fast,
     law_of,
     param_shape,
 )
@@ -459,7 +460,7 @@ def test_a_gradient_that_there_is_not_is_on_the_cpu_too():
 # torch.compile.
 
 
-@pytest.mark.parametrize("cls", [RelaxedCategorical, HARD[0]])
+@pytest.mark.parametrize("cls", first_fast([HARD[0], RelaxedCategorical]))
 def test_compile(cls):
     logits = torch.randn(20, *param_shape(cls))
 

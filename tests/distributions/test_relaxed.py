@@ -38,12 +38,15 @@ from tests.common import (
     assert_counts,
     assert_same_mean,
     derivatives,
+    first_fast,
     law_of,
     make,
     on_a_face,
     param_shape,
     share_noise,
     size_for,
+    slow_unless,
+    with_sizes,
     z_bound,
 )
 
@@ -61,9 +64,9 @@ def log_ratio_ks(coordinates, logits, temperature):
             yield stats.kstest(ratio, law.cdf).pvalue
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", first_fast(DTYPES))
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
-@pytest.mark.parametrize("k", [2, 3, 10, 1000])
+@pytest.mark.parametrize("k", first_fast([2, 3, 10, 1000], 3))
 def test_simplex_sampler_has_its_law(k, temperature, dtype):
     logits = 2 * torch.randn(k, dtype=dtype)
     law = ExpRelaxedCategorical(temperature, logits=logits, validate_args=True)
@@ -129,12 +132,12 @@ def assert_finite(**tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("k", [2, 10, 64, 1000])
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
-@pytest.mark.parametrize("cls", ALL)
-def test_own_samples_are_finite(cls, parameter, k, dtype):
-    if k != 2 and cls in ONE_BIT:
-        return
+@pytest.mark.parametrize(
+    ("cls", "k"),
+    slow_unless(lambda case: case[1] in (2, 10), with_sizes(ALL, 2, 10, 64, 1000)),
+)
+def test_own_samples_are_finite(cls, k, parameter, dtype):
     for temperature in TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
         law = make(cls, tau, (200 if k < 1000 else 50,), k, dtype, parameter)
@@ -156,8 +159,7 @@ def test_own_samples_are_finite(cls, parameter, k, dtype):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-@pytest.mark.parametrize("k", [2, 10, 64])
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize(("cls", "k"), with_sizes(ALL, 2, 10, 64))
 def test_own_float16_samples_are_finite(cls, k, temperature):
     law = make(cls, temperature, (500,), k, torch.float16)
     value = law.rsample()
@@ -188,13 +190,17 @@ def boundary(cls, k, dtype):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("k", [2, 10, 64, 1000])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize(
+    ("dtype", "cls", "k"),
+    [(torch.float16, *pair) for pair in with_sizes(VALUES, 2, 10, 64)]
+    + [
+        (dtype, *pair)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+        for pair in with_sizes(VALUES, 2, 10, 64, 1000)
+    ],
+)
 def test_boundary_values_are_finite(cls, k, dtype):
     half = dtype == torch.float16
-    if (k != 2 and cls in ONE_BIT) or (half and k > 64):
-        return
     for temperature in [1.0, 0.1] if half else TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
         law = make(cls, tau, (), k, dtype)
@@ -294,7 +300,7 @@ def test_other_values_are_not_warned_of(cls):
     torch.vmap(law.log_prob)(hard.expand(2, *hard.shape))
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", first_fast(VALUES))
 def test_a_compiled_function_does_not_look_at_its_values(cls):
     law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
     torch.compiler.reset()
@@ -365,7 +371,7 @@ def exists(cls, what):
     return True
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", first_fast(DTYPES))
 @pytest.mark.parametrize(
     ("cls", "what"),
     [
@@ -437,7 +443,9 @@ ON_FACES = [
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("what", OF_A_DRAW)
-@pytest.mark.parametrize(("cls", "possible"), ON_FACES)
+@pytest.mark.parametrize(
+    ("cls", "possible"), slow_unless(lambda case: case[0] not in COORDINATES, ON_FACES)
+)
 def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(
     cls, possible, what, many, monkeypatch
 ):
@@ -549,7 +557,7 @@ def gradient_inputs(cls, parameter):
     return raw.requires_grad_(), tau.requires_grad_()
 
 
-@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("parameter", first_fast(["logits", "probs"]))
 @pytest.mark.parametrize("cls", SOFT)
 def test_gradients_of_rsample(cls, parameter):
     @at_fixed_noise
@@ -561,7 +569,7 @@ def test_gradients_of_rsample(cls, parameter):
     assert gradgradcheck(draw, inputs)
 
 
-@pytest.mark.parametrize("parameter", ["logits", "probs"])
+@pytest.mark.parametrize("parameter", first_fast(["logits", "probs"]))
 @pytest.mark.parametrize("cls", SOFT)
 def test_gradients_of_log_prob(cls, parameter):
     """In the parameters and in the value; the soft values move within their support."""

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
-from tests.common import HARD, assert_same_mean
+from tests.common import HARD, assert_same_mean, first_fast
 from tests.infer.latents import (
     CONTEXTS,
     MANY,
@@ -42,15 +42,17 @@ def test_enumeration_is_that_of_the_plain_classes(strategy, context):
 SEVERAL = PARALLEL | {"num_samples": 10}
 
 
-@pytest.mark.parametrize("context", ["no plate", "mask"])
+@pytest.mark.parametrize("context", first_fast(["no plate", "mask"]))
 @pytest.mark.parametrize(
     "infer",
-    [
-        {"b": PARALLEL},
-        {"b": SEQUENTIAL},
-        {"z": SEVERAL, "b": PARALLEL},
-        {"z": SEVERAL, "b": SEVERAL},
-    ],
+    first_fast(
+        [
+            {"b": PARALLEL},
+            {"b": SEQUENTIAL},
+            {"z": SEVERAL, "b": PARALLEL},
+            {"z": SEVERAL, "b": SEVERAL},
+        ]
+    ),
     ids=["beside a parallel one", "beside a sequential one", "several times", "both several times"],
 )
 def test_a_straight_through_site_is_sampled_under_trace_enum(infer, context):
@@ -74,7 +76,7 @@ def test_a_straight_through_site_is_sampled_under_trace_enum(infer, context):
 
 
 @pytest.mark.parametrize("context", ["no plate", "plate"])
-@pytest.mark.parametrize("objective", [Trace_ELBO, TraceGraph_ELBO])
+@pytest.mark.parametrize("objective", first_fast([Trace_ELBO, TraceGraph_ELBO]))
 def test_without_rsample_a_straight_through_site_has_the_score_function(objective, context):
     """The sample carries no gradient, and the gradient of the loss is unbiased."""
     p, q = (

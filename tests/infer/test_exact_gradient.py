@@ -17,6 +17,7 @@ from pyro_gumbel import BernoulliStraightThrough
 from pyro_gumbel.infer import exact_gradient
 from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
+from tests.common import slow_unless
 from tests.infer.models import (
     DATA,
     MEANS,
@@ -64,7 +65,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_unless(lambda case: case not in ("plate", "scaled"), CASES))
 def test_the_enumerated_gradient_is_that_of_the_enumerated_elbo(case):
     model, guide, supports, kwargs = CASES[case]
     expected = by_hand(model, guide, supports, **kwargs)
@@ -78,7 +79,7 @@ def test_the_enumerated_gradient_is_that_of_the_enumerated_elbo(case):
         torch.testing.assert_close(parallel.gradient, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_unless(lambda case: case == "plate", CASES))
 def test_the_score_function_agrees_with_enumeration(case):
     model, guide, _, kwargs = CASES[case]
     objective = Objective(model, guide, (), kwargs)

@@ -30,7 +30,7 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
     SubsetStraightThrough,
 )
-from tests.common import assert_same_mean, event_shape, law_of, param_shape, z_bound
+from tests.common import assert_same_mean, event_shape, law_of, param_shape, slow_unless, z_bound
 from tests.infer.latents import (
     CONTEXTS,
     DATA,
@@ -83,10 +83,13 @@ def assert_objective(elbo, kind, context, n):
 
 @pytest.mark.parametrize(
     ("objective", "context"),
-    [
-        *(("Trace_ELBO", context) for context in CONTEXTS),
-        *((objective, "plate") for objective in ("TraceMeanField_ELBO", "TraceGraph_ELBO")),
-    ],
+    slow_unless(
+        lambda case: case[0] != "TraceGraph_ELBO" and case[1] != "mask",
+        [
+            *(("Trace_ELBO", context) for context in CONTEXTS),
+            *((objective, "plate") for objective in ("TraceMeanField_ELBO", "TraceGraph_ELBO")),
+        ],
+    ),
 )
 @pytest.mark.parametrize(
     "kind",
@@ -157,7 +160,7 @@ def test_the_divergence_of_relaxed_sites_has_no_monte_carlo_noise(cls, temperatu
             pyro.sample("z", law_of(cls, temperatures[1], logits=x_p).to_event(1))
 
     losses, gradients_of_draws = [], []
-    for _ in range(1000):
+    for _ in range(30):
         losses.append(TraceMeanField_ELBO().loss_and_grads(p, q))
         gradients_of_draws.append(gradients()["logits"])
     assert torch.stack(gradients_of_draws).std(0).max() < 1e-15

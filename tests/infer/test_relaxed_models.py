@@ -34,6 +34,7 @@ from pyro_gumbel import (
     harden,
     relaxed,
 )
+from tests.common import first_fast
 from tests.infer.sites import PROBS, T, clusters, train
 
 THREE = torch.tensor([0.2, 0.3, 0.5])
@@ -262,12 +263,14 @@ def local_logits(x):
 
 @pytest.mark.parametrize(
     ("estimator", "temperature", "error"),
-    [
-        ("gumbel_softmax", 0.1, 0.03),
-        ("gumbel_softmax", 0.5, 0.09),
-        ("gumbel_softmax", 1.0, 0.12),
-        ("reinmax", 1.0, 0.02),
-    ],
+    first_fast(
+        [
+            ("gumbel_softmax", 0.1, 0.03),
+            ("gumbel_softmax", 0.5, 0.09),
+            ("gumbel_softmax", 1.0, 0.12),
+            ("reinmax", 1.0, 0.02),
+        ]
+    ),
 )
 def test_two_clusters_against_enumeration(estimator, temperature, error):
     x = torch.randn(200) + 3 * torch.bernoulli(torch.full((200,), 0.5))

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from pyro_gumbel.ops import noise
-from tests.common import ALPHA, z_bound
+from tests.common import ALPHA, first_fast, z_bound
 
 KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 DTYPES = [torch.float32, torch.float64]
@@ -29,7 +29,7 @@ def test_noise_has_its_distribution(sampler, distribution, dtype):
 
 @pytest.mark.parametrize(
     ("sampler", "distribution"),
-    [(noise.exponential, stats.expon), (noise.logistic, stats.logistic)],
+    first_fast([(noise.exponential, stats.expon), (noise.logistic, stats.logistic)]),
 )
 def test_many_variates_have_their_distribution_up_to_both_ends(sampler, distribution):
     """Near the ends, also within `EDGE`, where they are drawn with more bits, and below 2^-18."""
@@ -86,7 +86,7 @@ def test_successes_are_bernoulli_trials():
         assert abs(part.sum() - expected) < z_bound(4) * (expected * (1 - chance)) ** 0.5
 
 
-@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("end", first_fast([0, 1]))
 def test_uniform_fills_its_smallest_cells_at_both_ends(end):
     """Below 2^-18 a plain float32 uniform has 64 values; here it is uniform there too."""
     small = []

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_gumbel import PlackettLuce, Subset
 from pyro_gumbel.ops.rank_probability import inclusion_probabilities, rank_probabilities
 from pyro_gumbel.ops.subset_probability import log_subset_prob
+from tests.common import first_fast
 
 SPREADS = [0.0, 0.1, 1.0, 3.0, 10.0, 50.0]
 
@@ -136,7 +137,7 @@ def test_inclusion_is_the_mean_of_all_subsets(k, m, spread):
     torch.testing.assert_close(distribution.mean, exact, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("k", "m"), [(1000, 10), (1000, 900), (500, 250)])
+@pytest.mark.parametrize(("k", "m"), first_fast([(1000, 10), (500, 250), (1000, 900)], 2))
 def test_inclusion_of_many_categories(k, m):
     """Equal ones are included alike; unequal ones sum to m."""
     zeros = torch.zeros(k, dtype=torch.float64)
@@ -277,9 +278,7 @@ def test_an_impossible_category_passes_no_gradient():
             assert gradient[1] == 0
 
 
-@pytest.mark.parametrize(
-    ("cls", "size"), [(Subset, 2), pytest.param(PlackettLuce, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("cls", "size"), first_fast([(Subset, 2), (PlackettLuce, 4)]))
 def test_means_are_compiled_whole(cls, size):
     def call(x):
         return cls(size, logits=x, validate_args=False).mean
