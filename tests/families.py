@@ -55,6 +55,7 @@ def assert_same_distribution(distribution, expected):
     if hasattr(distribution, "base_dist"):
         return assert_same_distribution(distribution.base_dist, expected.base_dist)
     assert distribution._parameter_name == expected._parameter_name
-    torch.testing.assert_close(distribution._parameter, expected._parameter)
+    parameters = (d._parameter.expand(d._parameter_shape) for d in (distribution, expected))
+    torch.testing.assert_close(*parameters)
     assert torch.equal(distribution.temperature, expected.temperature)
     assert getattr(distribution, "estimator", None) is getattr(expected, "estimator", None)

@@ -107,7 +107,7 @@ class Family:
         """How many outcomes `probs` has, of a single draw."""
         raise NotImplementedError
 
-    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         """A most probable value of the discrete distribution; among equals the first."""
         raise NotImplementedError
 

@@ -80,7 +80,7 @@ class BernoulliFamily(Family):
     def from_one_hot(self, weights: Tensor) -> Tensor:
         return weights[..., 1]
 
-    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return interval.hard(logits)
 
     def number_of_outcomes(self, probs: Tensor) -> int:

@@ -87,7 +87,7 @@ class CategoricalFamily(Family):
     def from_one_hot(self, weights: Tensor) -> Tensor:
         return weights
 
-    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return simplex.hard(logits)
 
     def number_of_outcomes(self, probs: Tensor) -> int:

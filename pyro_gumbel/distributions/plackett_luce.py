@@ -47,7 +47,7 @@ class RankingFamily(CategoricalFamily):
         m = read_size(owner, size, categories[-1], all_of_them=True)
         return torch.Size((m, int(categories[-1])))
 
-    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return in_order(logits, size or 1, stable=True)
 
 

@@ -163,7 +163,7 @@ class StraightThroughOutcome(StraightThrough):
     @property
     def mode(self) -> Tensor:
         """A most probable value; of equals the first (of a binary variable 1)."""
-        return self._expanded(self.family.mode(self._logits, None))
+        return self._expanded(self.family.mode(self._logits))
 
     @property
     def param_shape(self) -> torch.Size:

@@ -45,7 +45,7 @@ class SubsetFamily(CategoricalFamily):
             read_size(owner, size, categories[-1], all_of_them=self._all_of_them)
         return categories
 
-    def mode(self, logits: Tensor, size: int | None) -> Tensor:
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return in_order(logits, size or 1, stable=True).sum(-2)
 
 

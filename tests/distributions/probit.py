@@ -87,7 +87,7 @@ class ProbitFamily(Family):
     def number_of_outcomes(self, probs):
         return 2
 
-    def mode(self, logits, size):
+    def mode(self, logits, size=None):
         return self.link.hard(logits)
 
 

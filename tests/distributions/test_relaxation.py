@@ -287,6 +287,6 @@ def test_hardening_uses_the_cached_logits_of_a_half_type(cls):
     """It finds the outcome that the noise chose, also where two rounded entries are equal."""
     distribution = make(cls, temperature=50.0, batch_shape=(2000,), k=2, dtype=torch.bfloat16)
     value = distribution.rsample()
-    chosen = cls.link.hard(distribution._to_unconstrained(value)).to(value.dtype)
+    chosen = distribution.link.hard(distribution._to_unconstrained(value)).to(value.dtype)
     assert torch.equal(harden(value), chosen)
-    assert not torch.equal(harden(value.clone(), cls.link), chosen)
+    assert not torch.equal(harden(value.clone(), distribution.link), chosen)
