@@ -375,7 +375,7 @@ def test_the_kl_that_there_is_not_says_what_to_write():
     with pytest.raises(NotImplementedError, match=text):
         kl_divergence(law, other)
     one, of_k = RelaxedBernoulli(0.5, 0.5), RelaxedCategorical(0.5, logits=torch.zeros(3))
-    with pytest.raises(NotImplementedError, match=r"relaxed\.RelaxedBernoulli and .*Categorical;"):
+    with pytest.raises(NotImplementedError, match=r"\.RelaxedBernoulli and .*Categorical;"):
         kl_divergence(one, of_k)
 
 

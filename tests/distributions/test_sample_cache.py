@@ -28,7 +28,7 @@ OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
 
 def exact_score(law, coordinates):
     """log p of remembered coordinates, in float64."""
-    tau = law.temperature.reshape(*law.temperature.shape, *[1] * law.event_dim)
+    tau = law.temperature.reshape((*law.temperature.shape, *[1] * law.event_dim))
     x, tau, v = law.logits.double(), tau.double(), coordinates.double()
     return law.link.log_density(v, x, tau, of_values=True)
 
