@@ -4,6 +4,7 @@
 """The README's example and the examples in docstrings run and do what they say."""
 
 import doctest
+import importlib
 import re
 import statistics
 from pathlib import Path
@@ -13,15 +14,6 @@ import pytest
 import torch
 
 import pyro_gumbel
-from pyro_gumbel import estimators, temperature
-from pyro_gumbel.distributions import registration
-from pyro_gumbel.distributions import relaxation as relaxing
-from pyro_gumbel.distributions import relaxed as soft
-from pyro_gumbel.distributions import straight_through as hard
-from pyro_gumbel.distributions import without_replacement as discrete
-from pyro_gumbel.infer import autoguide as guides
-from pyro_gumbel.infer import gradients as diagnostics
-from pyro_gumbel.infer import reparam
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,11 +99,15 @@ def test_every_linked_file_exists():
             assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [
-    diagnostics, discrete, estimators, guides, hard, registration, relaxing, reparam, soft,
-    temperature,
-])  # fmt: skip
-def test_docstring_examples(module):
+def modules_with_examples():
+    for path in sorted((ROOT / "pyro_gumbel").rglob("*.py")):
+        if ">>>" in path.read_text():
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
     result = doctest.testmod(module, extraglobs={**names, "pyro": pyro, "torch": torch})
     assert result.attempted > 0
