@@ -24,8 +24,10 @@ from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, log
 
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
 
-EXACT = -50.0  # if v, or v + log(k), is above it, log(s) is as good, and 1 / s far from infinity
-EXACT_BELOW = 2.0  # if v is below it, logit(s) is as good
+# Where v is above the first, up to log(k), log(s) is as exact as v, and 1 / s is far from infinity.
+# Where it is also below the second, so is logit(s).
+EXACT_ABOVE = -50.0
+EXACT_BELOW = 2.0
 
 
 def draw(
@@ -59,7 +61,7 @@ def _follows_from_value(v: Tensor, link: Link) -> bool:
         return True
     least, most = v.aminmax()
     of_value = FORMULAS[type(link)].value_gives_unconstrained
-    return least.item() > EXACT and (of_value or most.item() < EXACT_BELOW)
+    return least.item() > EXACT_ABOVE and (of_value or most.item() < EXACT_BELOW)
 
 
 def straight_through_draw(
@@ -164,7 +166,7 @@ def _draw_in_blocks(
         noise = _noise(s_.shape, formulas, x)
         spare = None if noise.is_contiguous() else scratch("spare", noise.shape, x)
         _, z, n, found = draw_block(formulas, noise, x_, tau_, log_prob, s_, spare)
-        if v is None and z.amin().item() < EXACT:
+        if v is None and z.amin().item() < EXACT_ABOVE:
             v = s.log()  # of the blocks so far
         if v is not None:
             v_ = blocks.over_draws(v)[at]
