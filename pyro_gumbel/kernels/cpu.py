@@ -73,9 +73,7 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard: Tensor = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)[
-        0
-    ]
+    hard, _ = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
     return hard
 
 
@@ -125,9 +123,9 @@ class _Draw(torch.autograd.Function):
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         v: Tensor | None
         if math.prod(shape) < MANY:
-            noise = exponential if event_dim else logistic
-            variates = noise(shape, dtype=x.dtype, device=x.device)
-            s, v, n, log_p = formulas.draw(variates, formulas.centred(x), tau, log_prob, None, None)
+            draw_noise = exponential if event_dim else logistic
+            noise = draw_noise(shape, dtype=x.dtype, device=x.device)
+            s, v, n, log_p = formulas.draw(noise, formulas.centred(x), tau, log_prob, None, None)
             if n is not None:
                 v.sub_(n)
             if log_p is not None:
@@ -190,9 +188,7 @@ class _StraightThroughDraw(torch.autograd.Function):
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         if math.prod(shape) < MANY:
-            noise = exponential if event_dim else logistic
-            variates = noise(shape, dtype=x.dtype, device=x.device)
-            z = formulas.perturbed(variates, formulas.centred(x), None)
+            z = formulas.perturbed(_noise(shape, formulas, x), formulas.centred(x), None)
             hard = link.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
