@@ -35,7 +35,8 @@ from pyro_gumbel.distributions.relaxed import (
 )
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.links import interval, log_of_positive
+from pyro_gumbel.links import interval
+from pyro_gumbel.ops.logarithms import log_of_positive
 from pyro_gumbel.ops.noise import logistic
 from pyro_gumbel.ops.precision import cast
 

@@ -36,8 +36,9 @@ from pyro_gumbel.distributions.relaxed import (
     log_probs_and_tau,
 )
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.links import log_of_positive, simplex
+from pyro_gumbel.links import simplex
 from pyro_gumbel.ops.expectations import log_softmax_mean
+from pyro_gumbel.ops.logarithms import log_of_positive
 from pyro_gumbel.ops.noise import gumbel
 from pyro_gumbel.ops.one_hot import as_one_hot_sample
 from pyro_gumbel.ops.precision import cast
