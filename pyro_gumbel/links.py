@@ -94,20 +94,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import ends, in_forward_mode
+from pyro_gumbel._tracing import ends
+from pyro_gumbel.ops.autograd import with_own_gradient, zero_with_gradient
+from pyro_gumbel.ops.logarithms import clamped_log
 
-__all__ = [
-    "NEAR",
-    "Hypersimplex",
-    "Interval",
-    "Link",
-    "Simplex",
-    "clamped_log",
-    "interval",
-    "largest",
-    "log_of_positive",
-    "simplex",
-]
+__all__ = ["Hypersimplex", "Interval", "Link", "Simplex", "interval", "simplex"]
 
 NEAR = 64.0  # logits up to this size cost the noise no digits that matter
 
@@ -274,7 +265,7 @@ class _SumConstrained(Link):
         if on_cpu and _are_near(top):
             return logits
         below = logits - top
-        lowest = torch.finfo(logits.dtype).min + (logits - logits.detach())
+        lowest = torch.finfo(logits.dtype).min + zero_with_gradient(logits)
         overflows = below.isneginf() & ~logits.isneginf()
         return torch.where(overflows, lowest, below)
 
@@ -442,15 +433,13 @@ class _Normalise(torch.autograd.Function):
 
 
 def _normalised(scaled: Tensor, link: _SumConstrained) -> Tensor:
-    """`link.normalise` with a gradient.
-
-    In forward mode it is made of operations, because torch does not differentiate the `jvp` of a
-    Function a second time.
-    """
-    if in_forward_mode():
-        return link.normalise_in_graph(scaled)
-    result: Tensor = _Normalise.apply(scaled, link)
+    """`link.normalise` with a gradient."""
+    result: Tensor = with_own_gradient(_Normalise, _normalised_in_graph, scaled, link)
     return result
+
+
+def _normalised_in_graph(scaled: Tensor, link: _SumConstrained) -> Tensor:
+    return link.normalise_in_graph(scaled)
 
 
 def largest(z: Tensor, j: int) -> Tensor:
@@ -491,26 +480,3 @@ def _divide(perturbed: Tensor, temperature: Tensor) -> Tensor:
     infinite = quotient.isinf()
     finite = torch.where(infinite, 0.0, perturbed) / tau * (tau / temperature)
     return torch.where(infinite, quotient, finite)
-
-
-def clamped_log(value: Tensor) -> Tensor:
-    """log(s) of s clamped to the normal numbers, with the slope 1 / max(s, floor).
-
-    Below the floor the slope stays constant: that of the smallest numbers, 1 / s, would overflow in
-    the next product.
-    """
-    return _log(value, torch.finfo(value.dtype).tiny)
-
-
-def log_of_positive(value: Tensor) -> Tensor:
-    """log(p) of p > 0, exact down to the smallest subnormal number; its slope is as above."""
-    finfo = torch.finfo(value.dtype)
-    return _log(value, finfo.tiny * finfo.eps)
-
-
-def _log(value: Tensor, least: float) -> Tensor:
-    floor = torch.finfo(value.dtype).tiny * 2.0**24
-    above = value.clamp(min=floor).log()
-    extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
-    exact = value.detach().clamp(min=least).log()
-    return extended + (exact - extended.detach())

@@ -51,14 +51,14 @@ def test_interval_density_integrates_to_one(temperature, logit):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
-def test_coordinate_density_integrates_to_one(temperature):
+def test_density_in_logit_space_integrates_to_one(temperature):
     law = LogitRelaxedBernoulli(temperature, logits=float64(0.7))
     v = torch.linspace(-100, 100, 20_001, dtype=torch.float64)
     assert torch.trapezoid(law.log_prob(v).exp(), v).item() == pytest.approx(1, abs=1e-6)
 
 
 def log_ratio_grid(k, half_width, steps):
-    """Coordinates on a grid of log-ratios, as the rows of a matrix, and the cell's volume."""
+    """Values in logit space on a grid of log-ratios, as rows of a matrix, and the cell's volume."""
     axis = torch.linspace(-half_width, half_width, steps, dtype=torch.float64)
     ratios = torch.cartesian_prod(*[axis] * (k - 1)).reshape(-1, k - 1)
     coordinates = torch.nn.functional.pad(ratios, (0, 1)).log_softmax(-1)
@@ -157,7 +157,7 @@ def test_interval_density_equals_torch(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
-def test_two_categories_are_one_bit(temperature):
+def test_two_categories_are_a_bernoulli(temperature):
     logits = 3 * torch.randn(500, dtype=torch.float64)
     bit = RelaxedBernoulli(temperature, logits=logits)
     pair = RelaxedCategorical(
@@ -169,8 +169,8 @@ def test_two_categories_are_one_bit(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_coordinate_density_is_that_of_the_value_times_the_slopes(temperature):
-    """In three ways: by autograd of the link, by torch's own, and by the remembered value."""
+def test_density_in_logit_space_is_that_of_the_value_times_the_slopes(temperature):
+    """In three ways: by autograd of the link, by torch's own, and by the cached v."""
     x = torch.randn(20, 4, dtype=torch.float64)
     v = ExpRelaxedCategorical(temperature, logits=x).sample().clamp(min=-300)
     value_density = RelaxedCategorical(temperature, logits=x, validate_args=False).log_prob(v.exp())
@@ -207,7 +207,7 @@ def test_categories_that_cannot_occur_are_left_out():
 
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, LogitRelaxedBernoulli])
-def test_a_sure_bit_is_a_point(cls):
+def test_a_sure_bit_has_a_single_value(cls):
     law = cls(0.5, probs=float64(0.0, 1.0))
     value = law.sample()
     assert law.log_prob(value).tolist() == [0.0, 0.0]

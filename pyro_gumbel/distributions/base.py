@@ -124,7 +124,8 @@ class FamilyDistribution:
     family: ClassVar[Family]
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
 
-    _support_text: ClassVar[str]  # what a value must be, for errors
+    # Both are parts of the error for a value outside of the support.
+    _support_text: ClassVar[str]  # what a value must be
     _remedy: ClassVar[str]  # what to write if it is not
     _integers: ClassVar[bool] = False  # whether a value may be a tensor of integers
 

@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The binary family: a Bernoulli variable, relaxed to the unit interval, or straight-through."""
+"""Bernoulli variables with gradients.
+
+`RelaxedBernoulli` has values in the unit interval, `LogitRelaxedBernoulli` has the logits of those,
+and `BernoulliStraightThrough` has exactly 0 and 1, with a surrogate gradient.
+"""
 
 import math
 from typing import Any, ClassVar
@@ -31,21 +35,25 @@ from pyro_gumbel.distributions.relaxed import (
 )
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.links import interval, log_of_positive
-from pyro_gumbel.ops import noise
+from pyro_gumbel.links import interval
+from pyro_gumbel.ops.logarithms import log_of_positive
+from pyro_gumbel.ops.noise import logistic
 from pyro_gumbel.ops.precision import cast
 
-__all__ = ["BernoulliStraightThrough", "LogitRelaxedBernoulli", "RelaxedBernoulli", "bernoulli"]
+__all__ = ["BernoulliStraightThrough", "LogitRelaxedBernoulli", "RelaxedBernoulli"]
 
 _IS_A_STEP = "is a step, which torch's Bernoulli leaves out"
-_FAR = 1e300  # logits that are farther from 0 make no other probabilities in float64
+_FAR = 1e300  # finite logits are clamped to this in float64, where their differences are integrated
 
 
 class BernoulliFamily(Family):
-    """`probs` is the probability of 1, `logits` its log-odds; infinite log-odds are certain."""
+    """What the Bernoulli distributions share: parameters, noise and link. Not a distribution.
+
+    `probs` is the probability of 1, `logits` its log-odds, infinite for a certain outcome.
+    """
 
     link = interval
-    noise = staticmethod(noise.logistic)
+    noise = staticmethod(logistic)
     noise_distribution = StandardLogistic
     event_dim = 0
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
@@ -116,27 +124,30 @@ class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
         \log p(s) = \log \tau + \log \sigma(d) + \log \sigma(-d)
                     - \log \sigma(v) - \log \sigma(-v).
 
-    :math:`P(s > 1/2) = \sigma(x)` at every temperature. The binary Concrete distribution of
-    Maddison, Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712,
-    appendix B.
+    :math:`P(s > 1/2) = \sigma(x)` at every temperature. A tensor that `rsample` or `sample`
+    returned caches its logit v, so that its log_prob is exact also where s was rounded to 0 or 1. A
+    copy has no cache: use `LogitRelaxedBernoulli` for values that are copied or stored. This is the
+    binary Concrete distribution of Maddison, Mnih and Teh, "The Concrete distribution" (2017),
+    https://arxiv.org/abs/1611.00712, appendix B.
 
     >>> d = RelaxedBernoulli(0.5, logits=torch.zeros(3))
     >>> d.log_prob(d.rsample()).shape
     torch.Size([3])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
-        function without arguments that returns one, called once. An object that torch functions
+        function without arguments that returns one, such as a temperature schedule; the constructor
+        calls it once. An object that torch functions
         take for a tensor, by `__torch_function__`, becomes that tensor.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
-    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
     family = bernoulli
-    replaces = PyroRelaxedBernoulli
+    replaces = PyroRelaxedBernoulli  # under register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         **bernoulli.arg_constraints,
@@ -183,21 +194,22 @@ class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
 
     .. math:: \log p(v) = \log \tau + \log \sigma(d) + \log \sigma(-d).
 
-    It does not saturate: use it at low temperature under NUTS, in an autoguide, or wherever a value
-    is copied or stored. Maddison, Mnih and Teh, "The Concrete distribution" (2017),
-    https://arxiv.org/abs/1611.00712.
+    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
+    low temperatures, and for values that are copied or stored. Maddison, Mnih and Teh, "The
+    Concrete distribution" (2017), https://arxiv.org/abs/1611.00712.
 
     >>> LogitRelaxedBernoulli(0.1, probs=torch.tensor(0.7)).sample().sigmoid().shape
     torch.Size([])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
-        function without arguments that returns one, called once.
+        function without arguments that returns one, such as a temperature schedule; the constructor
+        calls it once.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
-    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
     family = bernoulli
@@ -270,27 +282,30 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
 
     .. math:: \log P(D) = D \log p + (1 - D) \log(1 - p),
 
-    extended linearly to real :math:`D`. `rsample` and `sample` return exactly 0 or 1. The backward
-    pass of `rsample` is the estimator's, by default that of :math:`s = \sigma(z / \tau)` with
-    :math:`z = x + L`, :math:`L \sim \text{Logistic}(0, 1)`, and :math:`D = 1` where
-    :math:`z \ge 0`: the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical
+    which is linear in :math:`D`, so that `log_prob` passes a gradient to the sample. `rsample` and
+    `sample` draw :math:`z = x + L`, :math:`L \sim \text{Logistic}(0, 1)`, with :math:`x` the logit,
+    and return :math:`D = 1` where :math:`z \ge 0`, else 0. The gradient of `rsample` is chosen by
+    `estimator`; by default it is the gradient of the relaxed value :math:`\sigma(z / \tau)`. This
+    is the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical
     reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. A low
-    temperature lowers its bias and raises its variance.
+    temperature lowers the bias of this gradient and raises its variance.
 
     >>> BernoulliStraightThrough(0.5, probs=torch.tensor(1.0)).rsample()
     tensor(1.)
 
-    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the
-        batch shape, or a function without arguments that returns one, called once.
+    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
+    a tensor
+        that broadcasts with the batch shape, or a function without arguments that returns one, such
+        as a temperature schedule; the constructor calls it once.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
-    :param logits: its log-odds x, real or infinite; exactly one of the two is given.
+    :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate, see
-        `pyro_gumbel.estimators`.
+        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
+        has the formula and source of each, and explains the arguments.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
     cdf: Any = absent(
@@ -301,7 +316,7 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     )
 
     family = bernoulli
-    replaces = RelaxedBernoulliStraightThrough
+    replaces = RelaxedBernoulliStraightThrough  # under register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedBernoulli.arg_constraints
     _support_text = "hard, that is exactly 0 or 1"
     _remedy = (
@@ -310,6 +325,8 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     )
 
 
+# `relax` makes these of a Bernoulli. Divergences between two of a relaxed class; between a
+# `RelaxedBernoulli` and what torch calls a transformed distribution; between the discrete ones.
 register_relaxation(TorchBernoulli, BernoulliStraightThrough, RelaxedBernoulli)
 kl.register_relaxed(RelaxedBernoulli, LogitRelaxedBernoulli)
 kl.register_transformed(RelaxedBernoulli)

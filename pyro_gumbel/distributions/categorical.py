@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The categorical family: a one-hot vector, relaxed to the simplex, or straight-through."""
+"""One-hot categorical vectors with gradients.
+
+`RelaxedCategorical` has values on the simplex, `ExpRelaxedCategorical` has the logarithms of those,
+and `CategoricalStraightThrough` has exactly one-hot vectors, with a surrogate gradient.
+"""
 
 import math
 from typing import Any, ClassVar
@@ -18,7 +22,7 @@ from torch.distributions.transforms import ExpTransform, Transform
 from pyro_gumbel._tracing import ends
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.constraints import log_simplex
-from pyro_gumbel.constraints import simplex as simplex_constraint
+from pyro_gumbel.constraints import simplex as simplex_support
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import Family
@@ -32,9 +36,10 @@ from pyro_gumbel.distributions.relaxed import (
     log_probs_and_tau,
 )
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.links import log_of_positive, simplex
-from pyro_gumbel.ops import noise
+from pyro_gumbel.links import simplex
 from pyro_gumbel.ops.expectations import log_softmax_mean
+from pyro_gumbel.ops.logarithms import log_of_positive
+from pyro_gumbel.ops.noise import gumbel
 from pyro_gumbel.ops.one_hot import as_one_hot_sample
 from pyro_gumbel.ops.precision import cast
 
@@ -43,17 +48,19 @@ __all__ = [
     "CategoricalStraightThrough",
     "ExpRelaxedCategorical",
     "RelaxedCategorical",
-    "categorical",
 ]
 
-_FAR = 1e300  # logits that are farther apart make no other probabilities in float64
+_FAR = 1e300  # finite logits are clamped to this in float64, where their differences are integrated
 
 
 class CategoricalFamily(Family):
-    """`probs` are non-negative weights over the last dimension, `logits` their logarithms."""
+    """What the categorical distributions share: parameters, noise and link. Not a distribution.
+
+    `probs` are non-negative weights over the last dimension, `logits` their logarithms.
+    """
 
     link: ClassVar[Any] = simplex
-    noise = staticmethod(noise.gumbel)
+    noise = staticmethod(gumbel)
     noise_distribution: ClassVar[Any] = StandardGumbel
     event_dim = 1
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
@@ -95,7 +102,8 @@ class CategoricalFamily(Family):
 
     def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
         least, most = ends(value)
-        lowest, fewest = 0 if name == "probs" else -math.inf, size or 1
+        lowest = 0 if name == "probs" else -math.inf
+        fewest = size or 1  # categories that are possible
         if lowest < least and most < math.inf:
             return
         if name == "probs":
@@ -126,33 +134,36 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
                     + \sum_i \log \operatorname{softmax}(x - \tau v)_i - \sum_i v_i.
 
     The largest entry is the i-th with probability :math:`\operatorname{softmax}(x)_i` at every
-    temperature. The Concrete distribution of Maddison, Mnih and Teh, "The Concrete distribution"
-    (2017), https://arxiv.org/abs/1611.00712, and the Gumbel-softmax of Jang, Gu and Poole,
-    "Categorical reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+    temperature. A tensor that `rsample` or `sample` returned caches its logarithm v, so that its
+    log_prob is exact also where entries were rounded to 0. A copy has no cache: use
+    `ExpRelaxedCategorical` for values that are copied or stored. This is the Concrete distribution
+    of Maddison, Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712,
+    and the Gumbel-softmax of Jang, Gu and Poole, "Categorical reparameterization with
+    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
 
     >>> d = RelaxedCategorical(0.1, logits=torch.randn(5, 10))
     >>> d.log_prob(d.rsample()).isfinite().all()
     tensor(True)
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
-        dimension for the categories), or a function without arguments that returns one, called
-        once.
+        dimension for the categories), or a function without arguments that returns one, such as a
+        temperature schedule; the constructor calls it once.
     :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
     family = categorical
-    replaces = RelaxedOneHotCategorical
+    replaces = RelaxedOneHotCategorical  # under register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         **categorical.arg_constraints,
     }
-    support = simplex_constraint
+    support = simplex_support
     _support_text = "on the simplex (non-negative, sum 1 over the last dimension)"
     _remedy = "write value / value.sum(-1, keepdim=True), or use ExpRelaxedCategorical for logs"
     _exact = "use ExpRelaxedCategorical, which does not saturate"
@@ -170,7 +181,7 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """Cov(s_i, s_j), exact; its shape is the batch shape and (k, k)."""
+        """Cov(s_i, s_j), by quadrature to 1e-13; of shape batch_shape + (k, k)."""
         covariances = cast(self._covariances, self._parameter.dtype)
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
@@ -182,32 +193,32 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
               \qquad g_i \sim \text{Gumbel}(0, 1) \text{ iid},
 
     with :math:`x` the logits of :math:`k` categories and :math:`\tau` the temperature. Its density
-    is
+    with respect to the :math:`k - 1` log-ratios :math:`v_i - v_k` is
 
     .. math::
         \log p(v) = \log (k-1)! + (k-1) \log \tau
                     + \sum_i \log \operatorname{softmax}(x - \tau v)_i,
 
-    the density of :math:`s = \exp v` times :math:`\prod_i s_i`, as in `torch.distributions`. It is
-    also the density with respect to the :math:`k - 1` log-ratios :math:`v_i - v_k`.
+    which is :math:`p(s) \prod_i s_i`, with :math:`p(s)` the density of :math:`s = \exp v` as a
+    `RelaxedCategorical`. The log_prob of torch's class of this name is the same.
 
-    It does not saturate: use it at low temperature under NUTS, in an autoguide, or wherever a value
-    is copied or stored. Maddison, Mnih and Teh, "The Concrete distribution" (2017),
-    https://arxiv.org/abs/1611.00712, appendix C.
+    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
+    low temperatures, and for values that are copied or stored. Maddison, Mnih and Teh, "The
+    Concrete distribution" (2017), https://arxiv.org/abs/1611.00712, appendix C.
 
     >>> ExpRelaxedCategorical(0.1, probs=torch.ones(4)).sample().exp().shape
     torch.Size([4])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
-        dimension for the categories), or a function without arguments that returns one, called
-        once.
+        dimension for the categories), or a function without arguments that returns one, such as a
+        temperature schedule; the constructor calls it once.
     :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
     family = categorical
@@ -224,14 +235,14 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
     )
 
     def entropy(self) -> Tensor:
-        """-E log_prob, the differential entropy in nats; 0 if there is a single value."""
+        """-E log_prob, the differential entropy in nats; 0 if one category has probability 1."""
         return entropy_of_outcomes(self, of_values=False)
 
     @property
     def mean(self) -> Tensor:
-        """E v = (x + gamma) / tau - E logsumexp((x + g) / tau), gamma Euler's constant, to 1e-12.
+        """E v = (x + gamma) / tau - E logsumexp((x + g) / tau), with gamma Euler's constant.
 
-        It is no point of the log-simplex, which is curved: `log_softmax` of it is the mode.
+        By quadrature, to 1e-12 in float64. The exponentials of the mean do not sum to 1.
         """
         return self._expanded(log_softmax_mean(*log_probs_and_tau(self)))
 
@@ -248,36 +259,41 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
 
     .. math:: \log P(D) = \sum_i D_i \log p_i,
 
-    extended linearly to real :math:`D`. `rsample` and `sample` return exactly one-hot vectors. The
-    backward pass of `rsample` is the estimator's, by default that of
-    :math:`s = \operatorname{softmax}(z / \tau)` with :math:`D` the argmax of :math:`z = x + g`,
-    :math:`g_i \sim \text{Gumbel}(0, 1)` iid: the straight-through Gumbel-softmax of Jang, Gu and
-    Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
-    https://arxiv.org/abs/1611.01144. A low temperature lowers its bias and raises its variance.
+    which is linear in :math:`D`, so that `log_prob` passes a gradient to the sample. `rsample` and
+    `sample` draw :math:`z = x + g`, :math:`g_i \sim \text{Gumbel}(0, 1)` iid, with :math:`x` the
+    logits, and return the one-hot vector :math:`D` of the largest entry. The gradient of `rsample`
+    is chosen by `estimator`; by default it is the gradient of the relaxed value
+    :math:`\operatorname{softmax}(z / \tau)`. This is the straight-through Gumbel-softmax of Jang,
+    Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
+    https://arxiv.org/abs/1611.01144. A low temperature lowers the bias of this gradient and raises
+    its variance.
 
     >>> d = CategoricalStraightThrough(0.5, logits=torch.randn(5, 10))
     >>> d.rsample().sum(-1)
     tensor([1., 1., 1., 1., 1.])
 
-    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the batch
-        shape (it has no dimension for the categories), or a function without arguments that
-        returns one, called once.
+    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
+    a tensor
+        that broadcasts with the batch shape (it has no dimension for the categories), or a function
+        without arguments that returns one, such as a temperature schedule; the constructor calls it
+        once.
     :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate, see
-        `pyro_gumbel.estimators`.
+        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
+        has the formula and source of each, and explains the arguments.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them.
+    :raises TypeError: for an argument of another type.
     """
 
-    # Nothing that reads the parent's inner `_categorical` is left: all of it is overridden.
+    # Pyro's OneHotCategorical reads an inner `_categorical`. There is none here: every property and
+    # method that would read it is overridden, by this class or its first base.
 
     family = categorical
-    replaces = RelaxedOneHotCategoricalStraightThrough
+    replaces = RelaxedOneHotCategoricalStraightThrough  # under register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
         RelaxedCategorical.arg_constraints
     )
@@ -301,6 +317,8 @@ def _(distribution: Any, temperature: Temperature, **options: Any) -> Any:
     )
 
 
+# `relax` makes these of a OneHotCategorical. Divergences between two of a relaxed class; between a
+# `RelaxedCategorical` and what torch calls a transformed distribution; between the discrete ones.
 register_relaxation(TorchOneHotCategorical, CategoricalStraightThrough, RelaxedCategorical)
 kl.register_relaxed(RelaxedCategorical, ExpRelaxedCategorical)
 kl.register_transformed(RelaxedCategorical)

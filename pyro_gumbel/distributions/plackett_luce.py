@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The ranking family: m of k categories in order, as one-hot rows."""
+"""Rankings of m of k categories, as one-hot rows, with gradients.
+
+`PlackettLuce` is the discrete distribution. `RelaxedPlackettLuce` has rows on the simplex, and
+`PlackettLuceStraightThrough` has exactly one-hot rows, with a surrogate gradient.
+"""
 
 import itertools
 import math
@@ -21,8 +25,7 @@ from pyro_gumbel.distributions.relaxed import RelaxedValue
 from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
 from pyro_gumbel.estimators import Estimator
-from pyro_gumbel.ops import noise
-from pyro_gumbel.ops.noise import given_untaken_winner
+from pyro_gumbel.ops.noise import given_untaken_winner, gumbel
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.rank_probability import rank_probabilities
 
@@ -30,9 +33,11 @@ __all__ = ["PlackettLuce", "PlackettLuceStraightThrough", "RelaxedPlackettLuce",
 
 
 class RankingFamily(CategoricalFamily):
-    """`size` of the categories in the order of the draws.
+    """What the ranking distributions share: parameters, noise and link. Not a distribution.
 
-    A value has a row for each draw, with one of the categories that the rows before it have left.
+    The parameters are those of one categorical draw; `size` categories are drawn without
+    replacement. A value has a row for each draw, with one of the categories that the rows before it
+    have left.
     """
 
     noise_distribution = None  # the noise of a row depends on the rows before it
@@ -87,12 +92,13 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of the first draw, categories in the last dimension;
         normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but tensors of real numbers, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     family = rankings
@@ -115,7 +121,7 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
             x = self.link.centred(self._logits)
-            noisy = x + noise.gumbel((*shape[:-2], shape[-1]), dtype=x.dtype, device=x.device)
+            noisy = x + gumbel((*shape[:-2], shape[-1]), dtype=x.dtype, device=x.device)
             return in_order(noisy, self.size).to(self._parameter.dtype)
 
     def _nearest_and_log_prob(self, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,16 +179,17 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
         dimension for the rows and categories), or a function without arguments that returns one,
-        called once.
+        such as a temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of the first draw, categories in the last dimension;
         normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     family = rankings
@@ -228,36 +235,41 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
 class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
     r"""One-hot rows, in the order of the draws, that carry the gradient of relaxed ones.
 
-    The distribution is that of `PlackettLuce` at every temperature, its log_prob extended to real
-    values as there. Row j of m is drawn like a `CategoricalStraightThrough` from the categories
-    that the rows before it have left, with noise of its own: with :math:`z_j = x + g_j`,
+    The distribution is that of `PlackettLuce` at every temperature. Row j of m is drawn like a
+    `CategoricalStraightThrough` from the categories that the rows before it have left, with noise
+    of its own: with :math:`z_j = x + g_j`,
 
     .. math:: D_j = \operatorname{one\,hot} \operatorname*{argmax}_{i \text{ untaken}} z_{ji},
 
-    and its backward pass is the estimator's with the logits of the taken categories at -inf. By
-    default that is :math:`\operatorname{softmax}(z_j / \tau)` over the untaken. The earlier winners
-    are held fixed there, which adds to the bias from the second row on. The estimator is that of
-    Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
+    with :math:`x` the logits and the entries of :math:`g_j` iid Gumbel(0, 1). The gradient of
+    `rsample` is chosen by `estimator`, applied row by row with the logits of the taken categories
+    at -inf; by default it is the gradient of :math:`\operatorname{softmax}(z_j / \tau)` over the
+    untaken. It holds the earlier winners fixed, which adds to its bias from the second row on.
+    `log_prob` passes a gradient to the sample, see `PlackettLuce.log_prob`. The estimator is that
+    of Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
     https://arxiv.org/abs/1611.01144.
 
     >>> PlackettLuceStraightThrough(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
     torch.Size([5, 3, 4])
 
-    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the batch
-        shape (it has no dimension for the rows and categories), or a function without arguments
-        that returns one, called once.
+    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
+    a tensor
+        that broadcasts with the batch shape (it has no dimension for the rows and categories), or a
+        function without arguments that returns one, such as a temperature schedule; the constructor
+        calls it once.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of the first draw, categories in the last dimension;
         normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate, see
-        `pyro_gumbel.estimators`.
+        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
+        has the formula and source of each, and explains the arguments.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     has_rsample = True
@@ -318,5 +330,6 @@ def m_hot(value: Tensor) -> Tensor:
     return value.amax(-2)
 
 
+# `relax` makes these of a PlackettLuce. Divergences by enumeration between discrete ones.
 register_relaxation(PlackettLuce, PlackettLuceStraightThrough, RelaxedPlackettLuce)
 kl.register_enumerated(PlackettLuce)

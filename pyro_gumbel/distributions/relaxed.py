@@ -205,7 +205,7 @@ class RelaxedOutcome(RelaxedValue):
     _most_probable: ClassVar[str]  # what to write instead of a mode that does not exist
 
     def entropy(self) -> Tensor:
-        """-E log_prob, the differential entropy in nats; 0 if there is a single value."""
+        """-E log_prob, the differential entropy in nats; 0 if one outcome has probability 1."""
         return entropy_of_outcomes(self, of_values=True)
 
     @property

@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The subset family: m of k categories as an m-hot vector, discrete, relaxed, straight-through."""
+"""Subsets of m of k categories, as m-hot vectors, with gradients.
+
+`Subset` is the discrete distribution. `RelaxedSubset` has values on the hypersimplex,
+`LogitRelaxedSubset` has the logits of those, and `SubsetStraightThrough` has exactly m-hot vectors,
+with a surrogate gradient.
+"""
 
 import itertools
 import math
@@ -29,7 +34,10 @@ __all__ = ["LogitRelaxedSubset", "RelaxedSubset", "Subset", "SubsetStraightThrou
 
 
 class SubsetFamily(CategoricalFamily):
-    """`size` of the categories, drawn one after the other without replacement.
+    """What the subset distributions share: parameters, noise and link. Not a distribution.
+
+    The parameters are those of one categorical draw; `size` categories are drawn without
+    replacement.
 
     :param all_of_them: whether all categories may be chosen.
     """
@@ -73,12 +81,13 @@ class Subset(WithoutReplacement, TorchDistribution):
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of a single draw, categories in the last dimension;
         normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but tensors of real numbers, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     family = discrete_subsets
@@ -152,25 +161,29 @@ class RelaxedSubset(RelaxedValue, TorchDistribution):
                     + \log \sum_i w_i - \sum_i \log w_i,
 
     derived in `pyro_gumbel.links`. The m largest entries have the distribution of a `Subset` at
-    every temperature: round to those, not at 1/2. The link is the sigmoid of Amos, Koltun and
-    Kolter, "The limited multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707, at
-    perturbed logits. At k = 2, m = 1 it is a `RelaxedBernoulli` at temperature 2 tau.
+    every temperature: round to those, not at 1/2. A tensor that `rsample` or `sample` returned
+    caches its logit v, so that its log_prob is exact also where entries were rounded to 0 or 1. A
+    copy has no cache: use `LogitRelaxedSubset` for values that are copied or stored. The link is
+    the sigmoid of Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
+    https://arxiv.org/abs/1906.08707, at perturbed logits. At k = 2, m = 1 it is a
+    `RelaxedBernoulli` at temperature 2 tau.
 
     >>> RelaxedSubset(0.5, 3, logits=torch.zeros(10)).sample().sum().round()
     tensor(3.)
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
-        dimension for the categories), or a function without arguments that returns one, called
-        once.
+        dimension for the categories), or a function without arguments that returns one, such as a
+        temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k - 1.
     :param probs: non-negative weights of a single draw, categories in the last dimension;
         normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     family = relaxed_subsets
@@ -211,29 +224,31 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
         \log p(v) = \log (k-1)! + (k-1) \log \tau
                     + \sum_i \log \operatorname{softmax}(x - \tau v)_i + \log \sum_i w_i,
 
-    the density of :math:`s = \sigma(v)` times :math:`\prod_i w_i`, as in `torch.distributions`.
-    Without the last term it is the density of the :math:`k - 1` differences :math:`v_i - v_k`.
+    which is :math:`p(s) \prod_i w_i`, with :math:`p(s)` the density of :math:`s = \sigma(v)` as a
+    `RelaxedSubset`. Without the last term it is the density with respect to the :math:`k - 1`
+    differences :math:`v_i - v_k`.
 
-    It does not saturate: use it at low temperature under NUTS, in an autoguide, or wherever a value
-    is copied or stored. The link is that of Amos, Koltun and Kolter, "The limited multi-label
-    projection layer" (2019), https://arxiv.org/abs/1906.08707; the density is derived in
-    `pyro_gumbel.links`.
+    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
+    low temperatures, and for values that are copied or stored. The link is that of Amos, Koltun and
+    Kolter, "The limited multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707; the
+    density is derived in `pyro_gumbel.links`.
 
     >>> LogitRelaxedSubset(0.1, 2, probs=torch.ones(4)).sample().sigmoid().sum().round()
     tensor(2.)
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
-        dimension for the categories), or a function without arguments that returns one, called
-        once.
+        dimension for the categories), or a function without arguments that returns one, such as a
+        temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k - 1.
     :param probs: non-negative weights of a single draw, categories in the last dimension;
         normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param validate_args: whether argument and sample *values* are checked; None for the default
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     family = relaxed_subsets
@@ -260,27 +275,31 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
 class SubsetStraightThrough(StraightThrough, Subset):
     r"""An m-hot vector whose sample carries the gradient of a relaxed one.
 
-    The distribution is that of `Subset` at every temperature, its log_prob extended to real values
-    as there. `rsample` and `sample` return exactly m-hot vectors. The backward pass of `rsample` is
-    the estimator's, by default that of the value that a `RelaxedSubset` has at the same perturbed
-    logits :math:`z = x + g`,
+    The distribution is that of `Subset` at every temperature. `rsample` and `sample` draw
+    :math:`z = x + g`, :math:`g_i \sim \text{Gumbel}(0, 1)` iid, with :math:`x` the logits, and
+    return the m-hot vector that marks the m largest entries. The gradient of `rsample` is chosen by
+    `estimator`; by default it is the gradient of the value of a `RelaxedSubset`,
 
-    .. math:: s = \sigma(z / \tau - c), \qquad \sum_i s_i = m,
+    .. math:: s = \sigma(z / \tau - c), \qquad \sum_i s_i = m.
 
-    where the sample :math:`D` marks the m largest of :math:`z`. The link is that of Amos, Koltun
-    and Kolter, "The limited multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707.
+    `log_prob` passes a gradient to the sample, see `Subset.log_prob`. The link is that of Amos,
+    Koltun and Kolter, "The limited multi-label projection layer" (2019),
+    https://arxiv.org/abs/1906.08707.
 
     >>> SubsetStraightThrough(0.5, 2, logits=torch.randn(3, 10)).rsample().sum(-1)
     tensor([2., 2., 2.])
 
-    :param temperature: tau > 0 of the surrogate; a number, a tensor that broadcasts with the batch
-        shape (it has no dimension for the categories), or a function without arguments that
-        returns one, called once.
+    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
+    a tensor
+        that broadcasts with the batch shape (it has no dimension for the categories), or a function
+        without arguments that returns one, such as a temperature schedule; the constructor calls it
+        once.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of a single draw, categories in the last dimension;
         normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur. Exactly one
-        of the two is given, with at least m possible categories in every row.
+    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
+        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
+        least m possible categories in every row.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", or a function
         (logits, temperature, perturbed, hard, link) -> surrogate, see `pyro_gumbel.estimators`.
         "reinmax" and "gapped" have no form for subsets.
@@ -288,7 +307,7 @@ class SubsetStraightThrough(StraightThrough, Subset):
         of `torch.distributions`. Shapes and types are always checked.
     :raises ValueError: for a wrong value, shape or estimator, or both or neither of `probs` and
         `logits`.
-    :raises TypeError: for anything but real numbers and tensors of them, and a size that is no int.
+    :raises TypeError: for an argument of another type.
     """
 
     has_rsample = True
@@ -309,6 +328,8 @@ class SubsetStraightThrough(StraightThrough, Subset):
         self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator)
 
 
+# `relax` makes these of a Subset. Divergences between two of a relaxed class, and by enumeration
+# between discrete ones.
 register_relaxation(Subset, SubsetStraightThrough, RelaxedSubset)
 kl.register_relaxed(RelaxedSubset, LogitRelaxedSubset)
 kl.register_enumerated(Subset)

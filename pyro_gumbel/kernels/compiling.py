@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Programs of `torch.compile` in the place of functions, where a user wants them."""
+"""Functions run by `torch.compile`, where a user asks for it."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,24 +23,25 @@ _is_on = ContextVar("pyro_gumbel.compiled", default=False)
 
 @contextmanager
 def compiled() -> Iterator[None]:
-    """Within it `torch.compile` computes large soft draws, densities, and gradients of all draws.
+    """A context in which `torch.compile` computes large draws, densities and their gradients.
 
     .. code-block:: python
 
         with pyro_gumbel.compiled():
             svi.step(data)
 
-    It is for tensors of 65,536 elements and more on a CPU; smaller ones, and GPUs, are as without
-    it. The first draw of a kind (a law, a dtype, a number of categories) takes seconds, in which
-    a C++ compiler works; after eight programs of one kind `torch.compile` logs that it makes no
-    more. From a seed rows of fewer than 32 come out as others than without it, of the same law.
-    Not for functions that you compile yourself: there a draw is a part of your own program. Not for
-    threads that are started within.
+    It applies to relaxed draws, to densities, and to the gradients of all draws, for tensors of
+    65,536 elements and more on a CPU. Smaller tensors, and those on a GPU, are computed as without
+    it. The first draw of a kind (a class, a dtype, a number of categories) takes seconds, while a
+    C++ compiler works. After eight programs of one kind `torch.compile` logs that it makes no more.
+    With the same seed, rows of fewer than 32 entries differ from the uncompiled ones, with the same
+    distribution. Do not use it in functions that you compile yourself: there a draw is a part of
+    your own program. It has no effect in threads that are started within.
 
-    `torch.compile` switches off the validation of all distributions for the process; here it
-    stays as it was.
+    `torch.compile` switches off the validation of all distributions of the process. Here it stays
+    as it was.
 
-    :warns RuntimeWarning: where nothing can be compiled; all goes on without.
+    :warns RuntimeWarning: if nothing can be compiled. Everything then runs without it.
     """
     failure = _failure()
     if failure:
@@ -58,18 +59,18 @@ def compiled() -> Iterator[None]:
 
 
 def is_on() -> bool:
-    """Whether this is within `compiled`."""
+    """Whether `compiled` is active here."""
     return _is_on.get()
 
 
 def program(function: Callable[..., Result], kind: Any) -> Callable[..., Result]:
-    """The function, or within `compiled` its program for arguments of a kind."""
+    """The function; within `compiled` a compiled one, for arguments of this kind."""
     return _compile(function, kind) if _is_on.get() else function
 
 
 @cache
 def _compile(function: Any, kind: Any) -> Any:
-    # Programs are counted by code object, and there are to be enough for every kind.
+    # torch limits the number of programs of a code object. So each kind gets a code object.
     copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     default = Distribution._validate_args
     try:
@@ -84,9 +85,9 @@ def _sin(x: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _failure() -> str:
-    """What `torch.compile` fails with, on one line; empty if it works."""
+    """The error of `torch.compile` on one line; empty if it works."""
     try:
         _compile(_sin, "to see whether it works")(torch.zeros(64, device="cpu"))
-    except Exception as error:  # whatever the reason, there is another way
+    except Exception as error:  # for whatever reason: it is not needed
         return " ".join(str(error).split())[:300] or type(error).__name__
     return ""

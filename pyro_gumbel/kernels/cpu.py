@@ -24,8 +24,10 @@ from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, log
 
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
 
-EXACT = -50.0  # if v, or v + log(k), is above it, log(s) is as good, and 1 / s far from infinity
-EXACT_BELOW = 2.0  # if v is below it, logit(s) is as good
+# Where v is above the first, up to log(k), log(s) is as exact as v, and 1 / s is far from infinity.
+# Where it is also below the second, so is logit(s).
+EXACT_ABOVE = -50.0
+EXACT_BELOW = 2.0
 
 
 def draw(
@@ -59,7 +61,7 @@ def _follows_from_value(v: Tensor, link: Link) -> bool:
         return True
     least, most = v.aminmax()
     of_value = FORMULAS[type(link)].value_gives_unconstrained
-    return least.item() > EXACT and (of_value or most.item() < EXACT_BELOW)
+    return least.item() > EXACT_ABOVE and (of_value or most.item() < EXACT_BELOW)
 
 
 def straight_through_draw(
@@ -71,9 +73,7 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard: Tensor = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)[
-        0
-    ]
+    hard, _ = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
     return hard
 
 
@@ -123,9 +123,9 @@ class _Draw(torch.autograd.Function):
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         v: Tensor | None
         if math.prod(shape) < MANY:
-            noise = exponential if event_dim else logistic
-            variates = noise(shape, dtype=x.dtype, device=x.device)
-            s, v, n, log_p = formulas.draw(variates, formulas.centred(x), tau, log_prob, None, None)
+            draw_noise = exponential if event_dim else logistic
+            noise = draw_noise(shape, dtype=x.dtype, device=x.device)
+            s, v, n, log_p = formulas.draw(noise, formulas.centred(x), tau, log_prob, None, None)
             if n is not None:
                 v.sub_(n)
             if log_p is not None:
@@ -164,7 +164,7 @@ def _draw_in_blocks(
         noise = _noise(s_.shape, formulas, x)
         spare = None if noise.is_contiguous() else scratch("spare", noise.shape, x)
         _, z, n, found = draw_block(formulas, noise, x_, tau_, log_prob, s_, spare)
-        if v is None and z.amin().item() < EXACT:
+        if v is None and z.amin().item() < EXACT_ABOVE:
             v = s.log()  # of the blocks so far
         if v is not None:
             v_ = blocks.over_draws(v)[at]
@@ -188,9 +188,7 @@ class _StraightThroughDraw(torch.autograd.Function):
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         if math.prod(shape) < MANY:
-            noise = exponential if event_dim else logistic
-            variates = noise(shape, dtype=x.dtype, device=x.device)
-            z = formulas.perturbed(variates, formulas.centred(x), None)
+            z = formulas.perturbed(_noise(shape, formulas, x), formulas.centred(x), None)
             hard = link.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)

@@ -245,10 +245,10 @@ class Elementwise(Formulas):
         s: Tensor | None,
         spare: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        log_p = _log_slope(noise) if log_prob else None
+        log_p = _logistic_log_density(noise) if log_prob else None
         v = noise.add_(x).div_(tau)
         if log_p is not None:
-            log_p.sub_(_log_slope(v))
+            log_p.sub_(_logistic_log_density(v))
         return torch.sigmoid(v, out=s), v, None, log_p
 
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
@@ -261,8 +261,8 @@ class Elementwise(Formulas):
     def log_density(
         self, v: Tensor, x: Tensor, tau: Tensor, of_values: bool, spare: Tensor | None
     ) -> Tensor:
-        log_p = _log_slope(x - tau * v)
-        return log_p.sub_(_log_slope(v)) if of_values else log_p
+        log_p = _logistic_log_density(x - tau * v)
+        return log_p.sub_(_logistic_log_density(v)) if of_values else log_p
 
     def _pull_link(
         self,
@@ -479,7 +479,7 @@ FORMULAS: dict[type[Link], type[Formulas]] = {
 }
 
 
-def _log_slope(v: Tensor) -> Tensor:
+def _logistic_log_density(v: Tensor) -> Tensor:
     """log sigmoid(v) + log sigmoid(-v) = -|v| - 2 log(1 + exp(-|v|))."""
     size = v.abs()
     return size.neg().exp_().log1p_().mul_(-2).sub_(size)

@@ -34,7 +34,7 @@ from torch import Tensor
 from pyro_gumbel._tracing import in_eager_mode, version_of
 from pyro_gumbel.ops.autograd import zero_with_gradient
 
-__all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "is_plain", "plain"]
+__all__ = ["OneHotIndex", "OneHotSample", "as_one_hot_sample", "plain"]
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:
@@ -55,11 +55,6 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
 def plain(value: Any) -> Any:
     """The same numbers and graph as a plain tensor, whose operations are faster."""
     return value.plain if isinstance(value, OneHotSample) else value
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether `tensor` is a plain tensor, a parameter or a `OneHotSample`: no other subclass."""
-    return type(tensor) in (Tensor, torch.nn.Parameter, OneHotSample)
 
 
 class _EqualToTensor(torch._C._TensorMeta):

@@ -18,7 +18,8 @@ from pyro_gumbel.distributions.base import Family
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.relaxed import RelaxedValue
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.links import Link, clamped_log
+from pyro_gumbel.links import Link
+from pyro_gumbel.ops.logarithms import clamped_log
 
 
 class NormalInterval(Link):

@@ -16,7 +16,7 @@ from pyro_gumbel.ops.noise import MANY
 from tests.common import HARD, RANKINGS, SOFT, law_of, param_shape
 
 K = 64  # from 32 on the noise lies alike, compiled or not
-LAWS = [cls for cls in [*SOFT, *HARD] if cls not in RANKINGS and cls is not RelaxedCategorical]
+CLASSES = [cls for cls in [*SOFT, *HARD] if cls not in RANKINGS and cls is not RelaxedCategorical]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def made(monkeypatch):
 
 
 def results(cls, rows=MANY // K):
-    """A draw and scores, of the draw and of a copy of it, and their gradients."""
+    """A draw, the log_prob of it and of a copy of it, and their gradients."""
     torch.manual_seed(0)
     logits = torch.randn((rows, *param_shape(cls, K)), requires_grad=True)
     temperature = torch.tensor(0.5, requires_grad=True)
@@ -62,8 +62,8 @@ def test_a_program_does_the_same(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", LAWS)
-def test_a_program_of_each_law_does_the_same(cls, made):
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_program_of_each_class_does_the_same(cls, made):
     assert_same_results(cls)
     assert ("pull_straight_through" if cls in HARD else "pull_log_density") in made
 

@@ -130,7 +130,7 @@ def assert_same_gradients(found, expected, leaves):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, keep, one_noise):
+def test_a_draw_is_that_of_the_link(link, sample, batch, x_shape, tau_shape, keep, one_noise):
     x, tau = parameters(link, x_shape, tau_shape)
     arguments = link, torch.Size(sample), torch.Size(batch)
     s, v, density = draw(x, tau, *arguments, keep=keep)
@@ -147,7 +147,7 @@ def test_a_draw_is_that_of_the_graph(link, sample, batch, x_shape, tau_shape, ke
 
 @pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_a_hard_draw_has_the_gradient_of_the_soft_one(
+def test_a_hard_draw_has_the_gradient_of_the_relaxed_one(
     link, sample, batch, x_shape, tau_shape, one_noise
 ):
     x, tau = parameters(link, x_shape, tau_shape)
@@ -168,7 +168,7 @@ def test_a_hard_draw_has_the_gradient_of_the_soft_one(
 @pytest.mark.parametrize("of_values", [True, False])
 @pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_a_density_is_that_of_the_graph(
+def test_a_density_is_that_of_the_link(
     link, sample, batch, x_shape, tau_shape, of_values, monkeypatch
 ):
     x, tau = parameters(link, x_shape, tau_shape)
@@ -220,8 +220,8 @@ def test_second_derivatives_of_a_hard_draw(link, one_noise):
 
 
 @pytest.mark.parametrize("one_noise", ["blocks"], indirect=True)
-def test_coordinates_are_kept_where_the_value_has_lost_one(one_noise):
-    """On the simplex they are log(s) elsewhere; of one row that has lost one, all are kept."""
+def test_v_is_kept_where_it_is_lost_in_the_value(one_noise):
+    """On the simplex v is log(s) elsewhere. One row that has lost an entry makes all be kept."""
     tau = torch.tensor(0.5, dtype=torch.float64)
     x = torch.randn(6, K, dtype=torch.float64)
     shapes = simplex, torch.Size(), torch.Size((6,))
@@ -240,8 +240,8 @@ def test_coordinates_are_kept_where_the_value_has_lost_one(one_noise):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
-def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
-    """Whether or not they are kept: the score of another law is exact, and so is its gradient."""
+def test_a_value_caches_v_or_a_function_that_finds_it(temperature):
+    """In both cases the log_prob of another distribution is exact, and so is its gradient."""
     law = make(RelaxedCategorical, temperature, (8000,), 10)
     other = make(RelaxedCategorical, temperature, (8000,), 10)
     value = law.rsample()
@@ -260,7 +260,7 @@ def test_a_value_remembers_its_coordinates_by_itself_or_apart(temperature):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_values_have_their_coordinates_kept(dtype):
+def test_v_is_kept_for_half_values(dtype):
     law = make(RelaxedCategorical, 0.5, (8000,), 10, dtype=dtype)
     v = recall(law.sample(), simplex)
     assert v.dtype == torch.float32
@@ -270,7 +270,7 @@ def test_half_values_have_their_coordinates_kept(dtype):
 @pytest.mark.parametrize("cls", PLAIN)
 @pytest.mark.parametrize("k", [3, 40])
 def test_draws_and_gradients_are_contiguous(cls, k):
-    """Whatever the layout of the memory in between."""
+    """Whatever the layout of the scratch memory."""
     for rows in (10, 80_000):
         law = make(cls, batch_shape=(rows,), k=k)
         value = law.rsample()
@@ -281,8 +281,8 @@ def test_draws_and_gradients_are_contiguous(cls, k):
 
 @pytest.mark.parametrize("cls", PLAIN)
 @pytest.mark.parametrize("k", [3, 40])
-def test_draws_of_many_blocks_have_their_law(cls, k, monkeypatch):
-    """Their winners are those of the discrete law, and no block repeats another."""
+def test_draws_of_many_blocks_have_the_right_distribution(cls, k, monkeypatch):
+    """Rounded they have the discrete distribution, and no block repeats another."""
     monkeypatch.setattr(workspace, "BLOCK", 2**17)
     monkeypatch.setattr(cpu, "MANY", 2**10)
     law = make(cls, batch_shape=(), k=k)
@@ -308,8 +308,8 @@ def test_sample_and_rsample_draw_alike_in_many_blocks(cls, monkeypatch):
 
 
 @pytest.mark.parametrize("cls", VALUES[:3])
-def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
-    """It is that of any law with these parameters; in x it has the total derivative, or none."""
+def test_the_density_of_a_draw_under_the_distribution_that_drew_it(cls):
+    """It is that of any distribution with these parameters; in x it has the total derivative."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample((2,))
     twin = law_of(cls, 0.4, logits=law._parameter)
@@ -333,14 +333,14 @@ def test_the_density_of_a_draw_under_the_law_that_drew_it(cls):
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("cls", VALUES[:3])
 def test_a_parameter_that_has_changed_is_another(cls, in_place):
-    """A step of an optimiser between the draw and its score."""
+    """A step of an optimiser between the draw and its log_prob."""
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample()
     moved = 1.5 * torch.randn_like(law._parameter)
     if in_place:
         with torch.no_grad():
             law._parameter.add_(moved)
-    else:  # which torch does not count; but then the law is another one
+    else:  # torch does not count this, but then the distribution is new
         law._parameter.data.add_(moved)
         law = law_of(cls, law._temperature, logits=law._parameter)
     fresh = law_of(cls, 0.4, logits=law._parameter.detach().clone())
@@ -395,15 +395,15 @@ def draws_in_a_thread(_):
     return True
 
 
-def test_threads_and_modes_do_not_share_the_memory_of_blocks():
+def test_threads_and_modes_do_not_share_scratch_memory():
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(draws_in_a_thread, range(4)))
 
 
 @pytest.mark.parametrize("k", [3, 8, 40])
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_a_draw_in_float32_is_that_of_the_graph_in_float64(link, k, monkeypatch):
-    """In blocks of their true kind of memory: short rows lie across it."""
+def test_a_draw_in_float32_is_that_of_the_link_in_float64(link, k, monkeypatch):
+    """In blocks with scratch memory, which short rows lie across."""
     monkeypatch.setattr(workspace, "BLOCK", 2**17)
     drawn = []
 
@@ -463,7 +463,7 @@ def test_autocast_rounds_no_gradient(cls):
 
 
 @pytest.mark.parametrize("cls", VALUES[:3])
-def test_a_score_that_has_been_changed_is_not_given_again(cls):
+def test_a_log_prob_that_has_been_changed_is_not_given_again(cls):
     law = make(cls, 0.4, (3,), 4)
     value = law.rsample()
     right = law.log_prob(value).detach().clone()
@@ -502,7 +502,9 @@ def test_a_batch_of_gradients_of_a_large_draw_is_its_gradients_one_by_one(cls):
     logits = torch.randn(noise.MANY // (1 if cls in ONE_BIT else 4), *param_shape(cls, 5))
     torch.manual_seed(1)
     value = law_of(cls, 0.5, logits=logits).sample().clone()
-    scored = 3 if cls in (Subset, SubsetStraightThrough) else len(logits)  # a set's mass is dear
+    scored = (
+        3 if cls in (Subset, SubsetStraightThrough) else len(logits)
+    )  # the probability of a subset is slow
 
     def call(shift, temperature):
         torch.manual_seed(2)
