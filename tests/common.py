@@ -99,7 +99,7 @@ def event_shape(cls, k=3):
 
 
 def law_of(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
-    """A law of the class; one with a size chooses `size_for` of its categories."""
+    """A distribution of the class; one with a size chooses `size_for` of its categories."""
     if cls not in SIZED:
         return cls(temperature, probs, logits, **keywords)
     if size is None:
@@ -228,7 +228,7 @@ def z_bound(comparisons=1):
 
 
 def assert_counts(counts, probs):
-    """Multinomial `counts` have the law `probs` (chi-square)."""
+    """Multinomial `counts` have the distribution `probs` (chi-square)."""
     counts, probs = torch.as_tensor(counts).double(), torch.as_tensor(probs).double()
     p = stats.chisquare(counts.numpy(), (probs / probs.sum() * counts.sum()).numpy()).pvalue
     assert p > ALPHA, f"chi-square p = {p}"

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Means, variances, entropies, modes and quantiles of soft laws."""
+"""Means, variances, entropies, modes and quantiles of soft distributions."""
 
 import math
 
@@ -50,7 +50,7 @@ CASES = [(cls, x) for cls in VALUES_OF_ONE for x in LOGITS[cls]]
 
 
 def over_noise(cls, temperature, logits):
-    """Coordinates of the law at the nodes of a quadrature over its noise, and the weights."""
+    """Values in logit space at the nodes of a quadrature over the noise, and the weights."""
     x = torch.tensor(logits, dtype=torch.float64)
     if cls is RelaxedBernoulli:
         log_shares, weights = noise_shares(2)
@@ -59,7 +59,7 @@ def over_noise(cls, temperature, logits):
     return torch.log_softmax((x - log_shares) / temperature, -1), weights
 
 
-def law(cls, temperature, logits, **keywords):
+def distribution_at(cls, temperature, logits, **keywords):
     x = torch.tensor(logits, dtype=torch.float64)
     return cls(temperature, logits=x.squeeze(0) if len(x) == 1 else x, **keywords)
 
@@ -68,7 +68,7 @@ def law(cls, temperature, logits, **keywords):
 @pytest.mark.parametrize(("cls", "logits"), CASES)
 def test_moments_are_those_over_all_noise(cls, logits, temperature):
     v, weights = over_noise(cls, temperature, logits)
-    d = law(cls, temperature, logits)
+    d = distribution_at(cls, temperature, logits)
     s = d.link.value(v)
     atol = 1e-9 if len(logits) == 3 else 1e-11
     weights = weights.reshape(-1, *(1 for _ in d.event_shape))
@@ -86,7 +86,7 @@ def test_moments_are_those_over_all_noise(cls, logits, temperature):
 @pytest.mark.parametrize("logits", LOGITS[RelaxedCategorical])
 def test_means_of_coordinates_are_those_over_all_noise(logits, temperature):
     v, weights = over_noise(RelaxedCategorical, temperature, logits)
-    d = law(ExpRelaxedCategorical, temperature, logits)
+    d = distribution_at(ExpRelaxedCategorical, temperature, logits)
     torch.testing.assert_close(d.mean, weights @ v, rtol=1e-11, atol=1e-8)
 
 
@@ -94,11 +94,11 @@ def test_means_of_coordinates_are_those_over_all_noise(logits, temperature):
 @pytest.mark.parametrize(("cls", "logits"), CASES)
 def test_entropies_are_those_over_all_noise(cls, logits, temperature):
     v, weights = over_noise(cls, temperature, logits)
-    coordinates = law(COORDINATES_OF[cls], temperature, logits, validate_args=False)
+    coordinates = distribution_at(COORDINATES_OF[cls], temperature, logits, validate_args=False)
     log_prob = coordinates.log_prob(v)
     entropy = -(weights * log_prob).sum()
     torch.testing.assert_close(coordinates.entropy(), entropy, rtol=0, atol=1e-9)
-    d = law(cls, temperature, logits)
+    d = distribution_at(cls, temperature, logits)
     log_slopes = d.link.log_slopes(v).sum(-1) if d.event_shape else -(v.abs() + 2 * _tail(v))
     entropy = -(weights * (log_prob - log_slopes)).sum()
     torch.testing.assert_close(d.entropy(), entropy, rtol=1e-11, atol=1e-9)
@@ -410,10 +410,10 @@ def test_a_quantile_of_no_probability_is_refused():
 )
 def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
     x = spread * torch.randn(k, dtype=torch.float64)
-    laws = [RelaxedCategorical(temperature, logits=x)]
+    distributions = [RelaxedCategorical(temperature, logits=x)]
     if k == 2:
-        laws.append(RelaxedBernoulli(temperature, logits=x[0] - x[1]))
-    for d in laws:
+        distributions.append(RelaxedBernoulli(temperature, logits=x[0] - x[1]))
+    for d in distributions:
         highest = d.log_prob(d.mode)
         assert (d.log_prob(d.sample((10_000,)).clone()) <= highest + 1e-12).all()
         v = d.link.inverse(d.mode)
@@ -440,7 +440,7 @@ def test_no_other_coordinates_are_denser_than_their_mode(temperature):
 
 
 def test_the_mode_of_a_flat_density_moves_with_nothing():
-    """At temperature 1 two equal logits make a uniform law: any value would do."""
+    """At temperature 1 two equal logits make a uniform distribution: any value would do."""
     x = torch.zeros(2, requires_grad=True)
     mode = RelaxedCategorical(1.0, logits=x).mode
     assert mode.sum().item() == pytest.approx(1)
