@@ -105,7 +105,7 @@ def modules_with_examples():
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}

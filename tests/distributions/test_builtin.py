@@ -233,7 +233,7 @@ KEPT = [
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize("cls", ALL)
 def test_code_that_asks_for_the_built_in_classes_finds_ours(cls, keep):
-    """Values and no coordinates, no hard values: those are bits and one-hot vectors."""
+    """Relaxed values alone; neither those in logit space nor straight-through ones."""
     d = keep(make(cls))
     for ours, built_in in BUILT_IN_OF.items():
         assert [isinstance(d, theirs) for theirs in built_in] == 2 * [cls is ours]

@@ -166,7 +166,7 @@ def soft_pair(cls, k, temperatures, dtype=torch.float64, **keywords):
     ),
 )
 def test_kl_of_soft_distributions_is_the_mean_over_all_noise(cls, k, temperatures):
-    """Of log q - log p, at coordinates without any rounding."""
+    """Of log q - log p, at values in logit space, which do not round."""
     q, p = soft_pair(cls, k, temperatures, validate_args=False)
     log_shares, weights = noise_shares(k)
     if cls is LogitRelaxedBernoulli:

@@ -126,7 +126,7 @@ def test_the_pathwise_gradient_of_later_rows_is_biased_but_close():
     assert (pathwise - exact).norm() > 3 * error.norm()  # so that the docstring is right
 
 
-def test_winners_have_the_ordered_probability_at_any_temperature():
+def test_winners_have_the_probability_of_the_ranking_at_any_temperature():
     d = PlackettLuce(2, logits=X)
     value = RelaxedPlackettLuce(3.0, 2, logits=X).sample((50_000,))
     first = (value[:, 0].argmax(-1) == 2) & (value[:, 1].argmax(-1) == 0)

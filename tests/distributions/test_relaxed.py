@@ -99,8 +99,8 @@ def test_interval_sampler_has_its_distribution(logit, temperature, dtype):
         (RelaxedCategorical, ExpRelaxedCategorical, torch.exp),
     ],
 )
-def test_values_and_coordinates_are_one_distribution(soft, coordinates, back):
-    """From one seed the value is the link of the coordinates, parametrised either way."""
+def test_values_in_logit_space_have_the_same_distribution(soft, coordinates, back):
+    """From one seed the value is the link of that in logit space, parametrised either way."""
     for parameter in ("logits", "probs"):
         value_law = make(soft, 0.3, (50,), parameter=parameter, dtype=torch.float64)
         given = {parameter: getattr(value_law, parameter).detach()}
@@ -251,7 +251,7 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
         assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
 
 
-# Values that are hard and remember no draw.
+# Hard values without a cache.
 
 SOFT_VALUE = {
     RelaxedBernoulli: torch.tensor(0.3),
@@ -511,7 +511,7 @@ def test_a_point_has_no_derivatives(cls):
 
 
 def test_the_mean_log_density_of_a_saturated_bit_is_right():
-    """E log q at temperature 0.1, logit 1; a quadrature over the coordinate gives 12.03."""
+    """E log q at temperature 0.1, logit 1; a quadrature over the logit gives 12.03."""
     v = torch.linspace(-500, 500, 100_001, dtype=torch.float64)
     logit = torch.tensor(1.0, dtype=torch.float64)
     log_q = LogitRelaxedBernoulli(0.1, logits=logit).log_prob(v)

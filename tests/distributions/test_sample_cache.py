@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exactness through the memory, and every way of losing it."""
+"""The sample cache keeps log_prob exact; every operation that loses it."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
 
 
 def exact_score(d, coordinates):
-    """log p of remembered coordinates, in float64."""
+    """The log_prob of cached values in logit space, in float64."""
     tau = d.temperature.reshape((*d.temperature.shape, *[1] * d.event_dim))
     x, tau, v = d.logits.double(), tau.double(), coordinates.double()
     return d.link.log_density(v, x, tau, of_values=True)
@@ -35,23 +35,23 @@ def exact_score(d, coordinates):
 
 @pytest.mark.parametrize("draw", ["sample", "rsample"])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_any_distribution_of_the_family_scores_a_value_at_its_coordinates(cls, draw):
-    guide = make(cls, 0.03, (200,), 5, validate_args=False)  # or the last score would warn
+def test_every_distribution_of_the_family_takes_the_log_prob_in_logit_space(cls, draw):
+    guide = make(cls, 0.03, (200,), 5, validate_args=False)  # or the last log_prob would warn
     model = make(cls, 0.7, (200,), 5)
     value = getattr(guide, draw)()
     coordinates = recall(value, guide.link)
     for d in (guide, model, model.expand([3, 200])):
         expected = exact_score(d, coordinates).expand(d.batch_shape)
         torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
-    assert (value == 1).any()  # or the memory would not have been needed
+    assert (value == 1).any()  # or the cache would not have been needed
     forgotten = guide.log_prob(value.detach().clone()).double()
     assert forgotten.isfinite().all()
     assert (forgotten - exact_score(guide, coordinates)).abs().max() > 1
 
 
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_a_score_is_differentiable_through_the_memory(cls):
-    """The score term of the value's own parameters, at another distribution of the family."""
+def test_log_prob_is_differentiable_through_the_cache(cls):
+    """The gradient in the parameters that the value was drawn with, at another distribution."""
     guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
     value = guide.rsample()
     (found,) = torch.autograd.grad(model.log_prob(value).sum(), leaf_of(guide), retain_graph=True)
@@ -85,7 +85,7 @@ FORGETTING = {
 
 @pytest.mark.parametrize("how", FORGETTING)
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_forgets_and_is_scored_through_the_inverse(cls, how):
+def test_without_its_cache_a_value_is_evaluated_through_the_inverse(cls, how):
     d = make(cls, 0.03, (200,), 5, validate_args=False)  # or it would warn
     value = d.sample()
     own = value.clone()
@@ -94,14 +94,14 @@ def test_a_value_forgets_and_is_scored_through_the_inverse(cls, how):
     torch.testing.assert_close(d.log_prob(forgetful), d.log_prob(own))
 
 
-def test_a_changed_value_is_scored_as_what_it_is():
+def test_a_changed_value_is_evaluated_as_it_is():
     d = RelaxedBernoulli(0.1, logits=torch.zeros(4))
     value = d.sample()
     value.fill_(0.25)
     torch.testing.assert_close(d.log_prob(value), d.log_prob(torch.full((4,), 0.25)))
 
 
-def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
+def test_a_copy_made_after_a_change_has_no_cache():
     d = RelaxedBernoulli(0.1, logits=torch.zeros(4))
     value = d.sample()
     value.fill_(0.25)
@@ -110,7 +110,7 @@ def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
+def test_the_log_prob_of_a_detached_value_is_detached_from_it(cls):
     d = make(cls, 0.5, (6,), 4, torch.float64)
     value = d.rsample()
     constant = value.detach().clone()
@@ -142,15 +142,15 @@ def test_a_parameter_that_has_changed_its_dtype_is_not_what_it_was(draw):
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_score_has_the_dtype_of_the_distribution_with_or_without_memory(cls):
+def test_log_prob_has_the_dtype_of_the_distribution_with_or_without_a_cache(cls):
     logits = torch.zeros(param_shape(cls), dtype=torch.float64)
     value = law_of(cls, 0.5, logits=logits.float()).sample((3,))
     d = law_of(cls, 0.5, logits=logits)
     assert d.log_prob(value).dtype == d.log_prob(value.clone()).dtype == torch.float64
 
 
-def test_a_memory_belongs_to_one_tensor():
-    """Whoever copies the attributes of a tensor does not copy its coordinates."""
+def test_a_cache_belongs_to_one_tensor():
+    """Copying the attributes of a tensor does not copy its cache."""
     value = RelaxedBernoulli(0.1, logits=torch.zeros(4)).sample()
     other = torch.full((4,), 0.25)
     vars(other).update(vars(value))
@@ -167,8 +167,8 @@ def test_the_gradient_in_a_leaf_exists(cls):
     assert (slope != 0).all()
 
 
-def test_memory_is_keyed_by_the_link():
-    """A vector of relaxed bits is no draw from a simplex, whatever it remembers."""
+def test_a_cache_is_keyed_by_the_link():
+    """A vector of relaxed Bernoulli values is no draw from a simplex, whatever its cache holds."""
     bits = RelaxedBernoulli(0.5, logits=torch.randn(100, 2)).sample()
     pair = RelaxedCategorical(0.5, logits=torch.randn(2), validate_args=False)
     torch.testing.assert_close(pair.log_prob(bits), pair.log_prob(bits.clone()))
@@ -178,7 +178,7 @@ def test_memory_is_keyed_by_the_link():
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_half_values_remember_float32(cls):
+def test_values_of_half_types_are_cached_in_float32(cls):
     d = make(cls, 0.1, (20,), 4, torch.bfloat16)
     value = d.rsample()
     assert value.dtype == torch.bfloat16
@@ -197,7 +197,7 @@ def test_inference_mode(cls):
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("cls", VALUES)
 def test_values_from_predictive(cls, parallel):
-    """Collected over many runs they have forgotten; one run's trace remembers."""
+    """Stacked over many runs they have no cache; the values in the trace of one run do."""
     d = make(cls, 0.03, (), 5, validate_args=False)  # or it would warn
 
     def model():
@@ -212,8 +212,8 @@ def test_values_from_predictive(cls, parallel):
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_coordinate_of_a_dead_category_is_no_coordinate_elsewhere(cls):
-    """An infinite memory is scored through the inverse, where its outcome is possible."""
+def test_a_cached_infinity_of_an_impossible_category_is_not_used_elsewhere(cls):
+    """Where the outcome is possible, the value is evaluated through the inverse instead."""
     zeros = torch.tensor([0.0, 0.4, 0.6] if cls not in ONE_BIT else [0.0, 1.0])
     value = law_of(cls, 0.5, probs=zeros).sample()
     d = law_of(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
@@ -222,7 +222,7 @@ def test_a_coordinate_of_a_dead_category_is_no_coordinate_elsewhere(cls):
     torch.testing.assert_close(score, d.log_prob(value.clone()))
 
 
-# The log density that a draw has left for the distribution that drew it.
+# The log_prob that a draw has cached for the distribution that drew it.
 
 
 def scored(d, value, parameter):
@@ -240,7 +240,7 @@ def scored(d, value, parameter):
 
 
 def assert_as_new(cls, d, value, tau, logits, parameter):
-    """A distribution scores as a new one of the parameters does."""
+    """The log_prob is that of a new distribution of the parameters."""
     new = law_of(cls, tau, logits=logits)
     for found, expected in zip(
         scored(d, value, parameter), scored(new, value, parameter), strict=True
@@ -396,7 +396,7 @@ def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_
 
 @pytest.mark.parametrize("made", [*MADE_OF_A_LEAF, "result"])
 @pytest.mark.parametrize("cls", VALUES)
-def test_every_score_is_a_tensor_of_its_own(cls, made):
+def test_every_log_prob_is_a_tensor_of_its_own(cls, made):
     leaf = torch.rand(param_shape(cls)).requires_grad_()
     logits = {**MADE_OF_A_LEAF, "result": lambda leaf: leaf * 1}[made](leaf)
     d = law_of(cls, 0.7, logits=logits)
@@ -414,7 +414,7 @@ def test_every_score_is_a_tensor_of_its_own(cls, made):
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_changed_in_inference_mode_is_scored_as_what_it_is(cls):
+def test_a_value_changed_in_inference_mode_is_evaluated_as_it_is(cls):
     with torch.inference_mode():
         d = make(cls, 0.5, (6,), 4)
         value, other = d.sample(), d.sample()
@@ -425,7 +425,7 @@ def test_a_value_changed_in_inference_mode_is_scored_as_what_it_is(cls):
 @pytest.mark.parametrize("needs_grad", [True, False])
 @pytest.mark.parametrize("shape", [(64, 8), (2**12, 24)], ids=["few", "blocks"])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_the_score_that_a_draw_has_left_is_that_of_its_coordinates(cls, shape, needs_grad):
+def test_the_log_prob_that_a_draw_has_cached_is_that_in_logit_space(cls, shape, needs_grad):
     logits = torch.randn(shape)
     d = law_of(cls, 0.5, logits=logits.requires_grad_(needs_grad))
     value = d.rsample()
@@ -437,7 +437,7 @@ def test_the_score_that_a_draw_has_left_is_that_of_its_coordinates(cls, shape, n
 
 
 def held_bytes(value):
-    """The memory of all tensors that can be reached from what a value remembers, each once."""
+    """The bytes of all tensors that can be reached from the cache of a value, each once."""
     found, begun, bytes_held = set(), [value._pyro_gumbel_cache], 0
     while begun:
         thing = begun.pop()
@@ -454,19 +454,19 @@ def held_bytes(value):
 @pytest.mark.parametrize("k", [100, 30_000], ids=["few", "blocks"])
 @pytest.mark.parametrize("tau", [1.0, 0.05])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_a_kept_draw_holds_no_more_than_its_coordinates_and_score(cls, tau, k):
-    """Of bits the coordinates alone, of categories in reach of a float not even those."""
+def test_a_kept_draw_holds_no_more_than_its_logits_and_log_prob(cls, tau, k):
+    """A Bernoulli value caches its logit alone, a categorical in reach of floats nothing."""
     logits = torch.zeros(k)
     value = law_of(cls, tau, logits=logits).sample((20,))
     itself = value.numel() * value.element_size()
     inside = cls is RelaxedCategorical and tau == 1.0
     expected = 0 if inside else itself
     if cls not in ONE_BIT:
-        expected += 20 * 4 + 2 * 4 * k + 4  # the score, the parameters, a copy of the logits
+        expected += 20 * 4 + 2 * 4 * k + 4  # the log_prob, the parameters, a copy of the logits
     assert held_bytes(value) == expected
 
 
-def test_a_bit_that_its_value_has_to_rounding_holds_nothing_else():
+def test_a_bernoulli_value_that_determines_its_logit_caches_nothing():
     d = RelaxedBernoulli(1.0, logits=torch.full((100,), -20.0))
     value = d.sample()
     assert (value < 0.5).all()

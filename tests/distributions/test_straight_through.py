@@ -119,7 +119,7 @@ def test_categories_are_drawn_as_often_as_they_should_be(parameter, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_are_drawn_as_often_as_they_should_be(dtype):
+def test_bernoulli_values_are_drawn_as_often_as_they_should_be(dtype):
     probs = torch.tensor([0.0025, 0.3, 0.9975]).to(dtype)
     ones = BernoulliStraightThrough(0.5, probs=probs).sample((200_000,)).double().sum(0)
     for count, p in zip(ones, probs.double(), strict=True):
@@ -138,7 +138,7 @@ def test_a_category_of_probability_one_in_a_million():
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("cls", SOFT_OF)
-def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
+def test_backward_is_that_of_the_relaxed_sample_at_the_same_noise(cls, parameter):
     tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
     hard = make(cls, tau, (2,), 4, torch.float64, parameter)
     soft = law_of(SOFT_OF[cls], tau, **{parameter: leaf_of(hard)})
@@ -228,7 +228,7 @@ def test_the_one_place_of_straight_through():
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_impossible_outcomes(cls, parameter, dtype):
-    """Never drawn, score -inf, add 0 where the value is 0, and pass finite gradients."""
+    """They are never drawn, have the log_prob -inf, and pass finite gradients."""
     numbers = (ZEROS if parameter == "probs" else INFINITE)[cls]
     raw = torch.tensor(numbers, dtype=dtype, requires_grad=True)
     d = law_of(cls, 0.1, **{parameter: raw}, validate_args=True)
@@ -274,7 +274,7 @@ def test_the_mode_is_most_probable(cls):
     assert tie.mode.flatten()[0] == 1
 
 
-# The score of a guide's site.
+# The score function of a guide's site.
 
 
 @pytest.mark.parametrize("cls", HARD)
@@ -290,7 +290,7 @@ def test_only_what_rsample_returned_is_pathwise(cls):
 
 
 def test_a_value_that_carries_a_gradient_is_pathwise_too():
-    """A slice of a draw, as tensor Monte Carlo takes, or its score would count twice."""
+    """A slice of a draw, as tensor Monte Carlo takes, or its score function would count twice."""
     d = make(CategoricalStraightThrough, batch_shape=(3,))
     assert d.score_parts(d.rsample((5,))[2]).score_function == 0
 

@@ -54,7 +54,7 @@ def exact_log_density(x, tau, v):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("temperature", first_fast([0.01, 0.05, 1.0]))
-def test_coordinates_and_density_against_a_hundred_digits(temperature, dtype):
+def test_logit_space_and_density_against_a_hundred_digits(temperature, dtype):
     eps = torch.finfo(dtype).eps
     x = torch.randn(10, dtype=dtype)
     tau = torch.tensor(temperature, dtype=dtype)
@@ -191,7 +191,7 @@ def test_importance_weights_average_to_one(k, size, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 5.0])
-def test_one_of_two_is_a_bit_at_twice_the_temperature(temperature):
+def test_one_of_two_is_a_bernoulli_at_twice_the_temperature(temperature):
     x = 2 * torch.randn(500, dtype=torch.float64)
     pair = RelaxedSubset(temperature, 1, logits=torch.stack([x, torch.zeros_like(x)], -1))
     bit = RelaxedBernoulli(2 * temperature, logits=x)
@@ -282,7 +282,7 @@ def test_a_hundred_of_a_hundred_thousand():
     assert gradient.isfinite().all()
 
 
-def test_the_marginal_of_a_coordinate_difference():
+def test_the_marginal_of_a_difference_in_logit_space():
     """v_i - v_j is Logistic((x_i - x_j) / tau, 1 / tau), whatever the size."""
     from scipy import stats
 

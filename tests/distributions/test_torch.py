@@ -41,7 +41,7 @@ def draw_and_score(cls, temperature=2.0, **keywords):
 
 
 def assert_scores(cls, logits, value, score, temperature=2.0):
-    """The score that an ordinary call gives; from the values alone, so not at low temperature."""
+    """The log_prob of an ordinary call, from the values alone, so not at low temperature."""
     d = law_of(cls, temperature, logits=logits)
     torch.testing.assert_close(score, d.log_prob(value), rtol=1e-4, atol=1e-4)
 
@@ -238,8 +238,8 @@ def test_trace_of_rsample(cls):
 
 @pytest.mark.filterwarnings(TRACER)
 @pytest.mark.parametrize("cls", ALL)
-def test_trace_of_log_prob_bakes_in_no_memory(cls):
-    """Traced with one own sample, it scores any other value for what it is."""
+def test_trace_of_log_prob_bakes_in_no_cache(cls):
+    """Traced with one own sample, it evaluates any other value as it is."""
     logits = torch.randn(50, *param_shape(cls))
     own = law_of(cls, 0.5, logits=logits).sample()
 

@@ -66,11 +66,11 @@ def assert_outcomes(d, value):
     assert_counts(counts, d.log_prob(outcomes).exp())
 
 
-# Masses.
+# Probabilities.
 
 
 @pytest.mark.parametrize("cls", ORDERED)
-def test_the_ordered_probability_is_that_of_successive_draws(cls):
+def test_the_probability_of_a_ranking_is_that_of_successive_draws(cls):
     logits = 3 * torch.randn(6, dtype=torch.float64)
     d = law_of(cls, 0.5, logits=logits, size=4)
     for value in d.sample((20,)):
@@ -83,7 +83,7 @@ def test_the_ordered_probability_is_that_of_successive_draws(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_probabilities_sum_to_one_and_sets_are_sums_of_orders(cls):
+def test_probabilities_sum_to_one_and_subsets_are_sums_of_rankings(cls):
     logits = 2 * torch.randn(3, 5, dtype=torch.float64)
     d = law_of(cls, 0.5, logits=logits, size=3)
     outcomes = d.enumerate_support()
@@ -119,7 +119,7 @@ def test_all_of_them_are_a_point(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_one_of_k_is_a_categorical(cls):
+def test_size_one_is_a_categorical(cls):
     logits = torch.randn(3, 5, dtype=torch.float64)
     d, one = (
         law_of(cls, 0.5, logits=logits, size=1),
@@ -140,9 +140,9 @@ def test_one_of_k_is_a_categorical(cls):
 def test_the_probability_extends_by_first_differences(cls):
     """At other values it is that of the nearest outcome, plus the logits times what is left."""
     d = law_of(cls, 0.5, logits=torch.randn(5, dtype=torch.float64), size=2, validate_args=False)
-    vertex = d.sample()
-    value = 0.9 * vertex + 0.02 * torch.rand(vertex.shape, dtype=torch.float64)
-    expected = d.log_prob(vertex) + ((value - vertex) * d.logits).sum()
+    nearest = d.sample()
+    value = 0.9 * nearest + 0.02 * torch.rand(nearest.shape, dtype=torch.float64)
+    expected = d.log_prob(nearest) + ((value - nearest) * d.logits).sum()
     torch.testing.assert_close(d.log_prob(value), expected)
     value.requires_grad_()
     (slope,) = torch.autograd.grad(d.log_prob(value), value)
@@ -192,7 +192,7 @@ def test_impossible_outcomes(cls, parameter):
         assert sure.mean.tolist() == pytest.approx([1, 0, 1], abs=1e-6)
 
 
-def test_an_order_with_a_repeated_winner_is_impossible():
+def test_a_ranking_with_a_repeated_winner_is_impossible():
     d = PlackettLuce(2, logits=torch.zeros(3), validate_args=False)
     value = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     assert d.log_prob(value).item() == -math.inf
@@ -231,12 +231,12 @@ def assert_ordered_masses(orders):
     assert_counts([orders.count(order) for order in probabilities], list(probabilities.values()))
 
 
-def test_the_redraw_loop_has_the_ordered_probability():
+def test_the_redraw_loop_has_the_probabilities_of_rankings():
     assert_ordered_masses(redrawn(FOUR, 2, 20_000))
 
 
 @pytest.mark.parametrize("cls", [*ORDERED, RelaxedPlackettLuce])
-def test_the_order_distribution_is_that_of_the_redraw_loop(cls):
+def test_rankings_have_the_distribution_of_the_redraw_loop(cls):
     d = law_of(cls, 0.5, probs=FOUR, size=2)
     assert_ordered_masses(orders_of(d.sample((DRAWS,))))
 
