@@ -33,7 +33,7 @@ from pyro_gumbel.ops import noise
 # The chance of a false alarm of one statistical test.
 ALPHA = 2e-5
 
-# The rows of the table.
+# The families.
 ONE_BIT = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
 ONE_OF_K = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
 SUBSETS = [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough]
@@ -41,7 +41,7 @@ RANKINGS = [RelaxedPlackettLuce, PlackettLuceStraightThrough]
 
 ONE = ONE_BIT + ONE_OF_K
 
-# The columns.
+# The kinds of distributions.
 WITHOUT_TEMPERATURE = [Subset, PlackettLuce]
 VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
 COORDINATES = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
@@ -53,7 +53,7 @@ HARD = [
 ]
 SOFT = VALUES + COORDINATES
 ALL = ONE_BIT + ONE_OF_K + SUBSETS + RANKINGS
-# One of each family, and a straight-through one: of what the others do alike, and is dear to test.
+# One of each family, and a straight-through one, for what all do alike and is slow to test.
 FEW = [*VALUES, CategoricalStraightThrough]
 SIZED = [*SUBSETS, *RANKINGS, *WITHOUT_TEMPERATURE]
 
@@ -88,7 +88,7 @@ def param_shape(cls, k=3):
 
 
 def with_sizes(classes, *numbers):
-    """The pairs of a class and a number of categories; a class of bits once, with 2 of them."""
+    """The pairs of a class and a number of categories; a Bernoulli class once, with 2."""
     return [(cls, k) for cls in classes for k in ((2,) if cls in ONE_BIT else numbers)]
 
 
@@ -99,7 +99,7 @@ def event_shape(cls, k=3):
 
 
 def law_of(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
-    """A law of the class; one with a size chooses `size_for` of its categories."""
+    """A distribution of the class; one with a size chooses `size_for` of its categories."""
     if cls not in SIZED:
         return cls(temperature, probs, logits, **keywords)
     if size is None:
@@ -139,7 +139,7 @@ def leaf_of(made):
 def on_a_face(cls, possible, parameter, dtype=torch.float64):
     """A parameter of which the last outcomes have probability 0, and what is left without them.
 
-    Of bits the last ones have probability 0 and 1; the first one is left.
+    Of Bernoulli variables the last ones have probability 0 and 1; the first one is left.
     """
     if cls in ONE_BIT:
         whole, possible = torch.tensor([0.3, 0.0, 1.0], dtype=dtype), 1
@@ -152,7 +152,7 @@ def on_a_face(cls, possible, parameter, dtype=torch.float64):
 
 
 def share_noise(k, monkeypatch):
-    """From one seed fewer than k categories, or bits, have the noise of the first of k."""
+    """From one seed fewer than k categories have the noise of the first of k."""
     rand = torch.rand
 
     def first(shape, **kinds):
@@ -228,7 +228,7 @@ def z_bound(comparisons=1):
 
 
 def assert_counts(counts, probs):
-    """Multinomial `counts` have the law `probs` (chi-square)."""
+    """Multinomial `counts` have the distribution `probs` (chi-square)."""
     counts, probs = torch.as_tensor(counts).double(), torch.as_tensor(probs).double()
     p = stats.chisquare(counts.numpy(), (probs / probs.sum() * counts.sum()).numpy()).pvalue
     assert p > ALPHA, f"chi-square p = {p}"

@@ -43,8 +43,8 @@ def lower_half(logit, temperature):
 def test_interval_density_integrates_to_one(temperature, logit):
     """The upper half is the mirror image, where float64 has no numbers close to 1."""
     s = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    law, mirror = (RelaxedBernoulli(temperature, logits=float64(x)) for x in (logit, -logit))
-    torch.testing.assert_close(law.log_prob(s), mirror.log_prob(1 - s))
+    d, mirror = (RelaxedBernoulli(temperature, logits=float64(x)) for x in (logit, -logit))
+    torch.testing.assert_close(d.log_prob(s), mirror.log_prob(1 - s))
     below, above = lower_half(logit, temperature), lower_half(-logit, temperature)
     assert below + above == pytest.approx(1, abs=1e-6)
     assert above == pytest.approx(float64(logit).sigmoid().item(), abs=1e-6)
@@ -52,9 +52,9 @@ def test_interval_density_integrates_to_one(temperature, logit):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_density_in_logit_space_integrates_to_one(temperature):
-    law = LogitRelaxedBernoulli(temperature, logits=float64(0.7))
+    d = LogitRelaxedBernoulli(temperature, logits=float64(0.7))
     v = torch.linspace(-100, 100, 20_001, dtype=torch.float64)
-    assert torch.trapezoid(law.log_prob(v).exp(), v).item() == pytest.approx(1, abs=1e-6)
+    assert torch.trapezoid(d.log_prob(v).exp(), v).item() == pytest.approx(1, abs=1e-6)
 
 
 def log_ratio_grid(k, half_width, steps):
@@ -74,11 +74,11 @@ def test_simplex_density_integrates_to_one(k, steps, temperature):
     """
     logits = float64(0.5, -1.0, 0.3)[:k]
     coordinates, cell = log_ratio_grid(k, 30 / min(temperature, 1), steps)
-    law = RelaxedCategorical(temperature, logits=logits, validate_args=False)
-    log_density = law.log_prob(coordinates.exp().clamp(min=1e-300)) + coordinates.sum(-1)
+    d = RelaxedCategorical(temperature, logits=logits, validate_args=False)
+    log_density = d.log_prob(coordinates.exp().clamp(min=1e-300)) + coordinates.sum(-1)
     assert (log_density.exp().sum() * cell).item() == pytest.approx(1, abs=1e-6)
-    law = ExpRelaxedCategorical(temperature, logits=logits)
-    assert (law.log_prob(coordinates).exp().sum() * cell).item() == pytest.approx(1, abs=1e-6)
+    d = ExpRelaxedCategorical(temperature, logits=logits)
+    assert (d.log_prob(coordinates).exp().sum() * cell).item() == pytest.approx(1, abs=1e-6)
 
 
 # mpmath, from the formula as the papers print it.
@@ -208,10 +208,10 @@ def test_categories_that_cannot_occur_are_left_out():
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, LogitRelaxedBernoulli])
 def test_a_sure_bit_has_a_single_value(cls):
-    law = cls(0.5, probs=float64(0.0, 1.0))
-    value = law.sample()
-    assert law.log_prob(value).tolist() == [0.0, 0.0]
-    assert law.log_prob(value.flip(0)).tolist() == [-math.inf, -math.inf]
+    d = cls(0.5, probs=float64(0.0, 1.0))
+    value = d.sample()
+    assert d.log_prob(value).tolist() == [0.0, 0.0]
+    assert d.log_prob(value.flip(0)).tolist() == [-math.inf, -math.inf]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -56,12 +56,12 @@ def test_one_element_is_a_scalar(cls):
     torch.manual_seed(0)
     expected = law_of(cls, 0.5, logits=logits).rsample()
     for temperature in (torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([[0.5]]), lambda: 0.5):
-        law = law_of(cls, temperature, logits=logits)
-        assert law.batch_shape == (4,)
-        assert law.temperature.shape == ()
+        d = law_of(cls, temperature, logits=logits)
+        assert d.batch_shape == (4,)
+        assert d.temperature.shape == ()
         torch.manual_seed(0)
-        assert torch.equal(law.rsample(), expected)
-        assert law.log_prob(law.sample()).shape == (4,)
+        assert torch.equal(d.rsample(), expected)
+        assert d.log_prob(d.sample()).shape == (4,)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -70,14 +70,14 @@ def test_one_element_is_a_scalar(cls):
     [((4,), (), (4,)), ((4,), (3, 4), (3, 4)), ((3, 1), (3, 4), (3, 4)), ((2, 3), (3,), (2, 3))],
 )
 def test_temperature_is_part_of_the_batch_shape(cls, temperature, batch, joint):
-    """Each batch element has its own temperature: compare with one law an element."""
+    """Each batch element has its own temperature: compare with one distribution an element."""
     tau = torch.rand(temperature, dtype=torch.float64) + 0.2
     logits = torch.randn((*batch, *param_shape(cls)), dtype=torch.float64)
-    law = law_of(cls, tau, logits=logits)
-    assert law.batch_shape == joint
-    assert law.rsample((2,)).shape == (2, *joint, *event_shape(cls))
-    value = law.sample()
-    score = law.log_prob(value)
+    d = law_of(cls, tau, logits=logits)
+    assert d.batch_shape == joint
+    assert d.rsample((2,)).shape == (2, *joint, *event_shape(cls))
+    value = d.sample()
+    score = d.log_prob(value)
     assert score.shape == joint
     full_tau = tau.expand(joint)
     full_logits = logits.expand(*joint, *param_shape(cls))
@@ -93,11 +93,11 @@ def test_a_callable_temperature_is_called_once_in_the_constructor():
         calls.append(1)
         return torch.tensor(0.3)
 
-    law = RelaxedBernoulli(schedule, logits=torch.zeros(3))
-    law.log_prob(law.rsample())
-    law.expand([2, 3]).rsample()
+    d = RelaxedBernoulli(schedule, logits=torch.zeros(3))
+    d.log_prob(d.rsample())
+    d.expand([2, 3]).rsample()
     assert len(calls) == 1
-    assert law.temperature == torch.tensor(0.3)
+    assert d.temperature == torch.tensor(0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -105,9 +105,9 @@ def test_a_callable_temperature_is_called_once_in_the_constructor():
 def test_temperature_takes_the_dtype_of_the_parameters(cls, dtype):
     logits = torch.zeros(2, *param_shape(cls), dtype=dtype)
     for temperature in (0.5, 1, torch.tensor(0.5, dtype=torch.float64), np.float32(0.5)):
-        law = law_of(cls, temperature, logits=logits)
-        assert law.temperature.dtype == dtype
-        assert law.rsample().dtype == dtype
+        d = law_of(cls, temperature, logits=logits)
+        assert d.temperature.dtype == dtype
+        assert d.rsample().dtype == dtype
 
 
 class Unwrapped:
@@ -158,23 +158,23 @@ SCALARS = {
 @pytest.mark.parametrize("cls", ALL)
 def test_kinds_of_temperatures(cls, kind, dtype):
     logits = torch.randn(4, *param_shape(cls), dtype=dtype)
-    law, expected = (law_of(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
-    assert type(law.temperature) is torch.Tensor
-    assert law.temperature.dtype == dtype
+    d, expected = (law_of(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
+    assert type(d.temperature) is torch.Tensor
+    assert d.temperature.dtype == dtype
     torch.manual_seed(0)
-    value = law.rsample()
+    value = d.rsample()
     torch.manual_seed(0)
     assert torch.equal(value, expected.rsample())
-    assert torch.equal(law.log_prob(value.clone()), expected.log_prob(value.clone()))
+    assert torch.equal(d.log_prob(value.clone()), expected.log_prob(value.clone()))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SCALARS if kind != "a function"])
 @pytest.mark.parametrize("cls", ONE_BIT)
 def test_kinds_of_numbers_for_a_bit(cls, kind):
     for name in ("probs", "logits"):
-        law = law_of(cls, 0.5, **{name: SCALARS[kind](1)})
-        assert getattr(law, name).tolist() in (1.0, [1.0])
-        assert law.log_prob(law.sample()).dtype == torch.float32
+        d = law_of(cls, 0.5, **{name: SCALARS[kind](1)})
+        assert getattr(d, name).tolist() in (1.0, [1.0])
+        assert d.log_prob(d.sample()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -182,8 +182,8 @@ def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
     """It is kept, or where it would be lost the object is refused."""
     tau = torch.tensor(0.5, requires_grad=True)
     logits = torch.zeros(param_shape(cls))
-    law = law_of(cls, Unwrapped(tau), logits=logits)
-    assert torch.autograd.grad(law.temperature, tau)[0] == 1
+    d = law_of(cls, Unwrapped(tau), logits=logits)
+    assert torch.autograd.grad(d.temperature, tau)[0] == 1
     with pytest.raises(
         TypeError, match=r"`temperature` must be .*, got Wrapped; write temperature"
     ):
@@ -194,9 +194,9 @@ def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
 def test_a_batch_of_integer_temperatures(cls):
     logits = torch.zeros(3, *param_shape(cls))
     for given in (torch.tensor([1, 2, 3]), Unwrapped(torch.tensor([1.0, 2.0, 3.0]))):
-        law = law_of(cls, given, logits=logits)
-        assert law.temperature.tolist() == [1.0, 2.0, 3.0]
-        assert law.batch_shape == (3,)
+        d = law_of(cls, given, logits=logits)
+        assert d.temperature.tolist() == [1.0, 2.0, 3.0]
+        assert d.batch_shape == (3,)
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
@@ -208,11 +208,11 @@ def test_integer_parameters(cls, default):
         weights = torch.tensor([0, 1, 1] if cls in ONE_BIT else [1, 2, 3], dtype=integers)
         plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
         for name in ("probs", "logits"):
-            law = law_of(cls, 0.5, **{name: weights}, validate_args=True)
+            d = law_of(cls, 0.5, **{name: weights}, validate_args=True)
             expected = plain(**{name: weights.to(default)})
-            torch.testing.assert_close(law.probs, expected.probs)
-            assert law.probs.dtype == default
-            assert law.log_prob(law.sample()).isfinite().all()
+            torch.testing.assert_close(d.probs, expected.probs)
+            assert d.probs.dtype == default
+            assert d.log_prob(d.sample()).isfinite().all()
 
 
 @pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
@@ -247,9 +247,9 @@ def test_a_number_takes_the_default_dtype(cls):
 def test_default_device(cls):
     torch.set_default_device("meta")
     try:
-        law = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
-        assert law.rsample().device.type == "meta"
-        assert law.log_prob(law.rsample()).shape == (2,)
+        d = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
+        assert d.rsample().device.type == "meta"
+        assert d.log_prob(d.rsample()).shape == (2,)
         if cls in ONE_BIT:
             assert law_of(cls, 0.5, probs=0.3).sample().device.type == "meta"
     finally:
@@ -262,22 +262,22 @@ def test_default_device(cls):
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (3, 0), (4, 2)])
 def test_shapes(cls, batch):
-    law = make(cls, batch_shape=batch)
+    d = make(cls, batch_shape=batch)
     event = event_shape(cls)
-    assert law.shape() == (*batch, *event)
-    assert law.event_dim == len(event)
+    assert d.shape() == (*batch, *event)
+    assert d.event_dim == len(event)
     for sample_shape in ((), (5,), (2, 3)):
-        assert law.rsample(sample_shape).shape == (*sample_shape, *batch, *event)
-        value = law.sample(sample_shape)
+        assert d.rsample(sample_shape).shape == (*sample_shape, *batch, *event)
+        value = d.sample(sample_shape)
         assert value.shape == (*sample_shape, *batch, *event)
-        assert law.log_prob(value).shape == (*sample_shape, *batch)
+        assert d.log_prob(value).shape == (*sample_shape, *batch)
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_samples_of_a_batch_are_independent(cls):
     """No noise shared over the sample shape, the batch or an expanded dimension."""
-    law = make(cls, 1.0, (3,), 20).expand([40, 3])
-    rows = law.sample((2,)).reshape(240, -1)
+    d = make(cls, 1.0, (3,), 20).expand([40, 3])
+    rows = d.sample((2,)).reshape(240, -1)
     if cls not in HARD:
         assert rows.unique(dim=0).shape[0] == 240
     else:
@@ -287,24 +287,24 @@ def test_samples_of_a_batch_are_independent(cls):
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
 @pytest.mark.parametrize("cls", ALL)
 def test_expand(cls, parameter):
-    law = make(cls, torch.tensor([[0.3], [2.0]]), (2, 4), parameter=parameter)
-    assert law.batch_shape == (2, 4)
-    wide = law.expand([5, 2, 4])
+    d = make(cls, torch.tensor([[0.3], [2.0]]), (2, 4), parameter=parameter)
+    assert d.batch_shape == (2, 4)
+    wide = d.expand([5, 2, 4])
     assert type(wide) is cls
     assert wide.batch_shape == (5, 2, 4)
     assert wide.rsample().shape == wide.shape()
-    assert wide._validate_args == law._validate_args
-    value = law.sample()
-    torch.testing.assert_close(wide.log_prob(value), law.log_prob(value).expand(5, 2, 4))
+    assert wide._validate_args == d._validate_args
+    value = d.sample()
+    torch.testing.assert_close(wide.log_prob(value), d.log_prob(value).expand(5, 2, 4))
     for name in ("probs", "logits"):
-        torch.testing.assert_close(getattr(wide, name)[0], getattr(law, name))
+        torch.testing.assert_close(getattr(wide, name)[0], getattr(d, name))
         assert getattr(wide, name).shape == (5, 2, 4, *param_shape(cls))
-    law.has_rsample_(False)
-    assert law.expand([5, 2, 4]).has_rsample is False
+    d.has_rsample_(False)
+    assert d.expand([5, 2, 4]).has_rsample is False
     assert cls.has_rsample is True
     for wrong in ([3], [-1, 4]):
         with pytest.raises(ValueError, match="batch_shape"):
-            law.expand(wrong)
+            d.expand(wrong)
 
 
 def test_expanding_a_subclass_keeps_its_attributes():
@@ -320,22 +320,22 @@ def test_expanding_a_subclass_keeps_its_attributes():
 
 @pytest.mark.parametrize("cls", ALL)
 def test_to_event(cls):
-    law = make(cls, batch_shape=(4, 3, 2)).to_event(2)
-    assert law.batch_shape == (4,)
-    assert law.event_shape == (3, 2, *event_shape(cls))
-    value = law.rsample()
-    torch.testing.assert_close(law.log_prob(value), law.base_dist.log_prob(value).sum((-1, -2)))
-    assert law.expand([7, 4]).rsample().shape == (7, *law.shape())
+    d = make(cls, batch_shape=(4, 3, 2)).to_event(2)
+    assert d.batch_shape == (4,)
+    assert d.event_shape == (3, 2, *event_shape(cls))
+    value = d.rsample()
+    torch.testing.assert_close(d.log_prob(value), d.base_dist.log_prob(value).sum((-1, -2)))
+    assert d.expand([7, 4]).rsample().shape == (7, *d.shape())
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_mask(cls):
     mask = torch.tensor([True, False])
-    law = make(cls, batch_shape=(2,))
-    value = law.rsample()
-    score = law.mask(mask).log_prob(value)
+    d = make(cls, batch_shape=(2,))
+    value = d.rsample()
+    score = d.mask(mask).log_prob(value)
     assert score[1] == 0
-    assert score[0] == law.log_prob(value)[0]
+    assert score[0] == d.log_prob(value)[0]
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -354,10 +354,10 @@ def test_infer_shapes(cls):
 
 @pytest.mark.parametrize("cls", ONE_OF_K)
 def test_a_single_category(cls):
-    law = make(cls, batch_shape=(2,), k=1)
-    value = law.rsample()
+    d = make(cls, batch_shape=(2,), k=1)
+    value = d.rsample()
     assert (value == (0.0 if cls is ExpRelaxedCategorical else 1.0)).all()
-    assert law.log_prob(value).tolist() == [0.0, 0.0]
+    assert d.log_prob(value).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("cls", SIZED)
@@ -404,11 +404,11 @@ BAD_SHAPES = [
 @pytest.mark.parametrize(("shape", "error", "words"), BAD_SHAPES)
 @pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
 def test_bad_shapes(cls, shape, error, words):
-    law = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
+    d = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
     methods = ["sample", "__call__", "expand_by", "shape", "expand"]
-    for method in methods + ["rsample"] * law.has_rsample:
+    for method in methods + ["rsample"] * d.has_rsample:
         with pytest.raises(error) as caught:
-            getattr(law, method)(shape)
+            getattr(d, method)(shape)
         name = "`batch_shape`" if method == "expand" else "`sample_shape`"
         for word in [cls.__name__, name, "write", *words]:
             assert word in str(caught.value)
@@ -419,14 +419,14 @@ def test_bad_shapes(cls, shape, error, words):
 )
 @pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
 def test_shapes_are_what_torch_takes_for_one(cls, shape):
-    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)))
+    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)))
     expected = torch.Size([int(n) for n in shape])
-    assert law.expand(shape).batch_shape == expected
-    assert law.expand_by(shape).batch_shape == expected
-    assert law.shape(shape) == expected + law.event_shape
-    assert law.sample(shape).shape == expected + law.event_shape
-    if law.has_rsample:
-        assert law.rsample(shape).shape == expected + law.event_shape
+    assert d.expand(shape).batch_shape == expected
+    assert d.expand_by(shape).batch_shape == expected
+    assert d.shape(shape) == expected + d.event_shape
+    assert d.sample(shape).shape == expected + d.event_shape
+    if d.has_rsample:
+        assert d.rsample(shape).shape == expected + d.event_shape
 
 
 # Parameters.
@@ -436,27 +436,27 @@ def test_shapes_are_what_torch_takes_for_one(cls, shape):
 def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
     plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
     for parameter in ("probs", "logits"):
-        law = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
-        theirs = plain(**{parameter: leaf_of(law)})
-        torch.testing.assert_close(law.probs, theirs.probs)
-        torch.testing.assert_close(law.logits, theirs.logits)
+        d = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
+        theirs = plain(**{parameter: leaf_of(d)})
+        torch.testing.assert_close(d.probs, theirs.probs)
+        torch.testing.assert_close(d.logits, theirs.logits)
 
 
 @pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
 def test_probs_are_normalised_and_logits_shift_invariant(cls):
     weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
-    laws = [
+    distributions = [
         law_of(cls, 0.5, probs=weights),
         law_of(cls, 0.5, probs=weights / 8),
         law_of(cls, 0.5, logits=weights.log() + 100),
     ]
     torch.manual_seed(0)
-    value = laws[0].sample((5,))
-    for law in laws:
-        torch.testing.assert_close(law.log_prob(value), laws[0].log_prob(value))
-        torch.testing.assert_close(law.probs, weights / 8)
+    value = distributions[0].sample((5,))
+    for d in distributions:
+        torch.testing.assert_close(d.log_prob(value), distributions[0].log_prob(value))
+        torch.testing.assert_close(d.probs, weights / 8)
         torch.manual_seed(0)
-        torch.testing.assert_close(law.sample((5,)), value)
+        torch.testing.assert_close(d.sample((5,)), value)
 
 
 OF_CATEGORIES = ONE_OF_K + SUBSETS + RANKINGS + WITHOUT_TEMPERATURE
@@ -472,20 +472,20 @@ SHIFTS = [  # with the logits that are still exact behind them
 
 
 def all_that_is_known(cls, logits):
-    """What a law of these logits gives, by its name; with the gradients in the logits."""
+    """What a distribution of these logits gives, by its name; with the gradients in the logits."""
     x = logits.clone().requires_grad_()
-    law, other = (law_of(cls, tau, logits=y) for tau, y in ((2.5, x), (1.5, x.flip(0) / 2)))
+    d, other = (law_of(cls, tau, logits=y) for tau, y in ((2.5, x), (1.5, x.flip(0) / 2)))
     torch.manual_seed(0)
     value = law_of(cls, 2.5, logits=torch.zeros(4, dtype=torch.float64)).sample((3, 2))
     calls = {
-        "log_prob": lambda: law.log_prob(value.clone()),
-        "entropy": law.entropy,
-        "kl": lambda: torch.distributions.kl_divergence(law, other),
-        "draw": lambda: law.rsample((5,)) if law.has_rsample else law.sample((5,)),
-        "own": lambda: law.log_prob(law.sample((5,))),
+        "log_prob": lambda: d.log_prob(value.clone()),
+        "entropy": d.entropy,
+        "kl": lambda: torch.distributions.kl_divergence(d, other),
+        "draw": lambda: d.rsample((5,)) if d.has_rsample else d.sample((5,)),
+        "own": lambda: d.log_prob(d.sample((5,))),
     }
     names = ("mean", "variance", "mode", "probs", "logits", "covariance_matrix")
-    calls |= {name: partial(getattr, law, name) for name in names if hasattr(cls, name)}
+    calls |= {name: partial(getattr, d, name) for name in names if hasattr(cls, name)}
     known = {}
     for name, call in calls.items():
         torch.manual_seed(1)
@@ -532,16 +532,16 @@ def test_a_far_shift_takes_no_digit_from_the_noise_in_float32(cls):
 @pytest.mark.parametrize("cls", WITHOUT_TEMPERATURE)
 def test_the_lowest_number_beside_a_far_one_stays_possible(cls, dtype):
     lowest = torch.finfo(dtype).min
-    law = cls(2, logits=torch.tensor([1e5, lowest, lowest], dtype=dtype), validate_args=True)
-    included = m_hot(law.mean) if cls is PlackettLuce else law.mean
+    d = cls(2, logits=torch.tensor([1e5, lowest, lowest], dtype=dtype), validate_args=True)
+    included = m_hot(d.mean) if cls is PlackettLuce else d.mean
     torch.testing.assert_close(included, torch.tensor([1.0, 0.5, 0.5], dtype=dtype))
-    assert law.log_prob(law.sample()).item() == pytest.approx(math.log(0.5))
+    assert d.log_prob(d.sample()).item() == pytest.approx(math.log(0.5))
 
 
 @pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
 def test_weights_whose_sum_overflows_are_normalised(cls):
-    law = law_of(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
-    torch.testing.assert_close(law.probs, torch.tensor([0.75, 0.25]))
+    d = law_of(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
+    torch.testing.assert_close(d.probs, torch.tensor([0.75, 0.25]))
 
 
 SUBNORMAL = [
@@ -576,9 +576,9 @@ def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
 @pytest.mark.parametrize("cls", ALL + WITHOUT_TEMPERATURE)
 def test_a_subnormal_probability_has_finite_gradients(cls, dtype, small):
     probs, _ = with_a_subnormal(cls, dtype, small)
-    law = law_of(cls, 0.5, probs=probs.requires_grad_())
-    logit = law.logits.reshape(-1)[0]
-    for found in (logit, law.probs, law.log_prob(law.sample((20,)))):
+    d = law_of(cls, 0.5, probs=probs.requires_grad_())
+    logit = d.logits.reshape(-1)[0]
+    for found in (logit, d.probs, d.log_prob(d.sample((20,)))):
         (gradient,) = torch.autograd.grad(found.sum(), probs, retain_graph=True)
         assert gradient.isfinite().all()
     (slope,) = torch.autograd.grad(logit, probs)
@@ -588,9 +588,9 @@ def test_a_subnormal_probability_has_finite_gradients(cls, dtype, small):
 @pytest.mark.parametrize("cls", ALL)
 def test_log_probs_of_half_parameters_are_float32(cls):
     for dtype in (torch.float16, torch.bfloat16):
-        law = make(cls, 0.5, (4,), dtype=dtype)
-        assert law.log_prob(law.rsample()).dtype == torch.float32
-        assert law.logits.dtype == dtype
+        d = make(cls, 0.5, (4,), dtype=dtype)
+        assert d.log_prob(d.rsample()).dtype == torch.float32
+        assert d.logits.dtype == dtype
 
 
 # Errors.
@@ -724,9 +724,9 @@ def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
     ):
         with pytest.raises(error):
             law_of(cls, *arguments, **keywords, validate_args=False, size=1)
-    law = law_of(cls, -1.0, logits=torch.zeros(3), validate_args=False)
+    d = law_of(cls, -1.0, logits=torch.zeros(3), validate_args=False)
     with pytest.raises(ValueError, match="value"):
-        law.log_prob(torch.zeros(5, 2))
+        d.log_prob(torch.zeros(5, 2))
 
 
 BAD_VALUES = {
@@ -778,11 +778,11 @@ BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as
 
 @pytest.mark.parametrize("cls", ALL)
 def test_bad_values(cls):
-    law = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=True)
+    d = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=True)
     anywhere = BAD_ANYWHERE[2:] if cls in RANKINGS else BAD_ANYWHERE
     for value, error, words in BAD_VALUES[cls] + anywhere + (BAD_FOR_SOFT if cls in SOFT else []):
         with pytest.raises(error) as caught:
-            law.log_prob(value)
+            d.log_prob(value)
         for word in [cls.__name__, *words]:
             assert word in str(caught.value)
 
@@ -791,19 +791,19 @@ def test_bad_values(cls):
 def test_a_value_that_is_no_tensor_is_a_value_error(cls):
     """As in torch, with validation and without, in each method that takes a value."""
     for checks in (True, False):
-        law = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
+        d = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
         names = ["cdf", "icdf"] if cls in (RelaxedBernoulli, LogitRelaxedBernoulli) else []
         for name in ["log_prob", "score_parts", *names]:
             for value in (1, 0.5, True, "1", None, [0.0, 1.0], np.zeros(2)):
                 with pytest.raises(ValueError, match=r"`value` must be a tensor of .*write torch"):
-                    getattr(law, name)(value)
+                    getattr(d, name)(value)
 
 
 @pytest.mark.parametrize("cls", HARD)
 def test_a_hard_value_may_be_of_integers(cls):
-    law = law_of(cls, 0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
+    d = law_of(cls, 0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
     value = torch.tensor([[0, 1]] if cls in RANKINGS else [0, 1])
-    torch.testing.assert_close(law.log_prob(value), law.log_prob(value.float()))
+    torch.testing.assert_close(d.log_prob(value), d.log_prob(value.float()))
 
 
 BAD_SIZES = [
@@ -830,15 +830,15 @@ def test_bad_sizes(cls):
 
 
 @pytest.mark.parametrize("cls", SIZED)
-def test_all_categories_can_be_chosen_of_discrete_laws_and_in_order(cls):
+def test_all_categories_can_be_chosen_of_discrete_distributions_and_in_order(cls):
     if cls in (RelaxedSubset, LogitRelaxedSubset):
         with pytest.raises(
             ValueError, match=r"`size` must be from 1 to one less.*4, got 5.*Subset"
         ):
             law_of(cls, 0.5, logits=torch.zeros(5), size=5)
     else:
-        law = law_of(cls, 0.5, logits=torch.randn(7, 5), size=5, validate_args=True)
-        assert law.log_prob(law.sample()).isfinite().all()
+        d = law_of(cls, 0.5, logits=torch.randn(7, 5), size=5, validate_args=True)
+        assert d.log_prob(d.sample()).isfinite().all()
 
 
 @pytest.mark.parametrize("cls", SIZED)
@@ -852,12 +852,12 @@ def test_too_few_possible_categories(cls):
 
 def test_a_surrogate_of_the_wrong_kind_is_an_error():
     logits = torch.zeros(3)
-    law = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda x, *rest: x[..., :1])
+    d = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda x, *rest: x[..., :1])
     with pytest.raises(ValueError, match=r"`estimator`.*\(5, 3\).*expand"):
-        law.rsample((5,))
-    law = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda *arguments: None)
+        d.rsample((5,))
+    d = CategoricalStraightThrough(0.5, logits=logits, estimator=lambda *arguments: None)
     with pytest.raises(TypeError, match=r"`estimator`.*NoneType.*return link"):
-        law.rsample()
+        d.rsample()
 
 
 # Ordinary life.
@@ -865,8 +865,8 @@ def test_a_surrogate_of_the_wrong_kind_is_an_error():
 
 @pytest.mark.parametrize("cls", ALL)
 def test_repr_shows_temperature_and_shapes(cls):
-    law = make(cls, 0.25, (4,))
-    text = repr(law)
+    d = make(cls, 0.25, (4,))
+    text = repr(d)
     for part in (cls.__name__, "0.25", "batch_shape: (4,)", f"event_shape: {event_shape(cls)}"):
         assert part in text
     assert "temperature: (4,)" in repr(make(cls, torch.ones(4), (4,)))
@@ -877,19 +877,19 @@ def test_repr_shows_temperature_and_shapes(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_copies(cls, parameter, through):
     """With parameters that require a gradient, and expanded: both stay leaves inside."""
-    law = make(cls, 0.5, (4,), parameter=parameter).expand([2, 4])
-    twin = through(law)
-    value = law.sample()
-    assert torch.equal(twin.log_prob(value.clone()), law.log_prob(value.clone()))
+    distribution = make(cls, 0.5, (4,), parameter=parameter).expand([2, 4])
+    twin = through(distribution)
+    value = distribution.sample()
+    assert torch.equal(twin.log_prob(value.clone()), distribution.log_prob(value.clone()))
     torch.manual_seed(0)
-    expected = law.rsample()
+    expected = distribution.rsample()
     torch.manual_seed(0)
     assert torch.equal(twin.rsample(), expected)
-    assert repr(twin) == repr(law)
+    assert repr(twin) == repr(distribution)
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_a_law_with_a_learnt_temperature_can_be_copied(cls):
+def test_a_distribution_with_a_learnt_temperature_can_be_copied(cls):
     for dtype in (torch.float32, torch.float64):
         tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
         twin = copy.deepcopy(law_of(cls, tau, logits=torch.zeros(2, *param_shape(cls))))
@@ -899,11 +899,11 @@ def test_a_law_with_a_learnt_temperature_can_be_copied(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_sample_and_rsample_draw_alike(cls):
-    law = make(cls, 0.5, (100,))
+    d = make(cls, 0.5, (100,))
     torch.manual_seed(0)
-    drawn = law.sample()
+    drawn = d.sample()
     torch.manual_seed(0)
-    pathwise = law.rsample()
+    pathwise = d.rsample()
     assert torch.equal(drawn, pathwise)
     assert pathwise.requires_grad
     assert not drawn.requires_grad
@@ -913,5 +913,5 @@ def test_sample_and_rsample_draw_alike(cls):
 def test_own_samples_pass_validation_in_every_dtype(cls):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for temperature in (0.05, 1.0, 5.0):
-            law = make(cls, temperature, (100,), 100, dtype)
-            assert law.log_prob(law.sample()).shape == (100,)
+            d = make(cls, temperature, (100,), 100, dtype)
+            assert d.log_prob(d.sample()).shape == (100,)

@@ -222,22 +222,22 @@ BUILT_IN_OF = {
     ),
 }
 KEPT = [
-    lambda law: law,
-    lambda law: law.expand((4, *law.batch_shape)),
+    lambda d: d,
+    lambda d: d.expand((4, *d.batch_shape)),
     copy.copy,
     copy.deepcopy,
-    lambda law: pickle.loads(pickle.dumps(law)),
+    lambda d: pickle.loads(pickle.dumps(d)),
 ]
 
 
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize("cls", ALL)
 def test_code_that_asks_for_the_built_in_classes_finds_ours(cls, keep):
-    """Values and no coordinates, no hard values: those are bits and one-hot vectors."""
-    law = keep(make(cls))
+    """Relaxed values alone; neither those in logit space nor straight-through ones."""
+    d = keep(make(cls))
     for ours, built_in in BUILT_IN_OF.items():
-        assert [isinstance(law, theirs) for theirs in built_in] == 2 * [cls is ours]
-    assert isinstance(law, TransformedDistribution) == (cls in BUILT_IN_OF)
+        assert [isinstance(d, theirs) for theirs in built_in] == 2 * [cls is ours]
+    assert isinstance(d, TransformedDistribution) == (cls in BUILT_IN_OF)
 
 
 TEMPERATURES = torch.tensor([0.3, 1.0], dtype=torch.float64)
@@ -252,78 +252,78 @@ FORMS = {  # a temperature, and the batch shapes before and after an expansion
 def in_form(cls, form, given):
     """A distribution, and the leaf that it is made of."""
     temperature, batch_shape, expanded = FORMS[form]
-    law = make(cls, temperature, batch_shape, 4, torch.float64, given)
-    return law if batch_shape == expanded else law.expand(expanded), leaf_of(law)
+    d = make(cls, temperature, batch_shape, 4, torch.float64, given)
+    return d if batch_shape == expanded else d.expand(expanded), leaf_of(d)
 
 
 @pytest.mark.parametrize("given", ["logits", "probs"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cls", BUILT_IN_OF)
-def test_base_and_transforms_make_the_same_law(cls, form, given):
+def test_base_and_transforms_make_the_same_distribution(cls, form, given):
     """By torch's own formulas for transformed distributions, with all derivatives."""
-    law, leaf = in_form(cls, form, given)
+    d, leaf = in_form(cls, form, given)
     torch.manual_seed(0)
-    value = law.rsample((5,))
+    value = d.rsample((5,))
     torch.manual_seed(0)
-    transformed = TransformedDistribution.rsample(law, (5,))
+    transformed = TransformedDistribution.rsample(d, (5,))
     torch.testing.assert_close(transformed, value)
-    scores = law.log_prob(value.detach()), TransformedDistribution.log_prob(law, value.detach())
+    scores = d.log_prob(value.detach()), TransformedDistribution.log_prob(d, value.detach())
     torch.testing.assert_close(*scores)
     for pair in ((value.square(), transformed.square()), scores):
         torch.testing.assert_close(
             *(torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0] for y in pair)
         )
-    assert law.base_dist.batch_shape == law.batch_shape
-    assert law.base_dist.event_shape == law.event_shape
+    assert d.base_dist.batch_shape == d.batch_shape
+    assert d.base_dist.event_shape == d.event_shape
     for name in ("temperature", "probs", "logits"):
-        torch.testing.assert_close(getattr(law.base_dist, name), getattr(law, name))
+        torch.testing.assert_close(getattr(d.base_dist, name), getattr(d, name))
 
 
 def test_quantiles_of_base_and_transforms():
-    law, _ = in_form(RelaxedBernoulli, "temperatures", "logits")
+    d, _ = in_form(RelaxedBernoulli, "temperatures", "logits")
     p = torch.linspace(0.05, 0.95, 7, dtype=torch.float64).reshape(-1, 1, 1)
-    value = law.icdf(p)
-    torch.testing.assert_close(TransformedDistribution.icdf(law, p), value)
-    torch.testing.assert_close(TransformedDistribution.cdf(law, value), law.cdf(value))
+    value = d.icdf(p)
+    torch.testing.assert_close(TransformedDistribution.icdf(d, p), value)
+    torch.testing.assert_close(TransformedDistribution.cdf(d, value), d.cdf(value))
 
 
 @pytest.mark.parametrize("cls", BUILT_IN_OF)
 def test_whether_there_is_an_rsample_is_ours_to_set(cls):
     """Pyro assigns it; of torch's transformed distributions it is a property of the base."""
-    law = make(cls)
+    d = make(cls)
     assert cls.has_rsample is True
-    assert not law.has_rsample_(False).has_rsample
-    assert not law.base_dist.has_rsample
-    assert not law.expand((4, 2)).has_rsample
+    assert not d.has_rsample_(False).has_rsample
+    assert not d.base_dist.has_rsample
+    assert not d.expand((4, 2)).has_rsample
     assert make(cls).has_rsample
 
 
 @pytest.mark.parametrize("cls", BUILT_IN_OF)
 def test_nothing_of_the_ancestors_is_left_that_needs_their_constructor(cls):
     """All that is public of them answers, or is not implemented."""
-    law = make(cls, temperature=3.0)
+    d = make(cls, temperature=3.0)
     other = {"conjugate_update", "independent", "reshape", "rsample_n", "sample_n"}
     arguments = {
-        "cdf": (law.sample(),),
+        "cdf": (d.sample(),),
         "enumerate_support": (),
         "entropy": (),
         "expand": ((3, 2),),
         "expand_by": ((3,),),
         "has_rsample_": (True,),
         "icdf": (torch.tensor([0.2, 0.3]),),
-        "log_prob": (law.sample(),),
+        "log_prob": (d.sample(),),
         "mask": (True,),
         "perplexity": (),
         "rsample": (),
         "sample": (),
-        "score_parts": (law.sample(),),
+        "score_parts": (d.sample(),),
         "shape": (),
         "to_event": (0,),
     }
     missing = set()
     for name in {name for theirs in BUILT_IN_OF[cls] for name in dir(theirs)} - other:
         try:
-            found = getattr(law, name)
+            found = getattr(d, name)
             if name in arguments:
                 found(*arguments[name])
         except NotImplementedError:

@@ -193,8 +193,8 @@ def test_estimators(cls):
     names = estimators.suited(law_of(cls, 0.5, logits=logits).link)
 
     def call():
-        laws = [law_of(cls, 0.5, logits=logits, estimator=name) for name in names]
-        return [with_gradient(d, d.rsample().square()) for d in laws]
+        distributions = [law_of(cls, 0.5, logits=logits, estimator=name) for name in names]
+        return [with_gradient(d, d.rsample().square()) for d in distributions]
 
     assert_same(call)
 

@@ -66,8 +66,8 @@ def test_repeats_are_equal_winners():
 
 
 def test_the_maximum_of_columns_does_not_sum_to_their_number():
-    law = RelaxedPlackettLuce(0.5, 2, probs=torch.ones(4))
-    assert m_hot(law.sample((DRAWS,))).sum(-1).mean().item() == pytest.approx(1.78, abs=0.01)
+    d = RelaxedPlackettLuce(0.5, 2, probs=torch.ones(4))
+    assert m_hot(d.sample((DRAWS,))).sum(-1).mean().item() == pytest.approx(1.78, abs=0.01)
     sums = RelaxedSubset(0.5, 2, probs=torch.ones(4)).sample((DRAWS,)).sum(-1)
     torch.testing.assert_close(sums, torch.full((DRAWS,), 2.0))
 
@@ -115,7 +115,7 @@ def test_the_gumbel_density():
     assert torch.trapezoid((-z + (-z).exp()).exp(), z).item() > 1e100
 
 
-def test_at_low_temperature_the_law_is_categorical_and_not_gumbel():
+def test_at_low_temperature_the_distribution_is_categorical_and_not_gumbel():
     draws = RelaxedCategorical(COLD, logits=torch.zeros(2)).sample((DRAWS,))[:, 0].double()
     at_vertices = ((draws < 1e-6) | (draws > 1 - 1e-6)).double().mean()
     assert at_vertices > 0.98

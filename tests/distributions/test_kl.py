@@ -41,15 +41,15 @@ from tests.distributions.test_straight_through import HARD_ONE, INFINITE, PLAIN_
 
 
 def pairs(cls, parameter="logits", k=5):
-    """Hard and plain laws with the same parameters, twice."""
+    """Hard and plain distributions with the same parameters, twice."""
     for _ in range(2):
-        law = make(cls, 0.3, (4,), k, torch.float64, parameter)
-        yield law, PLAIN_OF[cls](**{parameter: leaf_of(law)})
+        d = make(cls, 0.3, (4,), k, torch.float64, parameter)
+        yield d, PLAIN_OF[cls](**{parameter: leaf_of(d)})
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("cls", HARD_ONE)
-def test_kl_of_hard_and_plain_is_that_of_the_discrete_laws(cls, parameter):
+def test_kl_of_hard_and_plain_is_that_of_the_discrete_distributions(cls, parameter):
     q, p = pairs(cls, parameter)
     expected = kl_divergence(q[1], p[1])
     with warnings.catch_warnings():
@@ -60,7 +60,7 @@ def test_kl_of_hard_and_plain_is_that_of_the_discrete_laws(cls, parameter):
 
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_kl_equals_the_sum_over_the_support(cls):
-    q, p = (law for law, _ in pairs(cls))
+    q, p = (d for d, _ in pairs(cls))
     values = q.enumerate_support()
     expected = (q.log_prob(values).exp() * (q.log_prob(values) - p.log_prob(values))).sum(0)
     torch.testing.assert_close(kl_divergence(q, p), expected)
@@ -69,7 +69,7 @@ def test_kl_equals_the_sum_over_the_support(cls):
 
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
 @pytest.mark.parametrize("cls", HARD_ONE)
-def test_kl_is_finite_where_the_first_law_has_zeros(cls, parameter):
+def test_kl_is_finite_where_the_first_distribution_has_zeros(cls, parameter):
     raw = torch.tensor((ZEROS if parameter == "probs" else INFINITE)[cls], requires_grad=True)
     q = cls(0.5, **{parameter: raw})
     other = torch.tensor([0.2, -0.4, 0.5], requires_grad=True)
@@ -83,20 +83,27 @@ def test_kl_is_finite_where_the_first_law_has_zeros(cls, parameter):
 
 @pytest.mark.parametrize("expanded", [True, False])
 @pytest.mark.parametrize("cls", HARD_ONE)
-def test_kl_of_equal_laws_with_zeros_is_zero(cls, expanded):
-    """torch clamps the logits of a plain law, and forgets in `expand` what was given."""
-    law, plain = cls(0.5, probs=torch.tensor(ZEROS[cls])), PLAIN_OF[cls](torch.tensor(ZEROS[cls]))
+def test_kl_of_equal_distributions_with_zeros_is_zero(cls, expanded):
+    """torch clamps the logits of a plain distribution, and forgets in `expand` what was given."""
+    distribution, plain = (
+        cls(0.5, probs=torch.tensor(ZEROS[cls])),
+        PLAIN_OF[cls](torch.tensor(ZEROS[cls])),
+    )
     assert plain.logits.isfinite().all()
     if expanded:
-        law, plain = (d.expand(torch.Size([2, *d.batch_shape])) for d in (law, plain))
-    for q, p in itertools.product([law, plain], repeat=2):
-        if law in (q, p):
+        distribution, plain = (
+            d.expand(torch.Size([2, *d.batch_shape])) for d in (distribution, plain)
+        )
+    for q, p in itertools.product([distribution, plain], repeat=2):
+        if distribution in (q, p):
             assert kl_divergence(q, p).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("cls", HARD_ONE)
-def test_kl_is_infinite_only_where_the_second_law_excludes_what_the_first_does_not(cls, plain):
+def test_kl_is_infinite_only_where_the_second_distribution_excludes_what_the_first_does_not(
+    cls, plain
+):
     raw = torch.tensor(ZEROS[cls])
     p = PLAIN_OF[cls](probs=raw) if plain else cls(0.5, probs=raw)
     q = cls(0.5, logits=torch.zeros(3))
@@ -105,7 +112,7 @@ def test_kl_is_infinite_only_where_the_second_law_excludes_what_the_first_does_n
     assert kl_divergence(q, q).abs().max() < 1e-6
 
 
-def test_kl_with_a_plain_law_of_extreme_logits_is_finite():
+def test_kl_with_a_plain_distribution_of_extreme_logits_is_finite():
     """Its probabilities round to 0 and 1, its logits do not."""
     for logit in (-200.0, -30.0, 30.0, 200.0):
         q = BernoulliStraightThrough(0.5, logits=torch.tensor(0.0))
@@ -130,7 +137,7 @@ def test_kl_over_batches_and_wrappers(cls):
     torch.testing.assert_close(masked, inner * mask)
 
 
-# Soft laws.
+# Soft distributions.
 
 SOFT_WITH_KL = [
     RelaxedBernoulli,
@@ -158,8 +165,8 @@ def soft_pair(cls, k, temperatures, dtype=torch.float64, **keywords):
         ],
     ),
 )
-def test_kl_of_soft_laws_is_the_mean_over_all_noise(cls, k, temperatures):
-    """Of log q - log p, at coordinates without any rounding."""
+def test_kl_of_soft_distributions_is_the_mean_over_all_noise(cls, k, temperatures):
+    """Of log q - log p, at values in logit space, which do not round."""
     q, p = soft_pair(cls, k, temperatures, validate_args=False)
     log_shares, weights = noise_shares(k)
     if cls is LogitRelaxedBernoulli:
@@ -173,7 +180,7 @@ def test_kl_of_soft_laws_is_the_mean_over_all_noise(cls, k, temperatures):
 @pytest.mark.parametrize("temperatures", TEMPERATURES)
 @pytest.mark.parametrize("values", [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset])
 def test_values_and_coordinates_have_the_same_kl(values, temperatures):
-    """As they are one law after a bijection."""
+    """As they are one distribution after a bijection."""
     coordinates = SOFT_WITH_KL[SOFT_WITH_KL.index(values) + 1]
     q, p = soft_pair(values, 4, temperatures)
     same = [law_of(coordinates, d.temperature, logits=d.logits) for d in (q, p)]
@@ -190,7 +197,7 @@ def test_values_and_coordinates_have_the_same_kl(values, temperatures):
         with_sizes([RelaxedBernoulli, RelaxedCategorical, RelaxedSubset], 10, 100),
     ),
 )
-def test_kl_of_soft_laws_is_the_mean_of_a_million_draws(cls, k, temperatures):
+def test_kl_of_soft_distributions_is_the_mean_of_a_million_draws(cls, k, temperatures):
     q, p = soft_pair(cls, k, temperatures, torch.float32)
     ratios = []
     for _ in range(10):
@@ -201,7 +208,7 @@ def test_kl_of_soft_laws_is_the_mean_of_a_million_draws(cls, k, temperatures):
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES[:3])
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
-def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
+def test_kl_of_soft_distributions_in_lower_precision(cls, temperatures):
     for dtype in (torch.float32, torch.bfloat16):
         q, p = soft_pair(cls, 10, temperatures, dtype)
         exact = kl_divergence(
@@ -213,7 +220,7 @@ def test_kl_of_soft_laws_in_lower_precision(cls, temperatures):
 
 @pytest.mark.parametrize("temperatures", first_fast(TEMPERATURES[:3]))
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
-def test_kl_of_soft_laws_is_differentiable_twice(cls, temperatures):
+def test_kl_of_soft_distributions_is_differentiable_twice(cls, temperatures):
     logits = [leaf_of(d) for d in soft_pair(cls, 3, temperatures)]
     taus = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in temperatures]
 
@@ -233,7 +240,7 @@ def test_kl_of_soft_laws_is_differentiable_twice(cls, temperatures):
     ("cls", "k"),
     [(cls, 2) for cls in SOFT_WITH_KL] + [(cls, k) for cls in SOFT_WITH_KL[2:] for k in (10, 1000)],
 )
-def test_kl_and_its_gradient_are_0_between_equal_laws(cls, k, dtype, learnt):
+def test_kl_and_its_gradient_are_0_between_equal_distributions(cls, k, dtype, learnt):
     given = 3 * torch.randn(4, *param_shape(cls, k), dtype=dtype)
     for raw in (given, torch.zeros_like(given)):
         inputs = [raw.clone().requires_grad_() for _ in range(2)]
@@ -271,7 +278,7 @@ def test_kl_of_bits_far_and_near():
 
 
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
-def test_kl_of_soft_laws_over_batches_and_wrappers(cls):
+def test_kl_of_soft_distributions_over_batches_and_wrappers(cls):
     shape = param_shape(cls, 4)
     tau = torch.tensor([[0.3], [0.5], [0.9]], dtype=torch.float64)
     x_q = torch.randn(3, 2, *shape, dtype=torch.float64)
@@ -295,7 +302,7 @@ def test_kl_of_soft_laws_over_batches_and_wrappers(cls):
 
 
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
-def test_kl_of_soft_laws_is_infinite_unless_they_live_on_one_face(cls):
+def test_kl_of_soft_distributions_is_infinite_unless_they_live_on_one_face(cls):
     full = torch.tensor([0.3, 1.0, -0.4, 0.2])
     face = torch.tensor([-0.5, -math.inf, 0.4, 1.0])
     if not param_shape(cls):
@@ -325,8 +332,8 @@ def test_kl_of_soft_laws_is_infinite_unless_they_live_on_one_face(cls):
 
 def test_sets_of_all_that_is_possible_are_points():
     for cls in (RelaxedSubset, LogitRelaxedSubset):
-        laws = [cls(t, 2, probs=torch.tensor([t, 0.0, 0.7])) for t in (0.3, 0.5)]
-        assert kl_divergence(*laws) == 0
+        distributions = [cls(t, 2, probs=torch.tensor([t, 0.0, 0.7])) for t in (0.3, 0.5)]
+        assert kl_divergence(*distributions) == 0
 
 
 # Torch takes relaxed values for transformed distributions.
@@ -349,7 +356,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("cls", BASE_OF)
-def test_kl_of_soft_laws_and_the_same_law_by_its_base(cls):
+def test_kl_of_soft_distributions_and_the_same_distribution_by_its_base(cls):
     """The class's own, without a warning of two that fit, and that of a bare transformed one."""
     q, p = soft_pair(cls, 4, (0.5, 0.3))
     exact = kl_divergence(*(law_of(BASE_OF[cls], d.temperature, logits=leaf_of(d)) for d in (q, p)))
@@ -359,21 +366,21 @@ def test_kl_of_soft_laws_and_the_same_law_by_its_base(cls):
         torch.testing.assert_close(kl_divergence(*pair), exact)
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("other", OTHERS, ids=lambda d: type(d).__name__)
 @pytest.mark.parametrize("cls", BASE_OF)
-def test_there_is_no_kl_of_soft_laws_and_others(cls, other):
+def test_there_is_no_kl_of_soft_distributions_and_others(cls, other):
     """Above all no wrong one with the built-in class of the same name."""
-    law = law_of(cls, 0.5, logits=HALF)
-    for pair in ((law, other), (other, law)):
+    d = law_of(cls, 0.5, logits=HALF)
+    for pair in ((d, other), (other, d)):
         with pytest.raises(NotImplementedError, match=r"\w+"):
             kl_divergence(*pair)
 
 
 def test_the_kl_that_there_is_not_says_what_to_write():
-    law, other = RelaxedBernoulli(0.5, logits=HALF), OTHERS[0]
+    d, other = RelaxedBernoulli(0.5, logits=HALF), OTHERS[0]
     text = r"pyro_gumbel\.\S+\.RelaxedBernoulli and pyro\.distributions.*; write both"
     with pytest.raises(NotImplementedError, match=text):
-        kl_divergence(law, other)
+        kl_divergence(d, other)
     one, of_k = RelaxedBernoulli(0.5, 0.5), RelaxedCategorical(0.5, logits=torch.zeros(3))
     with pytest.raises(NotImplementedError, match=r"\.RelaxedBernoulli and .*Categorical;"):
         kl_divergence(one, of_k)
@@ -397,14 +404,14 @@ PLAIN_OF_MANY = {SubsetStraightThrough: Subset, PlackettLuceStraightThrough: Pla
 @pytest.mark.parametrize(("hard", "plain"), PLAIN_OF_MANY.items())
 def test_kl_of_sets_and_orders_is_the_sum_over_the_outcomes(hard, plain):
     x = torch.randn(2, 3, 4, dtype=torch.float64)
-    laws = [(law_of(hard, 0.3, logits=y), law_of(plain, None, logits=y)) for y in x]
-    values = laws[0][1].enumerate_support()
-    log_q, log_p = (pair[1].log_prob(values) for pair in laws)
+    distributions = [(law_of(hard, 0.3, logits=y), law_of(plain, None, logits=y)) for y in x]
+    values = distributions[0][1].enumerate_support()
+    log_q, log_p = (pair[1].log_prob(values) for pair in distributions)
     exact = (log_q.exp() * (log_q - log_p)).sum(0)
-    for q, p in itertools.product(*laws):
+    for q, p in itertools.product(*distributions):
         torch.testing.assert_close(kl_divergence(q, p), exact)
     single = law_of(plain, None, logits=x[1, 0])
-    torch.testing.assert_close(kl_divergence(laws[0][0], single)[0], exact[0])
+    torch.testing.assert_close(kl_divergence(distributions[0][0], single)[0], exact[0])
     torch.testing.assert_close(kl_divergence(single, single), torch.tensor(0.0).double())
 
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Means, variances, entropies, modes and quantiles of soft laws."""
+"""Means, variances, entropies, modes and quantiles of relaxed distributions."""
 
 import math
 
@@ -50,7 +50,7 @@ CASES = [(cls, x) for cls in VALUES_OF_ONE for x in LOGITS[cls]]
 
 
 def over_noise(cls, temperature, logits):
-    """Coordinates of the law at the nodes of a quadrature over its noise, and the weights."""
+    """Values in logit space at the nodes of a quadrature over the noise, and the weights."""
     x = torch.tensor(logits, dtype=torch.float64)
     if cls is RelaxedBernoulli:
         log_shares, weights = noise_shares(2)
@@ -59,7 +59,7 @@ def over_noise(cls, temperature, logits):
     return torch.log_softmax((x - log_shares) / temperature, -1), weights
 
 
-def law(cls, temperature, logits, **keywords):
+def distribution_at(cls, temperature, logits, **keywords):
     x = torch.tensor(logits, dtype=torch.float64)
     return cls(temperature, logits=x.squeeze(0) if len(x) == 1 else x, **keywords)
 
@@ -68,7 +68,7 @@ def law(cls, temperature, logits, **keywords):
 @pytest.mark.parametrize(("cls", "logits"), CASES)
 def test_moments_are_those_over_all_noise(cls, logits, temperature):
     v, weights = over_noise(cls, temperature, logits)
-    d = law(cls, temperature, logits)
+    d = distribution_at(cls, temperature, logits)
     s = d.link.value(v)
     atol = 1e-9 if len(logits) == 3 else 1e-11
     weights = weights.reshape(-1, *(1 for _ in d.event_shape))
@@ -84,9 +84,9 @@ def test_moments_are_those_over_all_noise(cls, logits, temperature):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("logits", LOGITS[RelaxedCategorical])
-def test_means_of_coordinates_are_those_over_all_noise(logits, temperature):
+def test_means_in_logit_space_are_those_over_all_noise(logits, temperature):
     v, weights = over_noise(RelaxedCategorical, temperature, logits)
-    d = law(ExpRelaxedCategorical, temperature, logits)
+    d = distribution_at(ExpRelaxedCategorical, temperature, logits)
     torch.testing.assert_close(d.mean, weights @ v, rtol=1e-11, atol=1e-8)
 
 
@@ -94,11 +94,11 @@ def test_means_of_coordinates_are_those_over_all_noise(logits, temperature):
 @pytest.mark.parametrize(("cls", "logits"), CASES)
 def test_entropies_are_those_over_all_noise(cls, logits, temperature):
     v, weights = over_noise(cls, temperature, logits)
-    coordinates = law(COORDINATES_OF[cls], temperature, logits, validate_args=False)
+    coordinates = distribution_at(COORDINATES_OF[cls], temperature, logits, validate_args=False)
     log_prob = coordinates.log_prob(v)
     entropy = -(weights * log_prob).sum()
     torch.testing.assert_close(coordinates.entropy(), entropy, rtol=0, atol=1e-9)
-    d = law(cls, temperature, logits)
+    d = distribution_at(cls, temperature, logits)
     log_slopes = d.link.log_slopes(v).sum(-1) if d.event_shape else -(v.abs() + 2 * _tail(v))
     entropy = -(weights * (log_prob - log_slopes)).sum()
     torch.testing.assert_close(d.entropy(), entropy, rtol=1e-11, atol=1e-9)
@@ -108,7 +108,7 @@ def _tail(v):
     return torch.log1p(torch.exp(-v.abs()))
 
 
-def test_the_coordinate_of_a_bit_is_logistic():
+def test_the_logit_of_a_relaxed_bernoulli_is_logistic():
     x, temperature = torch.tensor([0.0, 1.5, -20.0], dtype=torch.float64), 0.4
     d = LogitRelaxedBernoulli(temperature, logits=x)
     exact = stats.logistic(loc=x.numpy() / temperature, scale=1 / temperature)
@@ -300,7 +300,7 @@ def test_impossible_categories_are_left_out():
     assert gradient[~alive].item() == 0
 
 
-def test_impossible_categories_are_left_out_of_coordinates():
+def test_impossible_categories_are_left_out_in_logit_space():
     x = torch.tensor([0.5, -math.inf, 1.0, -0.2], dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
     alive = x.isfinite()
@@ -317,7 +317,7 @@ def test_impossible_categories_are_left_out_of_coordinates():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.01, 0.0011])
-def test_the_mean_of_coordinates_far_from_zero(temperature):
+def test_the_mean_in_logit_space_far_from_zero(temperature):
     """The log-ratios have the means of their logistic variates, (x_i - x_j) / tau, exactly."""
     x = torch.tensor([5e3, -5e3, 0.0], dtype=torch.float64)
     mean = ExpRelaxedCategorical(temperature, logits=x).mean
@@ -351,7 +351,7 @@ def test_variances_are_never_negative():
 
 
 @pytest.mark.parametrize("cls", BITS)
-def test_a_sure_bit_is_a_point(cls):
+def test_a_sure_bernoulli_is_a_point(cls):
     x = torch.tensor([math.inf, -math.inf], requires_grad=True)
     d = cls(0.5, logits=x)
     point = torch.tensor([1.0, 0.0])
@@ -380,7 +380,7 @@ def test_the_distribution_function_is_that_of_the_samples(cls):
 
 
 def test_the_distribution_function_where_floats_saturate():
-    """A value that remembers its coordinate has the probability of that; the ends are exact."""
+    """A drawn value has the probability of its cached logit; the ends are exact."""
     d = RelaxedBernoulli(0.05, logits=torch.tensor(0.5))
     s = d.sample((1000,))
     assert (s == 1).float().mean() > 0.3
@@ -410,10 +410,10 @@ def test_a_quantile_of_no_probability_is_refused():
 )
 def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
     x = spread * torch.randn(k, dtype=torch.float64)
-    laws = [RelaxedCategorical(temperature, logits=x)]
+    distributions = [RelaxedCategorical(temperature, logits=x)]
     if k == 2:
-        laws.append(RelaxedBernoulli(temperature, logits=x[0] - x[1]))
-    for d in laws:
+        distributions.append(RelaxedBernoulli(temperature, logits=x[0] - x[1]))
+    for d in distributions:
         highest = d.log_prob(d.mode)
         assert (d.log_prob(d.sample((10_000,)).clone()) <= highest + 1e-12).all()
         v = d.link.inverse(d.mode)
@@ -424,8 +424,8 @@ def test_no_other_value_is_denser_than_the_mode(k, temperature, spread):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0])
-def test_no_other_coordinates_are_denser_than_their_mode(temperature):
-    """At every temperature: unlike the density of the value that of the coordinates is bounded."""
+def test_no_other_value_in_logit_space_is_denser_than_the_mode(temperature):
+    """At every temperature: the density in logit space is bounded, unlike that of the value."""
     x = 2 * torch.randn(4, dtype=torch.float64)
     d = ExpRelaxedCategorical(temperature, logits=x)
     highest = d.log_prob(d.mode)
@@ -440,14 +440,14 @@ def test_no_other_coordinates_are_denser_than_their_mode(temperature):
 
 
 def test_the_mode_of_a_flat_density_moves_with_nothing():
-    """At temperature 1 two equal logits make a uniform law: any value would do."""
+    """At temperature 1 two equal logits make a uniform distribution: any value would do."""
     x = torch.zeros(2, requires_grad=True)
     mode = RelaxedCategorical(1.0, logits=x).mode
     assert mode.sum().item() == pytest.approx(1)
     assert torch.autograd.grad(mode[0], x)[0].tolist() == [0, 0]
 
 
-def test_the_mode_of_a_bit_at_temperature_1_is_its_likelier_end():
+def test_the_mode_of_a_relaxed_bernoulli_at_temperature_1_is_its_likelier_end():
     d = RelaxedBernoulli(1.0, logits=torch.tensor([-3.0, -0.1, 0.1, 3.0]))
     assert d.mode.tolist() == pytest.approx([0, 0, 1, 1])
 

@@ -116,23 +116,23 @@ def test_modules_imported_after_the_call_get_ours(tmp_path, monkeypatch):
 def test_what_pyro_made_before_goes_on_working():
     """But for its pickles, which look the class up by its name."""
     tau, logits = torch.tensor(0.5), torch.zeros(3)
-    laws = [getattr(dist, name)(tau, logits=logits) for name in BUILT_IN]
+    distributions = [getattr(dist, name)(tau, logits=logits) for name in BUILT_IN]
     register(replace=True)
-    for law in (law.expand((2, *law.batch_shape)) for law in laws):
-        assert law.log_prob(law.rsample()).isfinite().all()
-        assert type(copy.deepcopy(law)) is type(law)
+    for d in (d.expand((2, *d.batch_shape)) for d in distributions):
+        assert d.log_prob(d.rsample()).isfinite().all()
+        assert type(copy.deepcopy(d)) is type(d)
         with pytest.raises(pickle.PicklingError, match="not the same object"):
-            pickle.dumps(law)
+            pickle.dumps(d)
     unregister()
-    for law in laws:
-        assert type(pickle.loads(pickle.dumps(law))) is type(law)
+    for d in distributions:
+        assert type(pickle.loads(pickle.dumps(d))) is type(d)
 
 
 def test_ours_can_be_pickled_before_and_after_the_call():
-    law = pyro_gumbel.RelaxedBernoulli(0.5, logits=torch.zeros(3))
+    d = pyro_gumbel.RelaxedBernoulli(0.5, logits=torch.zeros(3))
     for replace in (False, True):
         register(replace=replace)
-        assert type(pickle.loads(pickle.dumps(law))) is pyro_gumbel.RelaxedBernoulli
+        assert type(pickle.loads(pickle.dumps(d))) is pyro_gumbel.RelaxedBernoulli
 
 
 def test_a_name_of_somebody_else_is_left_alone():

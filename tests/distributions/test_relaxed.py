@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The sampler against its exact law, finiteness everywhere, and the gradients."""
+"""The sampler against its exact distribution, finiteness everywhere, and the gradients."""
 
 import math
 import warnings
@@ -60,18 +60,18 @@ def log_ratio_ks(coordinates, logits, temperature):
     k = logits.shape[-1]
     for i, j in {(0, 1), (k - 2, k - 1), (k // 2, 0)}:
         if i != j:
-            law = stats.logistic(((logits[i] - logits[j]) / temperature).item(), 1 / temperature)
+            d = stats.logistic(((logits[i] - logits[j]) / temperature).item(), 1 / temperature)
             ratio = (coordinates[:, i] - coordinates[:, j]).double().numpy()
-            yield stats.kstest(ratio, law.cdf).pvalue
+            yield stats.kstest(ratio, d.cdf).pvalue
 
 
 @pytest.mark.parametrize("dtype", first_fast(DTYPES))
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("k", first_fast([2, 3, 10, 1000], 3))
-def test_simplex_sampler_has_its_law(k, temperature, dtype):
+def test_simplex_sampler_has_its_distribution(k, temperature, dtype):
     logits = 2 * torch.randn(k, dtype=dtype)
-    law = ExpRelaxedCategorical(temperature, logits=logits, validate_args=True)
-    draws = law.sample((DRAWS if k < 1000 else DRAWS // 4,))
+    d = ExpRelaxedCategorical(temperature, logits=logits, validate_args=True)
+    draws = d.sample((DRAWS if k < 1000 else DRAWS // 4,))
     assert min(log_ratio_ks(draws, logits, temperature)) > ALPHA / 3
     assert min(log_ratio_ks(draws, logits, 1.1 * temperature)) < ALPHA  # it can fail
     if k <= 10:
@@ -82,11 +82,11 @@ def test_simplex_sampler_has_its_law(k, temperature, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("logit", [-3.0, 0.0, 1.0])
-def test_interval_sampler_has_its_law(logit, temperature, dtype):
+def test_interval_sampler_has_its_distribution(logit, temperature, dtype):
     logits = torch.tensor(logit, dtype=dtype)
     draws = LogitRelaxedBernoulli(temperature, logits=logits).sample((DRAWS,))
-    law = stats.logistic(logit / temperature, 1 / temperature)
-    assert stats.kstest(draws.double().numpy(), law.cdf).pvalue > ALPHA
+    d = stats.logistic(logit / temperature, 1 / temperature)
+    assert stats.kstest(draws.double().numpy(), d.cdf).pvalue > ALPHA
     ones = (draws > 0).sum().item()
     p = 1 / (1 + math.exp(-logit))
     assert_counts([DRAWS - ones, ones], [1 - p, p])
@@ -99,8 +99,8 @@ def test_interval_sampler_has_its_law(logit, temperature, dtype):
         (RelaxedCategorical, ExpRelaxedCategorical, torch.exp),
     ],
 )
-def test_values_and_coordinates_are_one_law(soft, coordinates, back):
-    """From one seed the value is the link of the coordinates, parametrised either way."""
+def test_values_in_logit_space_have_the_same_distribution(soft, coordinates, back):
+    """From one seed the value is the link of that in logit space, parametrised either way."""
     for parameter in ("logits", "probs"):
         value_law = make(soft, 0.3, (50,), parameter=parameter, dtype=torch.float64)
         given = {parameter: getattr(value_law, parameter).detach()}
@@ -114,11 +114,11 @@ def test_values_and_coordinates_are_one_law(soft, coordinates, back):
 
 @pytest.mark.parametrize("cls", [RelaxedCategorical, ExpRelaxedCategorical])
 def test_a_category_that_cannot_occur_never_does(cls):
-    law = law_of(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
-    draws = law.sample((1000,))
+    d = law_of(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
+    draws = d.sample((1000,))
     nothing = 0.0 if cls is RelaxedCategorical else -math.inf
     assert (draws[:, 1] == nothing).all()
-    assert law.log_prob(draws).isfinite().all()
+    assert d.log_prob(draws).isfinite().all()
 
 
 # Finite everywhere.
@@ -141,12 +141,12 @@ def assert_finite(**tensors):
 def test_own_samples_are_finite(cls, k, parameter, dtype):
     for temperature in TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
-        law = make(cls, tau, (200 if k < 1000 else 50,), k, dtype, parameter)
-        value = law.rsample()
+        d = make(cls, tau, (200 if k < 1000 else 50,), k, dtype, parameter)
+        value = d.rsample()
         assert value.dtype == dtype
-        log_prob = law.log_prob(value)
+        log_prob = d.log_prob(value)
         assert log_prob.dtype == torch.promote_types(dtype, torch.float32)
-        parameters = [leaf_of(law), tau]
+        parameters = [leaf_of(d), tau]
         density_grads = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
         value_grads = torch.autograd.grad(value.float().square().sum(), parameters)
         assert_finite(
@@ -162,13 +162,13 @@ def test_own_samples_are_finite(cls, k, parameter, dtype):
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 @pytest.mark.parametrize(("cls", "k"), with_sizes(ALL, 2, 10, 64))
 def test_own_float16_samples_are_finite(cls, k, temperature):
-    law = make(cls, temperature, (500,), k, torch.float16)
-    value = law.rsample()
-    log_prob = law.log_prob(value)
+    d = make(cls, temperature, (500,), k, torch.float16)
+    value = d.rsample()
+    log_prob = d.log_prob(value)
     assert value.dtype == torch.float16
     assert log_prob.dtype == torch.float32
-    (gradient,) = torch.autograd.grad(log_prob.sum(), leaf_of(law), retain_graph=True)
-    (pathwise,) = torch.autograd.grad(value.float().sum(), leaf_of(law))
+    (gradient,) = torch.autograd.grad(log_prob.sum(), leaf_of(d), retain_graph=True)
+    (pathwise,) = torch.autograd.grad(value.float().sum(), leaf_of(d))
     assert_finite(value=value, log_prob=log_prob, gradient=gradient, pathwise=pathwise)
 
 
@@ -204,11 +204,11 @@ def test_boundary_values_are_finite(cls, k, dtype):
     half = dtype == torch.float16
     for temperature in [1.0, 0.1] if half else TEMPERATURES:
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
-        law = make(cls, tau, (), k, dtype)
+        d = make(cls, tau, (), k, dtype)
         value = boundary(cls, k, dtype).requires_grad_()
         with pytest.warns(UserWarning, match="remembers no draw"):
-            log_prob = law.log_prob(value)
-        wanted = [leaf_of(law)] if half else [leaf_of(law), tau, value]
+            log_prob = d.log_prob(value)
+        wanted = [leaf_of(d)] if half else [leaf_of(d), tau, value]
         gradients = torch.autograd.grad(log_prob.sum(), wanted)
         assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
 
@@ -217,9 +217,9 @@ def test_boundary_values_are_finite(cls, k, dtype):
 def test_impossible_outcomes_pass_no_nan(cls):
     raw = torch.tensor([0.0, 0.3, 1.0], requires_grad=True)
     tau = torch.tensor(0.1, requires_grad=True)
-    law = law_of(cls, tau, probs=raw, validate_args=True)
-    value = law.rsample((7,))
-    log_prob = law.log_prob(value)
+    d = law_of(cls, tau, probs=raw, validate_args=True)
+    value = d.rsample((7,))
+    log_prob = d.log_prob(value)
     assert log_prob.isfinite().all()
     total = log_prob.sum() + torch.where(value.isinf(), 0.0, value).sum()
     assert_finite(**dict(zip("pt", torch.autograd.grad(total, [raw, tau]), strict=True)))
@@ -231,9 +231,9 @@ def test_subnormal_probabilities_pass_finite_gradients(cls, tiny):
     """Where softmax underflows gradually, between a logit of -87 and one of -103."""
     probs = torch.tensor([1.0, tiny] if cls not in ONE_BIT else tiny, requires_grad=True)
     tau = torch.tensor(100.0, requires_grad=True)
-    law, other = law_of(cls, tau, probs=probs), law_of(cls, 0.7, probs=torch.full_like(probs, 0.5))
-    value = law.rsample((50,))
-    total = (law.log_prob(value) - other.log_prob(value)).sum() + value.sum()
+    d, other = law_of(cls, tau, probs=probs), law_of(cls, 0.7, probs=torch.full_like(probs, 0.5))
+    value = d.rsample((50,))
+    total = (d.log_prob(value) - other.log_prob(value)).sum() + value.sum()
     assert_finite(**dict(zip("pt", torch.autograd.grad(total, [probs, tau]), strict=True)))
 
 
@@ -251,7 +251,7 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
         assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
 
 
-# Values that are hard and remember no draw.
+# Hard values without a cache.
 
 SOFT_VALUE = {
     RelaxedBernoulli: torch.tensor(0.3),
@@ -272,17 +272,17 @@ UNSATURATED = dict(zip(VALUES, ["LogitRelaxedB", "ExpR", "LogitRelaxedS", "the v
 @pytest.mark.parametrize("cls", VALUES)
 def test_a_hard_value_that_nobody_drew_is_warned_of(cls):
     """Alone and in a batch of soft ones; the number that comes back is that of one nearby."""
-    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
     some = torch.stack([SOFT_VALUE[cls], HARD_VALUE[cls], SOFT_VALUE[cls]])
     for value in (HARD_VALUE[cls], some):
         with pytest.warns(UserWarning, match=f"{cls.__name__}: .*{TEXT}{UNSATURATED[cls]}") as all_:
-            score = law.log_prob(value)
+            score = d.log_prob(value)
         assert score.isfinite().all()
         assert [warning.filename for warning in all_] == [__file__]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         for _ in range(3):
-            law.log_prob(some)
+            d.log_prob(some)
     assert len(seen) == 1
 
 
@@ -290,23 +290,23 @@ def test_a_hard_value_that_nobody_drew_is_warned_of(cls):
 def test_other_values_are_not_warned_of(cls):
     """A warning is an error here."""
     zeros = torch.zeros(param_shape(cls))
-    law = law_of(cls, 0.002, logits=zeros, validate_args=True)
-    drawn = law.rsample((100,))
+    d = law_of(cls, 0.002, logits=zeros, validate_args=True)
+    drawn = d.rsample((100,))
     assert ((drawn == 0) | (drawn == 1)).reshape(100, -1).all(-1).any()
-    law.log_prob(drawn)
+    d.log_prob(drawn)
     law_of(cls, 0.5, logits=zeros, validate_args=True).log_prob(drawn)
-    law.log_prob(SOFT_VALUE[cls])
+    d.log_prob(SOFT_VALUE[cls])
     hard = HARD_VALUE[cls]
     law_of(cls, 0.5, logits=zeros, validate_args=False).log_prob(hard)
-    torch.vmap(law.log_prob)(hard.expand(2, *hard.shape))
+    torch.vmap(d.log_prob)(hard.expand(2, *hard.shape))
 
 
 @pytest.mark.parametrize("cls", first_fast(VALUES))
 def test_a_compiled_function_does_not_look_at_its_values(cls):
-    law = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
     torch.compiler.reset()
-    compiled = torch.compile(law.log_prob, backend="eager", fullgraph=True)
-    law._validate_args = True  # torch.compile has switched the default off
+    compiled = torch.compile(d.log_prob, backend="eager", fullgraph=True)
+    d._validate_args = True  # torch.compile has switched the default off
     assert compiled(HARD_VALUE[cls]).isfinite().all()
 
 
@@ -320,8 +320,8 @@ def test_a_compiled_function_does_not_look_at_its_values(cls):
     ],
 )
 def test_the_only_value_there_is_is_not_warned_of(cls, probs, value):
-    law = law_of(cls, 0.5, probs=torch.tensor(probs), validate_args=True)
-    assert law.log_prob(torch.tensor(value)).isfinite().all()
+    d = law_of(cls, 0.5, probs=torch.tensor(probs), validate_args=True)
+    assert d.log_prob(torch.tensor(value)).isfinite().all()
 
 
 # Logits at the end of the range, as b; the last two rows are for what has few large ones.
@@ -338,29 +338,29 @@ EXTREME_ROWS = [
     [-1.0, -0.5, -1.0],
 ]
 OF_A_LAW = {
-    "value": lambda law, raw: law.rsample((3,)),
-    "own score": lambda law, raw: law.log_prob(law.sample((3,))),
-    "score of another's": lambda law, raw: law.log_prob(plain(law, raw).sample((3,)).clone()),
-    "probs": lambda law, raw: law.probs,
-    "logits": lambda law, raw: law.logits,
-    "mean": lambda law, raw: law.mean,
-    "variance": lambda law, raw: law.variance,
-    "stddev": lambda law, raw: law.stddev,
-    "mode": lambda law, raw: law.mode,
-    "entropy": lambda law, raw: law.entropy(),
-    "divergence": lambda law, raw: kl_divergence(law, plain(law, raw)),
-    "divergence from a plain one": lambda law, raw: kl_divergence(plain(law, raw), law),
-    "divergence from itself": lambda law, raw: kl_divergence(law, law),
-    "cdf": lambda law, raw: law.cdf(torch.full_like(law.mean.detach(), 0.3)),
-    "icdf": lambda law, raw: law.icdf(torch.full_like(law.mean.detach(), 0.3)),
+    "value": lambda d, raw: d.rsample((3,)),
+    "own score": lambda d, raw: d.log_prob(d.sample((3,))),
+    "score of another's": lambda d, raw: d.log_prob(plain(d, raw).sample((3,)).clone()),
+    "probs": lambda d, raw: d.probs,
+    "logits": lambda d, raw: d.logits,
+    "mean": lambda d, raw: d.mean,
+    "variance": lambda d, raw: d.variance,
+    "stddev": lambda d, raw: d.stddev,
+    "mode": lambda d, raw: d.mode,
+    "entropy": lambda d, raw: d.entropy(),
+    "divergence": lambda d, raw: kl_divergence(d, plain(d, raw)),
+    "divergence from a plain one": lambda d, raw: kl_divergence(plain(d, raw), d),
+    "divergence from itself": lambda d, raw: kl_divergence(d, d),
+    "cdf": lambda d, raw: d.cdf(torch.full_like(d.mean.detach(), 0.3)),
+    "icdf": lambda d, raw: d.icdf(torch.full_like(d.mean.detach(), 0.3)),
 }
 DENSITIES = ("own score", "score of another's")  # whose slope in tau is as large as the logits
 
 
-def plain(law, raw):
+def plain(d, raw):
     """One of the class and shape, of equal probabilities where they are not 0 or 1."""
     logits = torch.where(raw.isinf(), raw, 0.0).detach()
-    return law_of(type(law), 0.7, logits=logits, size=getattr(law, "size", None))
+    return law_of(type(d), 0.7, logits=logits, size=getattr(d, "size", None))
 
 
 def exists(cls, what):
@@ -421,20 +421,20 @@ def test_forward_mode(cls):
 # Probabilities of 0 and 1: the distribution of what is left.
 
 
-def score_of_another(law, given):
+def score_of_another(d, given):
     """Of the same parameter, held fixed, at another temperature."""
-    size = {"size": law.size} if type(law) in SIZED else {}
+    size = {"size": d.size} if type(d) in SIZED else {}
     fixed = {name: parameter.detach() for name, parameter in given.items()}
-    other = law_of(type(law), 0.7, **fixed, **size)
-    return other.log_prob(law.rsample((5,)))
+    other = law_of(type(d), 0.7, **fixed, **size)
+    return other.log_prob(d.rsample((5,)))
 
 
 # What it is, and whether its last dimension is that of the outcomes.
 OF_A_DRAW = {
-    "value": (lambda law, given: law.rsample((5,)), True),
-    "own score": (lambda law, given: law.log_prob(law.rsample((5,))), False),
+    "value": (lambda d, given: d.rsample((5,)), True),
+    "own score": (lambda d, given: d.log_prob(d.rsample((5,))), False),
     "score of another": (score_of_another, False),
-    "score of a copy": (lambda law, given: law.log_prob(law.sample((5,)).clone()), False),
+    "score of a copy": (lambda d, given: d.log_prob(d.sample((5,)).clone()), False),
 }
 ON_FACES = [
     (cls, possible)
@@ -484,8 +484,8 @@ def test_second_derivatives_at_probabilities_of_0_in_half_precision(cls, dtype):
     parameter, _ = on_a_face(cls, 3, "probs", dtype)
     for statistic, _ in OF_A_DRAW.values():
         raw, tau = parameter.clone().requires_grad_(), torch.tensor(0.5, dtype=dtype)
-        law = law_of(cls, tau.requires_grad_(), probs=raw, validate_args=False)
-        value = statistic(law, {"probs": raw})
+        d = law_of(cls, tau.requires_grad_(), probs=raw, validate_args=False)
+        value = statistic(d, {"probs": raw})
         total = torch.where(value.isfinite(), value, 0.0).float().sum()
         options = {"create_graph": True, "materialize_grads": True}
         first = torch.autograd.grad(total, [raw, tau], **options)
@@ -511,15 +511,15 @@ def test_a_point_has_no_derivatives(cls):
 
 
 def test_the_mean_log_density_of_a_saturated_bit_is_right():
-    """E log q at temperature 0.1, logit 1; a quadrature over the coordinate gives 12.03."""
+    """E log q at temperature 0.1, logit 1; a quadrature over the logit gives 12.03."""
     v = torch.linspace(-500, 500, 100_001, dtype=torch.float64)
     logit = torch.tensor(1.0, dtype=torch.float64)
     log_q = LogitRelaxedBernoulli(0.1, logits=logit).log_prob(v)
     log_slope = -v.abs() - 2 * torch.log1p((-v.abs()).exp())
     exact = torch.trapezoid(log_q.exp() * (log_q - log_slope), v).item()
     assert exact == pytest.approx(12.03, abs=0.005)
-    law = RelaxedBernoulli(0.1, logits=torch.tensor(1.0))
-    found = law.log_prob(law.sample((400_000,))).mean().item()
+    d = RelaxedBernoulli(0.1, logits=torch.tensor(1.0))
+    found = d.log_prob(d.sample((400_000,))).mean().item()
     assert found == pytest.approx(exact, rel=0.005)
 
 
@@ -527,16 +527,16 @@ def test_float32_scores_what_float64_scores():
     """Own float32 samples, at every temperature, to a few units in the last place of the sum."""
     for temperature in TEMPERATURES:
         for cls in (RelaxedBernoulli, RelaxedCategorical, RelaxedSubset):
-            law = make(cls, temperature, (300,), 10)
-            value = law.sample()
-            exact_logits = leaf_of(law).detach().double()
+            d = make(cls, temperature, (300,), 10)
+            value = d.sample()
+            exact_logits = leaf_of(d).detach().double()
             exact = law_of(cls, temperature, logits=exact_logits, validate_args=False)
-            coordinates = recall(value, law.link).double()
+            coordinates = recall(value, d.link).double()
             tau = torch.tensor(temperature, dtype=torch.float64)
             expected = exact.link.log_density(coordinates, exact_logits, tau, of_values=True)
             scale = coordinates.abs().max() + 20
             torch.testing.assert_close(
-                law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-6 * scale.item()
+                d.log_prob(value).double(), expected, rtol=1e-5, atol=1e-6 * scale.item()
             )
 
 
@@ -580,16 +580,16 @@ def test_gradients_of_log_prob(cls, parameter):
     free = torch.randn(inputs[0].shape, dtype=torch.float64, requires_grad=True)
 
     def score(raw, tau, free):
-        law = law_of(cls, tau, **{parameter: raw}, validate_args=False)
+        d = law_of(cls, tau, **{parameter: raw}, validate_args=False)
         if cls not in ONE_BIT:
             link = links.Hypersimplex(2) if cls in SUBSETS else links.simplex
             if cls in RANKINGS:
                 free = torch.stack([free, free.flip(-1)], -2)  # with another winner
             v = link.unconstrained(free, torch.ones_like(tau[0]))
             if cls is RelaxedSubset:
-                return law.log_prob(v.sigmoid())
-            return law.log_prob(v if cls in COORDINATES else v.exp())
-        return law.log_prob(free if cls in COORDINATES else free.sigmoid())
+                return d.log_prob(v.sigmoid())
+            return d.log_prob(v if cls in COORDINATES else v.exp())
+        return d.log_prob(free if cls in COORDINATES else free.sigmoid())
 
     assert gradcheck(score, (*inputs, free))
     assert gradgradcheck(score, (*inputs, free))
@@ -599,8 +599,8 @@ def test_gradients_of_log_prob(cls, parameter):
 def test_gradients_of_log_prob_of_own_samples(cls):
     @at_fixed_noise
     def score(raw, tau):
-        law = law_of(cls, tau, logits=raw)
-        return law.log_prob(law.rsample((2,)))
+        d = law_of(cls, tau, logits=raw)
+        return d.log_prob(d.rsample((2,)))
 
     inputs = gradient_inputs(cls, "logits")
     assert gradcheck(score, inputs)
@@ -610,9 +610,9 @@ def test_gradients_of_log_prob_of_own_samples(cls):
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
 def test_total_derivative_of_own_score(cls):
     """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
-    law = make(cls, 0.05, (100,), 10)
-    value = law.rsample()
-    (found,) = torch.autograd.grad(law.log_prob(value).sum(), leaf_of(law))
+    d = make(cls, 0.05, (100,), 10)
+    value = d.rsample()
+    (found,) = torch.autograd.grad(d.log_prob(value).sum(), leaf_of(d))
     k = 10 if cls not in ONE_BIT else 2
     torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
 
@@ -620,12 +620,12 @@ def test_total_derivative_of_own_score(cls):
 @pytest.mark.parametrize("logit", [-80.0, -30.0, 30.0, 80.0])
 def test_the_gradient_of_a_saturated_bit_is_that_of_the_formula(logit):
     x = torch.tensor(logit, requires_grad=True)
-    law = RelaxedBernoulli(1.0, logits=x)
-    value = law.rsample((1000,))
+    d = RelaxedBernoulli(1.0, logits=x)
+    value = d.rsample((1000,))
     slopes = []
     for i in range(3):
         (slope,) = torch.autograd.grad(value[i], x, retain_graph=True)
-        v = recall(value, law.link)[i].double()
+        v = recall(value, d.link)[i].double()
         slopes.append((slope.double(), (-v.abs()).exp() / (1 + (-v.abs()).exp()) ** 2))
     for found, exact in slopes:
         assert found > 0
@@ -646,8 +646,8 @@ def test_reparametrised_gradient_of_an_expectation():
 def test_a_rare_category_is_drawn_as_often_as_it_should_be():
     """Probability 1e-6 next to one: 20 million draws, 20 expected."""
     logits = torch.tensor([0.0, math.log(1e-6)])
-    law = ExpRelaxedCategorical(0.1, logits=logits)
-    wins = sum((law.sample((1_000_000,)).argmax(-1)).sum().item() for _ in range(20))
+    d = ExpRelaxedCategorical(0.1, logits=logits)
+    wins = sum((d.sample((1_000_000,)).argmax(-1)).sum().item() for _ in range(20))
     expected = 20 / (1 + 1e-6)
     low, high = stats.poisson.ppf([ALPHA / 2, 1 - ALPHA / 2], expected)
     assert low <= wins <= high

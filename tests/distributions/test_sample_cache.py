@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exactness through the memory, and every way of losing it."""
+"""The sample cache keeps log_prob exact; every operation that loses it."""
 
 import copy
 import gc
@@ -26,32 +26,32 @@ from tests.common import ONE_BIT, VALUES, law_of, leaf_of, make, param_shape
 OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
 
 
-def exact_score(law, coordinates):
-    """log p of remembered coordinates, in float64."""
-    tau = law.temperature.reshape((*law.temperature.shape, *[1] * law.event_dim))
-    x, tau, v = law.logits.double(), tau.double(), coordinates.double()
-    return law.link.log_density(v, x, tau, of_values=True)
+def exact_score(d, coordinates):
+    """The log_prob of cached values in logit space, in float64."""
+    tau = d.temperature.reshape((*d.temperature.shape, *[1] * d.event_dim))
+    x, tau, v = d.logits.double(), tau.double(), coordinates.double()
+    return d.link.log_density(v, x, tau, of_values=True)
 
 
 @pytest.mark.parametrize("draw", ["sample", "rsample"])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_any_law_of_the_family_scores_a_value_at_its_coordinates(cls, draw):
-    guide = make(cls, 0.03, (200,), 5, validate_args=False)  # or the last score would warn
+def test_every_distribution_of_the_family_takes_the_log_prob_in_logit_space(cls, draw):
+    guide = make(cls, 0.03, (200,), 5, validate_args=False)  # or the last log_prob would warn
     model = make(cls, 0.7, (200,), 5)
     value = getattr(guide, draw)()
     coordinates = recall(value, guide.link)
-    for law in (guide, model, model.expand([3, 200])):
-        expected = exact_score(law, coordinates).expand(law.batch_shape)
-        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
-    assert (value == 1).any()  # or the memory would not have been needed
+    for d in (guide, model, model.expand([3, 200])):
+        expected = exact_score(d, coordinates).expand(d.batch_shape)
+        torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+    assert (value == 1).any()  # or the cache would not have been needed
     forgotten = guide.log_prob(value.detach().clone()).double()
     assert forgotten.isfinite().all()
     assert (forgotten - exact_score(guide, coordinates)).abs().max() > 1
 
 
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_a_score_is_differentiable_through_the_memory(cls):
-    """The score term of the value's own parameters, at another law of the family."""
+def test_log_prob_is_differentiable_through_the_cache(cls):
+    """The gradient in the parameters that the value was drawn with, at another distribution."""
     guide, model = make(cls, 0.05, (50,), 5), make(cls, 0.7, (50,), 5)
     value = guide.rsample()
     (found,) = torch.autograd.grad(model.log_prob(value).sum(), leaf_of(guide), retain_graph=True)
@@ -85,72 +85,72 @@ FORGETTING = {
 
 @pytest.mark.parametrize("how", FORGETTING)
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_forgets_and_is_scored_through_the_inverse(cls, how):
-    law = make(cls, 0.03, (200,), 5, validate_args=False)  # or it would warn
-    value = law.sample()
+def test_without_its_cache_a_value_is_evaluated_through_the_inverse(cls, how):
+    d = make(cls, 0.03, (200,), 5, validate_args=False)  # or it would warn
+    value = d.sample()
     own = value.clone()
     forgetful = FORGETTING[how](value)
-    assert recall(forgetful, law.link) is None
-    torch.testing.assert_close(law.log_prob(forgetful), law.log_prob(own))
+    assert recall(forgetful, d.link) is None
+    torch.testing.assert_close(d.log_prob(forgetful), d.log_prob(own))
 
 
-def test_a_changed_value_is_scored_as_what_it_is():
-    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
-    value = law.sample()
+def test_a_changed_value_is_evaluated_as_it_is():
+    d = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = d.sample()
     value.fill_(0.25)
-    torch.testing.assert_close(law.log_prob(value), law.log_prob(torch.full((4,), 0.25)))
+    torch.testing.assert_close(d.log_prob(value), d.log_prob(torch.full((4,), 0.25)))
 
 
-def test_a_copy_made_after_a_change_does_not_resurrect_the_memory():
-    law = RelaxedBernoulli(0.1, logits=torch.zeros(4))
-    value = law.sample()
+def test_a_copy_made_after_a_change_has_no_cache():
+    d = RelaxedBernoulli(0.1, logits=torch.zeros(4))
+    value = d.sample()
     value.fill_(0.25)
     for other in (copy.copy(value), copy.deepcopy(value)):
-        torch.testing.assert_close(law.log_prob(other), law.log_prob(torch.full((4,), 0.25)))
+        torch.testing.assert_close(d.log_prob(other), d.log_prob(torch.full((4,), 0.25)))
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_cut_off_from_its_graph_is_cut_off_in_its_score(cls):
-    law = make(cls, 0.5, (6,), 4, torch.float64)
-    value = law.rsample()
+def test_the_log_prob_of_a_detached_value_is_detached_from_it(cls):
+    d = make(cls, 0.5, (6,), 4, torch.float64)
+    value = d.rsample()
     constant = value.detach().clone()
     value.detach_()
     found, expected = (
-        torch.autograd.grad(law.log_prob(v).sum(), leaf_of(law))[0] for v in (value, constant)
+        torch.autograd.grad(d.log_prob(v).sum(), leaf_of(d))[0] for v in (value, constant)
     )
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("cls", VALUES)
 def test_a_value_made_a_leaf_has_a_gradient_of_its_own(cls):
-    law = make(cls, 0.5, (6,), 4, torch.float64)
-    value = law.rsample()
+    d = make(cls, 0.5, (6,), 4, torch.float64)
+    value = d.rsample()
     leaf = value.detach().clone().requires_grad_()
     value.detach_().requires_grad_()
-    found, expected = (torch.autograd.grad(law.log_prob(v).sum(), v)[0] for v in (value, leaf))
+    found, expected = (torch.autograd.grad(d.log_prob(v).sum(), v)[0] for v in (value, leaf))
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("draw", ["sample", "rsample"])
 def test_a_parameter_that_has_changed_its_dtype_is_not_what_it_was(draw):
     module = torch.nn.ParameterDict({"logits": torch.nn.Parameter(torch.tensor(0.5))})
-    law = RelaxedBernoulli(0.5, logits=module["logits"])
-    value = getattr(law, draw)()
-    law.log_prob(value)
+    d = RelaxedBernoulli(0.5, logits=module["logits"])
+    value = getattr(d, draw)()
+    d.log_prob(value)
     module.double()
-    assert law.log_prob(value).dtype == torch.float64
+    assert d.log_prob(value).dtype == torch.float64
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_score_has_the_dtype_of_the_law_with_or_without_memory(cls):
+def test_log_prob_has_the_dtype_of_the_distribution_with_or_without_a_cache(cls):
     logits = torch.zeros(param_shape(cls), dtype=torch.float64)
     value = law_of(cls, 0.5, logits=logits.float()).sample((3,))
-    law = law_of(cls, 0.5, logits=logits)
-    assert law.log_prob(value).dtype == law.log_prob(value.clone()).dtype == torch.float64
+    d = law_of(cls, 0.5, logits=logits)
+    assert d.log_prob(value).dtype == d.log_prob(value.clone()).dtype == torch.float64
 
 
-def test_a_memory_belongs_to_one_tensor():
-    """Whoever copies the attributes of a tensor does not copy its coordinates."""
+def test_a_cache_belongs_to_one_tensor():
+    """Copying the attributes of a tensor does not copy its cache."""
     value = RelaxedBernoulli(0.1, logits=torch.zeros(4)).sample()
     other = torch.full((4,), 0.25)
     vars(other).update(vars(value))
@@ -160,74 +160,74 @@ def test_a_memory_belongs_to_one_tensor():
 
 @pytest.mark.parametrize("cls", VALUES)
 def test_the_gradient_in_a_leaf_exists(cls):
-    law = make(cls, 0.5, (6,), 4)
-    value = law.sample().requires_grad_()
-    (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    d = make(cls, 0.5, (6,), 4)
+    value = d.sample().requires_grad_()
+    (slope,) = torch.autograd.grad(d.log_prob(value).sum(), value)
     assert slope.isfinite().all()
     assert (slope != 0).all()
 
 
-def test_memory_is_keyed_by_the_link():
-    """A vector of relaxed bits is no draw from a simplex, whatever it remembers."""
+def test_a_cache_is_keyed_by_the_link():
+    """A vector of relaxed Bernoulli values is no draw from a simplex, whatever its cache holds."""
     bits = RelaxedBernoulli(0.5, logits=torch.randn(100, 2)).sample()
     pair = RelaxedCategorical(0.5, logits=torch.randn(2), validate_args=False)
     torch.testing.assert_close(pair.log_prob(bits), pair.log_prob(bits.clone()))
     rows = RelaxedCategorical(0.5, logits=torch.randn(100, 2)).sample()
-    law = RelaxedBernoulli(0.5, logits=torch.randn(2))
-    torch.testing.assert_close(law.log_prob(rows), law.log_prob(rows.clone()))
+    d = RelaxedBernoulli(0.5, logits=torch.randn(2))
+    torch.testing.assert_close(d.log_prob(rows), d.log_prob(rows.clone()))
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_half_values_remember_float32(cls):
-    law = make(cls, 0.1, (20,), 4, torch.bfloat16)
-    value = law.rsample()
+def test_values_of_half_types_are_cached_in_float32(cls):
+    d = make(cls, 0.1, (20,), 4, torch.bfloat16)
+    value = d.rsample()
     assert value.dtype == torch.bfloat16
-    assert recall(value, law.link).dtype == torch.float32
+    assert recall(value, d.link).dtype == torch.float32
 
 
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
 def test_inference_mode(cls):
     with torch.inference_mode():
-        law = make(cls, 0.03, (200,), 5)
-        value = law.sample()
-        expected = exact_score(law, recall(value, law.link))
-        torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
+        d = make(cls, 0.03, (200,), 5)
+        value = d.sample()
+        expected = exact_score(d, recall(value, d.link))
+        torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("cls", VALUES)
 def test_values_from_predictive(cls, parallel):
-    """Collected over many runs they have forgotten; one run's trace remembers."""
-    law = make(cls, 0.03, (), 5, validate_args=False)  # or it would warn
+    """Stacked over many runs they have no cache; the values in the trace of one run do."""
+    d = make(cls, 0.03, (), 5, validate_args=False)  # or it would warn
 
     def model():
-        return pyro.sample("s", law)
+        return pyro.sample("s", d)
 
     value = Predictive(model, num_samples=200, parallel=parallel)()["s"]
-    score = law.log_prob(value)
+    score = d.log_prob(value)
     assert score.isfinite().all()
-    torch.testing.assert_close(score, law.log_prob(value.clone()))
+    torch.testing.assert_close(score, d.log_prob(value.clone()))
     own = pyro.poutine.trace(model).get_trace().nodes["s"]["value"]
-    assert recall(own, law.link) is not None
+    assert recall(own, d.link) is not None
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_coordinate_of_a_dead_category_is_no_coordinate_elsewhere(cls):
-    """An infinite memory is scored through the inverse, where its outcome is possible."""
+def test_a_cached_infinity_of_an_impossible_category_is_not_used_elsewhere(cls):
+    """Where the outcome is possible, the value is evaluated through the inverse instead."""
     zeros = torch.tensor([0.0, 0.4, 0.6] if cls not in ONE_BIT else [0.0, 1.0])
     value = law_of(cls, 0.5, probs=zeros).sample()
-    law = law_of(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
-    score = law.log_prob(value)
+    d = law_of(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
+    score = d.log_prob(value)
     assert score.isfinite().all()
-    torch.testing.assert_close(score, law.log_prob(value.clone()))
+    torch.testing.assert_close(score, d.log_prob(value.clone()))
 
 
-# The log density that a draw has left for the distribution that drew it.
+# The log_prob that a draw has cached for the distribution that drew it.
 
 
-def scored(law, value, parameter):
+def scored(d, value, parameter):
     """log p of a value, and its gradient in a parameter; None where autograd refuses one."""
-    log_prob = law.log_prob(value)
+    log_prob = d.log_prob(value)
     if not (log_prob.requires_grad and parameter.requires_grad):
         return log_prob.detach(), None
     try:
@@ -239,11 +239,11 @@ def scored(law, value, parameter):
     return log_prob.detach(), wanted[0]
 
 
-def assert_as_new(cls, law, value, tau, logits, parameter):
-    """A law scores as a new one of the parameters does."""
+def assert_as_new(cls, d, value, tau, logits, parameter):
+    """The log_prob is that of a new distribution of the parameters."""
     new = law_of(cls, tau, logits=logits)
     for found, expected in zip(
-        scored(law, value, parameter), scored(new, value, parameter), strict=True
+        scored(d, value, parameter), scored(new, value, parameter), strict=True
     ):
         if expected is None:
             assert found is None
@@ -333,10 +333,10 @@ DRAWN_AND_CHANGED = [
 def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
     leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     leaves = {"logits": leaf, "temperature": torch.tensor([0.7]).double().requires_grad_()}
-    law = law_of(cls, leaves["temperature"], logits=leaf)
-    value = getattr(law, draw)((5,))
+    d = law_of(cls, leaves["temperature"], logits=leaf)
+    value = getattr(d, draw)((5,))
     CHANGES[change](leaves[which])
-    assert_as_new(cls, law, value, leaves["temperature"], leaf, leaves[which])
+    assert_as_new(cls, d, value, leaves["temperature"], leaf, leaves[which])
 
 
 @pytest.mark.parametrize("made", MADE_OF_A_LEAF)
@@ -345,10 +345,10 @@ def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
 def test_no_change_of_a_view_of_a_leaf_goes_unnoticed(cls, change, made):
     leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     tau, logits = torch.tensor(0.7).double(), MADE_OF_A_LEAF[made](leaf)
-    law = law_of(cls, tau, logits=logits)
-    value = law.rsample((5,))
+    d = law_of(cls, tau, logits=logits)
+    value = d.rsample((5,))
     CHANGES[change](leaf)
-    assert_as_new(cls, law, value, tau, logits, leaf)
+    assert_as_new(cls, d, value, tau, logits, leaf)
 
 
 @pytest.mark.parametrize("cls", VALUES)
@@ -356,10 +356,10 @@ def test_a_result_without_a_graph_is_compared_by_value(cls):
     weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     with torch.no_grad():
         logits = weights * 1
-    law = law_of(cls, 0.7, logits=logits)
-    value = law.sample((5,))
+    d = law_of(cls, 0.7, logits=logits)
+    value = d.sample((5,))
     logits.data.add_(uneven(logits))
-    assert_as_new(cls, law, value, 0.7, logits, weights)
+    assert_as_new(cls, d, value, 0.7, logits, weights)
 
 
 @pytest.mark.parametrize("change", [lambda logits: logits.add_(uneven(logits)), in_place, swapped])
@@ -367,13 +367,13 @@ def test_a_result_without_a_graph_is_compared_by_value(cls):
 def test_no_counted_change_of_a_result_goes_unnoticed(cls, change):
     weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     logits = weights * 1
-    law = law_of(cls, 0.7, logits=logits)
-    value = law.sample((5,))
+    d = law_of(cls, 0.7, logits=logits)
+    value = d.sample((5,))
     with torch.no_grad():
-        law.log_prob(value)
+        d.log_prob(value)
         change(logits)
         torch.testing.assert_close(
-            law.log_prob(value), law_of(cls, 0.7, logits=logits).log_prob(value)
+            d.log_prob(value), law_of(cls, 0.7, logits=logits).log_prob(value)
         )
 
 
@@ -387,57 +387,57 @@ def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_
     }
     other = "logits" if which == "temperature" else "temperature"
     leaves[other].requires_grad_(value_needs_grad)
-    law = law_of(cls, leaves["temperature"], logits=leaves["logits"])
-    value = law.rsample((5,))
+    d = law_of(cls, leaves["temperature"], logits=leaves["logits"])
+    value = d.rsample((5,))
     leaves[which].requires_grad_()
-    assert_as_new(cls, law, value, leaves["temperature"], leaves["logits"], leaves[which])
-    assert scored(law, value, leaves[which])[1] is not None
+    assert_as_new(cls, d, value, leaves["temperature"], leaves["logits"], leaves[which])
+    assert scored(d, value, leaves[which])[1] is not None
 
 
 @pytest.mark.parametrize("made", [*MADE_OF_A_LEAF, "result"])
 @pytest.mark.parametrize("cls", VALUES)
-def test_every_score_is_a_tensor_of_its_own(cls, made):
+def test_every_log_prob_is_a_tensor_of_its_own(cls, made):
     leaf = torch.rand(param_shape(cls)).requires_grad_()
     logits = {**MADE_OF_A_LEAF, "result": lambda leaf: leaf * 1}[made](leaf)
-    law = law_of(cls, 0.7, logits=logits)
-    value = law.rsample((5,))
-    first, second = law.log_prob(value), law.log_prob(value)
+    d = law_of(cls, 0.7, logits=logits)
+    value = d.rsample((5,))
+    first, second = d.log_prob(value), d.log_prob(value)
     if second.requires_grad:
         first.register_hook(lambda gradient: 100 * gradient)
-        expected = scored(law, value, leaf)[1]
+        expected = scored(d, value, leaf)[1]
         found = torch.autograd.grad((0 * first + second).sum(), leaf)[0]
         torch.testing.assert_close(found, expected)
     kept = second.detach().clone()
     first += 100
     torch.testing.assert_close(second, kept, rtol=0, atol=0)
-    torch.testing.assert_close(law.log_prob(value), kept)
+    torch.testing.assert_close(d.log_prob(value), kept)
 
 
 @pytest.mark.parametrize("cls", VALUES)
-def test_a_value_changed_in_inference_mode_is_scored_as_what_it_is(cls):
+def test_a_value_changed_in_inference_mode_is_evaluated_as_it_is(cls):
     with torch.inference_mode():
-        law = make(cls, 0.5, (6,), 4)
-        value, other = law.sample(), law.sample()
+        d = make(cls, 0.5, (6,), 4)
+        value, other = d.sample(), d.sample()
         value.copy_(other)
-        torch.testing.assert_close(law.log_prob(value), law.log_prob(other.clone()))
+        torch.testing.assert_close(d.log_prob(value), d.log_prob(other.clone()))
 
 
 @pytest.mark.parametrize("needs_grad", [True, False])
 @pytest.mark.parametrize("shape", [(64, 8), (2**12, 24)], ids=["few", "blocks"])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_the_score_that_a_draw_has_left_is_that_of_its_coordinates(cls, shape, needs_grad):
+def test_the_log_prob_that_a_draw_has_cached_is_that_in_logit_space(cls, shape, needs_grad):
     logits = torch.randn(shape)
-    law = law_of(cls, 0.5, logits=logits.requires_grad_(needs_grad))
-    value = law.rsample()
-    expected = exact_score(law, recall(value, law.link))
-    torch.testing.assert_close(law.log_prob(value).double(), expected, rtol=1e-5, atol=2e-3)
+    d = law_of(cls, 0.5, logits=logits.requires_grad_(needs_grad))
+    value = d.rsample()
+    expected = exact_score(d, recall(value, d.link))
+    torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=2e-3)
 
 
 # What a kept draw holds.
 
 
 def held_bytes(value):
-    """The memory of all tensors that can be reached from what a value remembers, each once."""
+    """The bytes of all tensors that can be reached from the cache of a value, each once."""
     found, begun, bytes_held = set(), [value._pyro_gumbel_cache], 0
     while begun:
         thing = begun.pop()
@@ -454,31 +454,31 @@ def held_bytes(value):
 @pytest.mark.parametrize("k", [100, 30_000], ids=["few", "blocks"])
 @pytest.mark.parametrize("tau", [1.0, 0.05])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
-def test_a_kept_draw_holds_no_more_than_its_coordinates_and_score(cls, tau, k):
-    """Of bits the coordinates alone, of categories in reach of a float not even those."""
+def test_a_kept_draw_holds_no_more_than_its_logits_and_log_prob(cls, tau, k):
+    """A Bernoulli value caches its logit alone, a categorical in reach of floats nothing."""
     logits = torch.zeros(k)
     value = law_of(cls, tau, logits=logits).sample((20,))
     itself = value.numel() * value.element_size()
     inside = cls is RelaxedCategorical and tau == 1.0
     expected = 0 if inside else itself
     if cls not in ONE_BIT:
-        expected += 20 * 4 + 2 * 4 * k + 4  # the score, the parameters, a copy of the logits
+        expected += 20 * 4 + 2 * 4 * k + 4  # the log_prob, the parameters, a copy of the logits
     assert held_bytes(value) == expected
 
 
-def test_a_bit_that_its_value_has_to_rounding_holds_nothing_else():
-    law = RelaxedBernoulli(1.0, logits=torch.full((100,), -20.0))
-    value = law.sample()
+def test_a_bernoulli_value_that_determines_its_logit_caches_nothing():
+    d = RelaxedBernoulli(1.0, logits=torch.full((100,), -20.0))
+    value = d.sample()
     assert (value < 0.5).all()
     assert held_bytes(value) == 0
     torch.testing.assert_close(
-        law.log_prob(value).double(), exact_score(law, torch.logit(value.double())), rtol=1e-5,
+        d.log_prob(value).double(), exact_score(d, torch.logit(value.double())), rtol=1e-5,
         atol=1e-5,
     )  # fmt: skip
 
 
 def test_all_draws_of_a_distribution_share_one_copy_of_its_parameters():
-    law = RelaxedCategorical(1.0, logits=torch.zeros(1000))
-    draws = [law.expand([2]).sample(), law.sample(), law.sample()]
+    d = RelaxedCategorical(1.0, logits=torch.zeros(1000))
+    draws = [d.expand([2]).sample(), d.sample(), d.sample()]
     states = {id(draw._pyro_gumbel_cache.state) for draw in draws}
     assert len(states) == 1

@@ -44,10 +44,10 @@ PLAIN_OF = {
 }
 
 
-def plain_of(law, **parameter):
-    """The plain discrete law of the row, with the same parameter."""
-    plain = PLAIN_OF[type(law)]
-    return plain(law.size, **parameter) if plain in (Subset, PlackettLuce) else plain(**parameter)
+def plain_of(d, **parameter):
+    """The plain discrete distribution of the row, with the same parameter."""
+    plain = PLAIN_OF[type(d)]
+    return plain(d.size, **parameter) if plain in (Subset, PlackettLuce) else plain(**parameter)
 
 
 HARD_ONE = [BernoulliStraightThrough, CategoricalStraightThrough]
@@ -64,46 +64,46 @@ INFINITE = {
 
 @pytest.mark.parametrize("cls", HARD)
 def test_it_is_the_discrete_class(cls):
-    law = make(cls)
-    assert isinstance(law, PLAIN_OF[cls])
-    assert law.support == plain_of(law, logits=law.logits).support
-    assert law.has_enumerate_support
-    assert law.has_rsample
+    d = make(cls)
+    assert isinstance(d, PLAIN_OF[cls])
+    assert d.support == plain_of(d, logits=d.logits).support
+    assert d.has_enumerate_support
+    assert d.has_rsample
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("cls", HARD)
-def test_it_has_the_discrete_law(cls, parameter):
+def test_it_has_the_discrete_distribution(cls, parameter):
     """Mass, mean, variance, mode, entropy and support, against the plain class."""
-    law = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
-    plain = plain_of(law, **{parameter: leaf_of(law)})
+    d = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
+    plain = plain_of(d, **{parameter: leaf_of(d)})
     for name in ("mean", "variance", "mode", "probs", "logits", "param_shape"):
-        torch.testing.assert_close(getattr(law, name), getattr(plain, name))
-    torch.testing.assert_close(law.entropy(), plain.entropy())
+        torch.testing.assert_close(getattr(d, name), getattr(plain, name))
+    torch.testing.assert_close(d.entropy(), plain.entropy())
     for expand in (True, False):
         values = plain.enumerate_support(expand)
-        assert torch.equal(law.enumerate_support(expand), values)
-        torch.testing.assert_close(law.log_prob(values), plain.log_prob(values))
+        assert torch.equal(d.enumerate_support(expand), values)
+        torch.testing.assert_close(d.log_prob(values), plain.log_prob(values))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
 @pytest.mark.parametrize("cls", HARD)
 def test_samples_are_exactly_hard(cls, temperature, dtype):
-    law = make(cls, temperature, (50,), 7, dtype)
+    d = make(cls, temperature, (50,), 7, dtype)
     torch.manual_seed(2)
-    pathwise = law.rsample((20,))
+    pathwise = d.rsample((20,))
     torch.manual_seed(2)
-    drawn = law.sample((20,))
+    drawn = d.sample((20,))
     assert torch.equal(pathwise, drawn)
     assert pathwise.requires_grad
     assert not drawn.requires_grad
     assert drawn.dtype == dtype
     assert ((drawn == 0) | (drawn == 1)).all()
     if cls not in ONE_BIT:
-        assert (drawn.sum(-1) == (law.size if cls is SubsetStraightThrough else 1)).all()
-    assert law.support.check(drawn).all()
-    assert law.log_prob(pathwise).isfinite().all()
+        assert (drawn.sum(-1) == (d.size if cls is SubsetStraightThrough else 1)).all()
+    assert d.support.check(drawn).all()
+    assert d.log_prob(pathwise).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,14 +112,14 @@ def test_categories_are_drawn_as_often_as_they_should_be(parameter, dtype):
     """A class of probability about .0025 among large ones, in bfloat16 too."""
     logits = torch.tensor([2.0, 1.0, 1.5, 0.0, -3.0, 0.5]).to(dtype)
     given = logits if parameter == "logits" else logits.float().softmax(-1).to(dtype)
-    law = CategoricalStraightThrough(0.5, **{parameter: given}, validate_args=True)
+    d = CategoricalStraightThrough(0.5, **{parameter: given}, validate_args=True)
     exact = given.double().softmax(-1) if parameter == "logits" else given.double()
-    counts = law.sample((400_000,)).double().sum(0)
+    counts = d.sample((400_000,)).double().sum(0)
     assert_counts(counts, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_are_drawn_as_often_as_they_should_be(dtype):
+def test_bernoulli_values_are_drawn_as_often_as_they_should_be(dtype):
     probs = torch.tensor([0.0025, 0.3, 0.9975]).to(dtype)
     ones = BernoulliStraightThrough(0.5, probs=probs).sample((200_000,)).double().sum(0)
     for count, p in zip(ones, probs.double(), strict=True):
@@ -127,8 +127,8 @@ def test_bits_are_drawn_as_often_as_they_should_be(dtype):
 
 
 def test_a_category_of_probability_one_in_a_million():
-    law = CategoricalStraightThrough(0.5, probs=torch.tensor([1e-6, 1 - 1e-6]))
-    drawn = sum(law.sample((1_000_000,))[:, 0].sum().item() for _ in range(20))
+    d = CategoricalStraightThrough(0.5, probs=torch.tensor([1e-6, 1 - 1e-6]))
+    drawn = sum(d.sample((1_000_000,))[:, 0].sum().item() for _ in range(20))
     low, high = stats.poisson.ppf([ALPHA / 2, 1 - ALPHA / 2], 20.0)
     assert low <= drawn <= high
 
@@ -138,16 +138,16 @@ def test_a_category_of_probability_one_in_a_million():
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 @pytest.mark.parametrize("cls", SOFT_OF)
-def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
+def test_backward_is_that_of_the_relaxed_sample_at_the_same_noise(cls, parameter):
     tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
     hard = make(cls, tau, (2,), 4, torch.float64, parameter)
     soft = law_of(SOFT_OF[cls], tau, **{parameter: leaf_of(hard)})
     weight = torch.randn(3, *hard.batch_shape, *hard.event_shape, dtype=torch.float64)
     gradients = []
-    for law in (hard, soft):
+    for d in (hard, soft):
         torch.manual_seed(4)
         gradients.append(
-            torch.autograd.grad((law.rsample((3,)) * weight).sum(), [leaf_of(hard), tau])
+            torch.autograd.grad((d.rsample((3,)) * weight).sum(), [leaf_of(hard), tau])
         )
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
@@ -155,12 +155,12 @@ def test_backward_is_that_of_the_soft_sample_at_the_same_noise(cls, parameter):
 
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
-    law = make(cls, 0.5, (3,), 4, torch.float64, validate_args=False)
-    a, b = law.sample().requires_grad_(), law.sample()
-    blend = law.log_prob(0.3 * a + 0.7 * b)
-    torch.testing.assert_close(blend, 0.3 * law.log_prob(a) + 0.7 * law.log_prob(b))
-    (slope,) = torch.autograd.grad(law.log_prob(a).sum(), a)
-    torch.testing.assert_close(slope, law.logits)  # of a bit, log p - log(1 - p)
+    d = make(cls, 0.5, (3,), 4, torch.float64, validate_args=False)
+    a, b = d.sample().requires_grad_(), d.sample()
+    blend = d.log_prob(0.3 * a + 0.7 * b)
+    torch.testing.assert_close(blend, 0.3 * d.log_prob(a) + 0.7 * d.log_prob(b))
+    (slope,) = torch.autograd.grad(d.log_prob(a).sum(), a)
+    torch.testing.assert_close(slope, d.logits)  # of a bit, log p - log(1 - p)
 
 
 @pytest.mark.parametrize("cls", HARD)
@@ -168,9 +168,9 @@ def test_second_derivatives(cls):
     raw = leaf_of(make(cls, dtype=torch.float64))
 
     def draw(raw):
-        law = law_of(cls, 0.5, logits=raw)
-        value = law.sample()
-        return law.log_prob(value) + law.entropy()
+        d = law_of(cls, 0.5, logits=raw)
+        value = d.sample()
+        return d.log_prob(value) + d.entropy()
 
     def seeded(raw):
         torch.manual_seed(0)
@@ -203,8 +203,8 @@ def test_an_estimator_is_any_function_of_the_signature():
         return 3 * logits
 
     raw = torch.randn(2, 4, requires_grad=True)
-    law = CategoricalStraightThrough(torch.tensor([0.5, 2.0]), logits=raw, estimator=mine)
-    sample = law.rsample((5,))
+    d = CategoricalStraightThrough(torch.tensor([0.5, 2.0]), logits=raw, estimator=mine)
+    sample = d.rsample((5,))
     (gradient,) = torch.autograd.grad(sample.sum(), raw)
     torch.testing.assert_close(gradient, torch.full((2, 4), 15.0))
     assert torch.equal(seen["hard"], sample.detach())
@@ -228,29 +228,29 @@ def test_the_one_place_of_straight_through():
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_impossible_outcomes(cls, parameter, dtype):
-    """Never drawn, score -inf, add 0 where the value is 0, and pass finite gradients."""
+    """They are never drawn, have the log_prob -inf, and pass finite gradients."""
     numbers = (ZEROS if parameter == "probs" else INFINITE)[cls]
     raw = torch.tensor(numbers, dtype=dtype, requires_grad=True)
-    law = law_of(cls, 0.1, **{parameter: raw}, validate_args=True)
-    draws = law.rsample((1000,))
+    d = law_of(cls, 0.1, **{parameter: raw}, validate_args=True)
+    draws = d.rsample((1000,))
     assert (draws[:, 0] == 0).all()
-    log_prob = law.log_prob(draws)
+    log_prob = d.log_prob(draws)
     assert log_prob.isfinite().all()
-    entropy = law.entropy()
+    entropy = d.entropy()
     for output in (log_prob, entropy, draws):
         (gradient,) = torch.autograd.grad(output.float().sum(), raw, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient[0] == 0
     if cls not in ONE_BIT:
         impossible = torch.tensor([1.0, 0.0, 0.0])
-        assert law.logits[0] == -math.inf
-        assert law.log_prob(impossible) == -math.inf
-        exact = law.probs[1:].double()
+        assert d.logits[0] == -math.inf
+        assert d.log_prob(impossible) == -math.inf
+        exact = d.probs[1:].double()
         tolerance = 4 * torch.finfo(dtype).eps
         assert entropy.item() == pytest.approx(-(exact * exact.log()).sum().item(), rel=tolerance)
     else:
-        assert law.logits.tolist()[::2] == [-math.inf, math.inf]
-        assert law.log_prob(torch.tensor([1.0, 0.0, 0.0])).tolist()[::2] == [-math.inf, -math.inf]
+        assert d.logits.tolist()[::2] == [-math.inf, math.inf]
+        assert d.log_prob(torch.tensor([1.0, 0.0, 0.0])).tolist()[::2] == [-math.inf, -math.inf]
         assert entropy.tolist()[::2] == [0.0, 0.0]
 
 
@@ -258,51 +258,51 @@ def test_impossible_outcomes(cls, parameter, dtype):
 def test_the_gradient_in_the_value_is_zero_at_an_impossible_outcome(cls):
     value = torch.tensor([0.0, 1.0, 1.0] if cls in ONE_BIT else [0.0, 1.0, 0.0])
     value.requires_grad_()
-    law = law_of(cls, 0.5, probs=torch.tensor(ZEROS[cls]))
-    (slope,) = torch.autograd.grad(law.log_prob(value).sum(), value)
+    d = law_of(cls, 0.5, probs=torch.tensor(ZEROS[cls]))
+    (slope,) = torch.autograd.grad(d.log_prob(value).sum(), value)
     assert slope.isfinite().all()
     assert slope[0] == 0
 
 
 @pytest.mark.parametrize("cls", HARD)
 def test_the_mode_is_most_probable(cls):
-    law = make(cls, batch_shape=(100,), k=6)
-    support = law.enumerate_support()
-    best = law.log_prob(support).max(0).values
-    torch.testing.assert_close(law.log_prob(law.mode), best)
-    tie = law_of(cls, 0.5, logits=torch.zeros(law.param_shape[1:]))
+    d = make(cls, batch_shape=(100,), k=6)
+    support = d.enumerate_support()
+    best = d.log_prob(support).max(0).values
+    torch.testing.assert_close(d.log_prob(d.mode), best)
+    tie = law_of(cls, 0.5, logits=torch.zeros(d.param_shape[1:]))
     assert tie.mode.flatten()[0] == 1
 
 
-# The score of a guide's site.
+# The score function of a guide's site.
 
 
 @pytest.mark.parametrize("cls", HARD)
 def test_only_what_rsample_returned_is_pathwise(cls):
-    law = make(cls)
-    pathwise = law.score_parts(law.rsample())
+    d = make(cls)
+    pathwise = d.score_parts(d.rsample())
     assert pathwise.score_function == 0
     assert torch.equal(pathwise.entropy_term, pathwise.log_prob)
-    for value in (law.sample(), law.enumerate_support(), law.rsample().detach()):
-        scored = law.score_parts(value)
+    for value in (d.sample(), d.enumerate_support(), d.rsample().detach()):
+        scored = d.score_parts(value)
         assert torch.equal(scored.score_function, scored.log_prob)
         assert scored.entropy_term == 0
 
 
 def test_a_value_that_carries_a_gradient_is_pathwise_too():
-    """A slice of a draw, as tensor Monte Carlo takes, or its score would count twice."""
-    law = make(CategoricalStraightThrough, batch_shape=(3,))
-    assert law.score_parts(law.rsample((5,))[2]).score_function == 0
+    """A slice of a draw, as tensor Monte Carlo takes, or its score function would count twice."""
+    d = make(CategoricalStraightThrough, batch_shape=(3,))
+    assert d.score_parts(d.rsample((5,))[2]).score_function == 0
 
 
 def test_rsample_without_a_gradient_is_pathwise_too():
     """Or TraceMeanField_ELBO would refuse to evaluate a loss under no_grad."""
-    law = make(CategoricalStraightThrough)
+    d = make(CategoricalStraightThrough)
     with torch.no_grad():
-        assert law.score_parts(law.rsample()).score_function == 0
+        assert d.score_parts(d.rsample()).score_function == 0
 
 
 @pytest.mark.parametrize("cls", HARD)
 def test_the_mean_of_samples_is_the_mean(cls):
-    law = make(cls, batch_shape=(3,), k=4)
-    assert_same_mean(law.sample((50_000,)), law.mean.detach())
+    d = make(cls, batch_shape=(3,), k=4)
+    assert_same_mean(d.sample((50_000,)), d.mean.detach())

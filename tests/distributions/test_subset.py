@@ -54,21 +54,21 @@ def exact_log_density(x, tau, v):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("temperature", first_fast([0.01, 0.05, 1.0]))
-def test_coordinates_and_density_against_a_hundred_digits(temperature, dtype):
+def test_logit_space_and_density_against_a_hundred_digits(temperature, dtype):
     eps = torch.finfo(dtype).eps
     x = torch.randn(10, dtype=dtype)
     tau = torch.tensor(temperature, dtype=dtype)
-    law = RelaxedSubset(tau, 3, logits=x)
+    d = RelaxedSubset(tau, 3, logits=x)
     for _ in range(6):
         z = x + noise.gumbel((10,), dtype=dtype, device=x.device)
-        v = law.link.unconstrained(z, tau)
+        v = d.link.unconstrained(z, tau)
         with mpmath.workdps(100):
             scaled = [mpmath.mpf(i) / mpmath.mpf(tau.item()) for i in z.tolist()]
         exact = exact_coordinates(scaled, 3)
         for found, right in zip(v.tolist(), exact, strict=True):
             # The winners' and losers' distance from the threshold, each to a few eps
             assert abs(found - right) <= 8 * eps * (1 + abs(right))
-        density = law.link.log_density(v, x, tau, of_values=True).item()
+        density = d.link.log_density(v, x, tau, of_values=True).item()
         right = float(exact_log_density(x.tolist(), tau.item(), exact))
         assert abs(density - right) < (1e-3 if dtype == torch.float32 else 1e-10)
 
@@ -77,11 +77,11 @@ def test_coordinates_and_density_against_a_hundred_digits(temperature, dtype):
 @pytest.mark.parametrize("temperature", [0.001, 0.5, 100.0])
 @pytest.mark.parametrize(("k", "m"), [(2, 1), (10, 9), (1000, 500), (100_000, 100), (100_000, 1)])
 def test_samples_sum_to_size(k, m, temperature, dtype):
-    law = RelaxedSubset(temperature, m, logits=torch.randn(k, dtype=dtype), validate_args=True)
-    value = law.sample((3,))
+    d = RelaxedSubset(temperature, m, logits=torch.randn(k, dtype=dtype), validate_args=True)
+    value = d.sample((3,))
     bound = 16 * torch.finfo(dtype).eps * m
     assert ((value.double().sum(-1) - m).abs() <= bound).all()
-    assert law.log_prob(value).isfinite().all()
+    assert d.log_prob(value).isfinite().all()
 
 
 @pytest.mark.parametrize("m", [1, 2, 5])
@@ -129,9 +129,9 @@ def test_the_density_integrates_to_one(size, temperature):
     y, cell = differences(3, 35 / temperature, 401)
     transform = biject_to(hypersimplex(size))
     s = transform(y)
-    law = RelaxedSubset(temperature, size, logits=x, validate_args=False)
+    d = RelaxedSubset(temperature, size, logits=x, validate_args=False)
     inside = (s > 1e-13).all(-1) & (s < 1 - 1e-13).all(-1)  # where logit(s) has digits
-    density = law.log_prob(s) + transform.log_abs_det_jacobian(y, s)
+    density = d.log_prob(s) + transform.log_abs_det_jacobian(y, s)
     by_coordinates = LogitRelaxedSubset(temperature, size, logits=x)
     own = biject_to(logit_hypersimplex(size))
     v = own(y)
@@ -191,7 +191,7 @@ def test_importance_weights_average_to_one(k, size, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 5.0])
-def test_one_of_two_is_a_bit_at_twice_the_temperature(temperature):
+def test_one_of_two_is_a_bernoulli_at_twice_the_temperature(temperature):
     x = 2 * torch.randn(500, dtype=torch.float64)
     pair = RelaxedSubset(temperature, 1, logits=torch.stack([x, torch.zeros_like(x)], -1))
     bit = RelaxedBernoulli(2 * temperature, logits=x)
@@ -209,13 +209,13 @@ def test_the_density_does_not_see_a_shift_of_the_logits():
 
 def test_categories_that_cannot_occur_are_left_out():
     x, alive = float64(0.3, -math.inf, -1.0, 0.5, -math.inf, 0.1), [0, 2, 3, 5]
-    law, own = RelaxedSubset(0.7, 2, logits=x), RelaxedSubset(0.7, 2, logits=x[alive])
-    value = law.sample((50,))
+    d, own = RelaxedSubset(0.7, 2, logits=x), RelaxedSubset(0.7, 2, logits=x[alive])
+    value = d.sample((50,))
     assert (value[:, [1, 4]] == 0).all()
     for v in (value, value.clone()):
-        torch.testing.assert_close(law.log_prob(v), own.log_prob(value[:, alive].clone()))
+        torch.testing.assert_close(d.log_prob(v), own.log_prob(value[:, alive].clone()))
     occupied = own.sample()
-    assert law.log_prob(torch.ones(6).double() / 3).item() == -math.inf
+    assert d.log_prob(torch.ones(6).double() / 3).item() == -math.inf
     coordinates = LogitRelaxedSubset(0.7, 2, logits=x)
     v = coordinates.sample((50,))
     expected = LogitRelaxedSubset(0.7, 2, logits=x[alive]).log_prob(v[:, alive])
@@ -226,17 +226,17 @@ def test_categories_that_cannot_occur_are_left_out():
 @pytest.mark.parametrize("cls", [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough])
 def test_as_many_possible_categories_as_are_chosen_make_a_point(cls):
     raw = torch.tensor([0.3, -math.inf, -1.0, -math.inf], requires_grad=True)
-    law = cls(0.5, 2, logits=raw, validate_args=True)
-    value = law.rsample()
+    d = cls(0.5, 2, logits=raw, validate_args=True)
+    value = d.rsample()
     assert value.clamp(0, 1).tolist() == [1, 0, 1, 0]
-    score = law.log_prob(value)
+    score = d.log_prob(value)
     assert score.item() == 0
     total = score + torch.where(value.isinf(), 0.0, value).sum()
     (gradient,) = torch.autograd.grad(total, raw)
     assert (gradient == 0).all()
     wrong = torch.tensor([1.0, 0.5, 0.5, 0.0])
     if cls is RelaxedSubset:
-        assert law.log_prob(wrong).item() == -math.inf
+        assert d.log_prob(wrong).item() == -math.inf
 
 
 # The gradient.
@@ -274,21 +274,21 @@ def test_links_are_equal_by_size():
 
 def test_a_hundred_of_a_hundred_thousand():
     raw = torch.randn(100_000, requires_grad=True)
-    law = RelaxedSubset(0.5, 100, logits=raw)
-    value = law.rsample()
+    d = RelaxedSubset(0.5, 100, logits=raw)
+    value = d.rsample()
     assert value.sum().item() == pytest.approx(100, rel=1e-5)
-    total = law.log_prob(value) + value.square().sum()
+    total = d.log_prob(value) + value.square().sum()
     (gradient,) = torch.autograd.grad(total, raw)
     assert gradient.isfinite().all()
 
 
-def test_the_marginal_of_a_coordinate_difference():
+def test_the_marginal_of_a_difference_in_logit_space():
     """v_i - v_j is Logistic((x_i - x_j) / tau, 1 / tau), whatever the size."""
     from scipy import stats
 
     x = float64(1.0, -0.5, 0.3, 0.0)
     v = LogitRelaxedSubset(0.3, 2, logits=x).sample((20_000,))
     for tau, passes in ((0.3, True), (0.33, False)):
-        law = stats.logistic((x[0] - x[1]).item() / tau, 1 / tau)
-        p = stats.kstest((v[:, 0] - v[:, 1]).numpy(), law.cdf).pvalue
+        d = stats.logistic((x[0] - x[1]).item() / tau, 1 / tau)
+        p = stats.kstest((v[:, 0] - v[:, 1]).numpy(), d.cdf).pvalue
         assert (p > ALPHA) == passes

@@ -33,17 +33,17 @@ TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbe
 
 def draw_and_score(cls, temperature=2.0, **keywords):
     def function(logits):
-        law = law_of(cls, temperature, logits=logits, **keywords)
-        value = law.rsample()
-        return value, law.log_prob(value)
+        d = law_of(cls, temperature, logits=logits, **keywords)
+        value = d.rsample()
+        return value, d.log_prob(value)
 
     return function
 
 
 def assert_scores(cls, logits, value, score, temperature=2.0):
-    """The score that an ordinary call gives; from the values alone, so not at low temperature."""
-    law = law_of(cls, temperature, logits=logits)
-    torch.testing.assert_close(score, law.log_prob(value), rtol=1e-4, atol=1e-4)
+    """The log_prob of an ordinary call, from the values alone, so not at low temperature."""
+    d = law_of(cls, temperature, logits=logits)
+    torch.testing.assert_close(score, d.log_prob(value), rtol=1e-4, atol=1e-4)
 
 
 # vmap.
@@ -103,7 +103,7 @@ def test_vmap_over_the_temperature(cls):
 
 
 def moments_and_divergence(cls, logits, temperature):
-    """What is exact of a soft law, as one number a batch element."""
+    """What is exact of a soft distribution, as one number a batch element."""
     d = law_of(cls, temperature, logits=logits, validate_args=False)
     p = law_of(cls, 0.3, logits=torch.zeros_like(logits), validate_args=False)
     total = kl_divergence(d, p)
@@ -155,8 +155,8 @@ def test_compile_with_a_value_from_inside(cls, temperature):
     expected = law_of(cls, temperature, logits=logits, validate_args=False).log_prob(value)
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
     if cls in VALUES and temperature == 0.02:
-        law = law_of(cls, temperature, logits=logits, validate_args=False)
-        forgotten = law.log_prob(value.clone())
+        d = law_of(cls, temperature, logits=logits, validate_args=False)
+        forgotten = d.log_prob(value.clone())
         assert (score - forgotten).abs().max() > 1
     (gradient,) = torch.autograd.grad((score + value.sum()).sum(), logits)
     assert gradient.isfinite().all()
@@ -170,13 +170,13 @@ def test_compile_with_a_value_from_outside(cls):
         return law_of(cls, 0.02, logits=logits, validate_args=False).log_prob(value)
 
     function = compiled(score)
-    law = law_of(cls, 0.02, logits=logits)
-    for value in (law.sample(), law.sample().clone()):
+    d = law_of(cls, 0.02, logits=logits)
+    for value in (d.sample(), d.sample().clone()):
         torch.testing.assert_close(function(logits, value), score(logits, value))
 
 
 @pytest.mark.parametrize("cls", slow_unless(FEW.__contains__, ALL))
-def test_compiled_samples_have_their_law(cls):
+def test_compiled_samples_have_their_distribution(cls):
     logits = torch.zeros(5000, *param_shape(cls, 4))
     value, _ = compiled(draw_and_score(cls, validate_args=False))(logits)
     if cls in ONE_OF_K + RANKINGS:
@@ -203,8 +203,8 @@ def test_compile_what_is_exact(cls):
     def function(x):
         return moments_and_divergence(cls, x, 0.7)
 
-    law = law_of(cls, 0.5, logits=logits.detach())
-    kl_divergence(law, law)  # the first of a pair of types is a look-up that torch does not compile
+    d = law_of(cls, 0.5, logits=logits.detach())
+    kl_divergence(d, d)  # the first of a pair of types is a look-up that torch does not compile
     found, expected = compiled(function)(logits), function(logits)
     torch.testing.assert_close(found, expected)
     slopes = [torch.autograd.grad(value.sum(), logits)[0] for value in (found, expected)]
@@ -238,8 +238,8 @@ def test_trace_of_rsample(cls):
 
 @pytest.mark.filterwarnings(TRACER)
 @pytest.mark.parametrize("cls", ALL)
-def test_trace_of_log_prob_bakes_in_no_memory(cls):
-    """Traced with one own sample, it scores any other value for what it is."""
+def test_trace_of_log_prob_bakes_in_no_cache(cls):
+    """Traced with one own sample, it evaluates any other value as it is."""
     logits = torch.randn(50, *param_shape(cls))
     own = law_of(cls, 0.5, logits=logits).sample()
 
