@@ -34,8 +34,9 @@ def test_rounded_points_are_inside_and_wrong_ones_outside(k, dtype):
     assert simplex.check(v.exp().to(dtype)).all()
     assert log_simplex.check(v.to(dtype)).all()
     off = 1.5 if dtype in (torch.float16, torch.bfloat16) else 1.01
-    assert not simplex.check((off * v.exp()).to(dtype)).any()
-    assert not log_simplex.check((v + math.log(off)).to(dtype)).any()
+    for factor in (off, 1 / off):
+        assert not simplex.check((factor * v.exp()).to(dtype)).any()
+        assert not log_simplex.check((v + math.log(factor)).to(dtype)).any()
 
 
 def test_entries_must_not_be_negative_or_nan():
