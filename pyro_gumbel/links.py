@@ -126,7 +126,7 @@ class Link:
     event_dim: ClassVar[int]
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
+        return type(other) is type(self) and other.__dict__ == self.__dict__
 
     def __hash__(self) -> int:
         return hash(type(self))  # not by attributes: torch.compile hashes before they are set
@@ -353,6 +353,11 @@ class Hypersimplex(_Sigmoid, _SumConstrained):
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    def __eq__(self, other: object) -> bool:  # torch.compile of torch 2.8 cannot read __dict__
+        return isinstance(other, Hypersimplex) and other.size == self.size
+
+    __hash__ = Link.__hash__
 
     def __repr__(self) -> str:
         return f"Hypersimplex({self.size})"
