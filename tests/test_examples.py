@@ -477,7 +477,8 @@ def test_polynomials(tmp_path):
 )
 def test_speeds(tmp_path, options):
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "speed.py"), "--threads", "1",
+        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning",  # torch's own
+         str(ROOT / "benchmarks" / "speed.py"), "--threads", "1",
          "--shapes", "64x10", "--repeats", "0.01", "--out", "x.json", *options.split()],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
