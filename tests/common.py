@@ -34,28 +34,28 @@ from pyro_gumbel.ops import noise
 ALPHA = 2e-5
 
 # The families.
-ONE_BIT = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
-ONE_OF_K = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
+BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
+CATEGORICAL = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
 SUBSETS = [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough]
 RANKINGS = [RelaxedPlackettLuce, PlackettLuceStraightThrough]
 
-ONE = ONE_BIT + ONE_OF_K
+OUTCOMES = BERNOULLI + CATEGORICAL
 
 # The kinds of distributions.
-WITHOUT_TEMPERATURE = [Subset, PlackettLuce]
-VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
-COORDINATES = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
-HARD = [
+DISCRETE = [Subset, PlackettLuce]
+RELAXED_VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
+RELAXED_LOGITS = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
+STRAIGHT_THROUGH = [
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     SubsetStraightThrough,
     PlackettLuceStraightThrough,
 ]
-SOFT = VALUES + COORDINATES
-ALL = ONE_BIT + ONE_OF_K + SUBSETS + RANKINGS
+RELAXED = RELAXED_VALUES + RELAXED_LOGITS
+ALL = BERNOULLI + CATEGORICAL + SUBSETS + RANKINGS
 # One of each family, and a straight-through one, for what all do alike and is slow to test.
-FEW = [*VALUES, CategoricalStraightThrough]
-SIZED = [*SUBSETS, *RANKINGS, *WITHOUT_TEMPERATURE]
+FEW = [*RELAXED_VALUES, CategoricalStraightThrough]
+SIZED = [*SUBSETS, *RANKINGS, *DISCRETE]
 
 
 def slow_unless(fast, cases):
@@ -84,12 +84,12 @@ def size_for(k):
 
 def param_shape(cls, k=3):
     """The shape of a parameter without batch."""
-    return () if cls in ONE_BIT else (k,)
+    return () if cls in BERNOULLI else (k,)
 
 
 def with_sizes(classes, *numbers):
     """The pairs of a class and a number of categories; a Bernoulli class once, with 2."""
-    return [(cls, k) for cls in classes for k in ((2,) if cls in ONE_BIT else numbers)]
+    return [(cls, k) for cls in classes for k in ((2,) if cls in BERNOULLI else numbers)]
 
 
 def event_shape(cls, k=3):
@@ -98,13 +98,13 @@ def event_shape(cls, k=3):
     return (*rows, *param_shape(cls, k))
 
 
-def law_of(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
+def build(cls, temperature, probs=None, logits=None, *, size=None, **keywords):
     """A distribution of the class; one with a size chooses `size_for` of its categories."""
     if cls not in SIZED:
         return cls(temperature, probs, logits, **keywords)
     if size is None:
         size = size_for(int((logits if probs is None else probs).shape[-1]))
-    arguments = (size,) if cls in WITHOUT_TEMPERATURE else (temperature, size)
+    arguments = (size,) if cls in DISCRETE else (temperature, size)
     return cls(*arguments, probs, logits, **keywords)
 
 
@@ -121,9 +121,9 @@ def make(
     """A distribution of the class with random parameters, which require a gradient."""
     logits = scale * torch.randn((*batch_shape, *param_shape(cls, k)), dtype=torch.float64)
     if parameter == "probs":
-        logits = logits.sigmoid() if cls in ONE_BIT else logits.softmax(-1)
+        logits = logits.sigmoid() if cls in BERNOULLI else logits.softmax(-1)
     given = logits.to(dtype).requires_grad_()
-    made = law_of(cls, temperature, **{parameter: given}, validate_args=validate_args)
+    made = build(cls, temperature, **{parameter: given}, validate_args=validate_args)
     _LEAVES[made] = given
     return made
 
@@ -141,13 +141,13 @@ def on_a_face(cls, possible, parameter, dtype=torch.float64):
 
     Of Bernoulli variables the last ones have probability 0 and 1; the first one is left.
     """
-    if cls in ONE_BIT:
+    if cls in BERNOULLI:
         whole, possible = torch.tensor([0.3, 0.0, 1.0], dtype=dtype), 1
     else:
         whole = torch.tensor([[0.3, 0.7, 0.5, 0.4], [0.2, 0.3, 0.5, 0.1]], dtype=dtype)
         whole[:, possible:] = 0
     if parameter == "logits":
-        whole = whole.logit() if cls in ONE_BIT else whole.log()
+        whole = whole.logit() if cls in BERNOULLI else whole.log()
     return whole, whole[..., :possible]
 
 

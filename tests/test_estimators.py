@@ -24,7 +24,14 @@ from pyro_gumbel import (
 )
 from pyro_gumbel.distributions.plackett_luce import untaken
 from pyro_gumbel.ops import noise
-from tests.common import HARD, assert_same_mean, law_of, leaf_of, make, slow_unless
+from tests.common import (
+    STRAIGHT_THROUGH,
+    assert_same_mean,
+    build,
+    leaf_of,
+    make,
+    slow_unless,
+)
 
 NAMES = {
     "gapped": gapped(gap=1.0),
@@ -340,21 +347,21 @@ def with_a_first_entry_of(number):
 
 
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_a_surrogate_that_is_not_finite_is_an_error(cls, number):
     broken = with_a_first_entry_of(number)
-    distribution = law_of(cls, 0.5, logits=torch.randn(3), estimator=broken, validate_args=True)
+    distribution = build(cls, 0.5, logits=torch.randn(3), estimator=broken, validate_args=True)
     with pytest.raises(ValueError, match=r"`estimator` must return a surrogate that is finite"):
         distribution.rsample((50,))
 
 
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 3e38])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
     """It passes no gradient where it is not finite. The other entries do."""
     raw = torch.randn(3, dtype=torch.float64, requires_grad=True)
     broken = with_a_first_entry_of(number)
-    distribution = law_of(cls, 0.5, logits=raw, estimator=broken, validate_args=False)
+    distribution = build(cls, 0.5, logits=raw, estimator=broken, validate_args=False)
     torch.manual_seed(0)
     value = distribution.rsample((50,))
     assert distribution.support.check(value).all()
@@ -366,12 +373,12 @@ def test_a_surrogate_that_is_not_finite_leaves_the_sample_as_it_is(cls, number):
     assert gradient.tolist() == [0, 2 * rows, 2 * rows]
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_a_surrogate_without_a_link_is_infinite_where_an_outcome_is_impossible(cls):
     """The surrogate z / tau is. It passes no gradient to impossible outcomes."""
     logits = [0.3, 0.1, -torch.inf] if cls is not BernoulliStraightThrough else [torch.inf, 0.1]
     raw = torch.tensor(logits, requires_grad=True)
-    distribution = law_of(
+    distribution = build(
         cls, 0.5, logits=raw, estimator=lambda x, tau, z, hard, link: z / tau.detach()
     )
     value = distribution.rsample((20,))
@@ -383,7 +390,7 @@ def test_a_surrogate_without_a_link_is_infinite_where_an_outcome_is_impossible(c
 
 PAIRS = [
     (cls, name)
-    for cls in HARD
+    for cls in STRAIGHT_THROUGH
     for name in NAMES
     if not (cls is SubsetStraightThrough and name in ONE_HOT_ONLY)
 ]
@@ -402,7 +409,7 @@ def test_logits_at_the_end_of_the_range_leave_finite_gradients(cls, name, dtype)
         raw = torch.tensor(rows, dtype=dtype, requires_grad=True)
         tau = torch.full((6, 3) if cls is BernoulliStraightThrough else (6,), temperature)
         tau = tau.to(dtype).requires_grad_()
-        distribution = law_of(cls, tau, logits=raw, estimator=name, validate_args=True)
+        distribution = build(cls, tau, logits=raw, estimator=name, validate_args=True)
         value = distribution.rsample((5,))
         assert distribution.support.check(value).all()
         loss = (value * torch.tensor([1.0, 2.0, 3.0])).sum()
@@ -414,7 +421,7 @@ def weighted_sum(cls, name):
     """A weighted sum of a sample, as a function of the logits."""
 
     def function(raw):
-        distribution = law_of(cls, 0.5, logits=raw, estimator=name, validate_args=False)
+        distribution = build(cls, 0.5, logits=raw, estimator=name, validate_args=False)
         return (distribution.rsample() @ torch.arange(3.0)).sum()
 
     return function

@@ -32,7 +32,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.common import ALL, WITHOUT_TEMPERATURE, law_of, param_shape
+from tests.common import ALL, DISCRETE, build, param_shape
 
 HUGE = 10**400  # beyond the floats
 
@@ -286,11 +286,11 @@ def innermost_parameters(distribution):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", PARAMETERS)
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_a_distribution_with_parameters_of_pyro_is_pickled(cls, kind, form):
     """As every tensor: with the same numbers, and those with a gradient are leaves."""
     tau, logits = PARAMETERS[kind](param_shape(cls))
-    distribution = FORMS[form](law_of(cls, tau, logits=logits))
+    distribution = FORMS[form](build(cls, tau, logits=logits))
     tied = [hasattr(raw, "unconstrained") for raw in innermost_parameters(distribution)[1]]
     for through in (lambda distribution: pickle.loads(pickle.dumps(distribution)), through_a_file):
         with torch.no_grad():
@@ -315,12 +315,12 @@ def test_a_distribution_with_parameters_of_pyro_is_pickled(cls, kind, form):
 @pytest.mark.parametrize("cls", ALL)
 def test_a_deep_copy_does_not_drop_a_graph(cls):
     """torch refuses it, for its own distributions as for ours; leaves are copied."""
-    learnt = law_of(cls, LearnableTemperature(0.7), logits=torch.zeros(param_shape(cls)))
+    learnt = build(cls, LearnableTemperature(0.7), logits=torch.zeros(param_shape(cls)))
     for distribution in (learnt, dist.Normal(0.0, torch.ones((), requires_grad=True).exp())):
         with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
             copy.deepcopy(distribution)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
-    twin = copy.deepcopy(law_of(cls, 0.7, logits=leaf))
+    twin = copy.deepcopy(build(cls, 0.7, logits=leaf))
     assert twin._parameter.is_leaf
     assert twin._parameter.requires_grad
     twin.log_prob(twin.sample()).sum().backward()
@@ -332,7 +332,7 @@ def test_a_deep_copy_does_not_drop_a_graph(cls):
 def test_a_shallow_copy_has_the_same_parameters(cls):
     schedule = LearnableTemperature(0.7)
     leaf = pyro.param("leaf", torch.zeros(param_shape(cls)))
-    twin = copy.copy(law_of(cls, schedule, logits=leaf))
+    twin = copy.copy(build(cls, schedule, logits=leaf))
     assert twin._parameter is leaf
     twin.rsample().sum().backward()
     assert leaf.grad is not None

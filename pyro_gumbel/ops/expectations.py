@@ -149,7 +149,7 @@ _EULER = 0.5772156649015329
 _LARGEST = 1000.0  # the largest |r|, to which the error is proportional
 _NATS = 34.0  # what is smaller than exp(-34) counts as 0
 _POINTS = 14  # the number of points of an interpolation
-_BLOCK = 2**22  # the largest number of elements in a temporary tensor, where there is a choice
+BLOCK = 2**22  # the largest number of elements in a temporary tensor, where there is a choice
 
 
 def expected_log_sum(log_weights: Tensor, exponent: Tensor) -> Tensor:
@@ -305,10 +305,10 @@ def _in_blocks(
     :param rows_each: how many arrays over the mesh one batch element takes.
     """
     below, r, ungrouped = _grouped(below, r)
-    mesh = _Mesh(below, r, matched=matched)
-    groups = max(1, _BLOCK // (mesh.points * mesh.nodes))
+    mesh = Mesh(below, r, matched=matched)
+    groups = max(1, BLOCK // (mesh.points * mesh.nodes))
     each = max(below.shape[-1] * _POINTS, rows_each * mesh.points)
-    rows = max(1, _BLOCK // max(1, min(groups, len(r)) * each))
+    rows = max(1, BLOCK // max(1, min(groups, len(r)) * each))
     call = partial(function, mesh)
     if groups < len(r) or rows < below.shape[1]:  # otherwise a graph would hold all blocks at once
         call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
@@ -341,14 +341,14 @@ def _grouped(below: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor
     return below, r, ungrouped
 
 
-def _excess(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+def _excess(mesh: "Mesh", below: Tensor, r: Tensor) -> Tensor:
     """The integral of exp f(w) - exp sum_i f(w_i)."""
     table, single = mesh.table(r)
     survival = _Place(mesh, below).sums(table).exp()
     return mesh.width * (single.unsqueeze(1).exp() - survival).sum(-1)
 
 
-def _shares(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+def _shares(mesh: "Mesh", below: Tensor, r: Tensor) -> Tensor:
     """The first derivatives of L in each b_i."""
     place, table = _Place(mesh, below), mesh.table(r)[0]
     by_point = place.sums(table).exp() @ table.mT
@@ -356,7 +356,7 @@ def _shares(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
     return -mesh.width * (around * place.weights(1)).sum(-1)
 
 
-def _products(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
+def _products(mesh: "Mesh", below: Tensor, r: Tensor) -> Tensor:
     """The matrix of the second moments: minus the second derivatives of L, the first ones added
     to the diagonal.
     """
@@ -368,7 +368,7 @@ def _products(mesh: "_Mesh", below: Tensor, r: Tensor) -> Tensor:
     return products + ((curvatures / scale - slopes) * survival).sum(-1).diag_embed()
 
 
-class _Mesh:
+class Mesh:
     """The mesh on which f is tabulated. Every `stride`-th point is a node w of the quadrature.
 
     :ivar width: the distance between nodes.
@@ -432,7 +432,7 @@ def _require_in_reach(exponent: float) -> None:
 class _Place:
     """The places of log weights (b_i - c) / R on the mesh, and the interpolation there."""
 
-    def __init__(self, mesh: _Mesh, below: Tensor) -> None:
+    def __init__(self, mesh: Mesh, below: Tensor) -> None:
         self.mesh = mesh
         position = (below / mesh.step).clamp(min=-mesh.depth)
         point = position.detach().floor().nan_to_num(0.0)  # a NaN stays in the offset

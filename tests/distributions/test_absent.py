@@ -26,9 +26,9 @@ from pyro_gumbel import (
     Subset,
     SubsetStraightThrough,
 )
-from tests.common import ALL, WITHOUT_TEMPERATURE, law_of, param_shape
+from tests.common import ALL, DISCRETE, build, param_shape
 
-EVERY = [*ALL, *WITHOUT_TEMPERATURE]
+EVERY = [*ALL, *DISCRETE]
 
 
 def two_draws(d):
@@ -91,7 +91,7 @@ def test_the_table_has_the_whole_interface():
 
 def one_of(cls):
     """One at a temperature above k - 1, where a relaxed one has a mode."""
-    return law_of(cls, 2.5, logits=torch.randn(4, *param_shape(cls)))
+    return build(cls, 2.5, logits=torch.randn(4, *param_shape(cls)))
 
 
 def assert_says_why(error, cls):
@@ -156,7 +156,7 @@ def hierarchy(cls):
         logits = shift * torch.linspace(-1.0, 1.5, 3)
         if not param_shape(cls):
             logits = logits[0]
-        return pyro.sample("z", law_of(cls, 0.7, logits=logits))
+        return pyro.sample("z", build(cls, 0.7, logits=logits))
 
     return model
 
@@ -176,7 +176,7 @@ def test_a_hierarchical_guide_starts_at_the_mean_of_the_prior(cls):
     median = guide.median()
     logits = median["shift"] * torch.linspace(-1.0, 1.5, 3)
     logits = logits if param_shape(cls) else logits[0]
-    many = law_of(cls, 0.7, logits=logits.double().expand(200_000, *param_shape(cls))).sample()
+    many = build(cls, 0.7, logits=logits.double().expand(200_000, *param_shape(cls))).sample()
     mean = many.mean(0)
     if cls is ExpRelaxedCategorical:
         mean = mean.log_softmax(-1)

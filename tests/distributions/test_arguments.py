@@ -32,16 +32,16 @@ from pyro_gumbel import (
 )
 from tests.common import (
     ALL,
-    HARD,
-    ONE_BIT,
-    ONE_OF_K,
+    BERNOULLI,
+    CATEGORICAL,
+    DISCRETE,
     RANKINGS,
+    RELAXED,
     SIZED,
-    SOFT,
+    STRAIGHT_THROUGH,
     SUBSETS,
-    WITHOUT_TEMPERATURE,
+    build,
     event_shape,
-    law_of,
     leaf_of,
     make,
     param_shape,
@@ -54,9 +54,9 @@ from tests.common import (
 def test_one_element_is_a_scalar(cls):
     logits = torch.randn(4, *param_shape(cls))
     torch.manual_seed(0)
-    expected = law_of(cls, 0.5, logits=logits).rsample()
+    expected = build(cls, 0.5, logits=logits).rsample()
     for temperature in (torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([[0.5]]), lambda: 0.5):
-        d = law_of(cls, temperature, logits=logits)
+        d = build(cls, temperature, logits=logits)
         assert d.batch_shape == (4,)
         assert d.temperature.shape == ()
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ def test_temperature_is_part_of_the_batch_shape(cls, temperature, batch, joint):
     """Each batch element has its own temperature: compare with one distribution an element."""
     tau = torch.rand(temperature, dtype=torch.float64) + 0.2
     logits = torch.randn((*batch, *param_shape(cls)), dtype=torch.float64)
-    d = law_of(cls, tau, logits=logits)
+    d = build(cls, tau, logits=logits)
     assert d.batch_shape == joint
     assert d.rsample((2,)).shape == (2, *joint, *event_shape(cls))
     value = d.sample()
@@ -82,7 +82,7 @@ def test_temperature_is_part_of_the_batch_shape(cls, temperature, batch, joint):
     full_tau = tau.expand(joint)
     full_logits = logits.expand(*joint, *param_shape(cls))
     for index in np.ndindex(*joint):
-        one = law_of(cls, full_tau[index], logits=full_logits[index])
+        one = build(cls, full_tau[index], logits=full_logits[index])
         torch.testing.assert_close(score[index], one.log_prob(value[index].clone()))
 
 
@@ -105,7 +105,7 @@ def test_a_callable_temperature_is_called_once_in_the_constructor():
 def test_temperature_takes_the_dtype_of_the_parameters(cls, dtype):
     logits = torch.zeros(2, *param_shape(cls), dtype=dtype)
     for temperature in (0.5, 1, torch.tensor(0.5, dtype=torch.float64), np.float32(0.5)):
-        d = law_of(cls, temperature, logits=logits)
+        d = build(cls, temperature, logits=logits)
         assert d.temperature.dtype == dtype
         assert d.rsample().dtype == dtype
 
@@ -158,7 +158,7 @@ SCALARS = {
 @pytest.mark.parametrize("cls", ALL)
 def test_kinds_of_temperatures(cls, kind, dtype):
     logits = torch.randn(4, *param_shape(cls), dtype=dtype)
-    d, expected = (law_of(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
+    d, expected = (build(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
     assert type(d.temperature) is torch.Tensor
     assert d.temperature.dtype == dtype
     torch.manual_seed(0)
@@ -169,10 +169,10 @@ def test_kinds_of_temperatures(cls, kind, dtype):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SCALARS if kind != "a function"])
-@pytest.mark.parametrize("cls", ONE_BIT)
+@pytest.mark.parametrize("cls", BERNOULLI)
 def test_kinds_of_numbers_for_a_bit(cls, kind):
     for name in ("probs", "logits"):
-        d = law_of(cls, 0.5, **{name: SCALARS[kind](1)})
+        d = build(cls, 0.5, **{name: SCALARS[kind](1)})
         assert getattr(d, name).tolist() in (1.0, [1.0])
         assert d.log_prob(d.sample()).dtype == torch.float32
 
@@ -182,40 +182,40 @@ def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
     """It is kept, or where it would be lost the object is refused."""
     tau = torch.tensor(0.5, requires_grad=True)
     logits = torch.zeros(param_shape(cls))
-    d = law_of(cls, Unwrapped(tau), logits=logits)
+    d = build(cls, Unwrapped(tau), logits=logits)
     assert torch.autograd.grad(d.temperature, tau)[0] == 1
     with pytest.raises(
         TypeError, match=r"`temperature` must be .*, got Wrapped; write temperature"
     ):
-        law_of(cls, Wrapped(tau), logits=logits)
+        build(cls, Wrapped(tau), logits=logits)
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_a_batch_of_integer_temperatures(cls):
     logits = torch.zeros(3, *param_shape(cls))
     for given in (torch.tensor([1, 2, 3]), Unwrapped(torch.tensor([1.0, 2.0, 3.0]))):
-        d = law_of(cls, given, logits=logits)
+        d = build(cls, given, logits=logits)
         assert d.temperature.tolist() == [1.0, 2.0, 3.0]
         assert d.batch_shape == (3,)
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_integer_parameters(cls, default):
     """Weights 1, 2, 3 are probabilities of 1/6, 1/3, 1/2, in torch's default dtype."""
     torch.set_default_dtype(default)
     for integers in (torch.int64, torch.uint8, torch.int8):
-        weights = torch.tensor([0, 1, 1] if cls in ONE_BIT else [1, 2, 3], dtype=integers)
-        plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
+        weights = torch.tensor([0, 1, 1] if cls in BERNOULLI else [1, 2, 3], dtype=integers)
+        plain = dist.Bernoulli if cls in BERNOULLI else dist.OneHotCategorical
         for name in ("probs", "logits"):
-            d = law_of(cls, 0.5, **{name: weights}, validate_args=True)
+            d = build(cls, 0.5, **{name: weights}, validate_args=True)
             expected = plain(**{name: weights.to(default)})
             torch.testing.assert_close(d.probs, expected.probs)
             assert d.probs.dtype == default
             assert d.log_prob(d.sample()).isfinite().all()
 
 
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_validation_is_the_argument_after_logits(cls):
     """As in the signatures of Pyro: RelaxedBernoulli(temperature, probs, logits, validate_args)."""
     names = list(inspect.signature(cls).parameters)
@@ -235,23 +235,23 @@ def test_validation_is_the_argument_after_logits(cls):
             cls(*first, None, logits, wrong)
 
 
-@pytest.mark.parametrize("cls", ONE_BIT)
+@pytest.mark.parametrize("cls", BERNOULLI)
 def test_a_number_takes_the_default_dtype(cls):
-    assert law_of(cls, 0.5, 0.3).sample().dtype == torch.float32
+    assert build(cls, 0.5, 0.3).sample().dtype == torch.float32
     torch.set_default_dtype(torch.float64)
-    assert law_of(cls, 0.5, probs=0.3).sample().dtype == torch.float64
-    assert law_of(cls, 0.5, logits=1).batch_shape == ()
+    assert build(cls, 0.5, probs=0.3).sample().dtype == torch.float64
+    assert build(cls, 0.5, logits=1).batch_shape == ()
 
 
 @pytest.mark.parametrize("cls", ALL)
 def test_default_device(cls):
     torch.set_default_device("meta")
     try:
-        d = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
+        d = build(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
         assert d.rsample().device.type == "meta"
         assert d.log_prob(d.rsample()).shape == (2,)
-        if cls in ONE_BIT:
-            assert law_of(cls, 0.5, probs=0.3).sample().device.type == "meta"
+        if cls in BERNOULLI:
+            assert build(cls, 0.5, probs=0.3).sample().device.type == "meta"
     finally:
         torch.set_default_device(None)
 
@@ -278,7 +278,7 @@ def test_samples_of_a_batch_are_independent(cls):
     """No noise shared over the sample shape, the batch or an expanded dimension."""
     d = make(cls, 1.0, (3,), 20).expand([40, 3])
     rows = d.sample((2,)).reshape(240, -1)
-    if cls not in HARD:
+    if cls not in STRAIGHT_THROUGH:
         assert rows.unique(dim=0).shape[0] == 240
     else:
         assert rows.unique(dim=0).shape[0] > 1
@@ -352,7 +352,7 @@ def test_infer_shapes(cls):
             cls.infer_shapes(temperature=(), **both)
 
 
-@pytest.mark.parametrize("cls", ONE_OF_K)
+@pytest.mark.parametrize("cls", CATEGORICAL)
 def test_a_single_category(cls):
     d = make(cls, batch_shape=(2,), k=1)
     value = d.rsample()
@@ -374,14 +374,14 @@ def test_infer_shapes_from_shapes_alone(cls):
             cls.infer_shapes(size=size, logits=(4, 3))
 
 
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_shapes_that_infer_shapes_cannot_read(cls):
     infer = partial(cls.infer_shapes, size=2) if cls in SIZED else cls.infer_shapes
     with pytest.raises(TypeError, match=rf"{cls.__name__}.infer_shapes: `probs`.*got int; write"):
         infer(probs=3)
     with pytest.raises(TypeError, match=r"infer_shapes: `temperature`.*got tuple of float; write"):
         infer((0.5,), probs=(4, 3))
-    if cls not in ONE_BIT:
+    if cls not in BERNOULLI:
         with pytest.raises(ValueError, match=r"infer_shapes: `logits`.*last dimension, got shape"):
             infer(logits=())
 
@@ -402,9 +402,9 @@ BAD_SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "error", "words"), BAD_SHAPES)
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_bad_shapes(cls, shape, error, words):
-    d = law_of(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
+    d = build(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
     methods = ["sample", "__call__", "expand_by", "shape", "expand"]
     for method in methods + ["rsample"] * d.has_rsample:
         with pytest.raises(error) as caught:
@@ -417,9 +417,9 @@ def test_bad_shapes(cls, shape, error, words):
 @pytest.mark.parametrize(
     "shape", [(3, 1), [3, 1], torch.Size([3, 1]), (np.int64(3), 1), torch.tensor([3, 1]), range(3)]
 )
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_shapes_are_what_torch_takes_for_one(cls, shape):
-    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)))
+    d = build(cls, 0.5, logits=torch.zeros(param_shape(cls)))
     expected = torch.Size([int(n) for n in shape])
     assert d.expand(shape).batch_shape == expected
     assert d.expand_by(shape).batch_shape == expected
@@ -434,7 +434,7 @@ def test_shapes_are_what_torch_takes_for_one(cls, shape):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
-    plain = dist.Bernoulli if cls in ONE_BIT else dist.OneHotCategorical
+    plain = dist.Bernoulli if cls in BERNOULLI else dist.OneHotCategorical
     for parameter in ("probs", "logits"):
         d = make(cls, 0.5, (4,), dtype=torch.float64, parameter=parameter)
         theirs = plain(**{parameter: leaf_of(d)})
@@ -442,13 +442,13 @@ def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
         torch.testing.assert_close(d.logits, theirs.logits)
 
 
-@pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
+@pytest.mark.parametrize("cls", CATEGORICAL + SUBSETS + RANKINGS)
 def test_probs_are_normalised_and_logits_shift_invariant(cls):
     weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
     distributions = [
-        law_of(cls, 0.5, probs=weights),
-        law_of(cls, 0.5, probs=weights / 8),
-        law_of(cls, 0.5, logits=weights.log() + 100),
+        build(cls, 0.5, probs=weights),
+        build(cls, 0.5, probs=weights / 8),
+        build(cls, 0.5, logits=weights.log() + 100),
     ]
     torch.manual_seed(0)
     value = distributions[0].sample((5,))
@@ -459,7 +459,7 @@ def test_probs_are_normalised_and_logits_shift_invariant(cls):
         torch.testing.assert_close(d.sample((5,)), value)
 
 
-OF_CATEGORIES = ONE_OF_K + SUBSETS + RANKINGS + WITHOUT_TEMPERATURE
+OF_CATEGORIES = CATEGORICAL + SUBSETS + RANKINGS + DISCRETE
 TWO_ROWS = torch.tensor([[0.5, -1.25, 0.125, 2.0], [0.0, 0.0, 0.0, -3.0]], dtype=torch.float64)
 IN_SIXTEENS = torch.tensor([[0, 16, 0, -16], [32, 0, 0, 0]], dtype=torch.float64)
 ONE_IMPOSSIBLE = torch.tensor([[0.5, 0, -math.inf, 2], [0, 0, 0, -3]], dtype=torch.float64)
@@ -474,9 +474,9 @@ SHIFTS = [  # with the logits that are still exact behind them
 def all_that_is_known(cls, logits):
     """What a distribution of these logits gives, by its name; with the gradients in the logits."""
     x = logits.clone().requires_grad_()
-    d, other = (law_of(cls, tau, logits=y) for tau, y in ((2.5, x), (1.5, x.flip(0) / 2)))
+    d, other = (build(cls, tau, logits=y) for tau, y in ((2.5, x), (1.5, x.flip(0) / 2)))
     torch.manual_seed(0)
-    value = law_of(cls, 2.5, logits=torch.zeros(4, dtype=torch.float64)).sample((3, 2))
+    value = build(cls, 2.5, logits=torch.zeros(4, dtype=torch.float64)).sample((3, 2))
     calls = {
         "log_prob": lambda: d.log_prob(value.clone()),
         "entropy": d.entropy,
@@ -522,14 +522,14 @@ def test_a_far_shift_takes_no_digit_from_the_noise_in_float32(cls):
         draws = []
         for x in (logits, logits - 1e6):
             torch.manual_seed(0)
-            draws.append(law_of(cls, 0.5, logits=x).sample((1000,)))
+            draws.append(build(cls, 0.5, logits=x).sample((1000,)))
         torch.testing.assert_close(*draws)
         first = draws[1].reshape(-1, 2)[:, 0]
         assert 0.4 < (first > draws[1].reshape(-1, 2)[:, 1]).float().mean() < 0.6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cls", WITHOUT_TEMPERATURE)
+@pytest.mark.parametrize("cls", DISCRETE)
 def test_the_lowest_number_beside_a_far_one_stays_possible(cls, dtype):
     lowest = torch.finfo(dtype).min
     d = cls(2, logits=torch.tensor([1e5, lowest, lowest], dtype=dtype), validate_args=True)
@@ -538,9 +538,9 @@ def test_the_lowest_number_beside_a_far_one_stays_possible(cls, dtype):
     assert d.log_prob(d.sample()).item() == pytest.approx(math.log(0.5))
 
 
-@pytest.mark.parametrize("cls", ONE_OF_K + SUBSETS + RANKINGS)
+@pytest.mark.parametrize("cls", CATEGORICAL + SUBSETS + RANKINGS)
 def test_weights_whose_sum_overflows_are_normalised(cls):
-    d = law_of(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
+    d = build(cls, 0.5, probs=torch.tensor([3e38, 1e38]))
     torch.testing.assert_close(d.probs, torch.tensor([0.75, 0.25]))
 
 
@@ -556,27 +556,27 @@ SUBNORMAL = [
 
 def with_a_subnormal(cls, dtype, small):
     """Probabilities, of which the first is subnormal, and that one as Python has it."""
-    probs = torch.tensor(small if cls in ONE_BIT else [small, 0.25, 0.75], dtype=dtype)
+    probs = torch.tensor(small if cls in BERNOULLI else [small, 0.25, 0.75], dtype=dtype)
     first = probs.reshape(-1)[0].item()
     assert 0 < first < torch.finfo(dtype).tiny
     return probs, first
 
 
 @pytest.mark.parametrize(("dtype", "small"), SUBNORMAL)
-@pytest.mark.parametrize("cls", ALL + WITHOUT_TEMPERATURE)
+@pytest.mark.parametrize("cls", ALL + DISCRETE)
 def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
     probs, first = with_a_subnormal(cls, dtype, small)
-    logit = law_of(cls, 0.5, probs=probs).logits.reshape(-1)[0]
+    logit = build(cls, 0.5, probs=probs).logits.reshape(-1)[0]
     assert logit.item() == pytest.approx(math.log(first), rel=2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(
     ("dtype", "small"), [case for case in SUBNORMAL if case[0] != torch.float16]
 )
-@pytest.mark.parametrize("cls", ALL + WITHOUT_TEMPERATURE)
+@pytest.mark.parametrize("cls", ALL + DISCRETE)
 def test_a_subnormal_probability_has_finite_gradients(cls, dtype, small):
     probs, _ = with_a_subnormal(cls, dtype, small)
-    d = law_of(cls, 0.5, probs=probs.requires_grad_())
+    d = build(cls, 0.5, probs=probs.requires_grad_())
     logit = d.logits.reshape(-1)[0]
     for found in (logit, d.probs, d.log_prob(d.sample((20,)))):
         (gradient,) = torch.autograd.grad(found.sum(), probs, retain_graph=True)
@@ -655,8 +655,8 @@ BAD_FOR_HARD = [
 
 def bad_calls():
     for cls in ALL:
-        rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls not in ONE_BIT else BAD_FOR_A_BIT)
-        rows = rows + (BAD_FOR_HARD if cls in HARD else [])
+        rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls not in BERNOULLI else BAD_FOR_A_BIT)
+        rows = rows + (BAD_FOR_HARD if cls in STRAIGHT_THROUGH else [])
         for i, row in enumerate(rows):
             yield pytest.param(cls, *row, id=f"{cls.__name__}-{i}")
 
@@ -664,15 +664,15 @@ def bad_calls():
 @pytest.mark.parametrize(("cls", "arguments", "keywords", "error", "words"), list(bad_calls()))
 def test_bad_arguments(cls, arguments, keywords, error, words):
     with pytest.raises(error) as caught:
-        law_of(cls, *arguments, **keywords, validate_args=True, size=1)
+        build(cls, *arguments, **keywords, validate_args=True, size=1)
     for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
         assert word in str(caught.value)
 
 
 def calls_in_another_order():
     """Calls with an argument forgotten, or two in each other's place, and what the error says."""
-    for cls in [*ALL, *WITHOUT_TEMPERATURE]:
-        first = "" if cls in WITHOUT_TEMPERATURE else "0.5, "
+    for cls in [*ALL, *DISCRETE]:
+        first = "" if cls in DISCRETE else "0.5, "
         second = "2, " if cls in SIZED else ""
         line = f"write {cls.__name__}({first}{second}logits=logits)"
         has = "`temperature` first: here it has shape (5,)"
@@ -684,7 +684,7 @@ def calls_in_another_order():
             yield cls, (weights, *size, weights, weights), ["got both", line, has]
         else:
             yield cls, (2,), ["got neither", line]
-        if first and cls not in ONE_BIT:
+        if first and cls not in BERNOULLI:
             yield cls, (weights, *size, 0.5), ["`probs`", "got shape ()", line, has]
             yield cls, (weights, *size, None, 0.5), ["`logits`", "got shape ()", line, has]
         if size:
@@ -711,10 +711,10 @@ def test_numbers_that_no_float_can_hold(cls, number):
     logits = torch.zeros(param_shape(cls))
     for given in (number, lambda: number):
         with pytest.raises(ValueError, match=r"`temperature` must be positive.*inf; write"):
-            law_of(cls, given, logits=logits, validate_args=True)
-    if cls in ONE_BIT:
+            build(cls, given, logits=logits, validate_args=True)
+    if cls in BERNOULLI:
         with pytest.raises(ValueError, match=r"`probs` must be in \[0, 1\], got e.g. -?inf; write"):
-            law_of(cls, 0.5, number, validate_args=True)
+            build(cls, 0.5, number, validate_args=True)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -723,8 +723,8 @@ def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
         BAD_ARGUMENTS[:2] + BAD_ARGUMENTS[7:16] + BAD_ARGUMENTS[-2:]
     ):
         with pytest.raises(error):
-            law_of(cls, *arguments, **keywords, validate_args=False, size=1)
-    d = law_of(cls, -1.0, logits=torch.zeros(3), validate_args=False)
+            build(cls, *arguments, **keywords, validate_args=False, size=1)
+    d = build(cls, -1.0, logits=torch.zeros(3), validate_args=False)
     with pytest.raises(ValueError, match="value"):
         d.log_prob(torch.zeros(5, 2))
 
@@ -778,20 +778,22 @@ BAD_FOR_SOFT = [(torch.tensor([0, 1]), TypeError, ["`value`", "int64", "torch.as
 
 @pytest.mark.parametrize("cls", ALL)
 def test_bad_values(cls):
-    d = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=True)
+    d = build(cls, 0.5, logits=torch.zeros(2), validate_args=True)
     anywhere = BAD_ANYWHERE[2:] if cls in RANKINGS else BAD_ANYWHERE
-    for value, error, words in BAD_VALUES[cls] + anywhere + (BAD_FOR_SOFT if cls in SOFT else []):
+    for value, error, words in (
+        BAD_VALUES[cls] + anywhere + (BAD_FOR_SOFT if cls in RELAXED else [])
+    ):
         with pytest.raises(error) as caught:
             d.log_prob(value)
         for word in [cls.__name__, *words]:
             assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("cls", [*ALL, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
 def test_a_value_that_is_no_tensor_is_a_value_error(cls):
     """As in torch, with validation and without, in each method that takes a value."""
     for checks in (True, False):
-        d = law_of(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
+        d = build(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
         names = ["cdf", "icdf"] if cls in (RelaxedBernoulli, LogitRelaxedBernoulli) else []
         for name in ["log_prob", "score_parts", *names]:
             for value in (1, 0.5, True, "1", None, [0.0, 1.0], np.zeros(2)):
@@ -799,9 +801,9 @@ def test_a_value_that_is_no_tensor_is_a_value_error(cls):
                     getattr(d, name)(value)
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_a_hard_value_may_be_of_integers(cls):
-    d = law_of(cls, 0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
+    d = build(cls, 0.5, logits=torch.tensor([0.3, -0.2]), validate_args=True)
     value = torch.tensor([[0, 1]] if cls in RANKINGS else [0, 1])
     torch.testing.assert_close(d.log_prob(value), d.log_prob(value.float()))
 
@@ -822,7 +824,7 @@ BAD_SIZES = [
 @pytest.mark.parametrize("cls", SIZED)
 def test_bad_sizes(cls):
     for size, error, words in BAD_SIZES:
-        first = () if cls in WITHOUT_TEMPERATURE else (0.5,)
+        first = () if cls in DISCRETE else (0.5,)
         with pytest.raises(error) as caught:
             cls(*first, size, logits=torch.zeros(2, 5), validate_args=False)
         for word in [cls.__name__, *words]:
@@ -835,9 +837,9 @@ def test_all_categories_can_be_chosen_of_discrete_distributions_and_in_order(cls
         with pytest.raises(
             ValueError, match=r"`size` must be from 1 to one less.*4, got 5.*Subset"
         ):
-            law_of(cls, 0.5, logits=torch.zeros(5), size=5)
+            build(cls, 0.5, logits=torch.zeros(5), size=5)
     else:
-        d = law_of(cls, 0.5, logits=torch.randn(7, 5), size=5, validate_args=True)
+        d = build(cls, 0.5, logits=torch.randn(7, 5), size=5, validate_args=True)
         assert d.log_prob(d.sample()).isfinite().all()
 
 
@@ -845,9 +847,9 @@ def test_all_categories_can_be_chosen_of_discrete_distributions_and_in_order(cls
 def test_too_few_possible_categories(cls):
     logits = torch.tensor([0.0, 1.0, -math.inf, -math.inf])
     with pytest.raises(ValueError, match=r"`logits` must be.* 3 or more finite in every row"):
-        law_of(cls, 0.5, logits=logits, size=3, validate_args=True)
+        build(cls, 0.5, logits=logits, size=3, validate_args=True)
     with pytest.raises(ValueError, match=r"`probs` must be.* 3 or more positive in every row"):
-        law_of(cls, 0.5, probs=torch.tensor([0.5, 0.5, 0.0, 0.0]), size=3, validate_args=True)
+        build(cls, 0.5, probs=torch.tensor([0.5, 0.5, 0.0, 0.0]), size=3, validate_args=True)
 
 
 def test_a_surrogate_of_the_wrong_kind_is_an_error():
@@ -892,7 +894,7 @@ def test_copies(cls, parameter, through):
 def test_a_distribution_with_a_learnt_temperature_can_be_copied(cls):
     for dtype in (torch.float32, torch.float64):
         tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
-        twin = copy.deepcopy(law_of(cls, tau, logits=torch.zeros(2, *param_shape(cls))))
+        twin = copy.deepcopy(build(cls, tau, logits=torch.zeros(2, *param_shape(cls))))
         assert twin.temperature.shape == ()
         assert twin.temperature.dtype == torch.float32
 

@@ -48,14 +48,14 @@ from pyro_gumbel.infer import exact_gradient as reference
 from pyro_gumbel.ops.noise import MANY
 from tests.common import (
     ALL,
-    HARD,
-    ONE_BIT,
-    ONE_OF_K,
-    SOFT,
-    VALUES,
-    WITHOUT_TEMPERATURE,
+    BERNOULLI,
+    CATEGORICAL,
+    DISCRETE,
+    RELAXED,
+    RELAXED_VALUES,
+    STRAIGHT_THROUGH,
+    build,
     first_fast,
-    law_of,
     param_shape,
 )
 
@@ -108,8 +108,8 @@ def there_and_back(d, bijection):
     return y, transform(y)
 
 
-EVERY = [*ALL, *WITHOUT_TEMPERATURE]
-ENUMERATED = [*HARD, *WITHOUT_TEMPERATURE]
+EVERY = [*ALL, *DISCRETE]
+ENUMERATED = [*STRAIGHT_THROUGH, *DISCRETE]
 WITH_MOMENTS = [RelaxedBernoulli, LogitRelaxedBernoulli, RelaxedCategorical, *ENUMERATED]
 BITS = [RelaxedBernoulli, LogitRelaxedBernoulli]
 OPERATIONS = {
@@ -120,14 +120,17 @@ OPERATIONS = {
     "sample": (EVERY, lambda d: d.sample()),
     "many of sample": (EVERY, lambda d: d.sample(many(d))),
     "log_prob": (EVERY, lambda d: with_gradient(d, d.log_prob(d.sample((3,)).clone()))),
-    "many of log_prob": (SOFT, lambda d: with_gradient(d, d.log_prob(d.sample(many(d)).clone()))),
+    "many of log_prob": (
+        RELAXED,
+        lambda d: with_gradient(d, d.log_prob(d.sample(many(d)).clone())),
+    ),
     "log_prob of its own": (ALL, lambda d: with_gradient(d, d.log_prob(d.rsample()))),
     "score_parts": (EVERY, lambda d: tuple(d.score_parts(d.sample()))),
     "mean": (WITH_MOMENTS, lambda d: with_gradient(d, d.mean.square())),
     "variance": (WITH_MOMENTS, lambda d: (d.variance, d.stddev)),
     "covariance_matrix": ([RelaxedCategorical], lambda d: d.covariance_matrix),
     "mode": (WITH_MOMENTS, lambda d: d.mode),
-    "entropy": ([*ONE_BIT, *ONE_OF_K, *ENUMERATED], lambda d: d.entropy()),
+    "entropy": ([*BERNOULLI, *CATEGORICAL, *ENUMERATED], lambda d: d.entropy()),
     "cdf": (BITS, lambda d: d.cdf(d.sample())),
     "icdf": (BITS, lambda d: d.icdf(d.probs)),
     "enumerate_support": (
@@ -142,21 +145,23 @@ OPERATIONS = {
         [cls for cls in EVERY if cls is not RelaxedPlackettLuce],
         lambda d: with_gradient(d, kl_divergence(d, d.expand((3, 2)))),
     ),
-    "biject_to": (SOFT, lambda d: there_and_back(d, biject_to)),
-    "transform_to": (SOFT, lambda d: there_and_back(d, transform_to)),
+    "biject_to": (RELAXED, lambda d: there_and_back(d, biject_to)),
+    "transform_to": (RELAXED, lambda d: there_and_back(d, transform_to)),
     "base_dist": ([RelaxedBernoulli, RelaxedCategorical], lambda d: d.base_dist.rsample()),
-    "harden": (SOFT[: len(VALUES)], lambda d: harden(d.rsample())),
-    "NoiseReparam": ([cls for cls in SOFT if cls is not RelaxedPlackettLuce], through_noise),
+    "harden": (RELAXED[: len(RELAXED_VALUES)], lambda d: harden(d.rsample())),
+    "NoiseReparam": ([cls for cls in RELAXED if cls is not RelaxedPlackettLuce], through_noise),
     "vmap": (
         ALL,
         lambda d: torch.vmap(
-            lambda x: law_of(type(d), 0.5, logits=x).rsample(), randomness="different"
+            lambda x: build(type(d), 0.5, logits=x).rsample(), randomness="different"
         )(d._parameter),
     ),
     "jvp": (
-        SOFT,
+        RELAXED,
         lambda d: torch.func.jvp(
-            lambda x: law_of(type(d), 0.5, logits=x).rsample(), (d._parameter,), (d._parameter,)
+            lambda x: build(type(d), 0.5, logits=x).rsample(),
+            (d._parameter,),
+            (d._parameter,),
         ),
     ),
 }
@@ -168,7 +173,7 @@ TEMPERATURES = {"number": 5.0, "tensor": torch.tensor([5.0, 6.0]), "function": l
 def test_distributions(operation, cls):
     logits = torch.randn(2, *param_shape(cls, 4), requires_grad=True)
     function = OPERATIONS[operation][1]
-    assert_same(lambda: function(law_of(cls, 5.0, logits=logits, validate_args=True)))
+    assert_same(lambda: function(build(cls, 5.0, logits=logits, validate_args=True)))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -180,26 +185,26 @@ def test_constructors(cls, dtype, given, temperature):
     parameter = torch.rand(2, *param_shape(cls, 4)).to(dtype)
 
     def call():
-        d = law_of(cls, TEMPERATURES[temperature], **{given: parameter}, validate_args=True)
+        d = build(cls, TEMPERATURES[temperature], **{given: parameter}, validate_args=True)
         value = d.sample()
         return value, d.log_prob(value.clone()), repr(d)
 
     assert_same(call)
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_estimators(cls):
     logits = torch.randn(2, *param_shape(cls, 4), requires_grad=True)
-    names = estimators.suited(law_of(cls, 0.5, logits=logits).link)
+    names = estimators.suited(build(cls, 0.5, logits=logits).link)
 
     def call():
-        distributions = [law_of(cls, 0.5, logits=logits, estimator=name) for name in names]
+        distributions = [build(cls, 0.5, logits=logits, estimator=name) for name in names]
         return [with_gradient(d, d.rsample().square()) for d in distributions]
 
     assert_same(call)
 
 
-@pytest.mark.parametrize("cls", ONE_BIT)
+@pytest.mark.parametrize("cls", BERNOULLI)
 def test_a_parameter_that_is_a_number_is_where_the_temperature_is(cls):
     """And on the default device only where both are numbers."""
     tau = torch.tensor(0.5)
@@ -460,12 +465,12 @@ def test_a_gradient_that_there_is_not_is_on_the_cpu_too():
 # torch.compile.
 
 
-@pytest.mark.parametrize("cls", first_fast([HARD[0], RelaxedCategorical]))
+@pytest.mark.parametrize("cls", first_fast([STRAIGHT_THROUGH[0], RelaxedCategorical]))
 def test_compile(cls):
     logits = torch.randn(20, *param_shape(cls))
 
     def draw_and_score(logits):
-        d = law_of(cls, 0.5, logits=logits, validate_args=False)
+        d = build(cls, 0.5, logits=logits, validate_args=False)
         value = d.rsample()
         return value, d.log_prob(value)
 
@@ -477,13 +482,13 @@ def test_compile(cls):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", [RelaxedCategorical, HARD[0]])
+@pytest.mark.parametrize("cls", [RelaxedCategorical, STRAIGHT_THROUGH[0]])
 def test_compiled(cls):
     logits = torch.randn(MANY, *param_shape(cls), requires_grad=True)
 
     def call():
         with pyro_gumbel.compiled():
-            d = law_of(cls, 0.5, logits=logits)
+            d = build(cls, 0.5, logits=logits)
             return with_gradient(d, d.rsample().square()), d.log_prob(d.sample().clone())
 
     assert_same(call)

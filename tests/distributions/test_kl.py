@@ -26,10 +26,10 @@ from pyro_gumbel import (
     SubsetStraightThrough,
 )
 from tests.common import (
-    COORDINATES,
+    RELAXED_LOGITS,
     assert_same_mean,
+    build,
     first_fast,
-    law_of,
     leaf_of,
     make,
     noise_shares,
@@ -160,7 +160,7 @@ def soft_pair(cls, k, temperatures, dtype=torch.float64, **keywords):
         lambda case: case[:2] != (LogitRelaxedSubset, 3) or case[2] == TEMPERATURES[0],
         [
             (*pair, temperatures)
-            for pair in with_sizes(COORDINATES, 2, 3)
+            for pair in with_sizes(RELAXED_LOGITS, 2, 3)
             for temperatures in TEMPERATURES
         ],
     ),
@@ -183,7 +183,7 @@ def test_values_and_coordinates_have_the_same_kl(values, temperatures):
     """As they are one distribution after a bijection."""
     coordinates = SOFT_WITH_KL[SOFT_WITH_KL.index(values) + 1]
     q, p = soft_pair(values, 4, temperatures)
-    same = [law_of(coordinates, d.temperature, logits=d.logits) for d in (q, p)]
+    same = [build(coordinates, d.temperature, logits=d.logits) for d in (q, p)]
     torch.testing.assert_close(kl_divergence(*same), kl_divergence(q, p))
 
 
@@ -212,7 +212,7 @@ def test_kl_of_soft_distributions_in_lower_precision(cls, temperatures):
     for dtype in (torch.float32, torch.bfloat16):
         q, p = soft_pair(cls, 10, temperatures, dtype)
         exact = kl_divergence(
-            *(law_of(cls, d.temperature.double(), logits=leaf_of(d).double()) for d in (q, p))
+            *(build(cls, d.temperature.double(), logits=leaf_of(d).double()) for d in (q, p))
         )
         assert kl_divergence(q, p).dtype == torch.float32
         torch.testing.assert_close(kl_divergence(q, p), exact.float(), rtol=1e-4, atol=1e-6)
@@ -225,7 +225,7 @@ def test_kl_of_soft_distributions_is_differentiable_twice(cls, temperatures):
     taus = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in temperatures]
 
     def kl(x_q, x_p, tau_q, tau_p):
-        return kl_divergence(law_of(cls, tau_q, logits=x_q), law_of(cls, tau_p, logits=x_p))
+        return kl_divergence(build(cls, tau_q, logits=x_q), build(cls, tau_p, logits=x_p))
 
     assert torch.autograd.gradcheck(kl, (*logits, *taus))
     assert torch.autograd.gradgradcheck(kl, (*logits, *taus))
@@ -245,7 +245,7 @@ def test_kl_and_its_gradient_are_0_between_equal_distributions(cls, k, dtype, le
     for raw in (given, torch.zeros_like(given)):
         inputs = [raw.clone().requires_grad_() for _ in range(2)]
         taus = [torch.tensor(0.3, dtype=dtype, requires_grad=learnt) for _ in range(2)]
-        q, p = (law_of(cls, tau, logits=x) for tau, x in zip(taus, inputs, strict=True))
+        q, p = (build(cls, tau, logits=x) for tau, x in zip(taus, inputs, strict=True))
         divergence = kl_divergence(q, p)
         assert divergence.abs().max() < 1e-10
         for gradient in torch.autograd.grad(divergence.sum(), inputs + taus * learnt):
@@ -283,14 +283,14 @@ def test_kl_of_soft_distributions_over_batches_and_wrappers(cls):
     tau = torch.tensor([[0.3], [0.5], [0.9]], dtype=torch.float64)
     x_q = torch.randn(3, 2, *shape, dtype=torch.float64)
     x_p = torch.randn(2, *shape, dtype=torch.float64)
-    q, p = law_of(cls, tau, logits=x_q), law_of(cls, 0.5, logits=x_p)
+    q, p = build(cls, tau, logits=x_q), build(cls, 0.5, logits=x_p)
     inner = kl_divergence(q, p)
     assert inner.shape == (3, 2)
     for i in range(3):
         for j in range(2):
             single = kl_divergence(
-                law_of(cls, tau[i, 0], logits=x_q[i, j]),
-                law_of(cls, 0.5, logits=x_p[j]),
+                build(cls, tau[i, 0], logits=x_q[i, j]),
+                build(cls, 0.5, logits=x_p[j]),
             )
             torch.testing.assert_close(inner[i, j], single)
     torch.testing.assert_close(kl_divergence(q.expand([7, 3, 2]), p), inner.expand(7, 3, 2))
@@ -309,11 +309,14 @@ def test_kl_of_soft_distributions_is_infinite_unless_they_live_on_one_face(cls):
         full, face = torch.tensor(0.3), torch.tensor(math.inf)
     for raw, other in ((full, face), (face, full)):
         raw = raw.clone().requires_grad_()
-        q, p = law_of(cls, 0.5, logits=raw, size=2), law_of(cls, 0.3, logits=other, size=2)
+        q, p = (
+            build(cls, 0.5, logits=raw, size=2),
+            build(cls, 0.3, logits=other, size=2),
+        )
         assert kl_divergence(q, p).isposinf()
     raw = face.clone().requires_grad_()
     q, p = (
-        law_of(cls, t, logits=raw + i * 0.1 * raw.isfinite(), size=2)
+        build(cls, t, logits=raw + i * 0.1 * raw.isfinite(), size=2)
         for i, t in enumerate((0.5, 0.3))
     )
     divergence = kl_divergence(q, p)
@@ -324,7 +327,7 @@ def test_kl_of_soft_distributions_is_infinite_unless_they_live_on_one_face(cls):
     if alive.any():
         left = (raw + 0.1 * i for i in range(2))
         q, p = (
-            law_of(cls, t, logits=x[alive], size=2) for t, x in zip((0.5, 0.3), left, strict=True)
+            build(cls, t, logits=x[alive], size=2) for t, x in zip((0.5, 0.3), left, strict=True)
         )
         expected = kl_divergence(q, p)
     torch.testing.assert_close(divergence, expected)
@@ -359,7 +362,7 @@ OTHERS = [
 def test_kl_of_soft_distributions_and_the_same_distribution_by_its_base(cls):
     """The class's own, without a warning of two that fit, and that of a bare transformed one."""
     q, p = soft_pair(cls, 4, (0.5, 0.3))
-    exact = kl_divergence(*(law_of(BASE_OF[cls], d.temperature, logits=leaf_of(d)) for d in (q, p)))
+    exact = kl_divergence(*(build(BASE_OF[cls], d.temperature, logits=leaf_of(d)) for d in (q, p)))
     bare = [dist.TransformedDistribution(d.base_dist, d.transforms) for d in (q, p)]
     assert exact > 0
     for pair in ((q, p), (q, bare[1]), (bare[0], p), bare):
@@ -370,7 +373,7 @@ def test_kl_of_soft_distributions_and_the_same_distribution_by_its_base(cls):
 @pytest.mark.parametrize("cls", BASE_OF)
 def test_there_is_no_kl_of_soft_distributions_and_others(cls, other):
     """Above all no wrong one with the built-in class of the same name."""
-    d = law_of(cls, 0.5, logits=HALF)
+    d = build(cls, 0.5, logits=HALF)
     for pair in ((d, other), (other, d)):
         with pytest.raises(NotImplementedError, match=r"\w+"):
             kl_divergence(*pair)
@@ -388,10 +391,10 @@ def test_the_kl_that_there_is_not_says_what_to_write():
 
 @pytest.mark.parametrize("cls", [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough, Subset])
 def test_kl_between_different_sizes_is_refused(cls):
-    q, p = (law_of(cls, 0.5, logits=torch.zeros(4), size=size) for size in (1, 2))
+    q, p = (build(cls, 0.5, logits=torch.zeros(4), size=size) for size in (1, 2))
     with pytest.raises(ValueError, match=r"same event shape and `size`, got .* size 1 and 2"):
         kl_divergence(q, p)
-    other = law_of(cls, 0.5, logits=torch.zeros(5), size=1)
+    other = build(cls, 0.5, logits=torch.zeros(5), size=1)
     with pytest.raises(ValueError, match=r"got \(4,\) and \(5,\)"):
         kl_divergence(q, other)
 
@@ -404,13 +407,13 @@ PLAIN_OF_MANY = {SubsetStraightThrough: Subset, PlackettLuceStraightThrough: Pla
 @pytest.mark.parametrize(("hard", "plain"), PLAIN_OF_MANY.items())
 def test_kl_of_sets_and_orders_is_the_sum_over_the_outcomes(hard, plain):
     x = torch.randn(2, 3, 4, dtype=torch.float64)
-    distributions = [(law_of(hard, 0.3, logits=y), law_of(plain, None, logits=y)) for y in x]
+    distributions = [(build(hard, 0.3, logits=y), build(plain, None, logits=y)) for y in x]
     values = distributions[0][1].enumerate_support()
     log_q, log_p = (pair[1].log_prob(values) for pair in distributions)
     exact = (log_q.exp() * (log_q - log_p)).sum(0)
     for q, p in itertools.product(*distributions):
         torch.testing.assert_close(kl_divergence(q, p), exact)
-    single = law_of(plain, None, logits=x[1, 0])
+    single = build(plain, None, logits=x[1, 0])
     torch.testing.assert_close(kl_divergence(distributions[0][0], single)[0], exact[0])
     torch.testing.assert_close(kl_divergence(single, single), torch.tensor(0.0).double())
 

@@ -20,12 +20,12 @@ from pyro_gumbel import (
 )
 from tests.common import (
     ALL,
-    ONE_BIT,
+    BERNOULLI,
     SIZED,
     assert_same_mean,
+    build,
     derivatives,
     first_fast,
-    law_of,
     leaf_of,
     make,
     noise_shares,
@@ -205,7 +205,7 @@ OF_OUTCOMES = ("mean", "variance", "stddev", "mode")
 
 
 def at_one(d):
-    return law_of(type(d), 1.0, logits=d.logits.detach(), size=getattr(d, "size", None))
+    return build(type(d), 1.0, logits=d.logits.detach(), size=getattr(d, "size", None))
 
 
 def exists(cls, what):
@@ -231,12 +231,12 @@ def exists(cls, what):
 )
 def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(cls, what, temperature):
     """Of first and of second order, in the parameter, the temperature, and mixed."""
-    possible = 1 if cls in ONE_BIT else 3
+    possible = 1 if cls in BERNOULLI else 3
 
     def of_what_is_left(parameter, temperature):
         size = {"size": 2} if cls in SIZED else {}
-        value = OF_A_LAW[what](law_of(cls, temperature, **{name: parameter}, **size))
-        return value[..., :possible] if cls in ONE_BIT or what in OF_OUTCOMES else value
+        value = OF_A_LAW[what](build(cls, temperature, **{name: parameter}, **size))
+        return value[..., :possible] if cls in BERNOULLI or what in OF_OUTCOMES else value
 
     # The mean of a one-hot vector is w / sum(w) of the weights w, with a slope at w = 0 too.
     for name in ("logits",) if cls is CategoricalStraightThrough else ("probs", "logits"):

@@ -64,10 +64,10 @@ def test_the_joint_density_integrates_to_one(size, temperature):
 def test_one_row_is_a_relaxed_categorical(temperature):
     """Draws, densities and gradients, from one seed."""
     found = []
-    for law_of in (RelaxedCategorical, lambda *a, **k: RelaxedPlackettLuce(a[0], 1, **k)):
+    for build in (RelaxedCategorical, lambda *a, **k: RelaxedPlackettLuce(a[0], 1, **k)):
         raw = X.clone().requires_grad_()
         torch.manual_seed(3)
-        d = law_of(temperature, logits=raw)
+        d = build(temperature, logits=raw)
         value = d.rsample((7,))
         flat = value.reshape(7, 5)
         score = d.log_prob(value)

@@ -27,7 +27,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.common import ALL, HARD, VALUES, make
+from tests.common import ALL, RELAXED_VALUES, STRAIGHT_THROUGH, make
 from tests.families import FAMILIES, LOGITS, T, assert_same_distribution, counterpart
 
 # relax.
@@ -75,7 +75,7 @@ def test_wrappers_are_kept(family, hard):
 def test_a_relaxed_distribution_is_returned_as_it_is(cls):
     distribution = make(cls, batch_shape=(2, 3))
     for form in (distribution, distribution.to_event(1), distribution.mask(True)):
-        assert relax(form, 0.1, hard=cls not in HARD) is form
+        assert relax(form, 0.1, hard=cls not in STRAIGHT_THROUGH) is form
 
 
 def test_what_was_given_is_kept_when_torch_has_derived_the_other():
@@ -197,7 +197,7 @@ def test_temperatures_that_are_no_tensors_yet():
 # harden.
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_hardening_finds_the_outcome_that_the_noise_chose(cls):
     distribution = make(cls, temperature=0.01, batch_shape=(2000,), k=4)
     value = distribution.rsample()  # of which many entries have saturated
@@ -217,7 +217,7 @@ def test_hardening_finds_the_outcome_that_the_noise_chose(cls):
     assert harden(discrete) is discrete
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_hardening_passes_the_gradient_on(cls):
     value = make(cls, dtype=torch.float64).rsample()
     weights = torch.randn_like(value)
@@ -225,7 +225,7 @@ def test_hardening_passes_the_gradient_on(cls):
     assert torch.equal(gradient, weights)
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_hardening_leaves_a_discrete_value_as_it_is(cls):
     for value in (make(cls).rsample(), make(cls).sample()):
         assert harden(value) is value

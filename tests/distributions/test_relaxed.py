@@ -27,19 +27,19 @@ from pyro_gumbel.kernels import cpu as kernels
 from tests.common import (
     ALL,
     ALPHA,
-    COORDINATES,
-    ONE_BIT,
+    BERNOULLI,
+    DISCRETE,
     RANKINGS,
+    RELAXED,
+    RELAXED_LOGITS,
+    RELAXED_VALUES,
     SIZED,
-    SOFT,
     SUBSETS,
-    VALUES,
-    WITHOUT_TEMPERATURE,
     assert_counts,
     assert_same_mean,
+    build,
     derivatives,
     first_fast,
-    law_of,
     leaf_of,
     make,
     on_a_face,
@@ -114,7 +114,7 @@ def test_values_in_logit_space_have_the_same_distribution(soft, coordinates, bac
 
 @pytest.mark.parametrize("cls", [RelaxedCategorical, ExpRelaxedCategorical])
 def test_a_category_that_cannot_occur_never_does(cls):
-    d = law_of(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
+    d = build(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), validate_args=True)
     draws = d.sample((1000,))
     nothing = 0.0 if cls is RelaxedCategorical else -math.inf
     assert (draws[:, 1] == nothing).all()
@@ -176,7 +176,7 @@ def boundary(cls, k, dtype):
     """Values at and next to the boundary of the support."""
     finfo = torch.finfo(dtype)
     edge = [0.0, 1.0, finfo.tiny * finfo.eps, finfo.tiny / 2, 2 * finfo.tiny, 1 - finfo.eps / 2]
-    if cls in ONE_BIT:
+    if cls in BERNOULLI:
         return torch.tensor(edge, dtype=dtype)
     rows = []
     for number in edge:
@@ -193,11 +193,11 @@ def boundary(cls, k, dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "cls", "k"),
-    [(torch.float16, *pair) for pair in with_sizes(VALUES, 2, 10, 64)]
+    [(torch.float16, *pair) for pair in with_sizes(RELAXED_VALUES, 2, 10, 64)]
     + [
         (dtype, *pair)
         for dtype in (torch.bfloat16, torch.float32, torch.float64)
-        for pair in with_sizes(VALUES, 2, 10, 64, 1000)
+        for pair in with_sizes(RELAXED_VALUES, 2, 10, 64, 1000)
     ],
 )
 def test_boundary_values_are_finite(cls, k, dtype):
@@ -213,11 +213,11 @@ def test_boundary_values_are_finite(cls, k, dtype):
         assert_finite(log_prob=log_prob, **{f"grad_{i}": g for i, g in enumerate(gradients)})
 
 
-@pytest.mark.parametrize("cls", SOFT)
+@pytest.mark.parametrize("cls", RELAXED)
 def test_impossible_outcomes_pass_no_nan(cls):
     raw = torch.tensor([0.0, 0.3, 1.0], requires_grad=True)
     tau = torch.tensor(0.1, requires_grad=True)
-    d = law_of(cls, tau, probs=raw, validate_args=True)
+    d = build(cls, tau, probs=raw, validate_args=True)
     value = d.rsample((7,))
     log_prob = d.log_prob(value)
     assert log_prob.isfinite().all()
@@ -229,9 +229,12 @@ def test_impossible_outcomes_pass_no_nan(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_subnormal_probabilities_pass_finite_gradients(cls, tiny):
     """Where softmax underflows gradually, between a logit of -87 and one of -103."""
-    probs = torch.tensor([1.0, tiny] if cls not in ONE_BIT else tiny, requires_grad=True)
+    probs = torch.tensor([1.0, tiny] if cls not in BERNOULLI else tiny, requires_grad=True)
     tau = torch.tensor(100.0, requires_grad=True)
-    d, other = law_of(cls, tau, probs=probs), law_of(cls, 0.7, probs=torch.full_like(probs, 0.5))
+    d, other = (
+        build(cls, tau, probs=probs),
+        build(cls, 0.7, probs=torch.full_like(probs, 0.5)),
+    )
     value = d.rsample((50,))
     total = (d.log_prob(value) - other.log_prob(value)).sum() + value.sum()
     assert_finite(**dict(zip("pt", torch.autograd.grad(total, [probs, tau]), strict=True)))
@@ -245,7 +248,7 @@ def test_a_quotient_that_overflows_makes_no_nan(cls, temperature):
     for numbers in ([0.0, 1.0, lowest], [1e38, 0.0, -1.0], [-1e38, -2e38, -1e38]):
         raw = torch.tensor(numbers, requires_grad=True)
         tau = torch.tensor(temperature, requires_grad=True)
-        value = law_of(cls, tau, logits=raw).rsample((20,))
+        value = build(cls, tau, logits=raw).rsample((20,))
         assert not value.isnan().any()
         total = torch.where(value.isinf(), 0.0, value).sum()
         assert_finite(**dict(zip("xt", torch.autograd.grad(total, [raw, tau]), strict=True)))
@@ -266,13 +269,15 @@ HARD_VALUE = {
     RelaxedPlackettLuce: torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]),  # a row is enough
 }
 TEXT = "is 0 or 1 in all entries and remembers no draw.*condition inside.*"
-UNSATURATED = dict(zip(VALUES, ["LogitRelaxedB", "ExpR", "LogitRelaxedS", "the very"], strict=True))
+UNSATURATED = dict(
+    zip(RELAXED_VALUES, ["LogitRelaxedB", "ExpR", "LogitRelaxedS", "the very"], strict=True)
+)
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_hard_value_that_nobody_drew_is_warned_of(cls):
     """Alone and in a batch of soft ones; the number that comes back is that of one nearby."""
-    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    d = build(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
     some = torch.stack([SOFT_VALUE[cls], HARD_VALUE[cls], SOFT_VALUE[cls]])
     for value in (HARD_VALUE[cls], some):
         with pytest.warns(UserWarning, match=f"{cls.__name__}: .*{TEXT}{UNSATURATED[cls]}") as all_:
@@ -286,24 +291,24 @@ def test_a_hard_value_that_nobody_drew_is_warned_of(cls):
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_other_values_are_not_warned_of(cls):
     """A warning is an error here."""
     zeros = torch.zeros(param_shape(cls))
-    d = law_of(cls, 0.002, logits=zeros, validate_args=True)
+    d = build(cls, 0.002, logits=zeros, validate_args=True)
     drawn = d.rsample((100,))
     assert ((drawn == 0) | (drawn == 1)).reshape(100, -1).all(-1).any()
     d.log_prob(drawn)
-    law_of(cls, 0.5, logits=zeros, validate_args=True).log_prob(drawn)
+    build(cls, 0.5, logits=zeros, validate_args=True).log_prob(drawn)
     d.log_prob(SOFT_VALUE[cls])
     hard = HARD_VALUE[cls]
-    law_of(cls, 0.5, logits=zeros, validate_args=False).log_prob(hard)
+    build(cls, 0.5, logits=zeros, validate_args=False).log_prob(hard)
     torch.vmap(d.log_prob)(hard.expand(2, *hard.shape))
 
 
-@pytest.mark.parametrize("cls", first_fast(VALUES))
+@pytest.mark.parametrize("cls", first_fast(RELAXED_VALUES))
 def test_a_compiled_function_does_not_look_at_its_values(cls):
-    d = law_of(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
+    d = build(cls, 0.5, logits=torch.zeros(param_shape(cls)), validate_args=True)
     torch.compiler.reset()
     compiled = torch.compile(d.log_prob, backend="eager", fullgraph=True)
     d._validate_args = True  # torch.compile has switched the default off
@@ -320,7 +325,7 @@ def test_a_compiled_function_does_not_look_at_its_values(cls):
     ],
 )
 def test_the_only_value_there_is_is_not_warned_of(cls, probs, value):
-    d = law_of(cls, 0.5, probs=torch.tensor(probs), validate_args=True)
+    d = build(cls, 0.5, probs=torch.tensor(probs), validate_args=True)
     assert d.log_prob(torch.tensor(value)).isfinite().all()
 
 
@@ -360,13 +365,13 @@ DENSITIES = ("own score", "score of another's")  # whose slope in tau is as larg
 def plain(d, raw):
     """One of the class and shape, of equal probabilities where they are not 0 or 1."""
     logits = torch.where(raw.isinf(), raw, 0.0).detach()
-    return law_of(type(d), 0.7, logits=logits, size=getattr(d, "size", None))
+    return build(type(d), 0.7, logits=logits, size=getattr(d, "size", None))
 
 
 def exists(cls, what):
     logits = torch.zeros(param_shape(cls))
     try:
-        OF_A_LAW[what](law_of(cls, 2.0, logits=logits), logits)
+        OF_A_LAW[what](build(cls, 2.0, logits=logits), logits)
     except (AttributeError, NotImplementedError):
         return False
     return True
@@ -377,40 +382,40 @@ def exists(cls, what):
     ("cls", "what"),
     [
         (cls, what)
-        for cls in [*ALL, *WITHOUT_TEMPERATURE]
+        for cls in [*ALL, *DISCRETE]
         for what in OF_A_LAW
-        if exists(cls, what) and not (cls in COORDINATES and "divergence" in what)  # the values'
+        if exists(cls, what) and not (cls in RELAXED_LOGITS and "divergence" in what)  # the values'
     ],
 )
 def test_logits_at_the_end_of_the_range_make_no_nan(cls, what, dtype):
     """In nothing that there is, nor in its gradients; entropies are finite."""
     largest = 3e38 if dtype == torch.float32 else 1e308
     rows = EXTREME_ROWS[:-2] if cls is RelaxedPlackettLuce else EXTREME_ROWS
-    if cls in ONE_BIT:
+    if cls in BERNOULLI:
         rows = [1.0, -1.0, 0.5, math.inf, -math.inf]
     logits = largest * torch.tensor(rows, dtype=dtype)
     batch = logits.shape[: logits.dim() - len(param_shape(cls))]
     for temperature in (0.01, 2.0) if what != "mode" else (2.0,):
         raw = logits.clone().requires_grad_()
         tau = torch.full(batch, temperature, dtype=dtype, requires_grad=True)
-        value = OF_A_LAW[what](law_of(cls, tau, logits=raw, validate_args=False), raw)
+        value = OF_A_LAW[what](build(cls, tau, logits=raw, validate_args=False), raw)
         assert not value.isnan().any()
         assert what != "entropy" or value.isfinite().all()
         total = torch.where(value.isfinite(), value, 0.0)
         if total.requires_grad:
             slopes = torch.autograd.grad(total.sum(), [raw, tau], materialize_grads=True)
             assert not slopes[0].isnan().any()
-            assert (cls in SOFT and what in DENSITIES) or not slopes[1].isnan().any()
+            assert (cls in RELAXED and what in DENSITIES) or not slopes[1].isnan().any()
 
 
-@pytest.mark.parametrize("cls", SOFT)
+@pytest.mark.parametrize("cls", RELAXED)
 def test_forward_mode(cls):
     """torch.func.hessian is forward over reverse; of a single bit too."""
     logits = torch.randn(param_shape(cls), dtype=torch.float64)
-    value = law_of(cls, 0.5, logits=logits).sample().clone()
+    value = build(cls, 0.5, logits=logits).sample().clone()
 
     def score(logits, value):
-        return law_of(cls, 0.5, logits=logits, validate_args=False).log_prob(value)
+        return build(cls, 0.5, logits=logits, validate_args=False).log_prob(value)
 
     for argument in (0, 1):
         found = torch.func.hessian(score, argument)(logits, value)
@@ -425,7 +430,7 @@ def score_of_another(d, given):
     """Of the same parameter, held fixed, at another temperature."""
     size = {"size": d.size} if type(d) in SIZED else {}
     fixed = {name: parameter.detach() for name, parameter in given.items()}
-    other = law_of(type(d), 0.7, **fixed, **size)
+    other = build(type(d), 0.7, **fixed, **size)
     return other.log_prob(d.rsample((5,)))
 
 
@@ -439,20 +444,20 @@ OF_A_DRAW = {
 ON_FACES = [
     (cls, possible)
     for cls in ALL
-    for possible in ((1,) if cls in ONE_BIT else (3,) if cls in SUBSETS[:2] else (2, 3))
+    for possible in ((1,) if cls in BERNOULLI else (3,) if cls in SUBSETS[:2] else (2, 3))
 ]
 
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("what", OF_A_DRAW)
 @pytest.mark.parametrize(
-    ("cls", "possible"), slow_unless(lambda case: case[0] not in COORDINATES, ON_FACES)
+    ("cls", "possible"), slow_unless(lambda case: case[0] not in RELAXED_LOGITS, ON_FACES)
 )
 def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(
     cls, possible, what, many, monkeypatch
 ):
     """Of first and of second order, in the parameter, the temperature, and mixed."""
-    k = 3 if cls in ONE_BIT else 4
+    k = 3 if cls in BERNOULLI else 4
     share_noise(k, monkeypatch)
     if many:
         monkeypatch.setattr(kernels, "MANY", 1)
@@ -462,10 +467,10 @@ def test_derivatives_at_probabilities_of_0_are_those_of_what_is_left(
         torch.manual_seed(3)
         size = {"size": 2} if cls in SIZED else {}
         given = {name: parameter}
-        value = statistic(law_of(cls, temperature, **given, **size), given)
-        return value[..., :possible] if of_outcomes or cls in ONE_BIT else value
+        value = statistic(build(cls, temperature, **given, **size), given)
+        return value[..., :possible] if of_outcomes or cls in BERNOULLI else value
 
-    for name, batch in (("probs", ()), ("logits", (1,) if cls in ONE_BIT else (2,))):
+    for name, batch in (("probs", ()), ("logits", (1,) if cls in BERNOULLI else (2,))):
         for dtype in DTYPES:
             whole, left = on_a_face(cls, possible, name, dtype)
             tau = torch.full(batch, 0.5, dtype=dtype)
@@ -484,7 +489,7 @@ def test_second_derivatives_at_probabilities_of_0_in_half_precision(cls, dtype):
     parameter, _ = on_a_face(cls, 3, "probs", dtype)
     for statistic, _ in OF_A_DRAW.values():
         raw, tau = parameter.clone().requires_grad_(), torch.tensor(0.5, dtype=dtype)
-        d = law_of(cls, tau.requires_grad_(), probs=raw, validate_args=False)
+        d = build(cls, tau.requires_grad_(), probs=raw, validate_args=False)
         value = statistic(d, {"probs": raw})
         total = torch.where(value.isfinite(), value, 0.0).float().sum()
         options = {"create_graph": True, "materialize_grads": True}
@@ -504,7 +509,7 @@ def test_a_point_has_no_derivatives(cls):
         def finite(parameter, temperature, statistic=statistic):
             size = {"size": 2} if cls in SUBSETS else {}
             given = {"logits": parameter}
-            value = statistic(law_of(cls, temperature, **given, **size), given)
+            value = statistic(build(cls, temperature, **given, **size), given)
             return torch.where(value.isfinite(), value, 0.0)
 
         assert all((part == 0).all() for part in derivatives(finite, whole, tau, possible))
@@ -530,7 +535,7 @@ def test_float32_scores_what_float64_scores():
             d = make(cls, temperature, (300,), 10)
             value = d.sample()
             exact_logits = leaf_of(d).detach().double()
-            exact = law_of(cls, temperature, logits=exact_logits, validate_args=False)
+            exact = build(cls, temperature, logits=exact_logits, validate_args=False)
             coordinates = recall(value, d.link).double()
             tau = torch.tensor(temperature, dtype=torch.float64)
             expected = exact.link.log_density(coordinates, exact_logits, tau, of_values=True)
@@ -552,7 +557,7 @@ def at_fixed_noise(function):
 
 
 def gradient_inputs(cls, parameter):
-    shape = (3, 4) if cls not in ONE_BIT else (3,)
+    shape = (3, 4) if cls not in BERNOULLI else (3,)
     raw = torch.randn(shape, dtype=torch.float64)
     if parameter == "probs":
         raw = raw.sigmoid() * 0.8 + 0.1
@@ -561,11 +566,11 @@ def gradient_inputs(cls, parameter):
 
 
 @pytest.mark.parametrize("parameter", first_fast(["logits", "probs"]))
-@pytest.mark.parametrize("cls", SOFT)
+@pytest.mark.parametrize("cls", RELAXED)
 def test_gradients_of_rsample(cls, parameter):
     @at_fixed_noise
     def draw(raw, tau):
-        return law_of(cls, tau, **{parameter: raw}).rsample((2,))
+        return build(cls, tau, **{parameter: raw}).rsample((2,))
 
     inputs = gradient_inputs(cls, parameter)
     assert gradcheck(draw, inputs)
@@ -573,33 +578,33 @@ def test_gradients_of_rsample(cls, parameter):
 
 
 @pytest.mark.parametrize("parameter", first_fast(["logits", "probs"]))
-@pytest.mark.parametrize("cls", SOFT)
+@pytest.mark.parametrize("cls", RELAXED)
 def test_gradients_of_log_prob(cls, parameter):
     """In the parameters and in the value; the soft values move within their support."""
     inputs = gradient_inputs(cls, parameter)
     free = torch.randn(inputs[0].shape, dtype=torch.float64, requires_grad=True)
 
     def score(raw, tau, free):
-        d = law_of(cls, tau, **{parameter: raw}, validate_args=False)
-        if cls not in ONE_BIT:
+        d = build(cls, tau, **{parameter: raw}, validate_args=False)
+        if cls not in BERNOULLI:
             link = links.Hypersimplex(2) if cls in SUBSETS else links.simplex
             if cls in RANKINGS:
                 free = torch.stack([free, free.flip(-1)], -2)  # with another winner
             v = link.unconstrained(free, torch.ones_like(tau[0]))
             if cls is RelaxedSubset:
                 return d.log_prob(v.sigmoid())
-            return d.log_prob(v if cls in COORDINATES else v.exp())
-        return d.log_prob(free if cls in COORDINATES else free.sigmoid())
+            return d.log_prob(v if cls in RELAXED_LOGITS else v.exp())
+        return d.log_prob(free if cls in RELAXED_LOGITS else free.sigmoid())
 
     assert gradcheck(score, (*inputs, free))
     assert gradgradcheck(score, (*inputs, free))
 
 
-@pytest.mark.parametrize("cls", SOFT)
+@pytest.mark.parametrize("cls", RELAXED)
 def test_gradients_of_log_prob_of_own_samples(cls):
     @at_fixed_noise
     def score(raw, tau):
-        d = law_of(cls, tau, logits=raw)
+        d = build(cls, tau, logits=raw)
         return d.log_prob(d.rsample((2,)))
 
     inputs = gradient_inputs(cls, "logits")
@@ -613,7 +618,7 @@ def test_total_derivative_of_own_score(cls):
     d = make(cls, 0.05, (100,), 10)
     value = d.rsample()
     (found,) = torch.autograd.grad(d.log_prob(value).sum(), leaf_of(d))
-    k = 10 if cls not in ONE_BIT else 2
+    k = 10 if cls not in BERNOULLI else 2
     torch.testing.assert_close(found, (k * value - 1).detach() / 0.05, rtol=1e-4, atol=2e-3)
 
 

@@ -21,9 +21,9 @@ from pyro.optim.dct_adam import DCTAdam
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedPlackettLuce
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.links import interval
-from tests.common import ONE_BIT, VALUES, law_of, leaf_of, make, param_shape
+from tests.common import BERNOULLI, RELAXED_VALUES, build, leaf_of, make, param_shape
 
-OF_ONE_ROW = [cls for cls in VALUES if cls is not RelaxedPlackettLuce]
+OF_ONE_ROW = [cls for cls in RELAXED_VALUES if cls is not RelaxedPlackettLuce]
 
 
 def exact_score(d, coordinates):
@@ -84,7 +84,7 @@ FORGETTING = {
 
 
 @pytest.mark.parametrize("how", FORGETTING)
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_without_its_cache_a_value_is_evaluated_through_the_inverse(cls, how):
     d = make(cls, 0.03, (200,), 5, validate_args=False)  # or it would warn
     value = d.sample()
@@ -109,7 +109,7 @@ def test_a_copy_made_after_a_change_has_no_cache():
         torch.testing.assert_close(d.log_prob(other), d.log_prob(torch.full((4,), 0.25)))
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_the_log_prob_of_a_detached_value_is_detached_from_it(cls):
     d = make(cls, 0.5, (6,), 4, torch.float64)
     value = d.rsample()
@@ -121,7 +121,7 @@ def test_the_log_prob_of_a_detached_value_is_detached_from_it(cls):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_value_made_a_leaf_has_a_gradient_of_its_own(cls):
     d = make(cls, 0.5, (6,), 4, torch.float64)
     value = d.rsample()
@@ -141,11 +141,11 @@ def test_a_parameter_that_has_changed_its_dtype_is_not_what_it_was(draw):
     assert d.log_prob(value).dtype == torch.float64
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_log_prob_has_the_dtype_of_the_distribution_with_or_without_a_cache(cls):
     logits = torch.zeros(param_shape(cls), dtype=torch.float64)
-    value = law_of(cls, 0.5, logits=logits.float()).sample((3,))
-    d = law_of(cls, 0.5, logits=logits)
+    value = build(cls, 0.5, logits=logits.float()).sample((3,))
+    d = build(cls, 0.5, logits=logits)
     assert d.log_prob(value).dtype == d.log_prob(value.clone()).dtype == torch.float64
 
 
@@ -158,7 +158,7 @@ def test_a_cache_belongs_to_one_tensor():
     assert recall(other, interval) is None
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_the_gradient_in_a_leaf_exists(cls):
     d = make(cls, 0.5, (6,), 4)
     value = d.sample().requires_grad_()
@@ -177,7 +177,7 @@ def test_a_cache_is_keyed_by_the_link():
     torch.testing.assert_close(d.log_prob(rows), d.log_prob(rows.clone()))
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_values_of_half_types_are_cached_in_float32(cls):
     d = make(cls, 0.1, (20,), 4, torch.bfloat16)
     value = d.rsample()
@@ -195,7 +195,7 @@ def test_inference_mode(cls):
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_values_from_predictive(cls, parallel):
     """Stacked over many runs they have no cache; the values in the trace of one run do."""
     d = make(cls, 0.03, (), 5, validate_args=False)  # or it would warn
@@ -211,12 +211,12 @@ def test_values_from_predictive(cls, parallel):
     assert recall(own, d.link) is not None
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_cached_infinity_of_an_impossible_category_is_not_used_elsewhere(cls):
     """Where the outcome is possible, the value is evaluated through the inverse instead."""
-    zeros = torch.tensor([0.0, 0.4, 0.6] if cls not in ONE_BIT else [0.0, 1.0])
-    value = law_of(cls, 0.5, probs=zeros).sample()
-    d = law_of(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
+    zeros = torch.tensor([0.0, 0.4, 0.6] if cls not in BERNOULLI else [0.0, 1.0])
+    value = build(cls, 0.5, probs=zeros).sample()
+    d = build(cls, 0.5, logits=torch.zeros_like(zeros), validate_args=False)
     score = d.log_prob(value)
     assert score.isfinite().all()
     torch.testing.assert_close(score, d.log_prob(value.clone()))
@@ -241,7 +241,7 @@ def scored(d, value, parameter):
 
 def assert_as_new(cls, d, value, tau, logits, parameter):
     """The log_prob is that of a new distribution of the parameters."""
-    new = law_of(cls, tau, logits=logits)
+    new = build(cls, tau, logits=logits)
     for found, expected in zip(
         scored(d, value, parameter), scored(new, value, parameter), strict=True
     ):
@@ -329,11 +329,11 @@ DRAWN_AND_CHANGED = [
 
 @pytest.mark.parametrize("which", ["logits", "temperature"])
 @pytest.mark.parametrize(("draw", "change"), DRAWN_AND_CHANGED)
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
     leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     leaves = {"logits": leaf, "temperature": torch.tensor([0.7]).double().requires_grad_()}
-    d = law_of(cls, leaves["temperature"], logits=leaf)
+    d = build(cls, leaves["temperature"], logits=leaf)
     value = getattr(d, draw)((5,))
     CHANGES[change](leaves[which])
     assert_as_new(cls, d, value, leaves["temperature"], leaf, leaves[which])
@@ -341,45 +341,45 @@ def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
 
 @pytest.mark.parametrize("made", MADE_OF_A_LEAF)
 @pytest.mark.parametrize("change", ["fused Adam", "ClippedAdam", "numpy", "storage"])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_no_change_of_a_view_of_a_leaf_goes_unnoticed(cls, change, made):
     leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     tau, logits = torch.tensor(0.7).double(), MADE_OF_A_LEAF[made](leaf)
-    d = law_of(cls, tau, logits=logits)
+    d = build(cls, tau, logits=logits)
     value = d.rsample((5,))
     CHANGES[change](leaf)
     assert_as_new(cls, d, value, tau, logits, leaf)
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_result_without_a_graph_is_compared_by_value(cls):
     weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     with torch.no_grad():
         logits = weights * 1
-    d = law_of(cls, 0.7, logits=logits)
+    d = build(cls, 0.7, logits=logits)
     value = d.sample((5,))
     logits.data.add_(uneven(logits))
     assert_as_new(cls, d, value, 0.7, logits, weights)
 
 
 @pytest.mark.parametrize("change", [lambda logits: logits.add_(uneven(logits)), in_place, swapped])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_no_counted_change_of_a_result_goes_unnoticed(cls, change):
     weights = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
     logits = weights * 1
-    d = law_of(cls, 0.7, logits=logits)
+    d = build(cls, 0.7, logits=logits)
     value = d.sample((5,))
     with torch.no_grad():
         d.log_prob(value)
         change(logits)
         torch.testing.assert_close(
-            d.log_prob(value), law_of(cls, 0.7, logits=logits).log_prob(value)
+            d.log_prob(value), build(cls, 0.7, logits=logits).log_prob(value)
         )
 
 
 @pytest.mark.parametrize("value_needs_grad", [True, False])
 @pytest.mark.parametrize("which", ["logits", "temperature"])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_grad):
     leaves = {
         "logits": torch.rand(param_shape(cls), dtype=torch.float64),
@@ -387,7 +387,7 @@ def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_
     }
     other = "logits" if which == "temperature" else "temperature"
     leaves[other].requires_grad_(value_needs_grad)
-    d = law_of(cls, leaves["temperature"], logits=leaves["logits"])
+    d = build(cls, leaves["temperature"], logits=leaves["logits"])
     value = d.rsample((5,))
     leaves[which].requires_grad_()
     assert_as_new(cls, d, value, leaves["temperature"], leaves["logits"], leaves[which])
@@ -395,11 +395,11 @@ def test_a_gradient_switched_on_after_the_draw_is_there(cls, which, value_needs_
 
 
 @pytest.mark.parametrize("made", [*MADE_OF_A_LEAF, "result"])
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_every_log_prob_is_a_tensor_of_its_own(cls, made):
     leaf = torch.rand(param_shape(cls)).requires_grad_()
     logits = {**MADE_OF_A_LEAF, "result": lambda leaf: leaf * 1}[made](leaf)
-    d = law_of(cls, 0.7, logits=logits)
+    d = build(cls, 0.7, logits=logits)
     value = d.rsample((5,))
     first, second = d.log_prob(value), d.log_prob(value)
     if second.requires_grad:
@@ -413,7 +413,7 @@ def test_every_log_prob_is_a_tensor_of_its_own(cls, made):
     torch.testing.assert_close(d.log_prob(value), kept)
 
 
-@pytest.mark.parametrize("cls", VALUES)
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_a_value_changed_in_inference_mode_is_evaluated_as_it_is(cls):
     with torch.inference_mode():
         d = make(cls, 0.5, (6,), 4)
@@ -427,7 +427,7 @@ def test_a_value_changed_in_inference_mode_is_evaluated_as_it_is(cls):
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
 def test_the_log_prob_that_a_draw_has_cached_is_that_in_logit_space(cls, shape, needs_grad):
     logits = torch.randn(shape)
-    d = law_of(cls, 0.5, logits=logits.requires_grad_(needs_grad))
+    d = build(cls, 0.5, logits=logits.requires_grad_(needs_grad))
     value = d.rsample()
     expected = exact_score(d, recall(value, d.link))
     torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=2e-3)
@@ -457,11 +457,11 @@ def held_bytes(value):
 def test_a_kept_draw_holds_no_more_than_its_logits_and_log_prob(cls, tau, k):
     """A Bernoulli value caches its logit alone, a categorical in reach of floats nothing."""
     logits = torch.zeros(k)
-    value = law_of(cls, tau, logits=logits).sample((20,))
+    value = build(cls, tau, logits=logits).sample((20,))
     itself = value.numel() * value.element_size()
     inside = cls is RelaxedCategorical and tau == 1.0
     expected = 0 if inside else itself
-    if cls not in ONE_BIT:
+    if cls not in BERNOULLI:
         expected += 20 * 4 + 2 * 4 * k + 4  # the log_prob, the parameters, a copy of the logits
     assert held_bytes(value) == expected
 

@@ -22,11 +22,11 @@ from pyro_gumbel import (
 )
 from tests.common import (
     ALPHA,
-    HARD,
-    ONE_BIT,
+    BERNOULLI,
+    STRAIGHT_THROUGH,
     assert_counts,
     assert_same_mean,
-    law_of,
+    build,
     leaf_of,
     make,
 )
@@ -62,7 +62,7 @@ INFINITE = {
 }
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_it_is_the_discrete_class(cls):
     d = make(cls)
     assert isinstance(d, PLAIN_OF[cls])
@@ -72,7 +72,7 @@ def test_it_is_the_discrete_class(cls):
 
 
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_it_has_the_discrete_distribution(cls, parameter):
     """Mass, mean, variance, mode, entropy and support, against the plain class."""
     d = make(cls, 0.3, (4, 2), 5, torch.float64, parameter)
@@ -88,7 +88,7 @@ def test_it_has_the_discrete_distribution(cls, parameter):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_samples_are_exactly_hard(cls, temperature, dtype):
     d = make(cls, temperature, (50,), 7, dtype)
     torch.manual_seed(2)
@@ -100,7 +100,7 @@ def test_samples_are_exactly_hard(cls, temperature, dtype):
     assert not drawn.requires_grad
     assert drawn.dtype == dtype
     assert ((drawn == 0) | (drawn == 1)).all()
-    if cls not in ONE_BIT:
+    if cls not in BERNOULLI:
         assert (drawn.sum(-1) == (d.size if cls is SubsetStraightThrough else 1)).all()
     assert d.support.check(drawn).all()
     assert d.log_prob(pathwise).isfinite().all()
@@ -141,7 +141,7 @@ def test_a_category_of_probability_one_in_a_million():
 def test_backward_is_that_of_the_relaxed_sample_at_the_same_noise(cls, parameter):
     tau = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
     hard = make(cls, tau, (2,), 4, torch.float64, parameter)
-    soft = law_of(SOFT_OF[cls], tau, **{parameter: leaf_of(hard)})
+    soft = build(SOFT_OF[cls], tau, **{parameter: leaf_of(hard)})
     weight = torch.randn(3, *hard.batch_shape, *hard.event_shape, dtype=torch.float64)
     gradients = []
     for d in (hard, soft):
@@ -163,12 +163,12 @@ def test_log_prob_is_linear_in_the_value_and_differentiable(cls):
     torch.testing.assert_close(slope, d.logits)  # of a bit, log p - log(1 - p)
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_second_derivatives(cls):
     raw = leaf_of(make(cls, dtype=torch.float64))
 
     def draw(raw):
-        d = law_of(cls, 0.5, logits=raw)
+        d = build(cls, 0.5, logits=raw)
         value = d.sample()
         return d.log_prob(value) + d.entropy()
 
@@ -231,7 +231,7 @@ def test_impossible_outcomes(cls, parameter, dtype):
     """They are never drawn, have the log_prob -inf, and pass finite gradients."""
     numbers = (ZEROS if parameter == "probs" else INFINITE)[cls]
     raw = torch.tensor(numbers, dtype=dtype, requires_grad=True)
-    d = law_of(cls, 0.1, **{parameter: raw}, validate_args=True)
+    d = build(cls, 0.1, **{parameter: raw}, validate_args=True)
     draws = d.rsample((1000,))
     assert (draws[:, 0] == 0).all()
     log_prob = d.log_prob(draws)
@@ -241,7 +241,7 @@ def test_impossible_outcomes(cls, parameter, dtype):
         (gradient,) = torch.autograd.grad(output.float().sum(), raw, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient[0] == 0
-    if cls not in ONE_BIT:
+    if cls not in BERNOULLI:
         impossible = torch.tensor([1.0, 0.0, 0.0])
         assert d.logits[0] == -math.inf
         assert d.log_prob(impossible) == -math.inf
@@ -256,28 +256,28 @@ def test_impossible_outcomes(cls, parameter, dtype):
 
 @pytest.mark.parametrize("cls", HARD_ONE)
 def test_the_gradient_in_the_value_is_zero_at_an_impossible_outcome(cls):
-    value = torch.tensor([0.0, 1.0, 1.0] if cls in ONE_BIT else [0.0, 1.0, 0.0])
+    value = torch.tensor([0.0, 1.0, 1.0] if cls in BERNOULLI else [0.0, 1.0, 0.0])
     value.requires_grad_()
-    d = law_of(cls, 0.5, probs=torch.tensor(ZEROS[cls]))
+    d = build(cls, 0.5, probs=torch.tensor(ZEROS[cls]))
     (slope,) = torch.autograd.grad(d.log_prob(value).sum(), value)
     assert slope.isfinite().all()
     assert slope[0] == 0
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_the_mode_is_most_probable(cls):
     d = make(cls, batch_shape=(100,), k=6)
     support = d.enumerate_support()
     best = d.log_prob(support).max(0).values
     torch.testing.assert_close(d.log_prob(d.mode), best)
-    tie = law_of(cls, 0.5, logits=torch.zeros(d.param_shape[1:]))
+    tie = build(cls, 0.5, logits=torch.zeros(d.param_shape[1:]))
     assert tie.mode.flatten()[0] == 1
 
 
 # The score function of a guide's site.
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_only_what_rsample_returned_is_pathwise(cls):
     d = make(cls)
     pathwise = d.score_parts(d.rsample())
@@ -302,7 +302,7 @@ def test_rsample_without_a_gradient_is_pathwise_too():
         assert d.score_parts(d.rsample()).score_function == 0
 
 
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_the_mean_of_samples_is_the_mean(cls):
     d = make(cls, batch_shape=(3,), k=4)
     assert_same_mean(d.sample((50_000,)), d.mean.detach())

@@ -15,15 +15,15 @@ from pyro_gumbel import (
 )
 from tests.common import (
     ALL,
-    COORDINATES,
+    CATEGORICAL,
     FEW,
-    HARD,
-    ONE_OF_K,
     RANKINGS,
+    RELAXED_LOGITS,
+    RELAXED_VALUES,
+    STRAIGHT_THROUGH,
     SUBSETS,
-    VALUES,
+    build,
     event_shape,
-    law_of,
     param_shape,
     slow_unless,
 )
@@ -33,7 +33,7 @@ TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbe
 
 def draw_and_score(cls, temperature=2.0, **keywords):
     def function(logits):
-        d = law_of(cls, temperature, logits=logits, **keywords)
+        d = build(cls, temperature, logits=logits, **keywords)
         value = d.rsample()
         return value, d.log_prob(value)
 
@@ -42,7 +42,7 @@ def draw_and_score(cls, temperature=2.0, **keywords):
 
 def assert_scores(cls, logits, value, score, temperature=2.0):
     """The log_prob of an ordinary call, from the values alone, so not at low temperature."""
-    d = law_of(cls, temperature, logits=logits)
+    d = build(cls, temperature, logits=logits)
     torch.testing.assert_close(score, d.log_prob(value), rtol=1e-4, atol=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_vmap_over_the_logits(cls):
     assert score.shape == (6, 4)
     assert_scores(cls, logits, value, score)
     same = torch.vmap(function, randomness="different")(torch.zeros(50, 1, *param_shape(cls)))[0]
-    assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in HARD else 50)
+    assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in STRAIGHT_THROUGH else 50)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -92,20 +92,20 @@ def test_vmap_over_the_temperature(cls):
     temperature = torch.tensor([0.3, 1.0, 3.0])
 
     def score(tau, value):
-        return law_of(cls, tau, logits=logits).log_prob(value)
+        return build(cls, tau, logits=logits).log_prob(value)
 
-    value = law_of(cls, 1.0, logits=logits).sample((3,)).clone()
+    value = build(cls, 1.0, logits=logits).sample((3,)).clone()
     found = torch.vmap(score)(temperature, value)
     expected = torch.stack(
-        [law_of(cls, t, logits=logits).log_prob(v) for t, v in zip(temperature, value, strict=True)]
+        [build(cls, t, logits=logits).log_prob(v) for t, v in zip(temperature, value, strict=True)]
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def moments_and_divergence(cls, logits, temperature):
     """What is exact of a soft distribution, as one number a batch element."""
-    d = law_of(cls, temperature, logits=logits, validate_args=False)
-    p = law_of(cls, 0.3, logits=torch.zeros_like(logits), validate_args=False)
+    d = build(cls, temperature, logits=logits, validate_args=False)
+    p = build(cls, 0.3, logits=torch.zeros_like(logits), validate_args=False)
     total = kl_divergence(d, p)
     if cls not in SUBSETS:
         total = total + d.entropy()
@@ -115,7 +115,7 @@ def moments_and_divergence(cls, logits, temperature):
     return total
 
 
-@pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
+@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], *RELAXED_LOGITS])
 def test_vmap_of_what_is_exact(cls):
     """Over logits and temperatures, and of its gradient."""
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64)
@@ -144,7 +144,7 @@ def compiled(function, backend="aot_eager"):
     ("cls", "temperature"),
     slow_unless(
         lambda case: case[0] in FEW and case[1] == 0.02,
-        [*((cls, 0.02) for cls in ALL), *((cls, 0.5) for cls in VALUES)],
+        [*((cls, 0.02) for cls in ALL), *((cls, 0.5) for cls in RELAXED_VALUES)],
     ),
 )
 def test_compile_with_a_value_from_inside(cls, temperature):
@@ -152,10 +152,10 @@ def test_compile_with_a_value_from_inside(cls, temperature):
     logits = torch.randn(100, *param_shape(cls), requires_grad=True)
     function = draw_and_score(cls, temperature, validate_args=False)
     value, score = compiled(function)(logits)
-    expected = law_of(cls, temperature, logits=logits, validate_args=False).log_prob(value)
+    expected = build(cls, temperature, logits=logits, validate_args=False).log_prob(value)
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-3)
-    if cls in VALUES and temperature == 0.02:
-        d = law_of(cls, temperature, logits=logits, validate_args=False)
+    if cls in RELAXED_VALUES and temperature == 0.02:
+        d = build(cls, temperature, logits=logits, validate_args=False)
         forgotten = d.log_prob(value.clone())
         assert (score - forgotten).abs().max() > 1
     (gradient,) = torch.autograd.grad((score + value.sum()).sum(), logits)
@@ -167,10 +167,10 @@ def test_compile_with_a_value_from_outside(cls):
     logits = torch.randn(100, *param_shape(cls))
 
     def score(logits, value):
-        return law_of(cls, 0.02, logits=logits, validate_args=False).log_prob(value)
+        return build(cls, 0.02, logits=logits, validate_args=False).log_prob(value)
 
     function = compiled(score)
-    d = law_of(cls, 0.02, logits=logits)
+    d = build(cls, 0.02, logits=logits)
     for value in (d.sample(), d.sample().clone()):
         torch.testing.assert_close(function(logits, value), score(logits, value))
 
@@ -179,13 +179,13 @@ def test_compile_with_a_value_from_outside(cls):
 def test_compiled_samples_have_their_distribution(cls):
     logits = torch.zeros(5000, *param_shape(cls, 4))
     value, _ = compiled(draw_and_score(cls, validate_args=False))(logits)
-    if cls in ONE_OF_K + RANKINGS:
+    if cls in CATEGORICAL + RANKINGS:
         share = (value.argmax(-1) == 0).float().mean()
         assert abs(share - 0.25) < 0.03
     elif cls in SUBSETS:
         chosen = value.topk(2, -1).indices
         assert abs((chosen == 0).any(-1).float().mean() - 0.5) < 0.03
-    elif cls in HARD or cls in VALUES:
+    elif cls in STRAIGHT_THROUGH or cls in RELAXED_VALUES:
         assert abs((value > 0.5).float().mean() - 0.5) < 0.03
     else:
         assert abs((value > 0).float().mean() - 0.5) < 0.03
@@ -194,7 +194,8 @@ def test_compiled_samples_have_their_distribution(cls):
 @pytest.mark.parametrize(
     "cls",
     slow_unless(
-        lambda cls: cls in (LogitRelaxedBernoulli, RelaxedSubset), [*VALUES[:3], *COORDINATES]
+        lambda cls: cls in (LogitRelaxedBernoulli, RelaxedSubset),
+        [*RELAXED_VALUES[:3], *RELAXED_LOGITS],
     ),
 )
 def test_compile_what_is_exact(cls):
@@ -203,7 +204,7 @@ def test_compile_what_is_exact(cls):
     def function(x):
         return moments_and_divergence(cls, x, 0.7)
 
-    d = law_of(cls, 0.5, logits=logits.detach())
+    d = build(cls, 0.5, logits=logits.detach())
     kl_divergence(d, d)  # the first of a pair of types is a look-up that torch does not compile
     found, expected = compiled(function)(logits), function(logits)
     torch.testing.assert_close(found, expected)
@@ -241,12 +242,12 @@ def test_trace_of_rsample(cls):
 def test_trace_of_log_prob_bakes_in_no_cache(cls):
     """Traced with one own sample, it evaluates any other value as it is."""
     logits = torch.randn(50, *param_shape(cls))
-    own = law_of(cls, 0.5, logits=logits).sample()
+    own = build(cls, 0.5, logits=logits).sample()
 
     def score(logits, value):
-        return law_of(cls, 0.5, logits=logits).log_prob(value)
+        return build(cls, 0.5, logits=logits).log_prob(value)
 
     traced = torch.jit.trace(score, (logits, own), check_trace=False)
-    other = law_of(cls, 0.5, logits=logits).sample().clone()
+    other = build(cls, 0.5, logits=logits).sample().clone()
     torch.testing.assert_close(traced(logits, other), score(logits, other))
     assert not torch.equal(traced(logits, other), traced(logits, own))

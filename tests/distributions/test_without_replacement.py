@@ -25,11 +25,11 @@ from pyro_gumbel import (
     m_hot,
 )
 from tests.common import (
-    WITHOUT_TEMPERATURE,
+    DISCRETE,
     assert_counts,
     assert_same_mean,
+    build,
     first_fast,
-    law_of,
     make,
     slow_unless,
 )
@@ -72,7 +72,7 @@ def assert_outcomes(d, value):
 @pytest.mark.parametrize("cls", ORDERED)
 def test_the_probability_of_a_ranking_is_that_of_successive_draws(cls):
     logits = 3 * torch.randn(6, dtype=torch.float64)
-    d = law_of(cls, 0.5, logits=logits, size=4)
+    d = build(cls, 0.5, logits=logits, size=4)
     for value in d.sample((20,)):
         p, left = 1.0, logits.exp()
         for winner in value.argmax(-1).tolist():
@@ -85,7 +85,7 @@ def test_the_probability_of_a_ranking_is_that_of_successive_draws(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_probabilities_sum_to_one_and_subsets_are_sums_of_rankings(cls):
     logits = 2 * torch.randn(3, 5, dtype=torch.float64)
-    d = law_of(cls, 0.5, logits=logits, size=3)
+    d = build(cls, 0.5, logits=logits, size=3)
     outcomes = d.enumerate_support()
     count = math.comb(5, 3) if cls in UNORDERED else math.perm(5, 3)
     assert outcomes.shape == (count, 3, *d.event_shape)
@@ -103,7 +103,7 @@ def test_probabilities_sum_to_one_and_subsets_are_sums_of_rankings(cls):
 
 @pytest.mark.parametrize("cls", ORDERED)
 def test_a_full_ranking(cls):
-    d = law_of(cls, 0.5, logits=torch.randn(4, dtype=torch.float64), size=4)
+    d = build(cls, 0.5, logits=torch.randn(4, dtype=torch.float64), size=4)
     outcomes = d.enumerate_support()
     assert len(outcomes) == 24
     assert d.log_prob(outcomes).exp().sum().item() == pytest.approx(1)
@@ -111,7 +111,7 @@ def test_a_full_ranking(cls):
 
 @pytest.mark.parametrize("cls", UNORDERED)
 def test_all_of_them_are_a_point(cls):
-    d = law_of(cls, 0.5, logits=torch.randn(4, requires_grad=True), size=4)
+    d = build(cls, 0.5, logits=torch.randn(4, requires_grad=True), size=4)
     assert d.sample().tolist() == [1.0] * 4
     assert d.log_prob(torch.ones(4)).item() == 0
     assert d.entropy().item() == 0
@@ -122,7 +122,7 @@ def test_all_of_them_are_a_point(cls):
 def test_size_one_is_a_categorical(cls):
     logits = torch.randn(3, 5, dtype=torch.float64)
     d, one = (
-        law_of(cls, 0.5, logits=logits, size=1),
+        build(cls, 0.5, logits=logits, size=1),
         CategoricalStraightThrough(0.5, None, logits),
     )
     values = one.enumerate_support().requires_grad_()
@@ -139,7 +139,7 @@ def test_size_one_is_a_categorical(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_probability_extends_by_first_differences(cls):
     """At other values it is that of the nearest outcome, plus the logits times what is left."""
-    d = law_of(cls, 0.5, logits=torch.randn(5, dtype=torch.float64), size=2, validate_args=False)
+    d = build(cls, 0.5, logits=torch.randn(5, dtype=torch.float64), size=2, validate_args=False)
     nearest = d.sample()
     value = 0.9 * nearest + 0.02 * torch.rand(nearest.shape, dtype=torch.float64)
     expected = d.log_prob(nearest) + ((value - nearest) * d.logits).sum()
@@ -152,10 +152,10 @@ def test_the_probability_extends_by_first_differences(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_gradients_of_the_probability(cls):
     raw = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    value = law_of(cls, 0.5, logits=raw.detach(), size=3).sample()
+    value = build(cls, 0.5, logits=raw.detach(), size=3).sample()
 
     def score(raw):
-        d = law_of(cls, 0.5, logits=raw, size=3)
+        d = build(cls, 0.5, logits=raw, size=3)
         return d.log_prob(value) + d.entropy()
 
     assert torch.autograd.gradcheck(score, raw)
@@ -167,7 +167,7 @@ def test_gradients_of_the_probability(cls):
 def test_impossible_outcomes(cls, parameter):
     numbers = [0.0, 0.3, 0.7, 0.5] if parameter == "probs" else [-math.inf, 0.3, 0.7, 0.5]
     raw = torch.tensor(numbers, requires_grad=True)
-    d = law_of(cls, 0.1, **{parameter: raw}, size=2, validate_args=True)
+    d = build(cls, 0.1, **{parameter: raw}, size=2, validate_args=True)
     draws = d.sample((1000,))
     assert (draws[..., 0] == 0).all()
     log_prob = d.log_prob(draws)
@@ -184,7 +184,7 @@ def test_impossible_outcomes(cls, parameter):
         assert gradient[0] == 0
     value = draws[:1].clone().requires_grad_()
     assert torch.autograd.grad(d.log_prob(value).sum(), value)[0].isfinite().all()
-    sure = law_of(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), size=2)
+    sure = build(cls, 0.1, logits=torch.tensor([0.0, -math.inf, 1.0]), size=2)
     drawn = m_hot(sure.sample()) if cls in ORDERED else sure.sample()
     assert drawn.tolist() == [1, 0, 1]
     if cls in UNORDERED:
@@ -204,7 +204,7 @@ def test_a_ranking_with_a_repeated_winner_is_impossible():
 @pytest.mark.parametrize("cls", CLASSES)
 def test_samplers_have_the_distribution(cls):
     for logits in (torch.zeros(4), torch.tensor([2.0, 0.0, 0.5, -1.0])):
-        d = law_of(cls, 0.5, logits=logits, size=2)
+        d = build(cls, 0.5, logits=logits, size=2)
         assert_outcomes(d, d.sample((DRAWS,)))
         if d.has_rsample:
             assert_outcomes(d, d.rsample((DRAWS,)).detach())
@@ -237,7 +237,7 @@ def test_the_redraw_loop_has_the_probabilities_of_rankings():
 
 @pytest.mark.parametrize("cls", [*ORDERED, RelaxedPlackettLuce])
 def test_rankings_have_the_distribution_of_the_redraw_loop(cls):
-    d = law_of(cls, 0.5, probs=FOUR, size=2)
+    d = build(cls, 0.5, probs=FOUR, size=2)
     assert_ordered_masses(orders_of(d.sample((DRAWS,))))
 
 
@@ -245,7 +245,7 @@ def test_rankings_have_the_distribution_of_the_redraw_loop(cls):
 def test_where_the_loop_would_hardly_end(cls):
     """One category of probability .999999: the second draw would take a million tries."""
     probs = torch.tensor([0.999999, 7e-7, 2e-7, 1e-7])
-    d = law_of(cls, 0.5, probs=probs, size=3)
+    d = build(cls, 0.5, probs=probs, size=3)
     value = d.sample((DRAWS,))
     assert d.log_prob(value).isfinite().all()
     orders = orders_of(value)
@@ -259,7 +259,7 @@ def test_where_the_loop_would_hardly_end(cls):
     assert_counts([usual.count(order) for order in expected], list(expected.values()))
 
 
-@pytest.mark.parametrize("cls", WITHOUT_TEMPERATURE)
+@pytest.mark.parametrize("cls", DISCRETE)
 def test_plain_distributions_are_discrete_and_their_samples_carry_no_gradient(cls):
     d = make(cls, batch_shape=(3,), k=5)
     assert not d.has_rsample
@@ -275,7 +275,7 @@ def test_plain_distributions_are_discrete_and_their_samples_carry_no_gradient(cl
     assert "temperature" not in repr(d)
 
 
-@pytest.mark.parametrize("cls", slow_unless(lambda cls: cls is PlackettLuce, WITHOUT_TEMPERATURE))
+@pytest.mark.parametrize("cls", slow_unless(lambda cls: cls is PlackettLuce, DISCRETE))
 def test_plain_distributions_can_be_copied_mapped_and_compiled(cls):
     d = make(cls, batch_shape=(4,), k=5).expand([2, 4])
     value = d.sample()
@@ -301,7 +301,7 @@ def test_plain_distributions_can_be_copied_mapped_and_compiled(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_moments_are_those_of_the_enumeration(cls):
-    d = law_of(cls, 0.5, logits=2 * torch.randn(3, 5, dtype=torch.float64), size=3)
+    d = build(cls, 0.5, logits=2 * torch.randn(3, 5, dtype=torch.float64), size=3)
     outcomes = d.enumerate_support()
     probabilities = d.log_prob(outcomes).exp()
     mean = (probabilities.reshape(*probabilities.shape, *[1] * len(d.event_shape)) * outcomes).sum(
@@ -318,7 +318,7 @@ def test_moments_are_those_of_the_enumeration(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_too_many_to_enumerate(cls):
-    d = law_of(cls, 0.5, logits=torch.zeros(40), size=10)
+    d = build(cls, 0.5, logits=torch.zeros(40), size=10)
     for call in (d.enumerate_support, d.entropy):
         with pytest.raises(NotImplementedError, match=r"100,000 outcomes.*size=10 of 40.*write"):
             call()
@@ -371,12 +371,12 @@ def test_a_hundred_of_a_hundred_thousand():
 def test_enumeration_in_pyro(cls):
     """Against the sum over outcomes, by hand."""
     logits, x = torch.tensor([0.5, -0.3, 0.1, 0.8]), torch.tensor(0.7)
-    d = law_of(cls, 0.5, logits=logits, size=2)
+    d = build(cls, 0.5, logits=logits, size=2)
     weights = torch.tensor([1.0, -1.0, 2.0, 0.3])
 
     def model():
         with pyro.plate("data", 2):
-            value = pyro.sample("v", law_of(cls, 0.5, logits=logits, size=2))
+            value = pyro.sample("v", build(cls, 0.5, logits=logits, size=2))
             chosen = m_hot(value) if cls in ORDERED else value
             pyro.sample("x", dist.Normal(chosen @ weights, 1.0), obs=x.expand(2))
 
@@ -395,14 +395,14 @@ def test_a_guide_finds_the_best_outcome(cls, prior):
     target = torch.tensor([3.0, -1.0, 2.5, 0.0, 1.0])
 
     def model():
-        d = law_of(plain if prior == "plain" else cls, 0.5, logits=torch.zeros(5), size=2)
+        d = build(plain if prior == "plain" else cls, 0.5, logits=torch.zeros(5), size=2)
         value = pyro.sample("v", d)
         chosen = value if cls is SubsetStraightThrough else m_hot(value)
         pyro.factor("utility", 2 * chosen @ target)
 
     def guide():
         logits = pyro.param("logits", torch.zeros(5))
-        pyro.sample("v", law_of(cls, 0.5, logits=logits, size=2))
+        pyro.sample("v", build(cls, 0.5, logits=logits, size=2))
 
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     for _ in range(300):

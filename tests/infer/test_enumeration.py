@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
-from tests.common import HARD, assert_same_mean, first_fast
+from tests.common import STRAIGHT_THROUGH, assert_same_mean, first_fast
 from tests.infer.latents import (
     CONTEXTS,
     MANY,
@@ -93,7 +93,7 @@ def test_without_rsample_a_straight_through_site_has_the_score_function(objectiv
         assert torch.equal(site["score_parts"].score_function, site["log_prob"])
         assert site["log_prob"].all()
         assert not site["fn"].expand_by([2]).has_rsample
-    assert all(cls.has_rsample for cls in HARD)
+    assert all(cls.has_rsample for cls in STRAIGHT_THROUGH)
 
     elbo, found = objective(**MANY | {"num_particles": 100}), []
     for _ in range(200):

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro_gumbel import BernoulliStraightThrough, gradient_report
 from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
-from tests.common import HARD, law_of, param_shape
+from tests.common import STRAIGHT_THROUGH, build, param_shape
 from tests.infer.models import DATA, MEANS, T, one_of_three, parameter
 
 
@@ -26,7 +26,7 @@ class Amortised(torch.nn.Module):
         torch.manual_seed(0)
         self.cls, self.subsample_size = cls, subsample_size
         self.encoder = torch.nn.Linear(1, math.prod(param_shape(cls)))
-        self.decoder = torch.nn.Linear(math.prod(law_of(cls, T, logits=self.logits()).shape()), 1)
+        self.decoder = torch.nn.Linear(math.prod(build(cls, T, logits=self.logits()).shape()), 1)
 
     def logits(self, x=DATA[:1]):
         return self.encoder(x.unsqueeze(-1)).reshape(*x.shape, *param_shape(self.cls))
@@ -38,13 +38,13 @@ class Amortised(torch.nn.Module):
         for name in registered:
             pyro.module(name, getattr(self, name))
         with self.plate() as index:
-            z = pyro.sample("z", law_of(self.cls, T, logits=torch.zeros(param_shape(self.cls))))
+            z = pyro.sample("z", build(self.cls, T, logits=torch.zeros(param_shape(self.cls))))
             mean = self.decoder(z.reshape(len(index), -1)).squeeze(-1)
             pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[index])
 
     def guide(self, registered):
         with self.plate() as index:
-            pyro.sample("z", law_of(self.cls, T, logits=self.logits(DATA[index])))
+            pyro.sample("z", build(self.cls, T, logits=self.logits(DATA[index])))
 
     def registering_guide(self, registered):
         pyro.module("encoder", self.encoder)
@@ -59,7 +59,7 @@ def numbers(report):
 
 
 @pytest.mark.parametrize("subsample_size", [None, 1])
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_modules_that_the_model_registers_are_the_guides_too(cls, subsample_size):
     """The report is that of a guide which registers them; the model's own are left out."""
     keywords = {"estimators": ["straight_through"], "temperatures": [1.0], "num_samples": 5}

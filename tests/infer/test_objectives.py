@@ -30,7 +30,14 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
     SubsetStraightThrough,
 )
-from tests.common import assert_same_mean, event_shape, law_of, param_shape, slow_unless, z_bound
+from tests.common import (
+    assert_same_mean,
+    build,
+    event_shape,
+    param_shape,
+    slow_unless,
+    z_bound,
+)
 from tests.infer.latents import (
     CONTEXTS,
     DATA,
@@ -153,11 +160,11 @@ def test_the_divergence_of_relaxed_sites_has_no_monte_carlo_noise(cls, temperatu
     def q():
         logits = pyro.param("logits", x_q.clone())
         with pyro.plate("rows", 2):
-            pyro.sample("z", law_of(cls, temperatures[0], logits=logits).to_event(1))
+            pyro.sample("z", build(cls, temperatures[0], logits=logits).to_event(1))
 
     def p():
         with pyro.plate("rows", 2):
-            pyro.sample("z", law_of(cls, temperatures[1], logits=x_p).to_event(1))
+            pyro.sample("z", build(cls, temperatures[1], logits=x_p).to_event(1))
 
     losses, gradients_of_draws = [], []
     for _ in range(30):

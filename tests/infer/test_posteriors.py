@@ -27,7 +27,15 @@ from pyro_gumbel import (
     RelaxedSubset,
 )
 from pyro_gumbel.links import Hypersimplex
-from tests.common import ALPHA, COORDINATES, ONE_BIT, SUBSETS, assert_same_mean, law_of, slow_unless
+from tests.common import (
+    ALPHA,
+    BERNOULLI,
+    RELAXED_LOGITS,
+    SUBSETS,
+    assert_same_mean,
+    build,
+    slow_unless,
+)
 from tests.infer.latents import MEANS, T
 from tests.infer.sites import train
 
@@ -71,14 +79,14 @@ class Posterior:
 
     def __init__(self, cls, temperature, dtype=torch.float64):
         self.cls, self.temperature = cls, temperature
-        self.logits = [0.6, 0.0] if cls in ONE_BIT else [0.4, -0.3, 0.2]
-        self.means = [1.0, 0.0] if cls in ONE_BIT else [0.0, 1.0, 2.0]
+        self.logits = [0.6, 0.0] if cls in BERNOULLI else [0.4, -0.3, 0.2]
+        self.means = [1.0, 0.0] if cls in BERNOULLI else [0.0, 1.0, 2.0]
         self.dtype, self.x, self.scale = dtype, 0.3, 0.7
 
     def model(self):
         logits = torch.tensor(self.logits, dtype=self.dtype)
-        logits = logits[0] if self.cls in ONE_BIT else logits
-        v = pyro.sample("v", law_of(self.cls, self.temperature, logits=logits))
+        logits = logits[0] if self.cls in BERNOULLI else logits
+        v = pyro.sample("v", build(self.cls, self.temperature, logits=logits))
         mean = self.value(v) @ torch.tensor(self.means, dtype=self.dtype)
         pyro.sample("x", dist.Normal(mean, self.scale), obs=torch.tensor(self.x, dtype=self.dtype))
 
@@ -90,7 +98,7 @@ class Posterior:
             LogitRelaxedSubset: torch.sigmoid,
         }
         s = to_value[self.cls](v) if self.cls in to_value else v
-        return torch.stack([s, 1 - s], -1) if self.cls in ONE_BIT else s
+        return torch.stack([s, 1 - s], -1) if self.cls in BERNOULLI else s
 
     def log_ratios(self, v):
         """The log-ratios of a site's value."""
@@ -98,7 +106,7 @@ class Posterior:
             return v.unsqueeze(-1)
         if self.cls is RelaxedSubset:
             v = v.logit()
-        elif self.cls not in COORDINATES:
+        elif self.cls not in RELAXED_LOGITS:
             v = self.value(v).log()
         return v[..., :-1] - v[..., -1:]
 
@@ -163,7 +171,7 @@ class Posterior:
 
 
 SITES = slow_unless(  # a class, temperature and dtype that NUTS and autoguides can be used with
-    lambda site: site[0] in ONE_BIT and site[1] != T and site[2] == torch.float64,
+    lambda site: site[0] in BERNOULLI and site[1] != T and site[2] == torch.float64,
     [
         *product([RelaxedBernoulli, RelaxedCategorical], [T, 1.0], [torch.float64]),
         *product(

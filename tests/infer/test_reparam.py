@@ -28,9 +28,9 @@ from pyro_gumbel import (
     unregister,
 )
 from pyro_gumbel.distributions.noise import StandardGumbel, StandardLogistic
-from tests.common import ALPHA, COORDINATES, SOFT, leaf_of, make, z_bound
+from tests.common import ALPHA, RELAXED, RELAXED_LOGITS, leaf_of, make, z_bound
 
-WITH_NOISE = [cls for cls in SOFT if cls is not RelaxedPlackettLuce]
+WITH_NOISE = [cls for cls in RELAXED if cls is not RelaxedPlackettLuce]
 
 
 def site(distribution):
@@ -59,7 +59,7 @@ def test_an_initial_value_comes_back_as_itself(cls, dtype, temperature):
     value = distribution.sample().clone()
     noise = initial_noise(distribution, value)
     back = poutine.condition(through_noise(site(distribution)), {"z_noise": noise})()
-    if cls in COORDINATES:  # relative to their size, as floats are
+    if cls in RELAXED_LOGITS:  # relative to their size, as floats are
         back, value = back / (1 + value.abs()), value / (1 + value.abs())
     exact = 1e-6 if dtype == torch.float32 else 1e-14
     assert (back - value).abs().max() < exact

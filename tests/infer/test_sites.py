@@ -19,7 +19,7 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
 )
-from tests.common import ALL, HARD, event_shape, make
+from tests.common import ALL, STRAIGHT_THROUGH, event_shape, make
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tests.common import ALL, HARD, event_shape, make
         autoguide.AutoStructured,
     ],
 )
-@pytest.mark.parametrize("cls", HARD)
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_continuous_autoguides_refuse_straight_through_sites(cls, guide_class):
     def p():
         pyro.sample("continuous", dist.Normal(0.0, 1.0))
@@ -51,7 +51,7 @@ def test_only_straight_through_sites_are_discrete(cls):
         pyro.sample("v", make(cls, batch_shape=()))
 
     site = poutine.trace(config_enumerate(p)).get_trace().nodes["v"]
-    discrete = cls in HARD
+    discrete = cls in STRAIGHT_THROUGH
     assert site["fn"].support.is_discrete == site["fn"].has_enumerate_support == discrete
     assert site["infer"].get("enumerate") == ("parallel" if discrete else None)
 

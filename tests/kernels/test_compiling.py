@@ -13,10 +13,14 @@ import torch
 from pyro_gumbel import RelaxedCategorical, RelaxedPlackettLuce, compiled
 from pyro_gumbel.kernels import compiling
 from pyro_gumbel.ops.noise import MANY
-from tests.common import HARD, RANKINGS, SOFT, law_of, param_shape
+from tests.common import RANKINGS, RELAXED, STRAIGHT_THROUGH, build, param_shape
 
 K = 64  # from 32 on the noise lies alike, compiled or not
-CLASSES = [cls for cls in [*SOFT, *HARD] if cls not in RANKINGS and cls is not RelaxedCategorical]
+CLASSES = [
+    cls
+    for cls in [*RELAXED, *STRAIGHT_THROUGH]
+    if cls not in RANKINGS and cls is not RelaxedCategorical
+]
 
 
 @pytest.fixture
@@ -39,12 +43,12 @@ def results(cls, rows=MANY // K):
     torch.manual_seed(0)
     logits = torch.randn((rows, *param_shape(cls, K)), requires_grad=True)
     temperature = torch.tensor(0.5, requires_grad=True)
-    law = law_of(cls, temperature, logits=logits, validate_args=False)  # some bits are saturated
-    value = law.rsample((1 if logits.dim() > 1 else K,))
+    d = build(cls, temperature, logits=logits, validate_args=False)  # some bits are saturated
+    value = d.rsample((1 if logits.dim() > 1 else K,))
     found, total = [value.detach()], (value * torch.randn(value.shape)).sum()
-    if cls in SOFT:
+    if cls in RELAXED:
         copy = value.detach().clone()
-        found += [law.log_prob(value), law.log_prob(copy)]
+        found += [d.log_prob(value), d.log_prob(copy)]
         total = total + sum(score.sum() for score in found[1:])
     return [*found, *torch.autograd.grad(total, [logits, temperature])]
 
@@ -65,7 +69,7 @@ def test_a_program_does_the_same(made):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_program_of_each_class_does_the_same(cls, made):
     assert_same_results(cls)
-    assert ("pull_straight_through" if cls in HARD else "pull_log_density") in made
+    assert ("pull_straight_through" if cls in STRAIGHT_THROUGH else "pull_log_density") in made
 
 
 def test_what_is_not_compiled(made):

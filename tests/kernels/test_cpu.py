@@ -16,15 +16,15 @@ from pyro_gumbel.kernels import cpu, reference, workspace
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops import noise
 from tests.common import (
-    COORDINATES,
-    HARD,
-    ONE_BIT,
+    BERNOULLI,
+    DISCRETE,
     RANKINGS,
-    SOFT,
-    VALUES,
-    WITHOUT_TEMPERATURE,
+    RELAXED,
+    RELAXED_LOGITS,
+    RELAXED_VALUES,
+    STRAIGHT_THROUGH,
     assert_same_mean,
-    law_of,
+    build,
     make,
     param_shape,
 )
@@ -33,8 +33,12 @@ LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
 K = 5
 
-PLAIN = [cls for cls in [*SOFT, *HARD] if cls not in RANKINGS]
-LINK_OF = {cls: i for column in (VALUES, COORDINATES, HARD) for i, cls in enumerate(column)}
+PLAIN = [cls for cls in [*RELAXED, *STRAIGHT_THROUGH] if cls not in RANKINGS]
+LINK_OF = {
+    cls: i
+    for column in (RELAXED_VALUES, RELAXED_LOGITS, STRAIGHT_THROUGH)
+    for i, cls in enumerate(column)
+}
 
 # sample shape, batch shape, shape of the parameter and of the temperature
 SHAPES = [
@@ -242,9 +246,9 @@ def test_v_is_kept_where_it_is_lost_in_the_value(one_noise):
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
 def test_a_value_caches_v_or_a_function_that_finds_it(temperature):
     """In both cases the log_prob of another distribution is exact, and so is its gradient."""
-    law = make(RelaxedCategorical, temperature, (8000,), 10)
+    d = make(RelaxedCategorical, temperature, (8000,), 10)
     other = make(RelaxedCategorical, temperature, (8000,), 10)
-    value = law.rsample()
+    value = d.rsample()
     assert callable(value._pyro_gumbel_cache.content) == (temperature == 0.5)
     v = recall(value, simplex)
     torch.testing.assert_close(v.exp(), value)
@@ -255,14 +259,14 @@ def test_a_value_caches_v_or_a_function_that_finds_it(temperature):
         of_values=True,
     )
     torch.testing.assert_close(other.log_prob(value).double(), exact, rtol=1e-5, atol=1e-3)
-    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), law._parameter)
+    (gradient,) = torch.autograd.grad(other.log_prob(value).sum(), d._parameter)
     assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_v_is_kept_for_half_values(dtype):
-    law = make(RelaxedCategorical, 0.5, (8000,), 10, dtype=dtype)
-    v = recall(law.sample(), simplex)
+    d = make(RelaxedCategorical, 0.5, (8000,), 10, dtype=dtype)
+    v = recall(d.sample(), simplex)
     assert v.dtype == torch.float32
     torch.testing.assert_close(v.logsumexp(-1), torch.zeros(8000), atol=1e-5, rtol=0)
 
@@ -272,10 +276,10 @@ def test_v_is_kept_for_half_values(dtype):
 def test_draws_and_gradients_are_contiguous(cls, k):
     """Whatever the layout of the scratch memory."""
     for rows in (10, 80_000):
-        law = make(cls, batch_shape=(rows,), k=k)
-        value = law.rsample()
+        d = make(cls, batch_shape=(rows,), k=k)
+        value = d.rsample()
         assert value.is_contiguous()
-        (gradient,) = torch.autograd.grad(value.pow(2).sum(), law._parameter)
+        (gradient,) = torch.autograd.grad(value.pow(2).sum(), d._parameter)
         assert gradient.is_contiguous()
 
 
@@ -285,13 +289,15 @@ def test_draws_of_many_blocks_have_the_right_distribution(cls, k, monkeypatch):
     """Rounded they have the discrete distribution, and no block repeats another."""
     monkeypatch.setattr(workspace, "BLOCK", 2**17)
     monkeypatch.setattr(cpu, "MANY", 2**10)
-    law = make(cls, batch_shape=(), k=k)
-    n = 300_000 if cls in ONE_BIT else 900_000 // k
-    value = law.sample((n,))
-    v = value if cls in [*COORDINATES, *HARD] else law.link.inverse(value)
-    winners = v if cls in HARD else law.link.hard(v)
-    assert_same_mean(winners, law_of(HARD[LINK_OF[cls]], 1.0, logits=law.logits).mean.detach())
-    if cls not in HARD:
+    d = make(cls, batch_shape=(), k=k)
+    n = 300_000 if cls in BERNOULLI else 900_000 // k
+    value = d.sample((n,))
+    v = value if cls in [*RELAXED_LOGITS, *STRAIGHT_THROUGH] else d.link.inverse(value)
+    winners = v if cls in STRAIGHT_THROUGH else d.link.hard(v)
+    assert_same_mean(
+        winners, build(STRAIGHT_THROUGH[LINK_OF[cls]], 1.0, logits=d.logits).mean.detach()
+    )
+    if cls not in STRAIGHT_THROUGH:
         assert v.reshape(n, -1)[:, 0].unique().numel() > n / 2
 
 
@@ -299,61 +305,61 @@ def test_draws_of_many_blocks_have_the_right_distribution(cls, k, monkeypatch):
 def test_sample_and_rsample_draw_alike_in_many_blocks(cls, monkeypatch):
     monkeypatch.setattr(workspace, "BLOCK", 2**10)
     monkeypatch.setattr(cpu, "MANY", 2**8)
-    law = make(cls, batch_shape=(50,), k=4)
+    d = make(cls, batch_shape=(50,), k=4)
     draws = []
-    for draw in (law.sample, law.rsample):
+    for draw in (d.sample, d.rsample):
         torch.manual_seed(0)
         draws.append(draw((100,)).detach())
     assert draws[0].equal(draws[1])
 
 
-@pytest.mark.parametrize("cls", VALUES[:3])
+@pytest.mark.parametrize("cls", RELAXED_VALUES[:3])
 def test_the_density_of_a_draw_under_the_distribution_that_drew_it(cls):
     """It is that of any distribution with these parameters; in x it has the total derivative."""
-    law = make(cls, 0.4, (3,), 4)
-    value = law.rsample((2,))
-    twin = law_of(cls, 0.4, logits=law._parameter)
-    torch.testing.assert_close(law.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
-    assert law.log_prob(value).requires_grad
-    assert law.expand((2, 3)).log_prob(value).equal(law.log_prob(value))
+    d = make(cls, 0.4, (3,), 4)
+    value = d.rsample((2,))
+    twin = build(cls, 0.4, logits=d._parameter)
+    torch.testing.assert_close(d.log_prob(value), twin.log_prob(value), rtol=1e-5, atol=1e-5)
+    assert d.log_prob(value).requires_grad
+    assert d.expand((2, 3)).log_prob(value).equal(d.log_prob(value))
     with torch.no_grad():
-        assert not law.log_prob(value).requires_grad
+        assert not d.log_prob(value).requires_grad
     ((total,), (other,)) = (
-        torch.autograd.grad(d.log_prob(value).sum(), law._parameter, retain_graph=True)
-        for d in (law, twin)
+        torch.autograd.grad(d.log_prob(value).sum(), d._parameter, retain_graph=True)
+        for d in (d, twin)
     )
     torch.testing.assert_close(total, other, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        cut = law.rsample((2,))
-    (partial,) = torch.autograd.grad(law.log_prob(cut).sum(), law._parameter)
-    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), law._parameter)
+        cut = d.rsample((2,))
+    (partial,) = torch.autograd.grad(d.log_prob(cut).sum(), d._parameter)
+    (expected,) = torch.autograd.grad(twin.log_prob(cut).sum(), d._parameter)
     torch.testing.assert_close(partial, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-@pytest.mark.parametrize("cls", VALUES[:3])
+@pytest.mark.parametrize("cls", RELAXED_VALUES[:3])
 def test_a_parameter_that_has_changed_is_another(cls, in_place):
     """A step of an optimiser between the draw and its log_prob."""
-    law = make(cls, 0.4, (3,), 4)
-    value = law.rsample()
-    moved = 1.5 * torch.randn_like(law._parameter)
+    d = make(cls, 0.4, (3,), 4)
+    value = d.rsample()
+    moved = 1.5 * torch.randn_like(d._parameter)
     if in_place:
         with torch.no_grad():
-            law._parameter.add_(moved)
+            d._parameter.add_(moved)
     else:  # torch does not count this, but then the distribution is new
-        law._parameter.data.add_(moved)
-        law = law_of(cls, law._temperature, logits=law._parameter)
-    fresh = law_of(cls, 0.4, logits=law._parameter.detach().clone())
-    torch.testing.assert_close(law.log_prob(value).detach(), fresh.log_prob(value).detach())
+        d._parameter.data.add_(moved)
+        d = build(cls, d._temperature, logits=d._parameter)
+    fresh = build(cls, 0.4, logits=d._parameter.detach().clone())
+    torch.testing.assert_close(d.log_prob(value).detach(), fresh.log_prob(value).detach())
 
 
-@pytest.mark.parametrize("cls", VALUES[:3])
+@pytest.mark.parametrize("cls", RELAXED_VALUES[:3])
 def test_probs_are_not_taken_for_logits(cls):
     parameter = torch.rand((3, *param_shape(cls, 4))).requires_grad_()
     temperature = torch.tensor(0.4)
-    value = law_of(cls, temperature, logits=parameter).rsample()
-    as_probs = law_of(cls, temperature, probs=parameter)
-    fresh = law_of(cls, 0.4, probs=parameter.detach().clone())
+    value = build(cls, temperature, logits=parameter).rsample()
+    as_probs = build(cls, temperature, probs=parameter)
+    fresh = build(cls, 0.4, probs=parameter.detach().clone())
     torch.testing.assert_close(as_probs.log_prob(value), fresh.log_prob(value))
 
 
@@ -384,13 +390,13 @@ def test_infinite_logits_leave_the_formulas(link, of_values):
 def draws_in_a_thread(_):
     """Draws in inference mode, then others; whether their densities are those of their values."""
     logits = torch.randn(noise.MANY // 8, 8)
-    law = RelaxedCategorical(0.5, logits=logits)
+    d = RelaxedCategorical(0.5, logits=logits)
     with torch.inference_mode():
-        law.rsample()
+        d.rsample()
     for _ in range(20):
-        value = law.rsample()
+        value = d.rsample()
         torch.testing.assert_close(
-            law.log_prob(value), law.log_prob(value.clone()), rtol=1e-4, atol=1e-3
+            d.log_prob(value), d.log_prob(value.clone()), rtol=1e-4, atol=1e-3
         )
     return True
 
@@ -436,42 +442,42 @@ def test_a_draw_in_float32_is_that_of_the_link_in_float64(link, k, monkeypatch):
     torch.testing.assert_close(found[1].double(), right[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cls", [*VALUES[:3], *COORDINATES])
+@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], *RELAXED_LOGITS])
 def test_a_value_of_many_rows_under_a_batch_of_one(cls):
     many = make(cls, batch_shape=(noise.MANY,), k=3)
-    law = make(cls, batch_shape=(1,), k=3, validate_args=False)  # some are saturated
+    d = make(cls, batch_shape=(1,), k=3, validate_args=False)  # some are saturated
     value = many.sample().clone()
-    score = law.log_prob(value)
+    score = d.log_prob(value)
     assert score.shape == (noise.MANY,)
-    part = law.log_prob(value[:7].clone())
+    part = d.log_prob(value[:7].clone())
     torch.testing.assert_close(score[:7], part, rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(score.sum(), law._parameter)
-    halves = [law.log_prob(half.clone()).sum() for half in value.split(1000)]
-    (expected,) = torch.autograd.grad(sum(halves), law._parameter)
+    (gradient,) = torch.autograd.grad(score.sum(), d._parameter)
+    halves = [d.log_prob(half.clone()).sum() for half in value.split(1000)]
+    (expected,) = torch.autograd.grad(sum(halves), d._parameter)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.5)
 
 
 @pytest.mark.parametrize("cls", PLAIN)
 def test_autocast_rounds_no_gradient(cls):
-    law = make(cls, batch_shape=(noise.MANY,), k=3)
-    value = law.rsample()
+    d = make(cls, batch_shape=(noise.MANY,), k=3)
+    value = d.rsample()
     total = (value * torch.randn(value.shape)).sum()
-    (expected,) = torch.autograd.grad(total, law._parameter, retain_graph=True)
+    (expected,) = torch.autograd.grad(total, d._parameter, retain_graph=True)
     with torch.autocast("cpu"):
-        (found,) = torch.autograd.grad(total, law._parameter)
+        (found,) = torch.autograd.grad(total, d._parameter)
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("cls", VALUES[:3])
+@pytest.mark.parametrize("cls", RELAXED_VALUES[:3])
 def test_a_log_prob_that_has_been_changed_is_not_given_again(cls):
-    law = make(cls, 0.4, (3,), 4)
-    value = law.rsample()
-    right = law.log_prob(value).detach().clone()
+    d = make(cls, 0.4, (3,), 4)
+    value = d.rsample()
+    right = d.log_prob(value).detach().clone()
     for context in (torch.enable_grad, torch.no_grad):
         with context():
-            score = law.log_prob(value)
+            score = d.log_prob(value)
             score -= 5
-        torch.testing.assert_close(law.log_prob(value).detach(), right, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(d.log_prob(value).detach(), right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cls", PLAIN)
@@ -481,8 +487,8 @@ def test_many_gradients_of_many_blocks_at_once(cls, monkeypatch):
     monkeypatch.setattr(workspace, "BLOCK", 12)
     logits = torch.randn(4, *param_shape(cls, K), dtype=torch.float64, requires_grad=True)
     tau = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    law = law_of(cls, tau, logits=logits)
-    for output in (law.rsample((3,)), law.log_prob(law.sample((3,)).clone())):
+    d = build(cls, tau, logits=logits)
+    for output in (d.rsample((3,)), d.log_prob(d.sample((3,)).clone())):
         weights = torch.randn(2, *output.shape, dtype=torch.float64)
         leaves = [leaf for leaf in (logits, tau) if _is_used(output, leaf)]
         pull = partial(torch.autograd.grad, output, leaves, retain_graph=True)
@@ -496,26 +502,26 @@ def _is_used(output, leaf):
     return gradient is not None
 
 
-@pytest.mark.parametrize("cls", [*SOFT, *HARD, *WITHOUT_TEMPERATURE])
+@pytest.mark.parametrize("cls", [*RELAXED, *STRAIGHT_THROUGH, *DISCRETE])
 def test_a_batch_of_gradients_of_a_large_draw_is_its_gradients_one_by_one(cls):
     """As `jacobian(vectorize=True)` asks for them: of draws, own densities and those of a value."""
-    logits = torch.randn(noise.MANY // (1 if cls in ONE_BIT else 4), *param_shape(cls, 5))
+    logits = torch.randn(noise.MANY // (1 if cls in BERNOULLI else 4), *param_shape(cls, 5))
     torch.manual_seed(1)
-    value = law_of(cls, 0.5, logits=logits).sample().clone()
+    value = build(cls, 0.5, logits=logits).sample().clone()
     scored = (
         3 if cls in (Subset, SubsetStraightThrough) else len(logits)
     )  # the probability of a subset is slow
 
     def call(shift, temperature):
         torch.manual_seed(2)
-        law = law_of(cls, temperature, logits=logits + shift, validate_args=False)
+        d = build(cls, temperature, logits=logits + shift, validate_args=False)
         moved = value + (temperature - temperature.detach())
-        some = law_of(cls, temperature, logits=(logits + shift)[:scored], validate_args=False)
+        some = build(cls, temperature, logits=(logits + shift)[:scored], validate_args=False)
         found = [some.log_prob(value[:scored]), some.log_prob(moved[:scored])]
-        if law.has_rsample:
-            drawn = law.rsample()
+        if d.has_rsample:
+            drawn = d.rsample()
             found += [drawn, drawn.square().sum()]
-            found += [law.log_prob(drawn)] * (scored == len(logits))
+            found += [d.log_prob(drawn)] * (scored == len(logits))
         return torch.stack([part.reshape(-1)[i] for part in found for i in (0, -1)])
 
     inputs = torch.zeros(param_shape(cls, 5)), torch.tensor(0.5)

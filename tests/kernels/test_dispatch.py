@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from pyro_gumbel.kernels import cpu, dispatch, reference
 from pyro_gumbel.links import Hypersimplex, Link, interval, simplex
 from pyro_gumbel.ops import noise
-from tests.common import RANKINGS, SOFT, law_of, param_shape
+from tests.common import RANKINGS, RELAXED, build, param_shape
 
 EMPTY = torch.Size()
 LINKS = [(interval, noise.logistic), (simplex, noise.gumbel), (Hypersimplex(2), noise.gumbel)]
@@ -115,14 +115,14 @@ def test_no_noise_is_lost_to_logits_far_from_0(link, sampler, kernels, shift, ma
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in SOFT if cls not in RANKINGS])
+@pytest.mark.parametrize("cls", [cls for cls in RELAXED if cls not in RANKINGS])
 def test_the_reference_is_used_where_its_operations_are_wanted(cls, asked):
     """Under vmap, func.grad, jvp, and for subclasses of a tensor."""
     logits = torch.zeros((2, *param_shape(cls, 3)))
 
     def score(logits):
-        law = law_of(cls, 0.5, logits=logits, validate_args=False)
-        return law.log_prob(law.rsample()).sum()
+        d = build(cls, 0.5, logits=logits, validate_args=False)
+        return d.log_prob(d.rsample()).sum()
 
     score(logits)
     assert asked

@@ -192,8 +192,8 @@ def test_exponents_broadcast_with_the_batch(shape):
 def test_equal_exponents_of_a_batch_share_one_table(monkeypatch):
     b, r = torch.randn(7, 5, dtype=torch.float64), torch.full((7,), 0.4, dtype=torch.float64)
     tables = []
-    table = integrals._Mesh.table
-    monkeypatch.setattr(integrals._Mesh, "table", lambda *a: tables.append(len(a[1])) or table(*a))
+    table = integrals.Mesh.table
+    monkeypatch.setattr(integrals.Mesh, "table", lambda *a: tables.append(len(a[1])) or table(*a))
     found = expected_log_sum(b, r)
     torch.testing.assert_close(found, expected_log_sum(b, r[0]))
     (slopes,) = torch.autograd.grad(expected_log_sum(b, r.requires_grad_()).sum(), r)
@@ -215,7 +215,7 @@ def test_blocks_change_nothing(monkeypatch, shape):
         return value, *slopes, *curvatures, moments, *torch.autograd.grad(moments.sum(), [b, r])
 
     whole = everything()
-    monkeypatch.setattr(integrals, "_BLOCK", 2**8)
+    monkeypatch.setattr(integrals, "BLOCK", 2**8)
     calls = []
     checkpoint = integrals.checkpoint
     monkeypatch.setattr(
