@@ -126,7 +126,13 @@ class Link:
     event_dim: ClassVar[int]
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
+        if other is self or type(other) is not type(self):
+            return other is self
+        mine, theirs = self.__dict__, other.__dict__
+        return mine.keys() == theirs.keys() and all(
+            torch.equal(each, theirs[name]) if isinstance(each, Tensor) else each == theirs[name]
+            for name, each in mine.items()
+        )
 
     def __hash__(self) -> int:
         return hash(type(self))  # not by attributes: torch.compile hashes before they are set
@@ -388,7 +394,7 @@ class Hypersimplex(_Sigmoid, _SumConstrained):
             rise = (logsigmoid(-lag) + top).softmax(-1) * lag.sigmoid()
             slope = (fall + rise).sum(-1, keepdim=True).detach()
             c = c + torch.where(alone, 0.0, (held - lacked) / slope)
-        return torch.where(scaled == -math.inf, scaled, scaled - torch.where(alone, root, c))
+        return torch.where(alone & (scaled > -math.inf), math.inf, scaled - c)
 
     def _threshold(self, scaled: Tensor) -> Tensor:
         """The root c; -inf where only the top m are finite."""

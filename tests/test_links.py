@@ -3,6 +3,7 @@
 
 """The densities, apart from the sampler: quadrature, mpmath at 50 digits, torch in float64."""
 
+import copy
 import math
 
 import mpmath
@@ -253,3 +254,14 @@ def test_forward_mode_nests(link, possible, temperature):
         forward, backward = torch.func.jacfwd(forward), torch.func.jacrev(backward)
         assert order == 1 or (backward(z) != 0).any() or possible == getattr(link, "size", 1)
         torch.testing.assert_close(forward(z), backward(z), rtol=1e-9, atol=1e-8)
+
+
+def test_links_are_equal_if_their_attributes_are():
+    class Scaled(links.Interval):
+        def __init__(self, *scale):
+            self.scale = torch.tensor(scale)
+
+    assert Scaled(1.0, 2.0) == copy.deepcopy(Scaled(1.0, 2.0))
+    assert Scaled(1.0, 2.0) != Scaled(1.0, 3.0)
+    assert links.Interval() == links.interval != links.simplex
+    assert links.Hypersimplex(2) == copy.copy(links.Hypersimplex(2)) != links.Hypersimplex(3)

@@ -42,12 +42,12 @@ __all__ = ["Family", "FamilyDistribution"]
 
 
 class Family:
-    """One kind of discrete variable. A family is one object of a subclass.
+    """One kind of discrete variable. A family is an object of a subclass.
 
     :ivar link: the link of its relaxed values; for a family whose link depends on `size`, the
         class of the link, which is called with the size.
-    :ivar noise: draws the noise that is added to the logits, as a function
-        (shape, *, dtype, device).
+    :ivar noise: draws the noise that is added to the logits, called as
+        ``noise(shape, dtype=..., device=...)``.
     :ivar noise_distribution: the distribution of that noise, with the arguments (loc, scale); None
         if a relaxed value is not a function of free noise, so that `NoiseReparam` cannot serve it.
     :ivar event_dim: how many dimensions of a parameter are not of the batch: 0 or 1.
@@ -118,10 +118,11 @@ class Family:
 class FamilyDistribution:
     """A distribution of a family; mixed in before the Distribution class whose interface it has.
 
-    A subclass names its `family` and its `arg_constraints`; it has a temperature if those do.
+    A subclass names its `family` and its `arg_constraints`, and says whether it has a temperature.
     """
 
     family: ClassVar[Family]
+    takes_temperature: ClassVar[bool] = True
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
 
     # Both are parts of the error for a value outside of the support.
@@ -184,7 +185,7 @@ class FamilyDistribution:
         self._parameter = parameter
         cut = parameter.dim() - family.event_dim
         self._batch_shape, self._event_shape = parameter.shape[:cut], parameter.shape[cut:]
-        if "temperature" in self.arg_constraints:
+        if self.takes_temperature:
             self._temperature = read_temperature(owner, temperature, parameter)
             self._batch_shape = joint_batch_shape(owner, self._temperature.shape, self._batch_shape)
             self._cache_key = CacheKey()
@@ -202,7 +203,7 @@ class FamilyDistribution:
 
     def _check_arguments(self) -> None:
         """Raise unless the values of the arguments are legal, if they can be read."""
-        tau = self.temperature if "temperature" in self.arg_constraints else None
+        tau = self.temperature if self.takes_temperature else None
         if in_program():
             return
         if tau is not None:
@@ -221,7 +222,7 @@ class FamilyDistribution:
     @classmethod
     def _line_to_write(cls, temperature: Any) -> str:
         """The end of an error: the line to write, and whether a parameter came first instead."""
-        has_temperature = "temperature" in cls.arg_constraints
+        has_temperature = cls.takes_temperature
         before = "0.5, " * has_temperature + "2, " * cls.family.takes_size
         line = f"; write {cls.__name__}({before}logits=logits)"
         shape = getattr(temperature, "shape", None)
@@ -302,7 +303,7 @@ class FamilyDistribution:
         }
         if self.family.takes_size:
             parts = {"size": self.size, **parts}
-        if "temperature" in self.arg_constraints:
+        if self.takes_temperature:
             parts = {"temperature": brief(self.temperature), **parts}
         return f"{type(self).__name__}({', '.join(f'{key}: {is_}' for key, is_ in parts.items())})"
 
@@ -392,7 +393,7 @@ class FamilyDistribution:
     @property
     def _logits64(self) -> Tensor:
         """x in float64, for integrals: no difference of two overflows."""
-        exact = cast(self._logits, torch.float64)
+        exact = cast(self.link.centred(self._logits), torch.float64)
         return self.family.without_extremes(exact)
 
     @property

@@ -99,10 +99,8 @@ class BernoulliFamily(Family):
         if name == "probs":
             if least >= 0 and most <= 1:
                 return
-            valid, what = (value >= 0) & (value <= 1), "in [0, 1]"
-            require(
-                valid, f"{owner}: `probs` must be {what}", value, "write logits=... for log-odds"
-            )
+            valid, remedy = (value >= 0) & (value <= 1), "write logits=... for log-odds"
+            require(valid, f"{owner}: `probs` must be in [0, 1]", value, remedy)
         elif math.isnan(least):
             remedy = "write logits=torch.nan_to_num(logits)"
             require(~value.isnan(), f"{owner}: `logits` must be free of NaN", value, remedy)
@@ -294,9 +292,8 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     tensor(1.)
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
-    a tensor
-        that broadcasts with the batch shape, or a function without arguments that returns one, such
-        as a temperature schedule; the constructor calls it once.
+        a tensor that broadcasts with the batch shape, or a function without arguments that returns
+        one, such as a temperature schedule; the constructor calls it once.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
@@ -308,12 +305,8 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     :raises TypeError: for an argument of another type.
     """
 
-    cdf: Any = absent(
-        "is a step, which torch's Bernoulli leaves out", "use probs: P(D <= 0) is 1 - probs"
-    )
-    icdf: Any = absent(
-        "is a step, which torch's Bernoulli leaves out", "use probs: P(D <= 0) is 1 - probs"
-    )
+    cdf: Any = absent(_IS_A_STEP, "use probs: P(D <= 0) is 1 - probs")
+    icdf: Any = absent(_IS_A_STEP, "use probs: P(D <= 0) is 1 - probs")
 
     family = bernoulli
     replaces = RelaxedBernoulliStraightThrough  # under register(replace=True)

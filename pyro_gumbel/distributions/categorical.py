@@ -30,6 +30,7 @@ from pyro_gumbel.distributions.noise import StandardGumbel
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_relaxation, relax
 from pyro_gumbel.distributions.relaxed import (
     NO_FORMULA,
+    USE_DRAWS,
     RelaxedLogits,
     RelaxedOutcome,
     entropy_of_outcomes,
@@ -181,7 +182,7 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """Cov(s_i, s_j), by quadrature to 1e-13; of shape batch_shape + (k, k)."""
+        """Cov(s_i, s_j), by quadrature to 1e-12; of shape batch_shape + (k, k)."""
         covariances = cast(self._covariances, self._parameter.dtype)
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
@@ -234,6 +235,8 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
         "write d.rsample((1000,)).var(0) to estimate it",
     )
 
+    covariance_matrix: Any = absent(NO_FORMULA, USE_DRAWS)
+
     def entropy(self) -> Tensor:
         """-E log_prob, the differential entropy in nats; 0 if one category has probability 1."""
         return entropy_of_outcomes(self, of_values=False)
@@ -249,7 +252,7 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
     @property
     def mode(self) -> Tensor:
         """log_softmax(x / tau), where the density of v is largest."""
-        return self._expanded(self.link.unconstrained(self._logits, self._tau))
+        return self._expanded(self.link.unconstrained(self.link.centred(self._logits), self._tau))
 
 
 class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
@@ -273,10 +276,9 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
     tensor([1., 1., 1., 1., 1.])
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
-    a tensor
-        that broadcasts with the batch shape (it has no dimension for the categories), or a function
-        without arguments that returns one, such as a temperature schedule; the constructor calls it
-        once.
+        a tensor that broadcasts with the batch shape (it has no dimension for the categories), or a
+        function without arguments that returns one, such as a temperature schedule; the constructor
+        calls it once.
     :param probs: non-negative weights, categories in the last dimension; normalised.
     :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
         is then left out of k and of all sums. Give exactly one of `probs` and `logits`.

@@ -6,7 +6,7 @@
 Between relaxed distributions: exact, at any two temperatures, as derived in
 `pyro_gumbel.ops.expectations`. Between straight-through distributions, and between one and the
 plain discrete class of its family: the sum over outcomes. torch's own rules give NaN in the
-gradient, or in the value, where a probability is 0.
+gradient, or in the value, where a logit is infinite.
 """
 
 from functools import partial

@@ -19,11 +19,16 @@ from torch.distributions import constraints
 from pyro_gumbel._validation import Temperature, read_size
 from pyro_gumbel.constraints import ranking, simplex_rows
 from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily
 from pyro_gumbel.distributions.relaxation import register_relaxation
-from pyro_gumbel.distributions.relaxed import RelaxedValue
+from pyro_gumbel.distributions.relaxed import NO_FORMULA, USE_DRAWS, RelaxedValue
 from pyro_gumbel.distributions.straight_through import StraightThrough
-from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
+from pyro_gumbel.distributions.without_replacement import (
+    WithoutReplacement,
+    in_order,
+    is_shape_of_int,
+)
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.ops.noise import given_untaken_winner, gumbel
 from pyro_gumbel.ops.precision import cast
@@ -44,7 +49,7 @@ class RankingFamily(CategoricalFamily):
     takes_size = True
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
-        if size == ():
+        if is_shape_of_int(size):
             raise NotImplementedError(
                 f"{owner}.infer_shapes: the event shape has `size` rows, so that it takes "
                 "the number itself, and got its shape (); write size=2"
@@ -192,6 +197,8 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
     :raises TypeError: for an argument of another type.
     """
 
+    covariance_matrix: Any = absent(NO_FORMULA, USE_DRAWS)
+
     family = rankings
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
@@ -253,10 +260,9 @@ class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
     torch.Size([5, 3, 4])
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
-    a tensor
-        that broadcasts with the batch shape (it has no dimension for the rows and categories), or a
-        function without arguments that returns one, such as a temperature schedule; the constructor
-        calls it once.
+        a tensor that broadcasts with the batch shape (it has no dimension for the rows and
+        categories), or a function without arguments that returns one, such as a temperature
+        schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of the first draw, categories in the last dimension;
         normalised. The event shape is (m, k).
@@ -272,6 +278,7 @@ class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
     :raises TypeError: for an argument of another type.
     """
 
+    takes_temperature = True
     has_rsample = True
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
         RelaxedPlackettLuce.arg_constraints

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro.distributions import relaxed_straight_through
-from pyro.distributions import torch as relaxed
+from pyro.distributions import torch as wrapped_torch
 
 from pyro_gumbel import distributions
 
@@ -18,7 +18,7 @@ _OURS: dict[str, Any] = {name: getattr(distributions, name) for name in distribu
 _SHADOWED: dict[str, tuple[Any, Any]] = {
     cls.replaces.__name__: (cls.replaces, cls) for cls in _OURS.values() if "replaces" in vars(cls)
 }
-_HOMES = (dist, relaxed, relaxed_straight_through)
+_HOMES = (dist, wrapped_torch, relaxed_straight_through)
 
 
 def register(*, replace: bool = False) -> None:

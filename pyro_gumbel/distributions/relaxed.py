@@ -3,9 +3,10 @@
 
 """What relaxed distributions share: continuous, with an exact density and a pathwise gradient.
 
-Each family has two. Values of the first lie in the unit interval or on a simplex, and cache their
-form in logit space, which does not saturate. Values of the second are that form: they keep their
-density through every tensor operation. The densities are derived in `pyro_gumbel.links`.
+Each family has two, rankings the first only. Values of the first lie in the unit interval or on a
+simplex, and cache their form in logit space, which does not saturate. Values of the second are that
+form: they keep their density through every tensor operation. The densities are derived in
+`pyro_gumbel.links`.
 """
 
 import warnings
@@ -24,9 +25,10 @@ from pyro_gumbel.ops.density_mode import density_mode
 from pyro_gumbel.ops.expectations import relaxed_entropy, softmax_mean, softmax_second_moments
 from pyro_gumbel.ops.precision import cast
 
-__all__ = ["NO_FORMULA", "Relaxed", "RelaxedLogits", "RelaxedOutcome", "RelaxedValue"]
+__all__ = ["NO_FORMULA", "USE_DRAWS", "Relaxed", "RelaxedLogits", "RelaxedOutcome", "RelaxedValue"]
 
 NO_FORMULA = "has no exact formula here"
+USE_DRAWS = "use the covariance of d.rsample((1000,))"
 
 
 class Relaxed(FamilyDistribution):
@@ -40,7 +42,6 @@ class Relaxed(FamilyDistribution):
     )
     mean: Any = absent(NO_FORMULA, "write d.rsample((1000,)).mean(0) to estimate it")
     variance: Any = absent(NO_FORMULA, "write d.rsample((1000,)).var(0) to estimate it")
-    covariance_matrix: Any = absent(NO_FORMULA, "use the covariance of d.rsample((1000,))")
     entropy: Any = absent(
         NO_FORMULA, "write -d.log_prob(d.rsample((1000,))).mean(0) to estimate it"
     )
@@ -162,10 +163,10 @@ class RelaxedValue(Relaxed):
         if known((hard & ~self.link.is_point(logits)).any(), otherwise=False):
             warnings.warn(
                 f"{type(self).__name__}: `value` must be a relaxed value, got one that is 0 or 1 "
-                "in all entries and remembers no draw; its log_prob is that of a value nearby, and "
-                "not comparable with the log probability of an outcome; for an observation write "
-                "relaxed(poutine.condition(model, data=data), 0.5, hard=False), with condition "
-                f"inside; for a saturated draw that was copied or stored {self._exact}",
+                "in all entries and has no cached logits; its log_prob is that of a value nearby, "
+                "and not comparable with the log probability of an outcome; for an observation "
+                "write relaxed(poutine.condition(model, data=data), 0.5, hard=False), with the "
+                f"condition inside; for a saturated draw that was copied or stored {self._exact}",
                 stacklevel=3,
             )
 
@@ -199,7 +200,7 @@ class RelaxedLogits(Relaxed):
 class RelaxedOutcome(RelaxedValue):
     """A relaxed value of a family with a table of outcomes, binary or categorical.
 
-    All its moments are known; `pyro_gumbel.ops.expectations` derives them.
+    Its mean, variance, entropy and mode are known; `pyro_gumbel.ops.expectations` derives them.
     """
 
     _most_probable: ClassVar[str]  # what to write instead of a mode that does not exist
@@ -215,7 +216,7 @@ class RelaxedOutcome(RelaxedValue):
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each entry, to 1e-13."""
+        """The variance of each entry, by quadrature to 1e-12."""
         variances = self._covariances.diagonal(dim1=-2, dim2=-1).clamp(min=0)
         return self._expanded(self.family.from_one_hot(variances))
 

@@ -39,6 +39,7 @@ PATHWISE = "returned by rsample"  # the key of the cache of such a sample
 class StraightThrough(FamilyDistribution):
     """A straight-through distribution; mixed in before the discrete class."""
 
+    takes_temperature = True
     has_rsample = True
     _integers = True
 

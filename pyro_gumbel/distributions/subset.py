@@ -20,11 +20,16 @@ from torch.distributions import constraints
 from pyro_gumbel._validation import Temperature, read_size
 from pyro_gumbel.constraints import hypersimplex, logit_hypersimplex, subset
 from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily
 from pyro_gumbel.distributions.relaxation import register_relaxation
-from pyro_gumbel.distributions.relaxed import RelaxedLogits, RelaxedValue
+from pyro_gumbel.distributions.relaxed import NO_FORMULA, USE_DRAWS, RelaxedLogits, RelaxedValue
 from pyro_gumbel.distributions.straight_through import StraightThrough
-from pyro_gumbel.distributions.without_replacement import WithoutReplacement, in_order
+from pyro_gumbel.distributions.without_replacement import (
+    WithoutReplacement,
+    in_order,
+    is_shape_of_int,
+)
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.links import Hypersimplex
 from pyro_gumbel.ops.rank_probability import inclusion_probabilities
@@ -49,7 +54,7 @@ class SubsetFamily(CategoricalFamily):
         self._all_of_them = all_of_them
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
-        if size != ():  # infer_shapes may be given its shape
+        if not is_shape_of_int(size):
             read_size(owner, size, categories[-1], all_of_them=self._all_of_them)
         return categories
 
@@ -186,6 +191,8 @@ class RelaxedSubset(RelaxedValue, TorchDistribution):
     :raises TypeError: for an argument of another type.
     """
 
+    covariance_matrix: Any = absent(NO_FORMULA, USE_DRAWS)
+
     family = relaxed_subsets
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
@@ -251,6 +258,8 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
     :raises TypeError: for an argument of another type.
     """
 
+    covariance_matrix: Any = absent(NO_FORMULA, USE_DRAWS)
+
     family = relaxed_subsets
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedSubset.arg_constraints
     _support_text = "logits of a point on the hypersimplex (sigmoids sum to `size`)"
@@ -290,10 +299,9 @@ class SubsetStraightThrough(StraightThrough, Subset):
     tensor([2., 2., 2.])
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
-    a tensor
-        that broadcasts with the batch shape (it has no dimension for the categories), or a function
-        without arguments that returns one, such as a temperature schedule; the constructor calls it
-        once.
+        a tensor that broadcasts with the batch shape (it has no dimension for the categories), or a
+        function without arguments that returns one, such as a temperature schedule; the constructor
+        calls it once.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of a single draw, categories in the last dimension;
         normalised.
@@ -310,6 +318,7 @@ class SubsetStraightThrough(StraightThrough, Subset):
     :raises TypeError: for an argument of another type.
     """
 
+    takes_temperature = True
     has_rsample = True
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedSubset.arg_constraints
     rsample = StraightThrough.rsample

@@ -13,7 +13,7 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.ops.precision import cast
 
-__all__ = ["MAX_ENUMERATED", "WithoutReplacement", "in_order"]
+__all__ = ["MAX_ENUMERATED", "WithoutReplacement", "in_order", "is_shape_of_int"]
 
 MAX_ENUMERATED = 100_000  # outcomes
 
@@ -26,6 +26,7 @@ class WithoutReplacement(FamilyDistribution):
         "write relax(distribution, 0.5).rsample(), or sample()",
     )
 
+    takes_temperature = False
     has_rsample = False
     has_enumerate_support = True
     _integers = True
@@ -114,6 +115,11 @@ class WithoutReplacement(FamilyDistribution):
     def param_shape(self) -> torch.Size:
         """The shape of `probs` and `logits`."""
         return self._parameter_shape
+
+
+def is_shape_of_int(size: Any) -> bool:
+    """Whether `infer_shapes` was given the shape of the argument `size` instead of the number."""
+    return isinstance(size, tuple) and not size
 
 
 def in_order(scores: Tensor, size: int, *, stable: bool = False) -> Tensor:

@@ -41,13 +41,13 @@ def draw(
 ) -> Draw:
     """A relaxed draw over sample_shape + batch_shape.
 
-    :param noise: the sampler of the link's noise, called as noise(shape, dtype=..., device=...).
-        The formulas draw the noise of their links themselves.
+    :param noise: the sampler of the noise, called as noise(shape, dtype=..., device=...). The
+        formulas are for one noise each, and draw it themselves.
     :param keep: whether v must be returned. Otherwise it is None where `link.inverse_inside` finds
         it from the value to rounding.
     :param log_prob: whether log p(s) is of use. It is returned where it is cheap and finite.
     """
-    kernels = _kernels(link, logits, temperature)
+    kernels = _kernels(link, noise, logits, temperature)
     return kernels.draw(
         logits, temperature, link, noise, sample_shape, batch_shape, keep=keep, log_prob=log_prob
     )
@@ -65,7 +65,7 @@ def straight_through_draw(
 
     :param noise: as in `draw`.
     """
-    kernels = _kernels(link, logits, temperature)
+    kernels = _kernels(link, noise, logits, temperature)
     return kernels.straight_through_draw(
         logits, temperature, link, noise, sample_shape, batch_shape
     )
@@ -86,19 +86,22 @@ def log_density(
     :param value: s if `of_values`, else v, as the user gave it.
     :param unconstrained: v, in the dtype of the computation.
     """
-    kernels = _kernels(link, logits, temperature, unconstrained)
+    kernels = _kernels(link, None, logits, temperature, unconstrained)
     return kernels.log_density(
         value, unconstrained, logits, temperature, link, batch_shape, of_values=of_values
     )
 
 
-def _kernels(link: Link, *tensors: Tensor) -> ModuleType:
+def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) -> ModuleType:
     """The module whose functions compute.
 
-    The formulas are for the links that have them, and for plain numbers. Transforms, compilers and
-    tracers need the operations of the reference.
+    The formulas are for the links that have them, with the noise that belongs to them, and for
+    plain numbers. Transforms, compilers and tracers need the operations of the reference.
     """
-    if type(link) not in FORMULAS or not in_eager_mode():
+    formulas = FORMULAS.get(type(link))
+    if formulas is None or not in_eager_mode():
+        return reference
+    if noise is not None and noise is not formulas.noise:
         return reference
     for tensor in tensors:
         if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != tensors[0].device:

@@ -49,6 +49,7 @@ differentiable themselves.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel.links import NEAR, Hypersimplex, Interval, Link, Simplex, interval, largest
-from pyro_gumbel.ops.noise import MANY
+from pyro_gumbel.ops.noise import MANY, gumbel, logistic
 
 __all__ = [
     "FORMULAS",
@@ -89,6 +90,9 @@ class Formulas:
     degrees: int
 
     event_dim: ClassVar[int]
+    noise: ClassVar[Callable[..., Tensor]]
+    """The noise that the formulas are for."""
+
     value_gives_unconstrained: ClassVar[bool] = False
     """Whether v follows from s to rounding, unless s is too small."""
 
@@ -235,6 +239,7 @@ class Elementwise(Formulas):
     """Bits, entry by entry."""
 
     event_dim = 0
+    noise = staticmethod(logistic)
 
     def draw(
         self,
@@ -295,9 +300,10 @@ class Elementwise(Formulas):
 
 
 class _SumConstrained(Formulas):
-    """Values with a constant sum over the last dimension; the noise is exponential."""
+    """Values with a constant sum over the last dimension; the noise is Gumbel."""
 
     event_dim = 1
+    noise = staticmethod(gumbel)
 
     def centred(self, x: Tensor) -> Tensor:
         if x.numel():

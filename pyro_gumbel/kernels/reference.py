@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
+from pyro_gumbel._tracing import in_forward_mode
 from pyro_gumbel.links import Link
 
 __all__ = ["Draw", "draw", "log_density", "straight_through_draw"]
@@ -58,7 +59,7 @@ def straight_through_draw(
     """A hard draw. No gradient passes where the relaxed value is infinite or NaN."""
     perturbed = _perturbed(logits, link, noise, sample_shape + batch_shape)
     hard = link.hard(perturbed.detach())
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and not in_forward_mode():
         return hard
     relaxed = link(perturbed, temperature)
     return hard + (relaxed - relaxed.detach()).nan_to_num(nan=0.0)

@@ -26,7 +26,7 @@ from pyro_gumbel import (
     Subset,
     SubsetStraightThrough,
 )
-from tests.common import ALL, DISCRETE, build, param_shape
+from tests.common import ALL, BERNOULLI, DISCRETE, build, param_shape
 
 EVERY = [*ALL, *DISCRETE]
 
@@ -188,3 +188,8 @@ def test_a_hierarchical_guide_is_told_why_there_is_no_mean(cls):
     with pytest.raises(NotImplementedError) as caught:
         AutoHierarchicalNormalMessenger(hierarchy(cls))()
     assert_says_why(caught.value, cls)
+
+
+@pytest.mark.parametrize("cls", BERNOULLI)
+def test_numbers_have_no_covariance_matrix(cls):
+    assert not hasattr(one_of(cls), "covariance_matrix")

@@ -9,11 +9,13 @@ import math
 import pickle
 from fractions import Fraction
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 from pyro_gumbel import (
     BernoulliStraightThrough,
@@ -917,3 +919,24 @@ def test_own_samples_pass_validation_in_every_dtype(cls):
         for temperature in (0.05, 1.0, 5.0):
             d = make(cls, temperature, (100,), 100, dtype)
             assert d.log_prob(d.sample()).shape == (100,)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_subclass_may_have_other_argument_constraints(cls):
+    """They do not decide whether a class has a temperature."""
+
+    class Narrow(cls):
+        arg_constraints: ClassVar = {"logits": constraints.real}
+
+    size, logits = [2] if cls in SIZED else [], torch.zeros(param_shape(cls))
+    d = Narrow(0.5, *size, logits=logits)
+    assert d.temperature == 0.5
+    assert d.sample().shape == d.event_shape
+    with pytest.raises(ValueError, match="`temperature` must be positive"):
+        Narrow(-1.0, *size, logits=logits, validate_args=True)
+
+
+@pytest.mark.parametrize("cls", SIZED)
+def test_infer_shapes_takes_no_size_of_numpy(cls):
+    with pytest.raises(TypeError, match=r"`size` must be a Python int, got int64"):
+        cls.infer_shapes(logits=(3,), size=np.int64(2))

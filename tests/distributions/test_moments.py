@@ -389,7 +389,7 @@ def test_the_distribution_function_where_floats_saturate():
     quantile = d.icdf(torch.tensor(0.9))
     assert quantile == 1
     torch.testing.assert_close(d.cdf(quantile), torch.tensor(0.9))
-    with pytest.warns(UserWarning, match="remembers no draw"):
+    with pytest.warns(UserWarning, match="has no cached logits"):
         assert d.log_prob(quantile) < d.log_prob(torch.tensor(1.0)) + 100
 
 

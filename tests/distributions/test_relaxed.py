@@ -206,7 +206,7 @@ def test_boundary_values_are_finite(cls, k, dtype):
         tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
         d = make(cls, tau, (), k, dtype)
         value = boundary(cls, k, dtype).requires_grad_()
-        with pytest.warns(UserWarning, match="remembers no draw"):
+        with pytest.warns(UserWarning, match="has no cached logits"):
             log_prob = d.log_prob(value)
         wanted = [leaf_of(d)] if half else [leaf_of(d), tau, value]
         gradients = torch.autograd.grad(log_prob.sum(), wanted)
@@ -268,7 +268,7 @@ HARD_VALUE = {
     RelaxedSubset: torch.tensor([1.0, 0.0, 1.0]),
     RelaxedPlackettLuce: torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]),  # a row is enough
 }
-TEXT = "is 0 or 1 in all entries and remembers no draw.*condition inside.*"
+TEXT = "is 0 or 1 in all entries and has no cached logits.*condition inside.*"
 UNSATURATED = dict(
     zip(RELAXED_VALUES, ["LogitRelaxedB", "ExpR", "LogitRelaxedS", "the very"], strict=True)
 )

@@ -29,6 +29,7 @@ from tests.common import (
     build,
     leaf_of,
     make,
+    param_shape,
 )
 
 SOFT_OF = {
@@ -306,3 +307,20 @@ def test_rsample_without_a_gradient_is_pathwise_too():
 def test_the_mean_of_samples_is_the_mean(cls):
     d = make(cls, batch_shape=(3,), k=4)
     assert_same_mean(d.sample((50_000,)), d.mean.detach())
+
+
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
+def test_forward_mode_goes_on_without_gradients(cls):
+    """`no_grad` does not switch it off."""
+
+    def draw(logits):
+        torch.manual_seed(0)
+        return build(cls, 0.5, logits=logits).rsample((20,))
+
+    logits = torch.randn(4 if param_shape(cls) else ())
+    tangent = torch.ones_like(logits).cumsum(-1) if logits.dim() else torch.ones(())
+    expected = torch.func.jvp(draw, (logits,), (tangent,))[1]
+    with torch.no_grad():
+        found = torch.func.jvp(draw, (logits,), (tangent,))[1]
+    assert (expected != 0).any()
+    torch.testing.assert_close(found, expected)

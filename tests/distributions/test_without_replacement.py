@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from torch.distributions import kl_divergence
 
 from pyro_gumbel import (
     CategoricalStraightThrough,
@@ -408,3 +409,14 @@ def test_a_guide_finds_the_best_outcome(cls, prior):
     for _ in range(300):
         svi.step()
     assert set(pyro.param("logits").detach().topk(2).indices.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("cls", [Subset, PlackettLuce, SubsetStraightThrough])
+def test_logits_as_far_apart_as_floats_go_are_possible(cls):
+    """Their difference overflows; it counts as the largest number."""
+    lowest = torch.finfo(torch.float32).min
+    logits = torch.tensor([1e38, -2.5e38, 0.0], requires_grad=True)
+    q, p = (build(cls, 0.5, logits=x, size=1) for x in (torch.zeros(3), logits))
+    log_prob = p.log_prob(torch.tensor([0.0, 1.0, 0.0]).reshape(p.event_shape))
+    assert log_prob.item() == pytest.approx(lowest)
+    assert kl_divergence(q, p).isfinite()

@@ -216,3 +216,15 @@ def test_a_subclass_of_a_link_has_no_formulas(asked):
     s, v, _ = dispatch.draw(x, torch.tensor(1.0), *arguments, keep=True, log_prob=True)
     torch.testing.assert_close(s, (2 * v).sigmoid())
     assert not asked
+
+
+@pytest.mark.parametrize(("link", "sampler"), LINKS, ids=NAMES)
+def test_other_noise_than_that_of_the_formulas_goes_to_the_reference(link, sampler, asked):
+    def nothing(shape, *, dtype, device):
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    x, tau = torch.randn(4, 3), torch.tensor(0.5)
+    drawn, hard, _ = all_three(x, tau, link, nothing)
+    assert asked == ["log_density"]
+    torch.testing.assert_close(drawn.value, link(x, tau))
+    assert hard.equal(link.hard(x))
