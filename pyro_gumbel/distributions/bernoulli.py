@@ -134,8 +134,8 @@ class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape, or a
         function without arguments that returns one, such as a temperature schedule; the constructor
-        calls it once. An object that torch functions
-        take for a tensor, by `__torch_function__`, becomes that tensor.
+        calls it once. An object that torch functions take for a tensor, by `__torch_function__`,
+        becomes that tensor.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param validate_args: whether argument and sample *values* are checked; None for the default
