@@ -43,7 +43,7 @@ from pyro_gumbel.ops.precision import cast
 __all__ = ["BernoulliStraightThrough", "LogitRelaxedBernoulli", "RelaxedBernoulli"]
 
 _IS_A_STEP = "is a step, which torch's Bernoulli leaves out"
-_FAR = 1e300  # finite logits are clamped to this in float64, where their differences are integrated
+_FAR = 1e300  # in float64 finite logits are clamped to this, so that no difference overflows
 
 
 class BernoulliFamily(Family):
@@ -110,7 +110,7 @@ bernoulli = BernoulliFamily()
 
 
 class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
-    r"""A Bernoulli variable relaxed to the unit interval.
+    r"""A Bernoulli variable relaxed to the unit interval, with a pathwise gradient.
 
     .. math:: s = \sigma\left(\frac{x + L}{\tau}\right), \qquad L \sim \text{Logistic}(0, 1),
 
@@ -122,10 +122,11 @@ class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
         \log p(s) = \log \tau + \log \sigma(d) + \log \sigma(-d)
                     - \log \sigma(v) - \log \sigma(-v).
 
-    :math:`P(s > 1/2) = \sigma(x)` at every temperature. A tensor that `rsample` or `sample`
-    returned caches its logit v, so that its log_prob is exact also where s was rounded to 0 or 1. A
-    copy has no cache: use `LogitRelaxedBernoulli` for values that are copied or stored. This is the
-    binary Concrete distribution of Maddison, Mnih and Teh, "The Concrete distribution" (2017),
+    :math:`P(s > 1/2) = \sigma(x)` at every temperature. `rsample` and `sample` attach v to the
+    tensor that they return, so that its log_prob is exact also where s was rounded to 0 or 1. A new
+    tensor (a clone, a slice, one read from a file) has no v, and its log_prob is inexact there: use
+    `LogitRelaxedBernoulli` for values that are copied or stored. This is the binary Concrete
+    distribution of Maddison, Mnih and Teh, "The Concrete distribution" (2017),
     https://arxiv.org/abs/1611.00712, appendix B.
 
     >>> d = RelaxedBernoulli(0.5, logits=torch.zeros(3))
@@ -138,14 +139,15 @@ class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
         becomes that tensor.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
 
     family = bernoulli
-    replaces = PyroRelaxedBernoulli  # under register(replace=True)
+    replaces = PyroRelaxedBernoulli  # by register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         **bernoulli.arg_constraints,
@@ -192,9 +194,9 @@ class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
 
     .. math:: \log p(v) = \log \tau + \log \sigma(d) + \log \sigma(-d).
 
-    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
-    low temperatures, and for values that are copied or stored. Maddison, Mnih and Teh, "The
-    Concrete distribution" (2017), https://arxiv.org/abs/1611.00712.
+    Values s near 0 and 1 are rounded to them, and their logits are not. Use this class for NUTS and
+    autoguides at low temperatures, and for values that are copied or stored. Maddison, Mnih and
+    Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712.
 
     >>> LogitRelaxedBernoulli(0.1, probs=torch.tensor(0.7)).sample().sigmoid().shape
     torch.Size([])
@@ -204,8 +206,9 @@ class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
         calls it once.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -274,7 +277,9 @@ def _quantile(distribution: Relaxed, probability: Tensor) -> Tensor:
 
 
 class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
-    r"""A Bernoulli variable whose sample carries the gradient of a relaxed one.
+    r"""A Bernoulli distribution whose `rsample` carries a gradient.
+
+    Use it where the model needs values of 0 and 1, and `RelaxedBernoulli` where relaxed ones do.
 
     The distribution is the discrete one at every temperature. With :math:`p` the probability of 1,
 
@@ -284,9 +289,9 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     `sample` draw :math:`z = x + L`, :math:`L \sim \text{Logistic}(0, 1)`, with :math:`x` the logit,
     and return :math:`D = 1` where :math:`z \ge 0`, else 0. The gradient of `rsample` is chosen by
     `estimator`; by default it is the gradient of the relaxed value :math:`\sigma(z / \tau)`. This
-    is the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical
-    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. A low
-    temperature lowers the bias of this gradient and raises its variance.
+    is the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical reparameterization
+    with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. With the default estimator, a
+    lower temperature lowers the bias of the gradient and raises its variance.
 
     >>> BernoulliStraightThrough(0.5, probs=torch.tensor(1.0)).rsample()
     tensor(1.)
@@ -297,10 +302,12 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
-        has the formula and source of each, and explains the arguments.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+        function of (logits, temperature, perturbed, hard, link) that returns a tensor of the
+        sample's shape, whose gradient is used; `perturbed` is z, and `hard` the sample.
+        `pyro_gumbel.estimators` has the formula and source of each.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -309,7 +316,9 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     icdf: Any = absent(_IS_A_STEP, "use probs: P(D <= 0) is 1 - probs")
 
     family = bernoulli
-    replaces = RelaxedBernoulliStraightThrough  # under register(replace=True)
+    replaces = (
+        RelaxedBernoulliStraightThrough  # by register(replace=True)
+    )
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedBernoulli.arg_constraints
     _support_text = "hard, that is exactly 0 or 1"
     _remedy = (
@@ -318,9 +327,11 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     )
 
 
-# `relax` makes these of a Bernoulli. Divergences between two of a relaxed class; between a
-# `RelaxedBernoulli` and what torch calls a transformed distribution; between the discrete ones.
+# `relax` of a Bernoulli returns one of these.
 register_relaxation(TorchBernoulli, BernoulliStraightThrough, RelaxedBernoulli)
+# Divergences between two of the same relaxed class.
 kl.register_relaxed(RelaxedBernoulli, LogitRelaxedBernoulli)
+# Between a RelaxedBernoulli and a TransformedDistribution of torch.
 kl.register_transformed(RelaxedBernoulli)
+# Between straight-through and plain Bernoulli distributions.
 kl.register_outcomes(BernoulliStraightThrough, TorchBernoulli)

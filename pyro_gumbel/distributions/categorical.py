@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""One-hot categorical vectors with gradients.
+"""Categorical distributions with gradients.
 
 `RelaxedCategorical` has values on the simplex, `ExpRelaxedCategorical` has the logarithms of those,
 and `CategoricalStraightThrough` has exactly one-hot vectors, with a surrogate gradient.
@@ -51,7 +51,7 @@ __all__ = [
     "RelaxedCategorical",
 ]
 
-_FAR = 1e300  # finite logits are clamped to this in float64, where their differences are integrated
+_FAR = 1e300  # in float64 finite logits are at most so far below the largest
 
 
 class CategoricalFamily(Family):
@@ -104,7 +104,7 @@ class CategoricalFamily(Family):
     def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
         least, most = ends(value)
         lowest = 0 if name == "probs" else -math.inf
-        fewest = size or 1  # categories that are possible
+        fewest = size or 1  # a draw of `size` categories needs as many that are possible
         if lowest < least and most < math.inf:
             return
         if name == "probs":
@@ -122,7 +122,7 @@ categorical = CategoricalFamily()
 
 
 class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
-    r"""A one-hot vector relaxed to the simplex.
+    r"""A one-hot vector relaxed to the simplex, with a pathwise gradient.
 
     .. math:: s = \operatorname{softmax}\left(\frac{x + g}{\tau}\right),
               \qquad g_i \sim \text{Gumbel}(0, 1) \text{ iid},
@@ -135,12 +135,13 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
                     + \sum_i \log \operatorname{softmax}(x - \tau v)_i - \sum_i v_i.
 
     The largest entry is the i-th with probability :math:`\operatorname{softmax}(x)_i` at every
-    temperature. A tensor that `rsample` or `sample` returned caches its logarithm v, so that its
-    log_prob is exact also where entries were rounded to 0. A copy has no cache: use
-    `ExpRelaxedCategorical` for values that are copied or stored. This is the Concrete distribution
-    of Maddison, Mnih and Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712,
-    and the Gumbel-softmax of Jang, Gu and Poole, "Categorical reparameterization with
-    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+    temperature. `rsample` and `sample` attach v to the tensor that they return, so that its
+    log_prob is exact also where entries were rounded to 0. A new tensor (a clone, a slice, one read
+    from a file) has no v, and its log_prob is inexact there: use `ExpRelaxedCategorical` for values
+    that are copied or stored. This is the Concrete distribution of Maddison, Mnih and Teh, "The
+    Concrete distribution" (2017), https://arxiv.org/abs/1611.00712, and the Gumbel-softmax of Jang,
+    Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
+    https://arxiv.org/abs/1611.01144.
 
     >>> d = RelaxedCategorical(0.1, logits=torch.randn(5, 10))
     >>> d.log_prob(d.rsample()).isfinite().all()
@@ -149,17 +150,20 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
         dimension for the categories), or a function without arguments that returns one, such as a
         temperature schedule; the constructor calls it once.
-    :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights, one for each category in the last dimension; they need not
+        sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. Its entry is always 0, and k and the sums above count the possible categories only.
+        Give exactly one of `probs` and `logits`.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
 
     family = categorical
-    replaces = RelaxedOneHotCategorical  # under register(replace=True)
+    replaces = RelaxedOneHotCategorical  # by register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "temperature": constraints.positive,
         **categorical.arg_constraints,
@@ -182,7 +186,7 @@ class RelaxedCategorical(RelaxedOutcome, RelaxedOneHotCategorical):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """Cov(s_i, s_j), by quadrature to 1e-12; of shape batch_shape + (k, k)."""
+        """Cov(s_i, s_j), by quadrature, to 1e-12 in float64; of shape batch_shape + (k, k)."""
         covariances = cast(self._covariances, self._parameter.dtype)
         return covariances.expand(self._batch_shape + covariances.shape[-2:])
 
@@ -201,11 +205,12 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
                     + \sum_i \log \operatorname{softmax}(x - \tau v)_i,
 
     which is :math:`p(s) \prod_i s_i`, with :math:`p(s)` the density of :math:`s = \exp v` as a
-    `RelaxedCategorical`. The log_prob of torch's class of this name is the same.
+    `RelaxedCategorical`. Where all logits are finite, the log_prob of torch's class of this
+    name is the same.
 
-    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
-    low temperatures, and for values that are copied or stored. Maddison, Mnih and Teh, "The
-    Concrete distribution" (2017), https://arxiv.org/abs/1611.00712, appendix C.
+    Small entries of s are rounded to 0, and their logarithms are not. Use this class for NUTS and
+    autoguides at low temperatures, and for values that are copied or stored. Maddison, Mnih and
+    Teh, "The Concrete distribution" (2017), https://arxiv.org/abs/1611.00712, appendix C.
 
     >>> ExpRelaxedCategorical(0.1, probs=torch.ones(4)).sample().exp().shape
     torch.Size([4])
@@ -213,11 +218,14 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
         dimension for the categories), or a function without arguments that returns one, such as a
         temperature schedule; the constructor calls it once.
-    :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights, one for each category in the last dimension; they need not
+        sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. Its entry is always -inf, and k and the sums above count the possible categories
+        only. Give exactly one of `probs` and `logits`.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -256,7 +264,9 @@ class ExpRelaxedCategorical(RelaxedLogits, TorchDistribution):
 
 
 class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
-    r"""A one-hot categorical vector whose sample carries the gradient of a relaxed one.
+    r"""A categorical distribution over one-hot vectors whose `rsample` carries a gradient.
+
+    Use it where the model needs one-hot vectors, and `RelaxedCategorical` where relaxed ones do.
 
     The distribution is the discrete one at every temperature. With :math:`p` the probabilities,
 
@@ -268,8 +278,8 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
     is chosen by `estimator`; by default it is the gradient of the relaxed value
     :math:`\operatorname{softmax}(z / \tau)`. This is the straight-through Gumbel-softmax of Jang,
     Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
-    https://arxiv.org/abs/1611.01144. A low temperature lowers the bias of this gradient and raises
-    its variance.
+    https://arxiv.org/abs/1611.01144. With the default estimator, a lower temperature
+    lowers the bias of the gradient and raises its variance.
 
     >>> d = CategoricalStraightThrough(0.5, logits=torch.randn(5, 10))
     >>> d.rsample().sum(-1)
@@ -279,23 +289,27 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
         a tensor that broadcasts with the batch shape (it has no dimension for the categories), or a
         function without arguments that returns one, such as a temperature schedule; the constructor
         calls it once.
-    :param probs: non-negative weights, categories in the last dimension; normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`.
+    :param probs: non-negative weights, one for each category in the last dimension; they need not
+        sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
+        `probs` and `logits`.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
-        has the formula and source of each, and explains the arguments.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+        function of (logits, temperature, perturbed, hard, link) that returns a tensor of the
+        sample's shape, whose gradient is used; `perturbed` is z, and `hard` the sample.
+        `pyro_gumbel.estimators` has the formula and source of each.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
 
     # Pyro's OneHotCategorical reads an inner `_categorical`. There is none here: every property and
-    # method that would read it is overridden, by this class or its first base.
+    # method that would read it is overridden by the first base.
 
     family = categorical
-    replaces = RelaxedOneHotCategoricalStraightThrough  # under register(replace=True)
+    replaces = RelaxedOneHotCategoricalStraightThrough  # by register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
         RelaxedCategorical.arg_constraints
     )
@@ -319,9 +333,11 @@ def _(distribution: Any, temperature: Temperature, **options: Any) -> Any:
     )
 
 
-# `relax` makes these of a OneHotCategorical. Divergences between two of a relaxed class; between a
-# `RelaxedCategorical` and what torch calls a transformed distribution; between the discrete ones.
+# `relax` of a OneHotCategorical returns one of these.
 register_relaxation(TorchOneHotCategorical, CategoricalStraightThrough, RelaxedCategorical)
+# Divergences between two of the same relaxed class.
 kl.register_relaxed(RelaxedCategorical, ExpRelaxedCategorical)
+# Between a RelaxedCategorical and a TransformedDistribution of torch.
 kl.register_transformed(RelaxedCategorical)
+# Between straight-through and plain one-hot categorical distributions.
 kl.register_outcomes(CategoricalStraightThrough, TorchOneHotCategorical)

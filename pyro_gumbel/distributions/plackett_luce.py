@@ -95,13 +95,14 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
     torch.Size([5, 3, 4])
 
     :param size: m, a Python int from 1 to k.
-    :param probs: non-negative weights of the first draw, categories in the last dimension;
-        normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of the first draw, one for each category in the last
+        dimension; they need not sum to 1. The event shape is (m, k).
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
+        `probs` and `logits`, with at least m possible categories in every row.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -186,13 +187,14 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
         dimension for the rows and categories), or a function without arguments that returns one,
         such as a temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k.
-    :param probs: non-negative weights of the first draw, categories in the last dimension;
-        normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of the first draw, one for each category in the last
+        dimension; they need not sum to 1. The event shape is (m, k).
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. Its entry is always 0, and k and the sums above count the possible categories only.
+        Give exactly one of `probs` and `logits`, with at least m possible categories in every row.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -240,7 +242,9 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
 
 
 class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
-    r"""One-hot rows, in the order of the draws, that carry the gradient of relaxed ones.
+    r"""A distribution over rankings, as one-hot rows, whose `rsample` carries a gradient.
+
+    Use it where the model needs one-hot rows, and `RelaxedPlackettLuce` where relaxed ones do.
 
     The distribution is that of `PlackettLuce` at every temperature. Row j of m is drawn like a
     `CategoricalStraightThrough` from the categories that the rows before it have left, with noise
@@ -264,16 +268,18 @@ class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
         categories), or a function without arguments that returns one, such as a temperature
         schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k.
-    :param probs: non-negative weights of the first draw, categories in the last dimension;
-        normalised. The event shape is (m, k).
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
+    :param probs: non-negative weights of the first draw, one for each category in the last
+        dimension; they need not sum to 1. The event shape is (m, k).
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
+        `probs` and `logits`, with at least m possible categories in every row.
     :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function (logits, temperature, perturbed, hard, link) -> surrogate. `pyro_gumbel.estimators`
-        has the formula and source of each, and explains the arguments.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+        function of (logits, temperature, perturbed, hard, link) that returns a tensor of the
+        sample's shape, whose gradient is used; `perturbed` is z, and `hard` the sample.
+        `pyro_gumbel.estimators` has the formula and source of each.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -337,6 +343,7 @@ def m_hot(value: Tensor) -> Tensor:
     return value.amax(-2)
 
 
-# `relax` makes these of a PlackettLuce. Divergences by enumeration between discrete ones.
+# `relax` of a PlackettLuce returns one of these.
 register_relaxation(PlackettLuce, PlackettLuceStraightThrough, RelaxedPlackettLuce)
+# Divergences between two discrete distributions, straight-through or not.
 kl.register_enumerated(PlackettLuce)

@@ -84,13 +84,14 @@ class Subset(WithoutReplacement, TorchDistribution):
     tensor([0.7159, 0.6083, 0.4413, 0.2345])
 
     :param size: m, a Python int from 1 to k.
-    :param probs: non-negative weights of a single draw, categories in the last dimension;
-        normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of a single draw, one for each category in the last
+        dimension; they need not sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
+        `probs` and `logits`, with at least m possible categories in every row.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -149,7 +150,7 @@ class Subset(WithoutReplacement, TorchDistribution):
 
 
 class RelaxedSubset(RelaxedValue, TorchDistribution):
-    r"""An m-hot vector relaxed to the hypersimplex.
+    r"""An m-hot vector relaxed to the hypersimplex, with a pathwise gradient.
 
     The hypersimplex is the set of vectors with entries in [0, 1] and sum m.
 
@@ -166,10 +167,11 @@ class RelaxedSubset(RelaxedValue, TorchDistribution):
                     + \log \sum_i w_i - \sum_i \log w_i,
 
     derived in `pyro_gumbel.links`. The m largest entries have the distribution of a `Subset` at
-    every temperature: round to those, not at 1/2. A tensor that `rsample` or `sample` returned
-    caches its logit v, so that its log_prob is exact also where entries were rounded to 0 or 1. A
-    copy has no cache: use `LogitRelaxedSubset` for values that are copied or stored. The link is
-    the sigmoid of Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
+    every temperature: round to those, not at 1/2. `rsample` and `sample` attach v to the tensor
+    that they return, so that its log_prob is exact also where entries were rounded to 0 or 1. A new
+    tensor (a clone, a slice, one read from a file) has no v, and its log_prob is inexact there: use
+    `LogitRelaxedSubset` for values that are copied or stored. The link is the sigmoid of Amos,
+    Koltun and Kolter, "The limited multi-label projection layer" (2019),
     https://arxiv.org/abs/1906.08707, at perturbed logits. At k = 2, m = 1 it is a
     `RelaxedBernoulli` at temperature 2 tau.
 
@@ -180,13 +182,14 @@ class RelaxedSubset(RelaxedValue, TorchDistribution):
         dimension for the categories), or a function without arguments that returns one, such as a
         temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k - 1.
-    :param probs: non-negative weights of a single draw, categories in the last dimension;
-        normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of a single draw, one for each category in the last
+        dimension; they need not sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. Its entry is always 0, and k and the sums above count the possible categories only.
+        Give exactly one of `probs` and `logits`, with at least m possible categories in every row.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -235,10 +238,10 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
     `RelaxedSubset`. Without the last term it is the density with respect to the :math:`k - 1`
     differences :math:`v_i - v_k`.
 
-    Unlike s, v is never rounded to the end of its range. Use this class for NUTS and autoguides at
-    low temperatures, and for values that are copied or stored. The link is that of Amos, Koltun and
-    Kolter, "The limited multi-label projection layer" (2019), https://arxiv.org/abs/1906.08707; the
-    density is derived in `pyro_gumbel.links`.
+    Entries of s near 0 and 1 are rounded to them, and their logits are not. Use this class for NUTS
+    and autoguides at low temperatures, and for values that are copied or stored. The link is that
+    of Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019),
+    https://arxiv.org/abs/1906.08707; the density is derived in `pyro_gumbel.links`.
 
     >>> LogitRelaxedSubset(0.1, 2, probs=torch.ones(4)).sample().sigmoid().sum().round()
     tensor(2.)
@@ -247,13 +250,15 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
         dimension for the categories), or a function without arguments that returns one, such as a
         temperature schedule; the constructor calls it once.
     :param size: m, a Python int from 1 to k - 1.
-    :param probs: non-negative weights of a single draw, categories in the last dimension;
-        normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of a single draw, one for each category in the last
+        dimension; they need not sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. Its entry is always -inf, and k and the sums above count the possible categories
+        only. Give exactly one of `probs` and `logits`, with at least m possible categories in every
+        row.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -282,7 +287,9 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
 
 
 class SubsetStraightThrough(StraightThrough, Subset):
-    r"""An m-hot vector whose sample carries the gradient of a relaxed one.
+    r"""A distribution over m-hot vectors whose `rsample` carries a gradient.
+
+    Use it where the model needs m-hot vectors, and `RelaxedSubset` where relaxed ones do.
 
     The distribution is that of `Subset` at every temperature. `rsample` and `sample` draw
     :math:`z = x + g`, :math:`g_i \sim \text{Gumbel}(0, 1)` iid, with :math:`x` the logits, and
@@ -303,16 +310,17 @@ class SubsetStraightThrough(StraightThrough, Subset):
         function without arguments that returns one, such as a temperature schedule; the constructor
         calls it once.
     :param size: m, a Python int from 1 to k.
-    :param probs: non-negative weights of a single draw, categories in the last dimension;
-        normalised.
-    :param logits: log weights x, unnormalised; -inf for a category that cannot occur, which
-        is then left out of k and of all sums. Give exactly one of `probs` and `logits`, with at
-        least m possible categories in every row.
-    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", or a function
-        (logits, temperature, perturbed, hard, link) -> surrogate, see `pyro_gumbel.estimators`.
-        "reinmax" and "gapped" have no form for subsets.
-    :param validate_args: whether argument and sample *values* are checked; None for the default
-        of `torch.distributions`. Shapes and types are always checked.
+    :param probs: non-negative weights of a single draw, one for each category in the last
+        dimension; they need not sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
+        `probs` and `logits`, with at least m possible categories in every row.
+    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", or a function (logits,
+        temperature, perturbed, hard, link) -> surrogate, see `pyro_gumbel.estimators`. "reinmax"
+        and "gapped" have no form for subsets.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
     :raises ValueError: for a wrong value, shape or estimator, or both or neither of `probs` and
         `logits`.
     :raises TypeError: for an argument of another type.
@@ -337,8 +345,9 @@ class SubsetStraightThrough(StraightThrough, Subset):
         self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator)
 
 
-# `relax` makes these of a Subset. Divergences between two of a relaxed class, and by enumeration
-# between discrete ones.
+# `relax` of a Subset returns one of these.
 register_relaxation(Subset, SubsetStraightThrough, RelaxedSubset)
+# Divergences between two of the same relaxed class.
 kl.register_relaxed(RelaxedSubset, LogitRelaxedSubset)
+# Between two discrete distributions, straight-through or not.
 kl.register_enumerated(Subset)
