@@ -316,9 +316,7 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
     icdf: Any = absent(_IS_A_STEP, "use probs: P(D <= 0) is 1 - probs")
 
     family = bernoulli
-    replaces = (
-        RelaxedBernoulliStraightThrough  # by register(replace=True)
-    )
+    replaces = RelaxedBernoulliStraightThrough  # by register(replace=True)
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedBernoulli.arg_constraints
     _support_text = "hard, that is exactly 0 or 1"
     _remedy = (
