@@ -319,6 +319,14 @@ def test_too_many_to_enumerate(cls):
     assert law.log_prob(law.sample()).isfinite()
 
 
+def test_rankings_are_counted_in_their_order():
+    """6 of 10 categories make 210 subsets, which are enumerated, and 151,200 rankings."""
+    logits = torch.zeros(10)
+    assert len(Subset(6, logits=logits).enumerate_support()) == 210
+    with pytest.raises(NotImplementedError, match="size=6 of 10 has 151,200"):
+        PlackettLuce(6, logits=logits).enumerate_support()
+
+
 def test_the_m_hot_vector_is_the_elementwise_maximum():
     rows = RelaxedPlackettLuce(0.5, 2, logits=torch.zeros(100_000, 4)).sample()
     assert torch.equal(m_hot(rows), torch.maximum(rows[:, 0], rows[:, 1]))
