@@ -302,7 +302,7 @@ def test_expand(cls, parameter):
     law.has_rsample_(False)
     assert law.expand([5, 2, 4]).has_rsample is False
     assert cls.has_rsample is True
-    for wrong in ([3], [-1, 4]):
+    for wrong in ([3], [-1, 4], [4], [1, 4]):
         with pytest.raises(ValueError, match="batch_shape"):
             law.expand(wrong)
 
