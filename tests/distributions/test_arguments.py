@@ -889,6 +889,16 @@ def test_copies(cls, parameter, through):
 
 
 @pytest.mark.parametrize("cls", ALL)
+def test_a_pickle_leaves_the_graph_out(cls):
+    """Of the parameters, and of what it keeps of them once it has drawn."""
+    leaf = torch.zeros(2, *param_shape(cls), requires_grad=True)
+    distribution = law_of(cls, 0.5, logits=leaf + 1)
+    distribution.rsample()
+    twin = pickle.loads(pickle.dumps(distribution))
+    assert torch.equal(twin.logits, distribution.logits)
+
+
+@pytest.mark.parametrize("cls", ALL)
 def test_a_law_with_a_learnt_temperature_can_be_copied(cls):
     for dtype in (torch.float32, torch.float64):
         tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
