@@ -138,12 +138,18 @@ def test_one_of_k_is_a_categorical(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_mass_extends_by_first_differences(cls):
-    """In a non-vertex value: the mass of the nearest vertex and the logits times what is left."""
-    law = law_of(cls, 0.5, logits=torch.randn(5, dtype=torch.float64), size=2, validate_args=False)
+    """In a non-vertex value: the mass of the nearest vertex and the logits times what is left.
+
+    The gradient in the logits is that of the first term.
+    """
+    raw = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    law = law_of(cls, 0.5, logits=raw, size=2, validate_args=False)
     vertex = law.sample()
     value = 0.9 * vertex + 0.02 * torch.rand(vertex.shape, dtype=torch.float64)
     expected = law.log_prob(vertex) + ((value - vertex) * law.logits).sum()
     torch.testing.assert_close(law.log_prob(value), expected)
+    gradients = [torch.autograd.grad(law.log_prob(each), raw)[0] for each in (value, vertex)]
+    torch.testing.assert_close(*gradients)
     value.requires_grad_()
     (slope,) = torch.autograd.grad(law.log_prob(value), value)
     torch.testing.assert_close(slope, law.logits.expand(value.shape))
