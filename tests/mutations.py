@@ -66,19 +66,19 @@ tracing-ends-under-vmap            distributions/test_torch.py -k vmap
     + if not tensor.numel() or tensor.is_meta:
 
 [_validation.py]
-parameters-both-given              distributions/test_arguments.py
+parameters-both-given              distributions/test_arguments.py -k bad_arguments
     - if (probs is None) == (logits is None):
     + if probs is None and logits is None:
-parameters-size-of-all             distributions/test_arguments.py
+parameters-size-of-all             distributions/test_arguments.py -k categories
     - most = categories if all_of_them else categories - 1
     + most = categories
-parameters-bool-tensor             distributions/test_arguments.py
+parameters-bool-tensor             distributions/test_arguments.py -k bad_arguments
     - if not given.is_complex() and given.dtype != torch.bool:
     + if not given.is_complex():
 parameters-single-temperature      distributions/test_arguments.py
     - if math.prod(temperature) == 1:
     + if not temperature:
-parameters-zero-temperature        test_temperature.py
+parameters-zero-temperature        test_temperature.py -k bad_arguments
     - if not (0 < number < math.inf or (zero and number == 0)):
     + if not 0 <= number < math.inf:
 parameters-event-dimensions        distributions/test_relaxation.py
@@ -197,10 +197,10 @@ families-temperature-dimensions    distributions/test_arguments.py
 families-one-element               distributions/test_arguments.py
     - return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
     + return tau
-families-sure-entry                distributions/test_moments.py
+families-sure-entry                distributions/test_moments.py -k derivatives
     - deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
     + deviation = variance.sqrt()
-families-copied-cache              distributions/test_arguments.py -k copies
+families-copied-cache              distributions/test_arguments.py -k pickle
     - state["_cache_key"] = CacheKey()
     + pass
 
@@ -317,7 +317,7 @@ relaxed-covariance                 distributions/test_moments.py
 relaxed-mode-at-the-boundary       distributions/test_moments.py -k mode
     - bounded = temperature >= logits.isfinite().sum(-1) - 1
     + bounded = temperature > logits.isfinite().sum(-1) - 1
-relaxed-half-draw                  distributions/test_sample_cache.py -k half
+relaxed-half-draw                  kernels/test_cpu.py -k half
     - drawn = self._draw(sample_shape, keep=is_half, log_prob=True)
     + drawn = self._draw(sample_shape, keep=False, log_prob=True)
 relaxed-warning-of-a-point         distributions/test_relaxed.py -k warned
@@ -585,10 +585,10 @@ kernels-draw-gradient              kernels/test_formulas.py
     + of_value = grad_value
 
 [kernels/reference.py]
-kernels-reference-not-finite       test_estimators.py
+kernels-reference-not-finite       kernels/test_dispatch.py
     - return hard + (relaxed - relaxed.detach()).nan_to_num(nan=0.0)
     + return hard + (relaxed - relaxed.detach())
-kernels-reference-impossible       distributions/test_torch.py
+kernels-reference-impossible       test_links.py
     - low, high = (0.0, 1.0) if of_values else (-math.inf, math.inf)
     + low, high = 0.0, 1.0
 kernels-reference-far-logits       kernels/test_dispatch.py
@@ -674,7 +674,7 @@ noise-given-the-bit                ops/test_noise.py -k given
 noise-won-by-the-untaken           distributions/test_ranking.py
     - winner = first - share + logits.logsumexp(-1, keepdim=True)
     + winner = first + share - logits.logsumexp(-1, keepdim=True)
-noise-mirrored-edge                ops/test_noise.py -k variates
+noise-mirrored-edge                ops/test_noise.py -k ends
     - return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
     + return _put_(out, edge, at_edge)
 noise-last-of-an-odd-number        ops/test_noise.py -k odd
@@ -710,9 +710,9 @@ precision-tangent-dtype            ops/test_precision.py
 quadrature-sign                    ops/test_subset_probability.py
     - return x.unsqueeze(-2) - nodes.unsqueeze(-1)
     + return nodes.unsqueeze(-1) - x.unsqueeze(-2)
-quadrature-lost-nodes              ops/test_subset_probability.py -k blocks
-    - for tensor in tensors), strict=True)
-    + for tensor in tensors[:1]), strict=True)
+quadrature-one-block               ops/test_subset_probability.py -k memory
+    - nodes = max(1, limit // max(1, elements))
+    + nodes = max(1, limit)
 
 [ops/rank_probability.py]
 rank-probabilities-gap             ops/test_subset_probability.py -k ranks
