@@ -53,6 +53,8 @@ def assert_same_distribution(distribution, expected):
         expected.event_shape,
     )
     if hasattr(distribution, "base_dist"):
+        masks = (torch.as_tensor(getattr(d, "_mask", True)) for d in (distribution, expected))
+        assert torch.equal(*masks)
         return assert_same_distribution(distribution.base_dist, expected.base_dist)
     assert distribution._parameter_name == expected._parameter_name
     parameters = (d._parameter.expand(d._parameter_shape) for d in (distribution, expected))

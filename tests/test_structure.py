@@ -4,6 +4,7 @@
 """The shape of the package: what imports what, how deep a class is, and where a family is named."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_mathematics_does_not_import_the_checks_of_constructors():
     for path in MODULES:
         if layer_of(name_of(path)) in ("ops", "links", "constraints", "kernels"):
             assert "pyro_gumbel._validation" not in set(imports_of(path)), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=map(name_of, MODULES))
+def test_a_module_has_what_it_exports(path):
+    module = importlib.import_module(name_of(path).removesuffix(".__init__"))
+    assert set(getattr(module, "__all__", ())) <= vars(module).keys()
 
 
 def test_the_package_does_not_shadow_pyro_distributions():

@@ -304,7 +304,7 @@ def test_expand(cls, parameter):
     d.has_rsample_(False)
     assert d.expand([5, 2, 4]).has_rsample is False
     assert cls.has_rsample is True
-    for wrong in ([3], [-1, 4]):
+    for wrong in ([3], [-1, 4], [4], [1, 4]):
         with pytest.raises(ValueError, match="batch_shape"):
             d.expand(wrong)
 
@@ -890,6 +890,16 @@ def test_copies(cls, parameter, through):
     torch.manual_seed(0)
     assert torch.equal(twin.rsample(), expected)
     assert repr(twin) == repr(distribution)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_pickle_leaves_the_graph_out(cls):
+    """Of the parameters, and of what it keeps of them once it has drawn."""
+    leaf = torch.zeros(2, *param_shape(cls), requires_grad=True)
+    d = build(cls, 0.5, logits=leaf + 1)
+    d.rsample()
+    twin = pickle.loads(pickle.dumps(d))
+    assert torch.equal(twin.logits, d.logits)
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -26,6 +26,7 @@ from pyro_gumbel import (
     SubsetStraightThrough,
 )
 from tests.common import (
+    BERNOULLI,
     RELAXED_LOGITS,
     assert_same_mean,
     build,
@@ -275,6 +276,17 @@ def test_kl_of_bits_far_and_near():
         q = RelaxedBernoulli(0.3, logits=torch.tensor(0.25, dtype=torch.float64))
         p = RelaxedBernoulli(0.3, logits=torch.tensor(0.25 + delta, dtype=torch.float64))
         assert kl_divergence(q, p).item() == pytest.approx(exact, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("cls", SOFT_WITH_KL)
+def test_kl_is_finite_where_a_difference_of_logits_overflows(cls):
+    """A category that is hardly possible is not an impossible one."""
+    numbers = [-1.2e308, 1.2e308] if cls in BERNOULLI else [1.2e308, -1.2e308, 1.2e308]
+    logits = torch.tensor(numbers, dtype=torch.float64)
+    far, near = build(cls, 0.7, logits=logits), build(cls, 0.5, logits=torch.zeros_like(logits))
+    for q, p in ((far, near), (near, far)):
+        assert kl_divergence(q, p).isfinite().all()
+        assert (kl_divergence(q, p) > 1e299).all()
 
 
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)

@@ -63,6 +63,7 @@ def test_wrappers_are_kept(family, hard):
         lambda distribution: distribution.mask(mask),
         lambda distribution: distribution.mask(mask).to_event(1),
         lambda distribution: distribution.to_event(1).mask(False),
+        lambda distribution: distribution.expand((3, *distribution.batch_shape)).to_event(2),
     ):
         assert_same_distribution(relax(form(discrete), T, hard=hard), form(expected))
     wrapped = ExpandedDistribution(discrete, (3, *discrete.batch_shape))

@@ -139,12 +139,18 @@ def test_size_one_is_a_categorical(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_probability_extends_by_first_differences(cls):
-    """At other values it is that of the nearest outcome, plus the logits times what is left."""
-    d = build(cls, 0.5, logits=torch.randn(5, dtype=torch.float64), size=2, validate_args=False)
+    """At other values it is that of the nearest outcome, plus the logits times what is left.
+
+    The gradient in the logits is that of the first term.
+    """
+    logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    d = build(cls, 0.5, logits=logits, size=2, validate_args=False)
     nearest = d.sample()
     value = 0.9 * nearest + 0.02 * torch.rand(nearest.shape, dtype=torch.float64)
     expected = d.log_prob(nearest) + ((value - nearest) * d.logits).sum()
     torch.testing.assert_close(d.log_prob(value), expected)
+    gradients = [torch.autograd.grad(d.log_prob(each), logits)[0] for each in (value, nearest)]
+    torch.testing.assert_close(*gradients)
     value.requires_grad_()
     (slope,) = torch.autograd.grad(d.log_prob(value), value)
     torch.testing.assert_close(slope, d.logits.expand(value.shape))
@@ -324,6 +330,14 @@ def test_too_many_to_enumerate(cls):
         with pytest.raises(NotImplementedError, match=r"100,000 outcomes.*size=10 of 40.*write"):
             call()
     assert d.log_prob(d.sample()).isfinite()
+
+
+def test_rankings_are_counted_in_their_order():
+    """6 of 10 categories make 210 subsets, which are enumerated, and 151,200 rankings."""
+    logits = torch.zeros(10)
+    assert len(Subset(6, logits=logits).enumerate_support()) == 210
+    with pytest.raises(NotImplementedError, match="size=6 of 10 has 151,200"):
+        PlackettLuce(6, logits=logits).enumerate_support()
 
 
 def test_the_m_hot_vector_is_the_elementwise_maximum():

@@ -115,6 +115,19 @@ def test_a_prior_that_depends_on_other_sites_is_averaged():
         assert guide.distribution("child").probs.min() > 0.02
 
 
+def test_an_outcome_that_no_run_has_met_is_not_excluded():
+    """Where the prior differs between runs, a uniform distribution is part of its mean."""
+
+    def model():
+        probability = pyro.sample("probability", dist.Uniform(0.2, 0.8))
+        probs = torch.stack([probability, 1 - probability, torch.tensor(0.0)])
+        pyro.sample("z", dist.OneHotCategorical(probs))
+
+    guide = AutoRelaxed(model, T)
+    guide()
+    assert guide.distribution("z").probs[2].item() == pytest.approx(1 / 3 / 11)
+
+
 def test_an_impossible_category_stays_impossible():
     def model():
         z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.5, 0.0, 0.5])))
@@ -215,6 +228,14 @@ def test_a_continuous_site_is_left_to_another_guide():
     x, _ = clusters()
     guide = AutoRelaxed(mixture, T)
     assert list(guide(x)) == ["z"]
+
+
+def test_a_site_that_the_model_enumerates_is_left_to_it():
+    def model():
+        pyro.sample("y", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    assert list(AutoRelaxed(model, T)()) == ["z"]
 
 
 def test_the_first_run_fixes_the_plates_and_each_run_its_subsample():

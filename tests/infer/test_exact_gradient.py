@@ -15,7 +15,7 @@ from pyro import poutine
 
 from pyro_gumbel import BernoulliStraightThrough
 from pyro_gumbel.infer import exact_gradient
-from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
+from pyro_gumbel.infer.exact_gradient import Moments, by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
 from tests.common import slow_unless
 from tests.infer.models import (
@@ -34,6 +34,14 @@ from tests.infer.models import (
     shared,
     shared_guide,
 )
+
+
+def test_mean_and_variance_are_those_of_the_vectors():
+    vectors, moments = torch.randn(3, 5, dtype=torch.float64), Moments()
+    for vector in vectors:
+        moments.add(vector)
+    torch.testing.assert_close(moments.mean, vectors.mean(0))
+    assert moments.variance == pytest.approx(vectors.var(0).sum().item())
 
 
 def by_hand(model, guide, supports, **kwargs):

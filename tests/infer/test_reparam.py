@@ -155,6 +155,8 @@ def test_the_noise_has_the_standard_distribution(distribution, expected):
     torch.testing.assert_close(noise.log_prob(draws), expected.log_prob(draws))
     assert noise.expand((3,)).sample().shape == (3,)
     assert type(noise.expand((3,))) is distribution
+    double = torch.zeros((), dtype=torch.float64)
+    assert distribution(double, double + 1).sample().dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

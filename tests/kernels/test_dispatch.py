@@ -204,6 +204,18 @@ def test_a_link_of_a_user_is_answered_by_the_reference(asked):
         torch.testing.assert_close(found, right)
 
 
+def test_a_hard_draw_passes_no_gradient_where_the_relaxed_one_is_infinite():
+    class Unbounded(NormalBit):
+        def value(self, unconstrained):
+            return unconstrained
+
+    x = torch.tensor([math.inf, 0.3], requires_grad=True)
+    hard = dispatch.straight_through_draw(x, torch.tensor(0.5), Unbounded(), normal, EMPTY, x.shape)
+    assert hard[0] == 1
+    hard.sum().backward()
+    assert x.grad.tolist() == [0.0, 2.0]
+
+
 def test_a_subclass_of_a_link_has_no_formulas(asked):
     """It may define anything anew."""
 

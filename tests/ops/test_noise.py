@@ -72,17 +72,22 @@ def test_many_variates_are_on_the_device_that_is_asked_for():
             assert sampler((noise.MANY,), **KINDS).device == KINDS["device"]
 
 
-def test_variates_near_the_ends_are_bernoulli_trials():
-    """They are drawn anew, and may be anywhere: in each quarter of the memory alike."""
-    n, chance = 200_000, 2 * noise.EDGE
-    low, high = stats.expon.ppf(noise.EDGE), stats.expon.isf(noise.EDGE)
-    counts = torch.zeros(n)
+@pytest.mark.parametrize(
+    ("sampler", "distribution"),
+    [(noise.exponential, stats.expon), (noise.logistic, stats.logistic)],
+)
+def test_variates_near_the_ends_are_bernoulli_trials(sampler, distribution):
+    """They are drawn anew at each end, and may be anywhere: in each quarter of the memory alike."""
+    n, chance = 200_000, noise.EDGE
+    low, high = distribution.ppf(chance), distribution.isf(chance)
+    counts = torch.zeros(2, n)
     for _ in range(200):
-        draws = noise.exponential((n,), **KINDS)
-        counts += (draws < low) | (draws > high)
-    for part in counts.split(n // 4):
+        draws = sampler((n,), **KINDS)
+        counts += torch.stack([draws < low, draws > high])
+    for part in counts.split(n // 4, -1):
         expected = 200 * chance * n / 4
-        assert abs(part.sum() - expected) < z_bound(4) * (expected * (1 - chance)) ** 0.5
+        error = (part.sum(-1) - expected).abs()
+        assert (error < z_bound(8) * (expected * (1 - chance)) ** 0.5).all()
 
 
 @pytest.mark.parametrize("end", first_fast([0, 1]))

@@ -143,6 +143,7 @@ OPERATIONS = {
         5, K, generator=torch.manual_seed(1)
     ).gather(-1, column(z)),
     "index, changed in place": lambda z: TABLE.gather(-1, next_column(z)),
+    "column, changed in place": lambda z: TABLE.gather(-1, column(z).zero_()),
     "sample, changed in place": lambda z: TABLE.gather(-1, column(z.mul_(2))),
     "cut off in place": lambda z: z.detach_() + 0,
 }

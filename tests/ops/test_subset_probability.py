@@ -304,7 +304,9 @@ class _Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("cls", "k", "m"), [(PlackettLuce, 60, 60), (Subset, 200, 100)])
+@pytest.mark.parametrize(
+    ("cls", "k", "m"), [(PlackettLuce, 60, 60), (Subset, 200, 100), (Subset, 1000, 3)]
+)
 def test_means_of_many_and_their_gradients_take_little_memory(cls, k, m):
     """No large tensor is made, and less than a megabyte is kept for the gradient."""
     x = torch.randn(k, dtype=torch.float64, requires_grad=True)

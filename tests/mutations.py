@@ -1,0 +1,973 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Faults put into the package one at a time, to see whether its tests notice.
+
+Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
+tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
+
+    python tests/mutations.py                                # all of them: 15 minutes on one core
+    python tests/mutations.py --jobs 2                       # two at a time
+    python tests/mutations.py --only links-threshold-sign    # some of them
+    python tests/mutations.py --list                         # what there is
+    python tests/mutations.py --check                        # whether the table fits the code
+
+This is no part of the test run: pytest does not collect the file. Nothing is changed in place. The
+files that git knows, or would add, are copied to a temporary folder, and the tests run there.
+
+A mutant counts as killed only if a test fails, and if the same test passes without the mutant. An
+error while tests are collected, no test at all and a run that takes too long are errors of the
+table. The exit status is 1 for those, and for survivors that are not listed in `KNOWN_SURVIVORS`.
+"""
+
+import argparse
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "pyro_gumbel"
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+SECONDS = 600  # after which a run is given up
+
+# A mutant is an id, the file of tests that guards it with options of pytest, the old text and the
+# new. The old text stands exactly once in the file of the package that is named above, in brackets.
+# Ids stay the same when code moves or is renamed.
+TABLE = r"""
+[__init__.py]
+init-exports                       test_readme.py -k public_names
+    - "m_hot",
+    + "mhot",
+
+[_tracing.py]
+tracing-forward-mode               kernels/test_dispatch.py
+    - return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    + return not torch._C._are_functorch_transforms_active()
+tracing-transforms                 kernels/test_dispatch.py
+    - return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    + return forward_ad._current_level < 0
+tracing-first-forward-level        test_links.py -k forward
+    - return forward_ad._current_level >= 0
+    + return forward_ad._current_level > 0
+tracing-ends-under-vmap            distributions/test_torch.py -k vmap
+    - if not tensor.numel() or tensor.is_meta or not in_eager_mode():
+    + if not tensor.numel() or tensor.is_meta:
+
+[_validation.py]
+parameters-both-given              distributions/test_arguments.py -k bad_arguments
+    - if (probs is None) == (logits is None):
+    + if probs is None and logits is None:
+parameters-size-of-all             distributions/test_arguments.py -k categories
+    - most = categories if all_of_them else categories - 1
+    + most = categories
+parameters-bool-tensor             distributions/test_arguments.py -k bad_arguments
+    - if not given.is_complex() and given.dtype != torch.bool:
+    + if not given.is_complex():
+parameters-single-temperature      distributions/test_arguments.py
+    - if math.prod(temperature) == 1:
+    + if not temperature:
+parameters-zero-temperature        test_temperature.py -k bad_arguments
+    - if not (0 < number < math.inf or (zero and number == 0)):
+    + if not 0 <= number < math.inf:
+parameters-event-dimensions        distributions/test_relaxation.py
+    - return tau.reshape(tau.shape + (1,) * event_dim)
+    + return tau
+
+[constraints.py]
+constraints-tolerance-of-torch     test_constraints.py
+    - return max(1e-6, terms + 4 * math.sqrt(size) * summed.eps)
+    + return 1e-6
+constraints-sum-too-small          test_constraints.py
+    - return (total - size).abs() <= size * tolerance(dtype, value.shape[-1])
+    + return (total - size) <= size * tolerance(dtype, value.shape[-1])
+constraints-ranking-repeats        test_constraints.py
+    - distinct = (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
+    + distinct = (value.sum(-2, dtype=torch.float32) <= 2).all(-1)
+constraints-log-ratio-determinant  test_constraints.py
+    - return x.new_zeros(x.shape[:-1])
+    + return x.sum(-1)
+constraints-subset-determinant     distributions/test_subset.py
+    - return log_w.sum(-1) - log_w.logsumexp(-1)
+    + return log_w.sum(-1)
+constraints-determinant-of-rows    test_constraints.py
+    - return self.base_transform.log_abs_det_jacobian(x, y).sum(-1)
+    + return self.base_transform.log_abs_det_jacobian(x, y)
+
+[divergences.py]
+divergences-exports                test_structure.py -k exports
+    - __all__ = ["kl"]
+    + __all__ = ["rules"]
+
+[estimators.py]
+reinmax-midpoint                   test_estimators.py
+    - middle = (link(logits, temperature).detach() + hard) / 2
+    + middle = link(logits, temperature).detach()
+reinmax-second-term                test_estimators.py
+    - - _times_jacobian(p, step, link) / 2
+    + - _times_jacobian(p, step, link)
+estimators-bernoulli-jacobian      test_estimators.py
+    - return p * (1 - p) * u if isinstance(link, Interval)
+    + return p * u if isinstance(link, Interval)
+gumbel-rao-sum                     test_estimators.py
+    - return link(z + _zero_with_finite_gradient(logits), temperature).mean(0)
+    + return link(z + _zero_with_finite_gradient(logits), temperature).sum(0)
+gapped-sign                        test_estimators.py
+    - torch.minimum(x, highest - self.gap)
+    + torch.minimum(x, highest + self.gap)
+estimators-not-finite              test_estimators.py
+    - return hard + zero_with_gradient(surrogate).nan_to_num(nan=0.0)
+    + return hard + zero_with_gradient(surrogate)
+
+[links.py]
+links-simplex-constant             test_links.py
+    - scale = torch.lgamma(k) + (k - 1) * temperature.log()
+    + scale = torch.lgamma(k) + k * temperature.log()
+links-inverse-near-one             test_links.py
+    - below_one = 1 - torch.finfo(value.dtype).eps / 2
+    + below_one = 1 - torch.finfo(value.dtype).eps
+links-threshold-sign               distributions/test_subset.py
+    - step = (held - lacked) / (fall + rise)
+    + step = (lacked - held) / (fall + rise)
+links-threshold-steps              distributions/test_subset.py
+    - for _ in range(5 if scaled.dtype == torch.float64 else 4):
+    + for _ in range(2):
+links-total-slope                  distributions/test_subset.py
+    - torch.where((~out).sum(-1) == self.size, 0.0, density + total)
+    + torch.where((~out).sum(-1) == self.size, 0.0, density)
+links-differential-sign            distributions/test_subset.py -k forward
+    - return gradient - ctx.link.weights(v) * gradient.sum(-1, keepdim=True), None
+    + return gradient + ctx.link.weights(v) * gradient.sum(-1, keepdim=True), None
+links-threshold-in-forward-mode    distributions/test_subset.py -k forward
+    - c = c + torch.where(alone, 0.0, (held - lacked) / slope)
+    + c = c + torch.where(alone, 0.0, (lacked - held) / slope)
+links-temperature-gradient         distributions/test_relaxed.py -k gradients
+    - / tau * (tau / temperature)
+    + / tau * (temperature / tau)
+links-most-probable-noise          infer/test_reparam.py
+    - return torch.where(out, 0.0, -torch.where(out, 0.0, shares) - k.log())
+    + return torch.where(out, 0.0, -torch.where(out, 0.0, shares) + k.log())
+
+[temperature.py]
+temperature-hold                   test_temperature.py
+    - held = self.steps - self.steps % self.hold
+    + held = self.steps
+temperature-floor                  test_temperature.py
+    - .clamp(min=self.floor)
+    + .clamp(min=0)
+temperature-linear-reversed        test_temperature.py
+    - * (1 - self._share())
+    + * self._share()
+temperature-cosine-height          test_temperature.py
+    - height = (1 + torch.cos(math.pi * self._share())) / 2
+    + height = 1 + torch.cos(math.pi * self._share())
+temperature-after-the-end          test_temperature.py
+    - return _time(self.steps.clamp(max=self.num_steps)) / self.num_steps
+    + return _time(self.steps) / self.num_steps
+temperature-not-in-the-state       test_temperature.py
+    - self.register_buffer("steps", torch.tensor(0))
+    + self.register_buffer("steps", torch.tensor(0), persistent=False)
+
+[distributions/absent.py]
+absent-error-type                  distributions/test_absent.py
+    - error = NotImplementedError(
+    + error = AttributeError(
+absent-method-or-property          distributions/test_absent.py
+    - if not self._is_method:
+    + if self._is_method:
+
+[distributions/base.py]
+families-expand-to-less            distributions/test_arguments.py -k expand
+    - if broadcast(self._batch_shape, batch_shape) != batch_shape:
+    + if broadcast(self._batch_shape, batch_shape) is None:
+families-temperature-dimensions    distributions/test_arguments.py
+    - return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
+    + return tau
+families-one-element               distributions/test_arguments.py
+    - return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
+    + return tau
+families-sure-entry                distributions/test_moments.py -k derivatives
+    - deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
+    + deviation = variance.sqrt()
+families-copied-cache              distributions/test_arguments.py -k pickle
+    - state["_cache_key"] = CacheKey()
+    + pass
+
+[distributions/bernoulli.py]
+families-log-odds                  distributions/test_arguments.py
+    - logits = log_of_positive(inside) - torch.log1p(-inside)
+    + logits = log_of_positive(inside)
+families-probs-above-one           distributions/test_arguments.py
+    - if least >= 0 and most <= 1:
+    + if least >= 0:
+families-bernoulli-outcomes        distributions/test_straight_through.py
+    - return torch.stack([1 - value, value], -1)
+    + return torch.stack([value, 1 - value], -1)
+relaxed-cdf-at-the-end             distributions/test_moments.py -k distribution_function
+    - at_end = (v > 0) | x.isneginf()
+    + at_end = (v < 0) | x.isneginf()
+relaxed-quantile-mirrored          distributions/test_moments.py -k distribution_function
+    - quantile = d.link.unconstrained(x + torch.logit(torch.where(end, 0.5, p)), d._tau)
+    + quantile = d.link.unconstrained(x + torch.logit(torch.where(end, 0.5, 1 - p)), d._tau)
+relaxed-logistic-variance          distributions/test_moments.py -k logistic
+    - variance = math.pi**2 / 3 /
+    + variance = math.pi**2 / 6 /
+
+[distributions/categorical.py]
+families-sum-overflows             distributions/test_arguments.py
+    - weights = probs / probs.detach().amax(-1, keepdim=True)
+    + weights = probs / 1
+families-differences-overflow      distributions/test_kl.py
+    - return torch.where(logits.isneginf(), logits, below.clamp(min=-_FAR))
+    + return torch.where(logits.isneginf(), logits, below)
+families-fewest-possible           distributions/test_arguments.py
+    - ((value > 0).sum(-1) >= fewest)
+    + ((value > 0).sum(-1) >= 1)
+
+[distributions/kl.py]
+kl-arguments-swapped               distributions/test_kl.py
+    - relaxed_divergence(x_q, tau_q, x_p, tau_p,
+    + relaxed_divergence(x_p, tau_p, x_q, tau_q,
+kl-size-ignored                    distributions/test_kl.py -k points
+    - size=getattr(q, "size", 1))
+    + size=1)
+kl-batch-shape                     distributions/test_kl.py
+    - return divergence.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    + return divergence
+kl-sizes-not-compared              distributions/test_kl.py -k sizes
+    - if shapes[0] != shapes[1]:
+    + if shapes[0][0] != shapes[1][0]:
+
+[distributions/noise.py]
+noise-reparam-of-a-bit             infer/test_reparam.py
+    - draw = staticmethod(noise.logistic)
+    + draw = staticmethod(noise.gumbel)
+noise-reparam-dtype                infer/test_reparam.py
+    - return self.draw(shape, dtype=self.loc.dtype, device=self.loc.device)
+    + return self.draw(shape, dtype=torch.float32, device=self.loc.device)
+
+[distributions/plackett_luce.py]
+ranking-not-normalised             distributions/test_without_replacement.py
+    - log_p = torch.where(nothing_left, 0.0, left).log_softmax(-1)
+    + log_p = torch.where(nothing_left, 0.0, left)
+ranking-number-of-outcomes         distributions/test_without_replacement.py -k counted
+    - return math.perm(self._event_shape[-1], self.size)
+    + return math.comb(self._event_shape[-1], self.size)
+m-hot-by-sum                       distributions/test_without_replacement.py
+    - return value.amax(-2)
+    + return value.sum(-2)
+families-untaken                   distributions/test_without_replacement.py
+    - left.append(left[-1] & (categories != winner))
+    + left.append(categories != winner)
+straight-through-taken             distributions/test_straight_through.py
+    - torch.where(is_left, perturbed, -torch.inf),
+    + perturbed,
+relaxed-ranking-density            distributions/test_ranking.py
+    - joint = rows + x.logsumexp(-1) - log_left
+    + joint = rows + x.logsumexp(-1) + log_left
+relaxed-ranking-repeats            distributions/test_ranking.py
+    - .amax(-1) >= v.amax(-1)
+    + .amax(-1) >= -torch.inf
+
+[distributions/plain.py]
+relax-derived-logits               distributions/test_relaxation.py
+    - if known(_are_derived(inner, family).all(), otherwise=False):
+    + if True:
+relax-clamped-logits               distributions/test_kl.py
+    - return torch.where(_are_derived(inner, family), exact, inner.logits)
+    + return inner.logits
+
+[distributions/registration.py]
+register-overwrites                distributions/test_registration.py
+    - if not hasattr(dist, name):
+    + if name not in dist.__all__:
+register-replaces-others           distributions/test_registration.py
+    - if getattr(module, name, None) is old:
+    + if hasattr(module, name):
+register-listed-twice              distributions/test_registration.py
+    - dist.__all__.remove(name)
+    + pass
+
+[distributions/relaxation.py]
+relax-estimator-lost               distributions/test_relaxation.py
+    - return straight_through(tau, estimator=function, **arguments)
+    + return straight_through(tau, **arguments)
+relax-form-lost                    distributions/test_relaxation.py
+    - else wrapped_like(distribution, base)
+    + else base
+harden-infinite-value              distributions/test_relaxation.py -k hardening
+    - require(value.isfinite(), "harden
+    + require(~value.isnan(), "harden
+
+[distributions/relaxed.py]
+relaxed-covariance                 distributions/test_moments.py
+    - products = mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    + products = mean.unsqueeze(-1)
+relaxed-mode-at-the-boundary       distributions/test_moments.py -k mode
+    - bounded = temperature >= logits.isfinite().sum(-1) - 1
+    + bounded = temperature > logits.isfinite().sum(-1) - 1
+relaxed-half-draw                  kernels/test_cpu.py -k half
+    - drawn = self._draw(sample_shape, keep=is_half, log_prob=True)
+    + drawn = self._draw(sample_shape, keep=False, log_prob=True)
+relaxed-warning-of-a-point         distributions/test_relaxed.py -k warned
+    - if known((hard & ~self.link.is_point(logits)).any(), otherwise=False):
+    + if known(hard.any(), otherwise=False):
+
+[distributions/sample_cache.py]
+cache-parameters-not-compared      distributions/test_sample_cache.py
+    - if not state.is_that_of(cache.parameters):
+    + if False:
+cache-parameter-version            distributions/test_sample_cache.py
+    - or (0 if t.is_inference() else t._version) != version
+    + or False
+cache-leaf-not-compared            distributions/test_sample_cache.py
+    - or not (copy is None or _is_equal(t, copy))
+    + or False
+cache-view-of-a-leaf               distributions/test_sample_cache.py
+    - if tensor.grad_fn is not None and not is_view_of_leaf:
+    + if tensor.grad_fn is not None:
+cache-gradient-switched-on         distributions/test_sample_cache.py
+    - t.requires_grad is not requires_grad
+    + False
+cache-drawn-without-gradient       kernels/test_cpu.py
+    - if torch.is_grad_enabled() and cache.log_prob.requires_grad != state.requires_grad:
+    + if False:
+cache-log-prob-shared              distributions/test_sample_cache.py
+    - return cache.log_prob.clone()
+    + return cache.log_prob
+cache-of-another-tensor            distributions/test_sample_cache.py
+    - if self.owner() is not value:
+    + if False:
+cache-value-version                distributions/test_sample_cache.py
+    - if self.version != (0 if value.is_inference() else value._version):
+    + if False:
+cache-of-a-detached-value          distributions/test_sample_cache.py
+    - if (value.requires_grad, value.is_leaf) != self.attached:
+    + if False:
+cache-of-another-link              distributions/test_sample_cache.py
+    - return content if found is key or found == key else None
+    + return content
+cache-of-inference-mode            distributions/test_sample_cache.py -k inference
+    - return self.copy is None or torch.equal(self.copy, value)
+    + return True
+cache-in-a-trace                   distributions/test_torch.py -k trace
+    - if torch.jit.is_tracing() and not self.traced:
+    + if False:
+
+[distributions/straight_through.py]
+straight-through-score-function    distributions/test_straight_through.py
+    - return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
+    + return ScoreParts(log_prob, score_function=0, entropy_term=0)
+straight-through-variance          distributions/test_straight_through.py
+    - return self.probs * (1 - self.probs)
+    + return self.probs * self.probs
+straight-through-entropy-sign      distributions/test_straight_through.py
+    - self._over_batch(-(
+    + self._over_batch((
+straight-through-any-estimator     distributions/test_straight_through.py
+    - draw = self._gumbel_softmax if self.estimator is gumbel_softmax else self._estimated
+    + draw = self._gumbel_softmax
+straight-through-mark              distributions/test_straight_through.py
+    - if value.requires_grad or recall(value, PATHWISE):
+    + if value.requires_grad:
+
+[distributions/subset.py]
+subset-rest-by-maximum             distributions/test_without_replacement.py
+    - rival = torch.where(settled, 0.0, outside).logsumexp(-1, keepdim=True)
+    + rival = torch.where(settled, 0.0, outside).amax(-1, keepdim=True)
+subset-of-all                      distributions/test_without_replacement.py
+    - certain, impossible = outside.isneginf().all(-1), inside.isneginf().any(-1)
+    + certain, impossible = outside.isneginf().any(-1), inside.isneginf().any(-1)
+
+[distributions/without_replacement.py]
+ranking-order-of-draws             distributions/test_without_replacement.py
+    - winners = scores.topk(size, -1).indices
+    + winners = scores.topk(size, -1).indices.flip(-1)
+subset-variance                    distributions/test_without_replacement.py
+    - return mean * (1 - mean)
+    + return mean
+subset-extension                   distributions/test_without_replacement.py
+    - slopes = torch.where(impossible, 0.0, log_p.detach())
+    + slopes = torch.where(impossible, 0.0, log_p)
+
+[distributions/wrappers.py]
+wrappers-mask                      distributions/test_relaxation.py
+    - return base.mask(distribution._mask)
+    + return base.mask(True)
+wrappers-event-dimensions          distributions/test_relaxation.py
+    - return base.to_event(distribution.reinterpreted_batch_ndims)
+    + return base.to_event(1)
+wrappers-expanded                  distributions/test_relaxation.py
+    - return base.expand(distribution.batch_shape)
+    + return base
+wrappers-masks-forgotten           infer/test_autoguide.py -k mask
+    - masks.append(distribution._mask)
+    + pass
+
+[infer/autoguide.py]
+guide-mean-excludes-outcomes       infer/test_autoguide.py -k excluded
+    - (probs.sum(0) + 1 / family.number_of_outcomes(probs))
+    + probs.sum(0)
+guide-subsampled-dimension         infer/test_autoguide.py -k subsample
+    - logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+    + logits = periodic_repeat(logits, full_size, frame.dim)
+guide-quantile-side                infer/test_quantiles.py
+    - mean > 1 - q
+    + mean > q
+guide-enumerated-sites             infer/test_autoguide.py -k enumerates
+    - if prototype_hide_fn(msg) or msg["infer"].get("enumerate"):
+    + if prototype_hide_fn(msg):
+guide-mask-of-the-first-run        infer/test_autoguide.py -k mask
+    - if not self._masked:
+    + if self._masked:
+guide-copy-takes-the-model         infer/test_copies.py
+    - self._model, self.master = own
+    + pass
+
+[infer/exact_gradient.py]
+reference-own-baseline             infer/test_exact_gradient.py -k baseline
+    - (total - f) / others
+    + total / (others + 1)
+reference-guide-sign               infer/test_exact_gradient.py
+    - for sign, trace in ((1, model), (-1, guide)):
+    + for sign, trace in ((1, model), (1, guide)):
+reference-variance                 infer/test_exact_gradient.py -k variance
+    - return self._squares / (self.count - 1)
+    + return self._squares / self.count
+reference-impossible-state         infer/test_exact_gradient.py -k states
+    - if q > 0:
+    + if q >= 0:
+reference-dependent-elements       infer/test_independence.py
+    - kept = {frame.dim for frame in shared if (site["name"], frame.dim) in independent}
+    + kept = {frame.dim for frame in shared}
+
+[infer/gradients.py]
+report-noise-as-bias               infer/test_gradients.py
+    - return math.sqrt(max(square - noise, 0.0)), math.sqrt(noise)
+    + return math.sqrt(square), math.sqrt(noise)
+report-progress-without-noise      infer/test_gradients.py
+    - return math.sqrt(self._squared_length + self._gradients.variance)
+    + return math.sqrt(self._squared_length)
+report-cosine-error                infer/test_gradients.py -k cosine
+    - across = u - torch.dot(u, v) * v
+    + across = u
+report-estimator-kept              infer/test_gradients.py
+    - new.estimator = self._estimator
+    + new.estimator = new.estimator
+
+[infer/handlers.py]
+relaxed-enumerated-sites           infer/test_handlers.py
+    - if msg["is_observed"] or msg["infer"].get("enumerate"):
+    + if msg["is_observed"]:
+relaxed-partly-observed-site       infer/test_handlers.py
+    - return {name, stem} if f"{stem}_observed" in self._met else {name}
+    + return {name}
+relaxed-unknown-site               infer/test_handlers.py
+    - missing = sorted(sites - self._met)
+    + missing = []
+
+[infer/independence.py]
+independence-of-the-element        infer/test_independence.py
+    - device=was.device) != index
+    + device=was.device) == index
+independence-not-tested            infer/test_independence.py
+    - return all(_are_same_elsewhere(old, new, frame, index) for old, new in pairs)
+    + return True
+
+[infer/objective.py]
+objective-parameters-of-the-model  infer/test_objective.py
+    - leaves |= registered | self._registered_by_the_model(trace, registered)
+    + leaves |= registered
+objective-parameters-not-used      infer/test_objective.py
+    - return {key: leaf for key, leaf in registered.items() if key in used}
+    + return registered
+
+[infer/reparam.py]
+noise-reparam-initial-value        infer/test_reparam.py
+    - obs=given,
+    + obs=None,
+noise-reparam-event-dimensions     infer/test_reparam.py
+    - event_dim=msg["fn"].event_dim
+    + event_dim=0
+
+[infer/report.py]
+report-best-is-worst               infer/test_report.py
+    - return max(rows, key=lambda row: row.progress)
+    + return min(rows, key=lambda row: row.progress)
+report-dictionary-with-nan         infer/test_report.py
+    - row.update({name: None for name, value in row.items() if value != value})
+    + pass
+
+[infer/site_logits.py]
+site-logits-taken-names            infer/test_site_logits.py -k name
+    - taken = path in leaves or path in inner or not leaves.isdisjoint(_modules_of(path))
+    + taken = path in leaves
+site-logits-dtype                  infer/test_site_logits.py -k state
+    - loaded = getattr(owner, name + SUFFIX).detach().to(logits)
+    + loaded = getattr(owner, name + SUFFIX).detach()
+site-logits-other-shapes           infer/test_site_logits.py -k state
+    - if loaded and loaded != expected:
+    + if loaded and loaded.keys() != expected.keys():
+
+[infer/traces.py]
+reference-other-subsamples         infer/test_objective.py -k subsample
+    - self._kept.setdefault(msg["name"], msg["value"])
+    + pass
+traces-masked-draw                 infer/test_exact_gradient.py
+    - return unmasked(site["fn"]).log_prob(site["value"])
+    + return site["fn"].log_prob(site["value"])
+traces-gradient-of-a-draw          infer/test_exact_gradient.py
+    - plain.has_rsample = False
+    + pass
+
+[kernels/compiling.py]
+compiling-off                      kernels/test_compiling.py
+    - return _compile(function, kind) if _is_on.get() else function
+    + return function
+compiling-not-undone               kernels/test_compiling.py
+    - _is_on.reset(token)
+    + _is_on.set(True)
+compiling-without-a-compiler       kernels/test_compiling.py -k without
+    - token = _is_on.set(not failure)
+    + token = _is_on.set(True)
+
+[kernels/cpu.py]
+kernels-blocks-overwritten         kernels/test_cpu.py
+    - total += part.sum(0)
+    + total.copy_(part.sum(0))
+kernels-saturated-not-kept         kernels/test_cpu.py -k kept
+    - return least.item() > EXACT_ABOVE and
+    + return least.item() > -math.inf and
+kernels-density-not-finite         kernels/test_cpu.py -k infinite
+    - if math.isfinite(log_p.detach().sum().item()):
+    + if True:
+kernels-batched-gradients          kernels/test_cpu.py -k gradients
+    - torch.is_grad_enabled() or any(map(_is_batched, draws))
+    + torch.is_grad_enabled()
+
+[kernels/dispatch.py]
+dispatch-outside-eager-mode        kernels/test_dispatch.py
+    - if formulas is None or not in_eager_mode():
+    + if formulas is None:
+dispatch-subclass-of-a-tensor      kernels/test_dispatch.py
+    - if type(tensor) not in _WITH_TORCH_OPERATIONS or
+    + if not isinstance(tensor, Tensor) or
+
+[kernels/formulas.py]
+kernels-logistic-density           kernels/test_cpu.py
+    - return size.neg().exp_().log1p_().mul_(-2).sub_(size)
+    + return size.neg().exp_().log1p_().mul_(-1).sub_(size)
+kernels-differential-sign          kernels/test_cpu.py
+    - return torch.addcmul(u, omega, total, value=-1, out=out)
+    + return torch.addcmul(u, omega, total, value=1, out=out)
+kernels-density-gradient           kernels/test_cpu.py
+    - r = torch.mul(grad, 1 - (self.degrees + 1) * p, out=out)
+    + r = torch.mul(grad, 1 - p, out=out)
+kernels-temperature-gradient       kernels/test_cpu.py
+    - return dtau + of_log_prob * self.degrees / tau
+    + return dtau - of_log_prob * self.degrees / tau
+kernels-slopes-gradient            kernels/test_cpu.py
+    - return grad * (float(of_values) - self.link.weights(v)) * torch.tanh(v / 2)
+    + return grad * (1.0 - self.link.weights(v)) * torch.tanh(v / 2)
+kernels-draw-gradient              kernels/test_formulas.py
+    - of_value = None if grad_value is None else torch.mul(grad_value, s, out=out)
+    + of_value = grad_value
+
+[kernels/reference.py]
+kernels-reference-not-finite       kernels/test_dispatch.py
+    - return hard + (relaxed - relaxed.detach()).nan_to_num(nan=0.0)
+    + return hard + (relaxed - relaxed.detach())
+kernels-reference-impossible       test_links.py
+    - low, high = (0.0, 1.0) if of_values else (-math.inf, math.inf)
+    + low, high = 0.0, 1.0
+kernels-reference-far-logits       kernels/test_dispatch.py
+    - return link.centred(logits) + variates
+    + return logits + variates
+
+[kernels/workspace.py]
+workspace-too-large-blocks         kernels/test_workspace.py
+    - step = max(1, many // self.rows)
+    + step = max(1, many)
+workspace-shared-by-threads        kernels/test_workspace.py
+    - class _Kept(threading.local):
+    + class _Kept:
+workspace-short-rows               kernels/test_workspace.py
+    - if not 1 < shape[-1] < SHORT or is_on():
+    + if shape[-1] < SHORT or is_on():
+
+[ops/autograd.py]
+autograd-forward-mode              ops/test_precision.py -k forward
+    - return operations(*arguments) if in_forward_mode() else function.apply(*arguments)
+    + return function.apply(*arguments)
+autograd-zero-sign                 test_estimators.py
+    - return x - x.detach()
+    + return x.detach() - x
+
+[ops/bisection.py]
+bisection-side                     ops/test_subset_probability.py
+    - is_below_root = function(middle) > 0
+    + is_below_root = function(middle) < 0
+
+[ops/density_mode.py]
+modes-bisection-side               distributions/test_moments.py -k mode
+    - return 1 - 1e-14 - all_entries(t).sum(-1, keepdim=True)
+    + return all_entries(t).sum(-1, keepdim=True) - 1 + 1e-14
+modes-condition                    distributions/test_moments.py -k mode
+    - height = tau * t.log() + (tau + 1 - k * t).log()
+    + height = tau * t.log()
+modes-derivative                   distributions/test_moments.py -k mode
+    - step = torch.where(flat, 0.0, share * (common - mean))
+    + step = torch.where(flat, 0.0, share * common)
+
+[ops/expectations.py]
+integrals-euler-sign               ops/test_expectations.py
+    - matched=True)) - _EULER * r
+    + matched=True)) + _EULER * r
+integrals-mesh-offset              ops/test_expectations.py
+    - zero = self.points - _POINTS // 2 - 1
+    + zero = self.points - _POINTS // 2
+integrals-second-moments           ops/test_expectations.py
+    - products = slopes * survival @ slopes.mT / scale
+    + products = slopes * survival @ slopes.mT
+integrals-reach                    ops/test_expectations.py -k reach
+    - if exponent > 1.01 * _LARGEST:
+    + if exponent > 1.1 * _LARGEST:
+integrals-entropy-constant         distributions/test_moments.py -k entropies
+    - - torch.lgamma(k.double())
+    + + torch.lgamma(k.double())
+integrals-kl-temperatures          distributions/test_kl.py
+    - elementary = (k - 1) * (tau_q / tau_p).log()
+    + elementary = (k - 1) * (tau_p / tau_q).log()
+
+[ops/logarithms.py]
+logarithm-of-a-subnormal           distributions/test_arguments.py -k subnormal
+    - return _log(value, finfo.tiny * finfo.eps)
+    + return _log(value, finfo.tiny)
+logarithm-slope                    distributions/test_arguments.py -k subnormal
+    - floor = torch.finfo(value.dtype).tiny * 2.0**24
+    + floor = torch.finfo(value.dtype).tiny * 2.0**-24
+
+[ops/noise.py]
+noise-gumbel-sign                  ops/test_noise.py
+    - return -exponential(shape, dtype=dtype, device=device).log()
+    + return exponential(shape, dtype=dtype, device=device).log()
+noise-uniform-cells                ops/test_noise.py -k uniform
+    - lower = (cell + place) / _CELLS
+    + lower = cell / _CELLS
+noise-given-the-order              ops/test_noise.py -k given
+    - log_left = from_last.logcumsumexp(-1)[..., 1:].flip(-1)
+    + log_left = from_last.logcumsumexp(-1)[..., :-1].flip(-1)
+noise-given-the-bit                ops/test_noise.py -k given
+    - return -sign * logsigmoid(logsigmoid(-sign * logits) - noise)
+    + return -sign * logsigmoid(logsigmoid(sign * logits) - noise)
+noise-won-by-the-untaken           distributions/test_ranking.py
+    - winner = first - share + logits.logsumexp(-1, keepdim=True)
+    + winner = first + share - logits.logsumexp(-1, keepdim=True)
+noise-mirrored-edge                ops/test_noise.py -k ends
+    - return _put_(out, edge, torch.where(lower, at_edge, -at_edge))
+    + return _put_(out, edge, at_edge)
+noise-last-of-an-odd-number        ops/test_noise.py -k odd
+    - flat[n - n % 2 :].view(torch.int32).random_(-(2**31), None)
+    + flat[n:].view(torch.int32).random_(-(2**31), None)
+
+[ops/one_hot.py]
+index-infinite-entry               ops/test_one_hot.py
+    - finite = torch.where(table.isfinite(), table, 0.0)
+    + finite = table
+index-gradient-sign                ops/test_one_hot.py
+    - zero = (zero_with_gradient(one_hot) * finite).sum(-1, keepdim=True)
+    + zero = (-zero_with_gradient(one_hot) * finite).sum(-1, keepdim=True)
+index-changed-in-place             ops/test_one_hot.py
+    - return version_of(index) == index.made_version
+    + return True
+index-sample-changed-in-place      ops/test_one_hot.py
+    - dim not in (-1, value.dim() - 1) or version_of(value) != value.drawn_version:
+    + dim not in (-1, value.dim() - 1):
+
+[ops/precision.py]
+precision-not-clamped              ops/test_precision.py
+    - return gradient.clamp(-largest, largest).to(ctx.dtypes[0]), None
+    + return gradient.to(ctx.dtypes[0]), None
+precision-wider-range              ops/test_precision.py
+    - largest = min(torch.finfo(dtype).max for dtype in ctx.dtypes)
+    + largest = max(torch.finfo(dtype).max for dtype in ctx.dtypes)
+precision-tangent-dtype            ops/test_precision.py
+    - with_own_gradient(_Cast, Tensor.to, tensor, dtype)
+    + with_own_gradient(_Cast, lambda t, _: t, tensor, dtype)
+
+[ops/quadrature.py]
+quadrature-sign                    ops/test_subset_probability.py
+    - return x.unsqueeze(-2) - nodes.unsqueeze(-1)
+    + return nodes.unsqueeze(-1) - x.unsqueeze(-2)
+quadrature-one-block               ops/test_subset_probability.py -k memory
+    - nodes = max(1, limit // max(1, elements))
+    + nodes = max(1, limit)
+
+[ops/rank_probability.py]
+rank-probabilities-gap             ops/test_subset_probability.py -k ranks
+    - return _NATS + 2 * math.log(k)
+    + return _NATS / 8
+rank-probabilities-transform-sign  ops/test_subset_probability.py -k ranks
+    - back = -2 * math.pi / n
+    + back = 2 * math.pi / n
+rank-probabilities-even-circle     ops/test_subset_probability.py -k inclusion
+    - whole = min(k, _largest_count(mean)) | 1
+    + whole = min(k, _largest_count(mean))
+
+[ops/subset_probability.py]
+subset-probability-derivative      ops/test_subset_probability.py
+    - return y / torch.expm1(y)
+    + return y / y.exp()
+subset-probability-integrand       ops/test_subset_probability.py
+    - return factors.sum(-1) - h - torch.exp(-h)
+    + return factors.sum(-1) - torch.exp(-h)
+kl-of-an-excluded-outcome          distributions/test_kl.py
+    - return torch.where((possible & ~inside).any(-1), torch.inf, total)
+    + return total
+"""
+
+# Mutants that no test is expected to notice, with the reason.
+KNOWN_SURVIVORS: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line of the table."""
+
+    id: str
+    file: str
+    tests: str
+    options: tuple[str, ...]
+    old: str
+    new: str
+
+    def applied(self, root: Path) -> str:
+        """The text of the file with the fault in it."""
+        text = (root / self.file).read_text()
+        count = text.count(self.old)
+        if count != 1:
+            raise ValueError(
+                f"the old text must stand once in {self.file}, found {count} times: {self.old}"
+            )
+        return text.replace(self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the tests said of a mutant: killed, SURVIVED, or error; and which test, or why."""
+
+    id: str
+    outcome: str
+    by: str
+    seconds: float
+
+
+def read(table: str) -> list[Mutant]:
+    """The mutants of the table."""
+    mutants, path = [], ""
+    lines = (line for line in table.splitlines() if line.strip())
+    for head in lines:
+        if head.startswith("["):
+            path = f"{PACKAGE}/{head.strip('[]')}"
+            continue
+        name, tests, *options = shlex.split(head)
+        old, new = next(lines, ""), next(lines, "")
+        if not (old.startswith("    - ") and new.startswith("    + ")):
+            raise ValueError(f"{name}: expected '    - old' and '    + new', got {old!r}, {new!r}")
+        mutants.append(Mutant(name, path, f"tests/{tests}", tuple(options), old[6:], new[6:]))
+    return mutants
+
+
+def check(mutants: Sequence[Mutant], root: Path) -> None:
+    """Raise a ValueError that lists all mutants that do not fit the code."""
+    problems = []
+    for mutant in mutants:
+        try:
+            compile(mutant.applied(root), mutant.file, "exec")
+            if not (root / mutant.tests).exists():
+                raise FileNotFoundError(f"there is no {mutant.tests}")
+        except (OSError, SyntaxError, ValueError) as error:
+            problems.append(f"{mutant.id}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_all(mutants: Sequence[Mutant], root: Path) -> None:
+    """Raise a ValueError unless every id is one mutant's, and every module has a mutant."""
+    ids = [mutant.id for mutant in mutants]
+    wrong = {name for name in ids if ids.count(name) > 1} | (KNOWN_SURVIVORS.keys() - set(ids))
+    if wrong:
+        raise ValueError(f"expected every id once in the table: {', '.join(sorted(wrong))}")
+    modules = {path.relative_to(root).as_posix() for path in (root / PACKAGE).rglob("*.py")}
+    missing = {name for name in modules if not name.endswith("__init__.py")}
+    missing -= {mutant.file for mutant in mutants}
+    if missing:
+        raise ValueError(f"expected a mutant in every module: {', '.join(sorted(missing))}")
+
+
+def copy_to(folder: Path) -> None:
+    """The files of the repository that git knows or would add."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    output = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, output.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """No bytecode is written: of two edits within a second the older one could be loaded."""
+    own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
+
+
+def require_own_package(folder: Path) -> None:
+    """Raise a RuntimeError unless the tests import the package of the copy."""
+    code = f"import {PACKAGE}; print({PACKAGE}.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment(folder), capture_output=True,
+        check=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    if folder.resolve() not in Path(found).resolve().parents:
+        raise RuntimeError(f"expected the package in {folder}, got {found}")
+
+
+def run_pytest(arguments: Sequence[str], folder: Path) -> tuple[int | None, str]:
+    """Exit status, None after too long, and output."""
+    try:
+        done = subprocess.run(
+            [*PYTEST, *arguments], cwd=folder, env=environment(folder), timeout=SECONDS,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout
+
+
+def failed_tests(output: str) -> list[str]:
+    """From the summary of pytest, the tests that failed, or broke in their set-up."""
+    return re.findall(r"^(?:FAILED|ERROR) (\S+?::\w+(?:\[.*?\])?)(?: - .*)?$", output, re.MULTILINE)
+
+
+def run_mutant(mutant: Mutant, folder: Path) -> Result:
+    """Its tests on a copy of the repository, which is as it was afterwards."""
+    path, start = folder / mutant.file, time.monotonic()
+    before = path.read_text()
+    path.write_text(mutant.applied(folder))
+    try:
+        status, output = run_pytest([mutant.tests, *mutant.options], folder)
+    finally:
+        path.write_text(before)
+    seconds, failed = round(time.monotonic() - start, 1), failed_tests(output)
+    if status == 0:
+        return Result(mutant.id, "SURVIVED", "", seconds)
+    if status == 1 and failed:
+        return Result(mutant.id, "killed", failed[0], seconds)
+    if status is None:
+        return Result(mutant.id, "error", f"no answer in {SECONDS} s", seconds)
+    reason = {2: "tests not collected", 5: "no tests ran"}.get(status, f"status {status}")
+    return Result(mutant.id, "error", f"{reason}: {output.strip()[-100:]!r}", seconds)
+
+
+def results_of(mutants: Sequence[Mutant], folders: Sequence[Path]) -> Iterator[Result]:
+    """In the order of the table, as many at a time as there are copies."""
+    free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    for folder in folders:
+        free.put(folder)
+
+    def run(mutant: Mutant) -> Result:
+        folder = free.get()
+        try:
+            return run_mutant(mutant, folder)
+        finally:
+            free.put(folder)
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        yield from pool.map(run, mutants)
+
+
+def without_a_mutant(results: Sequence[Result], folder: Path) -> str:
+    """What is wrong with the tests that killed a mutant if they fail on the code as it is."""
+    tests = sorted({result.by for result in results if result.outcome == "killed"})
+    if not tests:
+        return ""
+    listed = folder / "killing_tests.txt"
+    listed.write_text("\n".join(tests))
+    status, output = run_pytest([f"@{listed}"], folder)
+    if status == 0:
+        return ""
+    return f"without a mutant status {status}: {', '.join(failed_tests(output)) or output[-500:]}"
+
+
+def report(results: Sequence[Result], write: Callable[[str], None]) -> bool:
+    """Whether all are as expected; the total."""
+    outcomes = [result.outcome for result in results]
+    survivors = {result.id for result in results if result.outcome == "SURVIVED"}
+    new = sorted(survivors - KNOWN_SURVIVORS.keys())
+    seconds = sum(result.seconds for result in results)
+    write(
+        f"{len(results)} mutants: {outcomes.count('killed')} killed, {len(survivors)} survived "
+        f"({len(survivors) - len(new)} of them known), {outcomes.count('error')} errors; "
+        f"{seconds:.0f} s"
+    )
+    return not new and "error" not in outcomes
+
+
+def main() -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="ID", help="only these mutants")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--check", action="store_true", help="check the table and stop")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many at a time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+
+    mutants = read(TABLE)
+    check_all(mutants, ROOT)
+    if options.only:
+        unknown = set(options.only) - {mutant.id for mutant in mutants}
+        if unknown:
+            parser.error(f"--only: no mutant is called {', '.join(sorted(unknown))}")
+        mutants = [mutant for mutant in mutants if mutant.id in options.only]
+    check(mutants, ROOT)
+    if options.list:
+        for mutant in mutants:
+            print(f"{mutant.id:35}{mutant.file:50}{shlex.join([mutant.tests, *mutant.options])}")
+    if options.list or options.check:
+        print(f"{len(mutants)} mutants in {len({mutant.file for mutant in mutants})} modules")
+        return 0
+
+    with ExitStack() as stack:
+        folders = []
+        for _ in range(max(1, min(options.jobs, len(mutants)))):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutations-")))
+            copy_to(folder)
+            folders.append(folder)
+        require_own_package(folders[0])
+        results = []
+        for result in results_of(mutants, folders):
+            results.append(result)
+            seconds = f"{result.seconds:6.1f} s"
+            print(f"{result.outcome:9}{result.id:35}{seconds}  {result.by}", flush=True)
+        wrong = without_a_mutant(results, folders[0])
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    if wrong:
+        print(wrong)
+    return 0 if report(results, print) and not wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
