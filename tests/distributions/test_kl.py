@@ -180,7 +180,7 @@ def test_kl_of_soft_distributions_is_the_mean_over_all_noise(cls, k, temperature
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES)
 @pytest.mark.parametrize("values", [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset])
-def test_values_and_coordinates_have_the_same_kl(values, temperatures):
+def test_values_and_their_logits_have_the_same_kl(values, temperatures):
     """As they are one distribution after a bijection."""
     coordinates = SOFT_WITH_KL[SOFT_WITH_KL.index(values) + 1]
     q, p = soft_pair(values, 4, temperatures)
@@ -314,7 +314,7 @@ def test_kl_of_soft_distributions_over_batches_and_wrappers(cls):
 
 
 @pytest.mark.parametrize("cls", SOFT_WITH_KL)
-def test_kl_of_soft_distributions_is_infinite_unless_they_live_on_one_face(cls):
+def test_kl_of_relaxed_distributions_is_infinite_unless_they_have_the_same_outcomes(cls):
     full = torch.tensor([0.3, 1.0, -0.4, 0.2])
     face = torch.tensor([-0.5, -math.inf, 0.4, 1.0])
     if not param_shape(cls):

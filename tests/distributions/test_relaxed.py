@@ -528,7 +528,7 @@ def test_the_mean_log_density_of_a_saturated_bit_is_right():
     assert found == pytest.approx(exact, rel=0.005)
 
 
-def test_float32_scores_what_float64_scores():
+def test_float32_has_the_log_prob_of_float64():
     """Own float32 samples, at every temperature, to a few units in the last place of the sum."""
     for temperature in TEMPERATURES:
         for cls in (RelaxedBernoulli, RelaxedCategorical, RelaxedSubset):
@@ -613,7 +613,7 @@ def test_gradients_of_log_prob_of_own_samples(cls):
 
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
-def test_total_derivative_of_own_score(cls):
+def test_total_derivative_of_own_log_prob(cls):
     """d log p(s) / dx = (k s - 1) / tau on the simplex, (2 s - 1) / tau on the interval."""
     d = make(cls, 0.05, (100,), 10)
     value = d.rsample()
