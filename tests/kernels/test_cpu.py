@@ -41,15 +41,16 @@ LINK_OF = {
 }
 
 # sample shape, batch shape, shape of the parameter and of the temperature
-SHAPES = [
+FILLED = [
     ((), (), (), ()),
     ((), (3,), (3,), ()),
     ((4,), (3,), (3,), (3,)),
     ((4, 2), (3, 2), (3, 2), (3, 1)),
     ((2,), (3, 2), (2,), (3, 2)),
     ((5,), (), (), ()),
-    ((0,), (3,), (3,), ()),
 ]
+EMPTY = [((0,), (3,), (3,), ())]
+SHAPES = FILLED + EMPTY
 
 
 def draw(x, tau, link, sample, batch, *, keep):
@@ -131,8 +132,19 @@ def assert_same_gradients(found, expected, leaves):
                 torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), EMPTY)
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_an_empty_draw_has_its_shape(link, sample, batch, x_shape, tau_shape):
+    x, tau = parameters(link, x_shape, tau_shape)
+    arguments = link, torch.Size(sample), torch.Size(batch)
+    s, v, density = draw(x, tau, *arguments, keep=True)
+    hard = straight_through_draw(x, tau, *arguments)
+    assert s.shape == v.shape == hard.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
+    assert density.shape == (*sample, *batch)
+
+
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), FILLED)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_draw_is_that_of_the_link(link, sample, batch, x_shape, tau_shape, keep, one_noise):
     x, tau = parameters(link, x_shape, tau_shape)
@@ -141,23 +153,19 @@ def test_a_draw_is_that_of_the_link(link, sample, batch, x_shape, tau_shape, kee
     assert s.shape == (*sample, *batch, *((K,) if link.event_dim else ()))
     assert v is None or v.shape == s.shape
     assert density.shape == (*sample, *batch)
-    if not s.numel():
-        return
     samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
     expected = graph(link, x, tau, whole_noise(one_noise, s.shape, samples, rows))
     v = s.log() if v is None else v
     assert_same_gradients((s, v, density), expected, [x, tau])
 
 
-@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), SHAPES)
+@pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), FILLED)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_hard_draw_has_the_gradient_of_the_relaxed_one(
     link, sample, batch, x_shape, tau_shape, one_noise
 ):
     x, tau = parameters(link, x_shape, tau_shape)
     hard = straight_through_draw(x, tau, link, torch.Size(sample), torch.Size(batch))
-    if not hard.numel():
-        return
     samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
     variates = whole_noise(one_noise, hard.shape, samples, rows)
     z = x - variates.log() if link.event_dim else x + variates
