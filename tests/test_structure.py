@@ -155,3 +155,20 @@ def test_an_attribute_is_no_property_elsewhere(cls):
         values = [vars(each)[name] for each in own(cls) if name in vars(each)]
         computed = [isinstance(value, property) or hasattr(value, "__get__") for value in values]
         assert all(computed) or not any(computed), name
+
+
+# One helper, one name.
+
+
+def definitions(path):
+    """The functions and classes of a module."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "_":
+            yield node.name
+
+
+def test_no_two_modules_define_the_same_name():
+    """But for the functions that every module of kernels has, which `dispatch` chooses from."""
+    kernels = {"draw", "log_density", "straight_through_draw"}
+    names = [name for path in MODULES for name in definitions(path) if name not in kernels]
+    assert sorted(names) == sorted(set(names))

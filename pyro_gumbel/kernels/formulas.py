@@ -299,7 +299,7 @@ class Elementwise(Formulas):
         return r, grad * torch.tanh(v / 2) - tau * r if of_values else -tau * r
 
 
-class _SumConstrained(Formulas):
+class Rowwise(Formulas):
     """Values with a constant sum over the last dimension; the noise is Gumbel."""
 
     event_dim = 1
@@ -392,7 +392,7 @@ class _SumConstrained(Formulas):
         raise NotImplementedError
 
 
-class OnSimplex(_SumConstrained):
+class OnSimplex(Rowwise):
     """One-hot vectors."""
 
     value_gives_unconstrained = True
@@ -435,7 +435,7 @@ class OnSimplex(_SumConstrained):
         return _less_weighted_sum(u.expand_as(s), s, out)
 
 
-class OnHypersimplex(_SumConstrained):
+class OnHypersimplex(Rowwise):
     """Subsets."""
 
     def _finish(

@@ -385,7 +385,7 @@ class Mesh:
             least, most = known(r.min(), otherwise=least), known(r.max(), otherwise=most)
             fold = known(_folded(r).abs().max(), otherwise=fold)
         _require_in_reach(max(-least, most))
-        self.low, high = _range(least, most, fold, matched=matched)
+        self.low, high = _range_of_nodes(least, most, fold, matched=matched)
         self.width = 0.3 if most <= 1 else min(0.3, 0.62 / (1 + math.log(below.shape[-1])))
         depth = high + _NATS  # f is 0 at every node for log weights below
         if below.numel():
@@ -409,7 +409,9 @@ class Mesh:
         return table, table[:, zero]
 
 
-def _range(least: float, most: float, fold: float, *, matched: bool) -> tuple[float, float]:
+def _range_of_nodes(
+    least: float, most: float, fold: float, *, matched: bool
+) -> tuple[float, float]:
     """The lowest and the highest node, given the range of r and the largest |rho|."""
     if most < 0:
         return -_NATS * (max(0.5, fold) if matched else 1), 6.0

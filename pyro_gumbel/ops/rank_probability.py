@@ -132,13 +132,13 @@ def _certain_gap(k: int) -> float:
 def _rank_probs(x: Tensor, size: int, *, each_rank: bool) -> Tensor:
     """P(i has rank j) for each j up to `size`, or the sum over these j."""
     function = _RankProbs if torch.compiler.is_compiling() else _BatchedRankProbs
-    probs: Tensor = with_own_gradient(function, _integrated, x, size, each_rank)[0]
+    probs: Tensor = with_own_gradient(function, _integrated_ranks, x, size, each_rank)[0]
     return probs
 
 
-def _integrated(x: Tensor, size: int, each_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _integrated_ranks(x: Tensor, size: int, each_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The probabilities by the trapezoid rule; the nodes and their widths."""
-    t, width = _nodes(x.detach(), size, each_rank=each_rank)
+    t, width = _thresholds(x.detach(), size, each_rank=each_rank)
     probs = x.new_zeros((*x.shape[:-1], size if each_rank else 1, x.shape[-1]))
     for points in _circle(x, size, each_rank=each_rank):
         probs = probs + points.probabilities(_integral_of_one(x, t, width, points))
@@ -157,7 +157,7 @@ class _RankProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, size: int, each_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return _integrated(x, size, each_rank)
+        return _integrated_ranks(x, size, each_rank)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, bool], output: Any) -> None:
@@ -277,10 +277,10 @@ def _largest_deviation(variance: float) -> int:
 # The nodes.
 
 
-def _nodes(x: Tensor, size: int, *, each_rank: bool) -> tuple[Tensor, Tensor]:
+def _thresholds(x: Tensor, size: int, *, each_rank: bool) -> tuple[Tensor, Tensor]:
     """The nodes t, over the last dimension, and the width that each stands for."""
     mean = min(x.shape[-1], _largest_mean(size))
-    low, high, last = _range(x, size, each_rank=each_rank)
+    low, high, last = _range_of_thresholds(x, size, each_rank=each_rank)
     density = _NodeDensity(x, last, mean)
     ends = torch.cat([low, high], -1)
     integrals = density(ends)[0]
@@ -296,7 +296,7 @@ def _nodes(x: Tensor, size: int, *, each_rank: bool) -> tuple[Tensor, Tensor]:
     return t, (integrals[..., 1:] - integrals[..., :1]) / count / density(t)[1]
 
 
-def _range(x: Tensor, size: int, *, each_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _range_of_thresholds(x: Tensor, size: int, *, each_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The lowest and the highest threshold, and the one above which only single events occur."""
     ranked = x.sort(-1, descending=True).values
     all_of_them = ranked.logsumexp(-1, keepdim=True)
