@@ -55,6 +55,7 @@ from pyro_gumbel._validation import read_count, read_number
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.noise import given_bit, given_ranking
+from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
 __all__ = [
     "NAMES",
@@ -65,6 +66,8 @@ __all__ = [
     "named",
     "reinmax",
     "require_suited",
+    "resolved",
+    "second_order",
     "straight_through",
     "straight_through_of",
     "suited",
@@ -148,6 +151,39 @@ def reinmax(
     p = link(logits, torch.ones_like(temperature)).detach()
     middle = (link(logits, temperature).detach() + hard) / 2
     return 2 * _times_jacobian(middle, step, link) - _times_jacobian(p, step, link) / 2
+
+
+def second_order(
+    logits: Tensor, temperature: Tensor | None, perturbed: Tensor, hard: Tensor, link: Link
+) -> Tensor:
+    r"""The estimator of the straight-through classes that are given no temperature.
+
+    The gradient that it passes to the logits, with :math:`p = \operatorname{softmax}(x)`, is
+
+    .. math::
+
+        \tfrac{1}{2} \bigl( p \odot (u - \langle D, u \rangle) + D \, \langle D - p, u \rangle \bigr),
+
+    and :math:`\tfrac{1}{2} |D - p| \, u` for Bernoulli variables: that of `reinmax` at a temperature
+    of 1. It is unbiased for every function that is quadratic in D. Liu, Dong, Liu, Yu and Gao,
+    "Bridging discrete and backpropagation: straight-through and beyond" (2023),
+    https://arxiv.org/abs/2304.08612.
+
+    This function suits Bernoulli variables and one-hot vectors. The classes of subsets, rankings
+    and counts have forms of their own under the same name, `estimator="second_order"`. They need
+    the mean, the variance or the log_prob of the distribution, and are derived in
+    `pyro_gumbel.ops.second_order`.
+
+    :param logits: the logits x, of the shape of the sample.
+    :param temperature: unused; None or a temperature.
+    :param perturbed: the perturbed logits z; unused.
+    :param hard: the sample D, of the shape of x.
+    :param link: the function from perturbed logits and a temperature to relaxed values.
+    :raises ValueError: for subsets.
+    """
+    _require_one_hot("second_order", link)
+    attach = with_bit_gradient if isinstance(link, Interval) else with_one_hot_gradient
+    return attach(hard, logits)
 
 
 def _times_jacobian(p: Tensor, u: Tensor, link: Link) -> Tensor:
@@ -285,6 +321,7 @@ _NAMED: dict[str, Estimator] = {
     "gumbel_rao": gumbel_rao(),
     "gumbel_softmax": gumbel_softmax,
     "reinmax": reinmax,
+    "second_order": second_order,
     "straight_through": straight_through,
 }
 #: The names of all estimators of this module.
@@ -348,6 +385,33 @@ def named(estimator: str | Estimator) -> Estimator:
             'write estimator="gumbel_softmax"'
         )
     return _NAMED[estimator]
+
+
+def resolved(owner: str, temperature: object, estimator: str | Estimator | None) -> Estimator:
+    """The estimator that a temperature and an estimator together mean.
+
+    :param owner: the name of the class or function that the error speaks of.
+    :param temperature: None, or anything that is a temperature.
+    :param estimator: None for `second_order` without a temperature and `gumbel_softmax` with one.
+    :raises ValueError: for "second_order" with a temperature, and another one without it; and as
+        `named` does.
+    :raises TypeError: as `named` does.
+    """
+    if estimator is None:
+        return second_order if temperature is None else gumbel_softmax
+    function = named(estimator)
+    if (function is second_order) == (temperature is None):
+        return function
+    name = getattr(function, "__name__", repr(function))
+    if temperature is None:
+        raise ValueError(
+            f"{owner}: `estimator` {name} must have a temperature, got None; write "
+            "temperature=1.0, or leave out `estimator` for second_order, which has none"
+        )
+    raise ValueError(
+        f"{owner}: `temperature` must be None for estimator={name}, which has none, got "
+        f"{type(temperature).__name__}; leave it out, or write estimator=\"gumbel_softmax\""
+    )
 
 
 def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.relaxed import NO_FORMULA, USE_DRAWS, RelaxedValue
-from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.without_replacement import (
     WithoutReplacement,
     in_order,
@@ -241,7 +241,7 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
         return torch.where((distinct & possible).all(-1), joint.sum(-1), -torch.inf)
 
 
-class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
+class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
     r"""A distribution over rankings, as one-hot rows, whose `rsample` carries a gradient.
 
     Use it where the model needs one-hot rows, and `RelaxedPlackettLuce` where relaxed ones do.
@@ -289,7 +289,7 @@ class PlackettLuceStraightThrough(StraightThrough, PlackettLuce):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
         RelaxedPlackettLuce.arg_constraints
     )
-    rsample = StraightThrough.rsample
+    rsample = FamilyStraightThrough.rsample
 
     def __init__(
         self,

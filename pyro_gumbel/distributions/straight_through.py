@@ -10,7 +10,7 @@ value.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
@@ -31,16 +31,40 @@ from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.one_hot import plain
 from pyro_gumbel.ops.precision import cast
 
-__all__ = ["PATHWISE", "StraightThrough", "StraightThroughOutcome"]
+__all__ = ["PATHWISE", "FamilyStraightThrough", "StraightThrough", "StraightThroughOutcome"]
 
 PATHWISE = "returned by rsample"  # the key of the cache of such a sample
 
 
-class StraightThrough(FamilyDistribution):
-    """A straight-through distribution; mixed in before the discrete class."""
+class StraightThrough:
+    """A discrete distribution with a differentiable `rsample`; mixed in before the discrete class.
+
+    Pyro weighs an enumerated value of a guide by its score function, and drops it where the class
+    has an `rsample`. So what `rsample` returned is marked.
+    """
+
+    has_rsample = True
+
+    if TYPE_CHECKING:  # of the Distribution class
+
+        def log_prob(self, value: Tensor) -> Tensor: ...
+
+    def _pathwise(self, sample: Tensor) -> Tensor:
+        """A draw that carries the mark of `rsample`."""
+        return remember(sample, PATHWISE, True)
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """Pathwise for what `rsample` returned; the score function for an enumerated value."""
+        log_prob = self.log_prob(value)
+        if value.requires_grad or recall(value, PATHWISE):
+            return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
+        return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
+
+
+class FamilyStraightThrough(StraightThrough, FamilyDistribution):
+    """A straight-through distribution of a family."""
 
     takes_temperature = True
-    has_rsample = True
     _integers = True
 
     def __init__(
@@ -110,19 +134,8 @@ class StraightThrough(FamilyDistribution):
         logits, perturbed = self._perturb(sample_shape)
         return logits.expand(perturbed.shape), perturbed
 
-    def _pathwise(self, sample: Tensor) -> Tensor:
-        """A draw that carries the mark of `rsample`."""
-        return remember(sample, PATHWISE, True)
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        """Pathwise for what `rsample` returned; the score function for an enumerated value."""
-        log_prob = self.log_prob(value)
-        if value.requires_grad or recall(value, PATHWISE):
-            return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
-        return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
-
-
-class StraightThroughOutcome(StraightThrough):
+class StraightThroughOutcome(FamilyStraightThrough):
     """For a family with a table of outcomes, binary or categorical."""
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.relaxed import NO_FORMULA, USE_DRAWS, RelaxedLogits, RelaxedValue
-from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.without_replacement import (
     WithoutReplacement,
     in_order,
@@ -286,7 +286,7 @@ class LogitRelaxedSubset(RelaxedLogits, TorchDistribution):
         return logit_hypersimplex(self.size)
 
 
-class SubsetStraightThrough(StraightThrough, Subset):
+class SubsetStraightThrough(FamilyStraightThrough, Subset):
     r"""A distribution over m-hot vectors whose `rsample` carries a gradient.
 
     Use it where the model needs m-hot vectors, and `RelaxedSubset` where relaxed ones do.
@@ -329,8 +329,8 @@ class SubsetStraightThrough(StraightThrough, Subset):
     takes_temperature = True
     has_rsample = True
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = RelaxedSubset.arg_constraints
-    rsample = StraightThrough.rsample
-    sample = StraightThrough.sample
+    rsample = FamilyStraightThrough.rsample
+    sample = FamilyStraightThrough.sample
 
     def __init__(
         self,
