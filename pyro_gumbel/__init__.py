@@ -16,6 +16,7 @@ from pyro_gumbel.distributions import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    SelectedComponent,
     Subset,
     SubsetStraightThrough,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
     "TemperatureSchedule",

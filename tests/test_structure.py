@@ -87,6 +87,7 @@ MAY_NAME = {
     *(f"pyro_gumbel.distributions.{family}" for family in FAMILIES),
     "pyro_gumbel.__init__",
     "pyro_gumbel.distributions.__init__",
+    "pyro_gumbel.distributions.selected_component",
 }
 
 

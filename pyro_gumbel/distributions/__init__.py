@@ -18,6 +18,7 @@ from pyro_gumbel.distributions.plackett_luce import (
     PlackettLuceStraightThrough,
     RelaxedPlackettLuce,
 )
+from pyro_gumbel.distributions.selected_component import SelectedComponent
 from pyro_gumbel.distributions.subset import (
     LogitRelaxedSubset,
     RelaxedSubset,
@@ -37,6 +38,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
 ]
