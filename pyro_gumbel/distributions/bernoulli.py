@@ -39,6 +39,7 @@ from pyro_gumbel.links import interval
 from pyro_gumbel.ops.logarithms import log_of_positive
 from pyro_gumbel.ops.noise import logistic
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.second_order import with_bit_gradient
 
 __all__ = ["BernoulliStraightThrough", "LogitRelaxedBernoulli", "RelaxedBernoulli"]
 
@@ -87,6 +88,9 @@ class BernoulliFamily(Family):
 
     def from_one_hot(self, weights: Tensor) -> Tensor:
         return weights[..., 1]
+
+    def with_second_order_gradient(self, value: Tensor, logits: Tensor) -> Tensor:
+        return with_bit_gradient(value, logits)
 
     def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return interval.hard(logits)

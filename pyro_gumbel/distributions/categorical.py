@@ -43,6 +43,7 @@ from pyro_gumbel.ops.logarithms import log_of_positive
 from pyro_gumbel.ops.noise import gumbel
 from pyro_gumbel.ops.one_hot import as_one_hot_sample
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.second_order import with_one_hot_gradient
 
 __all__ = [
     "CategoricalFamily",
@@ -94,6 +95,9 @@ class CategoricalFamily(Family):
 
     def from_one_hot(self, weights: Tensor) -> Tensor:
         return weights
+
+    def with_second_order_gradient(self, value: Tensor, logits: Tensor) -> Tensor:
+        return with_one_hot_gradient(value, logits)
 
     def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         return simplex.hard(logits)
@@ -324,7 +328,7 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
 
 
 @relax.register(Categorical)
-def _(distribution: Any, temperature: Temperature, **options: Any) -> Any:
+def _(distribution: Any, temperature: Temperature | None = None, **options: Any) -> Any:
     raise TypeError(
         "relax: `distribution` must have values that can carry a gradient, got a Categorical, "
         "whose values are integers; write OneHotCategorical(probs=probs) for "

@@ -28,6 +28,7 @@ from pyro_gumbel.distributions.without_replacement import (
     WithoutReplacement,
     in_order,
     is_shape_of_int,
+    second_order_sample,
 )
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.ops.noise import given_untaken_winner, gumbel
@@ -47,6 +48,7 @@ class RankingFamily(CategoricalFamily):
 
     noise_distribution = None  # the noise of a row depends on the rows before it
     takes_size = True
+    default_temperature: ClassVar[float | None] = 1.0  # second order is unbiased, but noisier
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
         if is_shape_of_int(size):
@@ -290,24 +292,25 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
         RelaxedPlackettLuce.arg_constraints
     )
     rsample = FamilyStraightThrough.rsample
+    sample = FamilyStraightThrough.sample
 
     def __init__(
         self,
-        temperature: Temperature,
+        temperature: Temperature | None,
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
         validate_args: bool | None = None,
         *,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
     ) -> None:
         self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """The draw that `rsample` makes from the same seed, without a gradient."""
-        with torch.no_grad():
-            _, perturbed = self._contest(self._sample_shape(sample_shape))
-            return self.link.hard(perturbed).to(self._parameter.dtype)
+    def _second_order(self, sample_shape: torch.Size) -> Tensor:
+        return second_order_sample(self, self._hard, sample_shape)
+
+    def _hard(self, sample_shape: torch.Size) -> Tensor:
+        return self.link.hard(self._contest(sample_shape)[1])
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
         return self._estimated(sample_shape)

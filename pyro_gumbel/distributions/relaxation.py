@@ -19,7 +19,7 @@ from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.sample_cache import cached, recall
 from pyro_gumbel.distributions.straight_through import PATHWISE, StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, wrapped_like
-from pyro_gumbel.estimators import Estimator, named, straight_through_of
+from pyro_gumbel.estimators import Estimator, named, resolved, straight_through_of
 from pyro_gumbel.links import Link, simplex
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "is_relaxable",
     "register_relaxation",
     "relax",
+    "require_settings",
 ]
 
 LEFT_OUT = (
@@ -42,10 +43,10 @@ _discrete_classes: list[str] = []  # that have been registered, for errors
 @functools.singledispatch
 def relax(
     distribution: Any,
-    temperature: Temperature,
+    temperature: Temperature | None = None,
     *,
     hard: bool = True,
-    estimator: str | Estimator = "gumbel_softmax",
+    estimator: str | Estimator | None = None,
 ) -> Any:
     """The straight-through or relaxed counterpart of a discrete distribution.
 
@@ -65,19 +66,22 @@ def relax(
     a class of your own, register a function of the same arguments::
 
         @relax.register(MyDistribution)
-        def _(distribution, temperature, *, hard=True, estimator="gumbel_softmax"):
+        def _(distribution, temperature=None, *, hard=True, estimator=None):
             return relax(dist.Bernoulli(distribution.chance), temperature, hard=hard,
                          estimator=estimator)
 
-    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)), 0.5)
-    BernoulliStraightThrough(temperature: 0.5, probs: (), batch_shape: (), event_shape: ())
+    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)))
+    BernoulliStraightThrough(estimator: second_order, probs: (), batch_shape: (), event_shape: ())
 
     :param distribution: a discrete distribution.
     :param temperature: tau > 0; a number, a tensor that broadcasts to the batch shape of
-        `distribution`, or a function without arguments that returns one, called once.
+        `distribution`, or a function without arguments that returns one, called once. None for
+        second order, which has none; subsets and rankings then have `gumbel_softmax` at temperature
+        1, unless `estimator="second_order"` says otherwise.
     :param hard: True for the discrete distribution with a surrogate gradient, False for a
-        continuous one.
-    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
+        continuous one, which needs a temperature.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
+        `gumbel_softmax` with a temperature and second order without.
     :raises TypeError: for a class that is not registered, and for a `Categorical`, whose integer
         values cannot carry a gradient.
     :raises ValueError: for a wrong temperature or estimator.
@@ -99,20 +103,22 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
     @relax.register(discrete)
     def _(
         distribution: Any,
-        temperature: Temperature,
+        temperature: Temperature | None = None,
         *,
         hard: bool = True,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
     ) -> Any:
-        function = named(estimator)
+        require_settings("relax", temperature, hard, estimator)
         arguments = parameter_of(distribution, family)
         if family.takes_size:
             arguments["size"] = distribution.size
         arguments["validate_args"] = distribution._validate_args
         tau = fitted(temperature, distribution.batch_shape)
-        if hard:
-            return straight_through(tau, estimator=function, **arguments)
-        return relaxed(tau, **arguments)
+        if not hard:
+            return relaxed(tau, **arguments)
+        if tau is None and estimator is None:
+            tau = family.default_temperature
+        return straight_through(tau, estimator=estimator, **arguments)
 
     relax.register(straight_through)(_unchanged)
 
@@ -121,19 +127,38 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
 @relax.register(StraightThrough)
 def _unchanged(
     distribution: Any,
-    temperature: Temperature,
+    temperature: Temperature | None = None,
     *,
     hard: bool = True,
-    estimator: str | Estimator = "gumbel_softmax",
+    estimator: str | Estimator | None = None,
 ) -> Any:
-    named(estimator)  # raises for an unknown one
+    require_settings("relax", temperature, hard, estimator)
     return distribution
+
+
+def require_settings(
+    owner: str, temperature: Temperature | None, hard: bool, estimator: str | Estimator | None
+) -> None:
+    """Raise unless the settings of `relax` fit together.
+
+    :param owner: the name of the function or class that was given them.
+    """
+    if hard:
+        resolved(owner, temperature, estimator)
+        return
+    if estimator is not None:
+        named(estimator)  # raises for an unknown one
+    if temperature is None:
+        raise ValueError(
+            f"{owner}: `temperature` must be given for hard=False, got None; write "
+            "temperature=0.5, or leave out hard=False for discrete values"
+        )
 
 
 @relax.register(Independent)
 @relax.register(MaskedDistribution)
 @relax.register(ExpandedDistribution)
-def _(distribution: Any, temperature: Temperature, **options: Any) -> Any:
+def _(distribution: Any, temperature: Temperature | None = None, **options: Any) -> Any:
     if isinstance(distribution, Independent):
         event_dim = distribution.reinterpreted_batch_ndims
         temperature = fitted(temperature, distribution.batch_shape, event_dim)

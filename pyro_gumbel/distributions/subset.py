@@ -29,6 +29,7 @@ from pyro_gumbel.distributions.without_replacement import (
     WithoutReplacement,
     in_order,
     is_shape_of_int,
+    second_order_sample,
 )
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.links import Hypersimplex
@@ -49,6 +50,7 @@ class SubsetFamily(CategoricalFamily):
 
     link = Hypersimplex
     takes_size = True
+    default_temperature: ClassVar[float | None] = 1.0  # second order is unbiased, but noisier
 
     def __init__(self, *, all_of_them: bool) -> None:
         self._all_of_them = all_of_them
@@ -334,15 +336,18 @@ class SubsetStraightThrough(FamilyStraightThrough, Subset):
 
     def __init__(
         self,
-        temperature: Temperature,
+        temperature: Temperature | None,
         size: int,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
         validate_args: bool | None = None,
         *,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
     ) -> None:
         self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator)
+
+    def _second_order(self, sample_shape: torch.Size) -> Tensor:
+        return second_order_sample(self, self._hard, sample_shape)
 
 
 # `relax` of a Subset returns one of these.

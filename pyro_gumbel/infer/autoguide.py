@@ -23,7 +23,7 @@ from pyro_gumbel._validation import Temperature, fitted, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax
 from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
-from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
 from pyro_gumbel.estimators import Estimator, named
 from pyro_gumbel.infer.handlers import at_site
@@ -412,7 +412,7 @@ def _most_probable(distribution: Any) -> Tensor:
 def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
     """The least value that an entry is at or below with probability q, for each q and entry."""
     q = q.to(distribution.logits.device).reshape(-1, *[1] * len(distribution.shape()))
-    if isinstance(distribution, StraightThrough):
+    if isinstance(distribution, FamilyStraightThrough):
         mean = distribution.mean
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
     try:
