@@ -199,7 +199,7 @@ class SelectedComponent(TorchDistribution):
         components_last = moments.movedim(-1 - self.event_dim, -1)
         weights = self._weights(moments)
         weights = weights.reshape((*weights.shape[:-1], *(1,) * self.event_dim, self._number))
-        selected = _weighted_sum(weights, components_last, torch.zeros_like(moments[..., :1]))
+        selected = _weighted_sum(weights, components_last, 0.0)
         return selected.expand(self._batch_shape + self._event_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -278,7 +278,7 @@ def _floor(log_probs: Tensor) -> Tensor:
     return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
 
 
-def _weighted_sum(weights: Tensor, table: Tensor, floor: Tensor) -> Tensor:
+def _weighted_sum(weights: Tensor, table: Tensor, floor: Tensor | float) -> Tensor:
     """The sum of weights * table over the last dimension, where 0 times infinity is 0.
 
     :param floor: what stands for entries that are not finite, in the gradient of the weights.
