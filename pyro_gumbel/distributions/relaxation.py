@@ -17,7 +17,11 @@ from pyro_gumbel.constraints import simplex as simplex_constraint
 from pyro_gumbel.distributions.plain import parameter_of
 from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.sample_cache import cached, recall
-from pyro_gumbel.distributions.straight_through import PATHWISE, StraightThrough
+from pyro_gumbel.distributions.straight_through import (
+    PATHWISE,
+    FamilyStraightThrough,
+    StraightThrough,
+)
 from pyro_gumbel.distributions.wrappers import innermost, wrapped_like
 from pyro_gumbel.estimators import Estimator, named, resolved, straight_through_of
 from pyro_gumbel.links import Link, simplex
@@ -27,6 +31,7 @@ __all__ = [
     "harden",
     "is_discrete",
     "is_relaxable",
+    "is_straight_through",
     "register_relaxation",
     "relax",
     "require_settings",
@@ -125,6 +130,7 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
 
 @relax.register(Relaxed)
 @relax.register(StraightThrough)
+@relax.register(FamilyStraightThrough)
 def _unchanged(
     distribution: Any,
     temperature: Temperature | None = None,
@@ -178,6 +184,11 @@ def is_discrete(distribution: Any) -> bool:
         return distribution.support.is_discrete
     except (AttributeError, NotImplementedError):
         return False
+
+
+def is_straight_through(distribution: Any) -> bool:
+    """Whether values are discrete and `rsample` carries a gradient."""
+    return distribution.has_rsample and is_discrete(distribution)
 
 
 def harden(value: Tensor, link: Link | None = None) -> Tensor:
