@@ -43,7 +43,6 @@ CHUNK = 200  # draws of all points at a time
 CONTINUED_STEPS = 1500
 ESTIMATORS: list[tuple[str, float | None]] = [
     ("second_order", None),
-    ("reinmax", 0.5),
     ("straight_through", 1.0),
     ("gapped", 1.0),
     ("gumbel_softmax", 1.0),
@@ -132,7 +131,10 @@ def biases(name: str, draws: int) -> list[dict[str, Any]]:
         rows.append(row)
         cells = (f"{row[key][0]:.1f} +- {row[key][1]:.1f}" for key in LIKELIHOODS)
         shown = "" if temperature is None else temperature
-        print(f"| {name} | {row['exact']:.1f} | {estimator} | {shown} | {' | '.join(cells)} |")
+        print(
+            f"| {name} | {row['exact']:.1f} | {estimator} | {shown} | {' | '.join(cells)} |",
+            flush=True,
+        )
     return rows
 
 
@@ -168,10 +170,10 @@ def reached_and_continued(name: str, likelihood: str, seed: int, steps: int) -> 
     points = AutoDelta(
         poutine.block(model, hide=["z"]), init_loc_fn=init_to_value(values=k_means(x, seed))
     )
-    sampled = relaxed(model, 1.0, estimator="reinmax")
+    sampled = relaxed(model)
     guide = AutoGuideList(sampled)
     guide.append(points)
-    guide.append(AutoRelaxed(poutine.block(sampled, expose=["z"]), 1.0, estimator="reinmax"))
+    guide.append(AutoRelaxed(poutine.block(sampled, expose=["z"])))
     elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
     train(sampled, guide, elbo, steps, 0.05, x, likelihood)
     enumerated, exact = config_enumerate(model), TraceEnum_ELBO(max_plate_nesting=1)
