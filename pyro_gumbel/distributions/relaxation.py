@@ -4,6 +4,7 @@
 """From a discrete distribution to its relaxation, and from a relaxed value to a discrete one."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "harden",
     "is_discrete",
     "is_relaxable",
+    "register_default",
     "register_relaxation",
     "relax",
 ]
@@ -37,6 +39,7 @@ LEFT_OUT = (
 )
 
 _discrete_classes: list[str] = []  # that have been registered, for errors
+_defaults: list[Callable[[Any, bool], Any]] = []  # for discrete classes that have not been
 
 
 @functools.singledispatch
@@ -82,13 +85,26 @@ def relax(
         values cannot carry a gradient.
     :raises ValueError: for a wrong temperature or estimator.
     """
+    if _defaults and is_discrete(distribution):
+        if estimator is not None:
+            named(estimator)  # raises for an unknown one
+        return _defaults[-1](distribution, hard)
     owner = type(distribution).__name__
     *others, last = _discrete_classes
     raise TypeError(
-        f"relax: `distribution` must be a {', '.join(others)} or {last}, or of a class that has "
-        f"been registered, got {owner}; write one of those, teach it with "
-        f"@relax.register({owner}), or {LEFT_OUT}"
+        f"relax: `distribution` must be a {', '.join(others)} or {last}, discrete with a mean and "
+        f"a variance, or of a class that has been registered, got {owner}; write one of those, "
+        f"teach it with @relax.register({owner}), or {LEFT_OUT}"
     )
+
+
+def register_default(function: Callable[[Any, bool], Any]) -> Callable[[Any, bool], Any]:
+    """Teach `relax` what to make of a discrete distribution whose class is not registered.
+
+    :param function: of the distribution and `hard`.
+    """
+    _defaults.append(function)
+    return function
 
 
 def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> None:
