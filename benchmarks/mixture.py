@@ -3,7 +3,7 @@
 
 """Gaussian mixtures with different scales: `SelectedComponent` against ``Normal(z @ mu, z @ sd)``.
 
-    python benchmarks/mixture.py --threads 1                  # five minutes
+    python benchmarks/mixture.py --threads 1                  # six minutes
     python benchmarks/mixture.py --seeds 0 --data iris        # one of the starts
 
 Both likelihoods have the same values on one-hot vectors z. The model has K = 3 components with
