@@ -457,6 +457,7 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
             "one; write AutoRelaxed(model, temperature, hard=False)"
         )
     if not is_relaxed and not hard:
+        relax(distribution, 1.0, hard=False)  # raises for counts, which have no relaxed form
         raise ValueError(
             f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
             "one, a density against a probability; write soft = relaxed(model, temperature, "
