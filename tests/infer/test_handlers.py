@@ -357,7 +357,7 @@ def test_errors_name_the_site():
     with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*got a Poisson.*sites=\[...\]'):
         relaxed(model, T, hard=False)(dist.Poisson(1.0))
     with pytest.raises(TypeError, match=r'"z", ...\).*got a ZeroInflatedPoisson.*gate \* count'):
-        relaxed(model)(dist.ZeroInflatedPoisson(1.0, gate=0.5))
+        relaxed(model)(dist.ZeroInflatedPoisson(torch.ones(()), gate=torch.tensor(0.5)))
     with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*got Normal'):
         relaxed(model, T, sites=["z"])(dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\).*`temperature` must be one'):
