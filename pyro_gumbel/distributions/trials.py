@@ -77,7 +77,8 @@ class BinomialStraightThrough(TrialCount, Binomial):
     and Wu (2026).
 
     Probabilities of 0 and 1, infinite logits and no trials are allowed. `log_prob` is
-    differentiable in the value.
+    differentiable in the value. That of Pyro's `Binomial` passes only a part of its gradient to the
+    value, so that a model with a binomial prior must be relaxed too.
 
     >>> d = BinomialStraightThrough(10, logits=torch.zeros(3))
     >>> d.rsample().shape
@@ -92,6 +93,8 @@ class BinomialStraightThrough(TrialCount, Binomial):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    plain_passes_gradient = False
 
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
@@ -124,6 +127,9 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     every loss that is quadratic in D, and for others it has less bias than the second-order weights
     of He and Wu (2026) for the whole distribution.
 
+    `log_prob` is differentiable in the value. That of Pyro's `BetaBinomial` passes only a part of
+    its gradient to the value, so that a model with such a prior must be relaxed too.
+
     >>> d = BetaBinomialStraightThrough(torch.tensor(2.0), torch.tensor(3.0), 9)
     >>> bool(d.rsample() <= 9)
     True
@@ -136,6 +142,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
         `log_prob`; None for the default of `torch.distributions`.
     :raises ValueError: for a wrong value, with validation.
     """
+
+    plain_passes_gradient = False
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         both = torch.stack([self.concentration1, self.concentration0], -1)

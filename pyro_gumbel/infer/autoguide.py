@@ -128,8 +128,9 @@ class AutoRelaxed(AutoGuide):
         guide.append(AutoRelaxed(poutine.block(model, expose=["z"])))
 
     With `hard=True` the model may be relaxed or not: the samples get the gradient of a plain prior
-    too. (`torch.compile` cannot do this; relax a model that you compile.) With `hard=False` the
-    model must be ``relaxed(model, temperature, hard=False)``.
+    too. Relax a model that you compile, since `torch.compile` does not carry that gradient, and one
+    with a `Binomial` or `BetaBinomial` site, since Pyro's `log_prob` of those drops a part of it.
+    With `hard=False` the model must be ``relaxed(model, temperature, hard=False)``.
 
     If a discrete site has a mask, each call runs the model once more to find its masks. The guide
     does not copy a `poutine.scale` inside the model; put it around both, model and guide.
@@ -149,7 +150,8 @@ class AutoRelaxed(AutoGuide):
     :param create_plates: as in every `AutoGuide`.
     :raises ValueError: for settings that do not fit together; in the first run, for a model without
         latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
-        a discrete one; for a `total_count` that differs from run to run.
+        a discrete one; for a plain `Binomial` or `BetaBinomial` of the model; for a `total_count`
+        that differs from run to run.
     :raises TypeError: in the first run, for a site that cannot be relaxed, or that has no guide
         here: counts other than those above, zero-inflated ones.
     :raises NotImplementedError: in the first run, for a mask or a `total_count` of several elements
@@ -259,6 +261,7 @@ class AutoRelaxed(AutoGuide):
             with at_site("AutoRelaxed", name):
                 require_continuous_log_prob(node["fn"])
                 prior = _counterpart(node["fn"], self.hard)
+                _require_gradient(node["fn"], prior)
                 site = _Site(prior, node["mask"], node["cond_indep_stack"])
                 start = site.mean_field.start()
                 # Raises if the settings do not fit.
@@ -397,6 +400,18 @@ def _start(runs: list[_Site]) -> dict[str, Tensor]:
     if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
         return first
     return mean_field.start_at_mean(priors)
+
+
+def _require_gradient(distribution: Any, prior: Any) -> None:
+    """Raise for a plain distribution of the model that does not pass its gradient to a sample."""
+    plain = innermost(distribution)
+    passes = getattr(innermost(prior), "plain_passes_gradient", True)
+    if not passes and not is_straight_through(plain):
+        raise ValueError(
+            f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
+            "only a part of its gradient to a sample; write model = relaxed(model), then "
+            "AutoRelaxed(model), and train that model"
+        )
 
 
 def _require_whole_plates(site: _Site) -> None:
