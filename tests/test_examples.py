@@ -485,7 +485,7 @@ def test_mixtures(tmp_path):
     """`SelectedComponent` is at an optimum and unbiased; `Normal(z @ mu, z @ sd)` is neither."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "mixture.py"), "--data", "iris",
-         "--seeds", "2", "--steps", "500", "--draws", "400", "--threads", "1", "--out", "x.json"],
+         "--seeds", "2", "--draws", "400", "--threads", "1", "--out", "x.json"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
