@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Categorical, Distribution, register_kl
 from torch.distributions.utils import lazy_property, probs_to_logits
 
 from pyro_gumbel._tracing import ends, known
@@ -157,6 +157,7 @@ def in_float32(distribution: Any) -> Any:
     state = {name: _widened(value) for name, value in vars(distribution).items()}
     if all(value is vars(distribution)[name] for name, value in state.items()):
         return distribution
+    _keep_what_was_given(state, is_binary=not isinstance(distribution, Categorical))
     return copied(distribution, type(distribution), state)
 
 
@@ -236,11 +237,11 @@ def copied(distribution: Any, cls: type, state: dict[str, Any] | None = None) ->
     return new
 
 
-def _keep_what_was_given(state: dict[str, Any]) -> None:
+def _keep_what_was_given(state: dict[str, Any], *, is_binary: bool = True) -> None:
     """Leave out what torch and Pyro have derived from the parameters."""
     state.pop("has_rsample", None)
     if {"probs", "logits"} <= state.keys():
-        of_probs = probs_to_logits(state["probs"], is_binary=True) == state["logits"]
+        of_probs = probs_to_logits(state["probs"], is_binary) == state["logits"]
         is_derived = known(of_probs.all(), otherwise=False)
         del state["logits" if is_derived else "probs"]
 

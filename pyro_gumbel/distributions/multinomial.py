@@ -65,15 +65,12 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
 
     def _log_probs(self) -> Tensor:
         """log p, normalised; torch clamps what it derives from `probs`."""
-        given = vars(self._categorical)
-        if "probs" not in given:
-            return self._categorical.logits.log_softmax(-1)
-        probs = self._categorical.probs
-        exact = exact_log(probs) - probs.sum(-1, keepdim=True).log()
-        if "logits" not in given:
+        inner = self._categorical
+        exact = exact_log(inner.probs) - inner.probs.sum(-1, keepdim=True).log()
+        if "logits" not in vars(inner):
             return exact
-        logits = self._categorical.logits
-        return torch.where(probs_to_logits(probs) == logits, exact, logits)
+        is_derived = probs_to_logits(inner.probs) == inner.logits
+        return torch.where(is_derived, exact, inner.logits.log_softmax(-1))
 
     def _attached(self, value: Tensor) -> Tensor:
         surrogate = surrogate_of_trials(value, self.probs, self._log_probs())
@@ -157,9 +154,11 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
 
 def _counts(n: int, probs: Tensor, sample_shape: torch.Size) -> Tensor:
     """How often each category occurs in n trials, as torch's Multinomial draws it."""
+    zeros = probs.new_zeros((*sample_shape, *probs.shape))
+    if not n * zeros.numel():
+        return zeros
     chosen = Categorical(probs, validate_args=False).sample(torch.Size((n, *sample_shape)))
     chosen = chosen.movedim(0, -1)
-    zeros = probs.new_zeros((*chosen.shape[:-1], probs.shape[-1]))
     return zeros.scatter_add(-1, chosen, torch.ones_like(chosen, dtype=probs.dtype))
 
 
@@ -190,4 +189,5 @@ def _(q: MultinomialStraightThrough, p: MultinomialStraightThrough) -> Tensor:
             f"and number of categories, got {shapes[0]} and {shapes[1]}; write both alike"
         )
     divergence = kl_of_log_probs(q._log_probs(), p._log_probs())
-    return q.total_count * divergence if q.total_count else torch.zeros_like(divergence)
+    n = torch.full_like(divergence, q.total_count)
+    return torch.where(n > 0, n * divergence, 0.0)

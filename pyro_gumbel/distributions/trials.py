@@ -15,7 +15,7 @@ from torch.distributions import Geometric as TorchGeometric
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import known
+from pyro_gumbel._tracing import in_eager_mode, known
 from pyro_gumbel.distributions.counts import (
     NamedCount,
     derived,
@@ -85,6 +85,13 @@ class BinomialStraightThrough(TrialCount, Binomial):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        if in_eager_mode():
+            return super()._drawn(sample_shape)
+        counts = self.total_count + torch.zeros_like(self.probs)  # torch.vmap asks for both alike
+        shape = self._extended_shape(sample_shape)
+        return torch.binomial(counts.expand(shape), self.probs.expand(shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count

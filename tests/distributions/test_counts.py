@@ -22,7 +22,7 @@ from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
 from pyro_gumbel import PoissonStraightThrough as Poisson
 from pyro_gumbel import relax
 from pyro_gumbel.distributions import poisson, trials
-from tests.common import assert_counts, assert_same_mean
+from tests.common import assert_counts, assert_same_mean, first_fast
 from tests.counts import (
     CLASSES,
     COMPOUNDS,
@@ -46,7 +46,7 @@ def t(*values, dtype=torch.float64):
 
 
 def gradients(total, leaves):
-    return torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
 
 
 # The gradient, by enumeration.
@@ -235,7 +235,10 @@ def test_compounds_are_unbiased_for_a_quadratic_loss(name, compound_bias):
 
 @pytest.mark.parametrize(
     ("name", "cubic", "log1p"),
-    [("GammaPoisson", [0.0167, 0.0222], [0.0133, 0.0146]), ("BetaBinomial", [0.0270, 0.0180], [0.00805, 0.0036])],
+    [
+        ("GammaPoisson", [0.0167, 0.0222], [0.0133, 0.0146]),
+        ("BetaBinomial", [0.0270, 0.0180], [0.00805, 0.0036]),
+    ],
 )
 def test_the_bias_of_compounds(name, cubic, log1p, compound_bias):
     """In both parameters; several times below that of the whole distribution's own form."""
@@ -256,3 +259,438 @@ def test_the_mean_gradient_of_compounds_is_exact_for_a_quadratic_loss(name):
     found = gradients(f(make_count(name, many).rsample()).sum(), many)
     for one, other in zip(found, expected, strict=True):
         assert_same_mean(one, other)
+
+
+# The distribution.
+
+REFERENCE = {
+    "Poisson": lambda z: stats.poisson.logpmf(z, 3),
+    "Binomial probs": lambda z: stats.binom.logpmf(z, 5, 0.3),
+    "Binomial logits": lambda z: stats.binom.logpmf(z, 5, special.expit(0.3)),
+    "NegativeBinomial probs": lambda z: stats.nbinom.logpmf(z, 2.5, 0.6),
+    "NegativeBinomial logits": lambda z: stats.nbinom.logpmf(z, 2.5, special.expit(0.4)),
+    "Geometric probs": lambda z: stats.geom.logpmf(z + 1, 0.4),
+    "Geometric logits": lambda z: stats.geom.logpmf(z + 1, special.expit(-0.4)),
+    "Multinomial probs": lambda z: stats.multinomial.logpmf(z, 5, [0.2, 0.3, 0.5]),
+    "Multinomial logits": lambda z: stats.multinomial.logpmf(
+        z, 5, special.softmax([0.3, -0.4, 1.0])
+    ),
+    "BetaBinomial": lambda z: stats.betabinom.logpmf(z, 5, 2, 3),
+    "GammaPoisson": lambda z: stats.nbinom.logpmf(z, 2, 0.6),
+    "DirichletMultinomial": lambda z: stats.dirichlet_multinomial.logpmf(
+        z.astype(int), [2, 1.5, 3], 5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_log_prob_and_moments(name):
+    values, leaves = support_of(name), parameters_of(name)
+    d = make_count(name, leaves)
+    log_prob = d.log_prob(values)
+    np.testing.assert_allclose(log_prob.detach(), REFERENCE[name](values.numpy()), atol=1e-11)
+    weights = log_prob.exp().reshape(-1, *(1,) * len(d.event_shape))
+    mean = (weights * values).sum(0)
+    variance = (weights * values**2).sum(0) - mean**2
+    for found, expected in ((d.mean, mean), (d.variance, variance)):
+        torch.testing.assert_close(found, expected)
+        pairs = [gradients(total.sum().square(), leaves) for total in (found, expected)]
+        torch.testing.assert_close(*pairs)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("name", COUNTS)
+def test_samples_are_those_of_the_plain_class(name, dtype):
+    leaves = parameters_of(name, (4,), dtype)
+    plain, d = make_count(name, leaves, parent=True), make_count(name, leaves)
+    draws = []
+    for draw in (plain.sample, d.sample, d.rsample):
+        pyro.set_rng_seed(1)
+        draws.append(draw((500,)))
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+    assert draws[2].dtype is dtype
+    assert draws[2].requires_grad
+    assert not draws[1].requires_grad
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_log_prob_is_differentiable_in_the_value(name):
+    """The slopes of an analytic extension, by differences; Pyro's have none in some terms."""
+    d = make_count(name)
+    value = support_of(name)[3:6].clone()
+    value[value == 0] += 0.5  # inside, where no value is clamped
+    value = value.clamp(max=4.5).requires_grad_()
+    d._validate_args = False
+
+    def inside(value):
+        return d._log_prob(value)
+
+    assert torch.autograd.gradcheck(inside, value)
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_what_is_impossible_has_a_finite_slope(name):
+    outside = torch.full_like(support_of(name)[:1], -1.0).requires_grad_()
+    d = make_count(name, validate_args=False)
+    log_prob = d.log_prob(outside)
+    assert (log_prob == -INF).all()
+    assert torch.autograd.grad(log_prob.sum(), outside)[0].isfinite().all()
+
+
+# The edges.
+
+LOGITS = [20.0, -20.0, INF, -INF]
+EDGES = {
+    "rate 0": (Poisson, {"rate": [0.0, 1e-30]}, {}),
+    "binomial probs": (Binomial, {"probs": [0.0, 1.0]}, {"total_count": 5}),
+    "binomial logits": (Binomial, {"logits": LOGITS}, {"total_count": 5}),
+    "no binomial trials": (Binomial, {"probs": [0.0, 0.3, 1.0]}, {"total_count": 0}),
+    "negative binomial probs": (NegativeBinomial, {"probs": [0.0, 1e-20]}, {"total_count": 5.0}),
+    "negative binomial logits": (
+        NegativeBinomial,
+        {"logits": [20.0, -20.0, -INF]},
+        {"total_count": 5.0},
+    ),
+    "no failures": (NegativeBinomial, {"total_count": [0.0, 0.0], "probs": [0.3, 0.0]}, {}),
+    "geometric probs": (Geometric, {"probs": [1.0, 1e-6]}, {}),
+    "geometric logits": (Geometric, {"logits": [20.0, -20.0, INF]}, {}),
+    "multinomial probs": (
+        Multinomial,
+        {"probs": [[0.0, 0.3, 0.7], [1.0, 0.0, 0.0]]},
+        N5 := {"total_count": 5},
+    ),
+    "multinomial logits": (Multinomial, {"logits": [[-INF, 20.0, -20.0], [0.0, -INF, -INF]]}, N5),
+    "no multinomial trials": (Multinomial, {"probs": [0.0, 0.3, 0.7]}, {"total_count": 0}),
+}
+
+
+def at_the_edge(case, dtype):
+    cls, parameters, constants = EDGES[case]
+    leaves = {key: torch.tensor(v, dtype=dtype).requires_grad_() for key, v in parameters.items()}
+    return cls(**leaves, **constants, validate_args=True), leaves
+
+
+@pytest.mark.parametrize("dtype", WIDE + HALF)
+@pytest.mark.parametrize("case", EDGES)
+def test_everything_is_finite_at_the_edges(case, dtype):
+    d, leaves = at_the_edge(case, dtype)
+    sample = d.rsample((20,))
+    assert sample.isfinite().all()
+    log_prob = d.log_prob(sample)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert log_prob.dtype is wide
+    assert log_prob.isfinite().all()
+    total = (log_prob.reshape(20, -1).sum(-1) + sample.to(wide).reshape(20, -1).sum(-1)).mean()
+    for gradient in gradients(total, leaves):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", WIDE + HALF)
+@pytest.mark.parametrize("case", EDGES)
+def test_the_divergence_from_itself_at_the_edges(case, dtype):
+    (q, leaves), (p, others) = at_the_edge(case, dtype), at_the_edge(case, dtype)
+    if "total_count" in leaves:
+        q.total_count, p.total_count = q.total_count.detach(), p.total_count.detach()
+    divergence = kl_divergence(q, p)
+    assert divergence.abs().max() < 1e-5
+    assert divergence.dtype is torch.promote_types(dtype, torch.float32)
+    for gradient in (*gradients(divergence.sum(), leaves), *gradients(divergence.sum(), others)):
+        assert gradient is None or gradient.isfinite().all()
+
+
+def test_values_at_the_edges():
+    inf = float("inf")
+    for d, value, expected in [
+        (Poisson(t(0.0)), [0.0, 2.0], [0, -inf]),
+        (Binomial(5, t(0.0)), [0.0, 1.0], [0, -inf]),
+        (Binomial(5, t(1.0)), [5.0, 4.0], [0, -inf]),
+        (Binomial(5, logits=t(-INF)), [0.0, 1.0], [0, -inf]),
+        (Binomial(5, logits=t(INF)), [5.0, 4.0], [0, -inf]),
+        (NegativeBinomial(0.0, t(0.3)), [0.0, 1.0], [0, -inf]),
+        (NegativeBinomial(5.0, t(0.0)), [0.0, 1.0], [0, -inf]),
+        (Geometric(t(1.0)), [0.0, 1.0], [0, -inf]),
+        (Multinomial(2, t(0.0, 1.0)), [[0.0, 2.0], [1.0, 1.0]], [0, -inf]),
+    ]:
+        value = t(*value)
+        log_prob = d.log_prob(value)
+        torch.testing.assert_close(log_prob, t(*expected).detach(), rtol=0, atol=1e-300)
+        assert torch.autograd.grad(log_prob.sum(), value)[0].isfinite().all()
+        assert (d.sample((50,)) == value[0]).all()
+
+
+def test_derivatives_at_the_edges():
+    rate, probs = t(0.0), t(0.0)
+    assert torch.autograd.grad(Poisson(rate).log_prob(torch.zeros(())), rate)[0] == -1
+    assert torch.autograd.grad(Binomial(5, probs).mean, probs)[0] == 5
+    assert torch.autograd.grad(NegativeBinomial(5.0, probs).mean, probs)[0] == 5
+    log_prob = NegativeBinomial(5.0, probs).log_prob(torch.zeros(()))
+    assert torch.autograd.grad(log_prob, probs)[0] == -5
+    total_count = t(0.0)
+    log_prob = NegativeBinomial(total_count, t(0.3)).log_prob(torch.zeros(()))
+    torch.testing.assert_close(
+        torch.autograd.grad(log_prob, total_count)[0], torch.log1p(-t(0.3)).detach()
+    )
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_what_was_given_survives(name):
+    """The derived parameter is not kept: `expand` would take it for the given one."""
+    for d in (make_count(name), relax(make_count(name, parent=True), 1.0)):
+        if hasattr(d, "logits"):
+            _ = d.logits, d.probs
+        assert d.expand((2, 3)).log_prob(d.sample((2, 3))).isfinite().all()
+    plain = dist.Binomial(5, probs=torch.tensor([0.0, 1.0]))
+    _ = plain.logits
+    d = relax(plain.expand((3, 2)), 1.0)
+    assert torch.equal(d.logits, torch.tensor([-INF, INF]).expand(3, 2))
+
+
+# Half types.
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", COUNTS)
+def test_half_types_are_drawn_and_evaluated_in_float32(name, dtype):
+    leaves = parameters_of(name, (3,), dtype)
+    d = make_count(name, leaves)
+    kept = getattr(d, "_categorical", d)  # normalised in the half type, as torch does
+    as_rounded = {key: getattr(kept, key).detach().float() for key in leaves}
+    wide = make_count(name, as_rounded, validate_args=False)
+    pyro.set_rng_seed(1)
+    sample = d.rsample((100,))
+    pyro.set_rng_seed(1)
+    assert torch.equal(sample, wide.sample((100,)).to(dtype))
+    assert sample.dtype is d.sample().dtype is dtype
+    log_prob = d.log_prob(sample)
+    torch.testing.assert_close(log_prob.detach(), wide.log_prob(sample.float()).detach())
+    assert log_prob.dtype is torch.float32
+    total = log_prob.mean() + sample.float().mean()
+    assert all(gradient.isfinite().all() for gradient in gradients(total, leaves))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_large_counts_in_half_types(dtype):
+    """What bfloat16 cannot hold is rounded, and own samples are valid."""
+    for d in (
+        Poisson(torch.tensor(1000.0, dtype=dtype)),
+        Poisson(torch.tensor(65000.0, dtype=dtype)),
+        Binomial(300, torch.tensor(0.99, dtype=dtype)),
+        Multinomial(1000, torch.tensor([0.2, 0.3, 0.5], dtype=dtype)),
+        dist.DirichletMultinomial(torch.tensor([2.0, 3.0, 5.0], dtype=dtype), 1000),
+    ):
+        sample = relax(d, 1.0).rsample((2000,))
+        assert sample.isfinite().all()
+        assert relax(d, 1.0).log_prob(sample).isfinite().all()
+    probs = torch.tensor(0.3, dtype=dtype)
+    counts = Geometric(probs).sample((20_000,)).long().bincount(minlength=8)
+    p = probs.double() * (1 - probs.double()) ** torch.arange(8)
+    assert_counts(
+        torch.cat([counts[:8], counts[8:].sum()[None]]), torch.cat([p, 1 - p.sum()[None]])
+    )
+
+
+# Divergences.
+
+PAIRS = {
+    "Poisson": [{"rate": 3.0}, {"rate": 2.0}],
+    "Binomial probs": [{"probs": 0.3}, {"probs": 0.6}],
+    "Binomial logits": [{"logits": 0.3}, {"logits": -1.0}],
+    "NegativeBinomial probs": [
+        {"probs": 0.4, "total_count": 2.5},
+        {"probs": 0.2, "total_count": 2.5},
+    ],
+    "NegativeBinomial logits": [
+        {"logits": 0.4, "total_count": 2.5},
+        {"logits": -1.0, "total_count": 2.5},
+    ],
+    "Geometric probs": [{"probs": 0.4}, {"probs": 0.3}],
+    "Geometric logits": [{"logits": 0.4}, {"logits": -0.3}],
+    "Multinomial probs": [{"probs": [0.2, 0.3, 0.5]}, {"probs": [0.1, 0.7, 0.2]}],
+    "Multinomial logits": [{"logits": [0.2, 0.3, 0.5]}, {"logits": [1.0, 0.0, -1.0]}],
+    "BetaBinomial": [
+        {"concentration1": 2.0, "concentration0": 3.0},
+        {"concentration1": 1.0, "concentration0": 0.7},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_divergence_by_enumeration(name):
+    both = [{key: t(value) for key, value in given.items()} for given in PAIRS[name]]
+    for given in both:
+        if "total_count" in given:
+            given["total_count"] = given["total_count"].detach()
+    named = [make_count(name, given) for given in both]
+    log_q, log_p = (d.log_prob(support_of(name)) for d in named)
+    expected = (log_q.exp() * (log_q - log_p)).sum()
+    leaves = {
+        i: leaf
+        for i, leaf in enumerate([*both[0].values(), *both[1].values()])
+        if leaf.requires_grad
+    }
+    slopes = gradients(expected, leaves)
+    plain = [make_count(name, given, parent=True) for given in both]
+    for q, p in ((named[0], named[1]), (named[0], plain[1]), (plain[0], named[1])):
+        found = kl_divergence(q, p)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradients(found, leaves), slopes)
+
+
+def test_divergences_at_the_edges():
+    """Infinite exactly where p excludes what q does not, and finite gradients elsewhere."""
+    for q, p, expected in [
+        (Poisson(t(0.0)), Poisson(t(2.0)), 2.0),
+        (Poisson(t(2.0)), Poisson(t(0.0)), INF),
+        (Poisson(t(0.0)), Poisson(t(0.0)), 0.0),
+        (Binomial(5, t(0.0)), Binomial(5, t(0.5)), 5 * np.log(2)),
+        (Binomial(5, t(1.0)), Binomial(5, logits=t(0.0)), 5 * np.log(2)),
+        (Binomial(5, logits=t(INF)), Binomial(5, t(0.5)), 5 * np.log(2)),
+        (Binomial(5, logits=t(INF)), Binomial(5, logits=t(INF)), 0.0),
+        (Binomial(5, t(0.5)), Binomial(5, logits=t(INF)), INF),
+        (Binomial(0, t(0.5)), Binomial(0, logits=t(INF)), 0.0),
+        (Binomial(5, t(0.5)), Binomial(4, t(0.5)), INF),
+        (Binomial(5, t(0.0)), Binomial(4, t(0.5)), 4 * np.log(2)),
+        (NegativeBinomial(0.0, t(0.5)), NegativeBinomial(0.0, t(0.0)), 0.0),
+        (NegativeBinomial(5.0, t(0.0)), NegativeBinomial(5.0, t(0.5)), 5 * np.log(2)),
+        (NegativeBinomial(5.0, t(0.5)), NegativeBinomial(5.0, t(0.0)), INF),
+        (NegativeBinomial(5.0, logits=t(-INF)), NegativeBinomial(5.0, t(0.0)), 0.0),
+        (Geometric(t(1.0)), Geometric(t(0.5)), np.log(2)),
+        (Geometric(t(0.5)), Geometric(t(1.0)), INF),
+        (Geometric(logits=t(INF)), Geometric(t(1.0)), 0.0),
+        (Multinomial(5, t(0.0, 1.0)), Multinomial(5, t(0.5, 0.5)), 5 * np.log(2)),
+        (Multinomial(5, t(0.5, 0.5)), Multinomial(5, logits=t(0.0, -INF)), INF),
+    ]:
+        divergence = kl_divergence(q, p)
+        assert divergence.item() == pytest.approx(expected)
+        leaves = [v for d in (q, p) for v in leaves_of(d) if v.requires_grad]
+        for gradient in torch.autograd.grad(divergence, leaves, allow_unused=True):
+            assert gradient is None or gradient.isfinite().all()
+
+
+def leaves_of(d):
+    inner = getattr(d, "_categorical", d)
+    return [v for v in vars(inner).values() if isinstance(v, torch.Tensor)]
+
+
+def test_divergence_of_unequal_numbers_of_trials():
+    n, m = torch.tensor([3.0, 5.0]), torch.tensor([4.0, 7.0])
+    q, p = Binomial(n, torch.tensor([0.3, 0.6])), Binomial(m, torch.tensor([0.5, 0.2]))
+    values = torch.arange(6.0)
+    for i, found in enumerate(kl_divergence(q, p)):
+        log_q = torch.from_numpy(stats.binom.logpmf(values[: int(n[i]) + 1], n[i], q.probs[i]))
+        log_p = torch.from_numpy(stats.binom.logpmf(values[: int(n[i]) + 1], m[i], p.probs[i]))
+        expected = (log_q.exp() * (log_q - log_p)).sum()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_divergences_that_have_no_formula():
+    for q, p in [
+        (NegativeBinomial(5.0, t(0.5)), NegativeBinomial(4.0, t(0.5))),
+        (NegativeBinomial(t(5.0), t(0.5)), NegativeBinomial(5.0, t(0.5))),
+        (Multinomial(5, t(0.5, 0.5)), Multinomial(4, t(0.5, 0.5))),
+        (Multinomial(5, t(0.5, 0.5)), Multinomial(5, t(0.5, 0.2, 0.3))),
+        (Binomial(10**8, t(0.5)), Binomial(10**8 + 8, t(0.5))),
+    ]:
+        with pytest.raises(NotImplementedError, match="kl_divergence"):
+            kl_divergence(q, p)
+
+
+# What Pyro and torch do to a distribution.
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_copies(name):
+    d = make_count(name, {k: leaf.detach() for k, leaf in parameters_of(name).items()})
+    for other in (copy.deepcopy(d), copy.copy(d), pickle.loads(pickle.dumps(d)), d.expand(())):
+        assert type(other) is type(d)
+        value = d.sample()
+        assert torch.equal(other.log_prob(value), d.log_prob(value))
+        pyro.set_rng_seed(2)
+        sample = d.rsample((3,))
+        pyro.set_rng_seed(2)
+        assert torch.equal(other.rsample((3,)), sample)
+    assert type(d).__name__ in repr(d)
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_wrappers(name):
+    d = make_count(name, parameters_of(name, (3,)))
+    mask = torch.tensor([True, False, True])
+    for form, batch_shape in (
+        (lambda d: d.expand((2, 3)), (2, 3)),
+        (lambda d: d.expand((2, 3)).expand((4, 2, 3)), (4, 2, 3)),
+        (lambda d: d.to_event(1), ()),
+        (lambda d: d.mask(mask), (3,)),
+        (lambda d: d.mask(mask).to_event(1), ()),
+        (lambda d: d.expand_by([2]).to_event(1), (2,)),
+        (lambda d: ExpandedDistribution(d, (2, 3)), (2, 3)),
+    ):
+        wrapped = form(d)
+        assert wrapped.has_rsample
+        assert wrapped.batch_shape == batch_shape
+        value = wrapped.rsample((5,))
+        assert value.shape == wrapped.shape((5,))
+        assert value.requires_grad
+        assert wrapped.log_prob(value).shape == (5, *batch_shape)
+        plain = form(make_count(name, parameters_of(name, (3,)), parent=True))
+        made = relax(plain, 1.0)
+        torch.testing.assert_close(made.log_prob(value), wrapped.log_prob(value))
+        assert made.has_rsample
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_vmap(name):
+    leaves = parameters_of(name, (3000,))
+    keys = list(leaves)
+
+    def function(*given):
+        d = make_count(name, dict(zip(keys, given, strict=True)), validate_args=False)
+        sample = d.rsample((2,))
+        return sample, d.log_prob(sample)
+
+    with pyro.validation_enabled(False):
+        draw = torch.vmap(function, randomness="different")
+        sample, log_prob = draw(*(leaf.detach() for leaf in leaves.values()))
+        d = make_count(name, leaves)
+        torch.testing.assert_close(
+            log_prob, d.log_prob(sample.movedim(1, 0)).movedim(0, 1).detach()
+        )
+        assert_same_mean(sample[:, 0] - d.mean.detach(), 0.0)
+        whole = sum(part.sum() for part in draw(*leaves.values()))
+        assert all(gradient.isfinite().all() for gradient in gradients(whole, leaves))
+        assert not torch.equal(sample[:1500], sample[1500:])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile itself
+@pytest.mark.parametrize("name", first_fast(ONE_EACH))
+def test_compile(name):
+    leaves = parameters_of(name, (50,), torch.float32)
+    keys = list(leaves)
+
+    def function(*given):
+        d = make_count(name, dict(zip(keys, given, strict=True)), validate_args=False)
+        sample = d.rsample()
+        return sample, d.log_prob(sample)
+
+    torch.compiler.reset()
+    whole = name in SIMPLE and name not in VECTORS  # torch's constructors of the others break it
+    sample, log_prob = torch.compile(function, fullgraph=whole, backend="aot_eager")(
+        *leaves.values()
+    )
+    expected = make_count(name, leaves).log_prob(sample.detach())
+    torch.testing.assert_close(log_prob, expected)
+    assert all(gradient.isfinite().all() for gradient in gradients(sample.sum(), leaves))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_has_rsample_is_an_attribute_of_the_class(cls):
+    assert cls.has_rsample is True
+    name = next(name for name, count in COUNTS.items() if count.cls is cls)
+    d = make_count(name)
+    assert "has_rsample" not in vars(d)
+    assert d.has_enumerate_support == COUNTS[name].parent.has_enumerate_support
+    without = make_count(name).has_rsample_(False)
+    assert not without.expand((2,)).has_rsample
+    assert not without.to_event(0).has_rsample
