@@ -259,8 +259,10 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     )
 
 
-def fitted(temperature: Temperature, batch_shape: torch.Size, event_dim: int = 0) -> float | Tensor:
+def fitted(temperature: Temperature | None, batch_shape: torch.Size, event_dim: int = 0) -> Any:
     """The current temperature, of a shape that broadcasts with a distribution's own parameters.
+
+    None is returned as it is.
 
     :param batch_shape: the batch shape of the distribution, to which the temperature broadcasts.
     :param event_dim: how many dimensions the parameters have besides.

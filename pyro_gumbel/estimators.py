@@ -45,12 +45,14 @@ Where a surrogate is infinite or NaN the sample keeps its value, and no gradient
 validation on that is an error, unless the logit is infinite.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyro_gumbel._tracing import ends
 from pyro_gumbel._validation import read_count, read_number
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
 from pyro_gumbel.ops.autograd import zero_with_gradient
@@ -71,6 +73,7 @@ __all__ = [
     "straight_through",
     "straight_through_of",
     "suited",
+    "warn_of_temperature",
 ]
 
 #: The type of an estimator.
@@ -154,7 +157,7 @@ def reinmax(
 
 
 def second_order(
-    logits: Tensor, temperature: Tensor | None, perturbed: Tensor, hard: Tensor, link: Link
+    logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
 ) -> Tensor:
     r"""The estimator of the straight-through classes that are given no temperature.
 
@@ -162,11 +165,12 @@ def second_order(
 
     .. math::
 
-        \tfrac{1}{2} \bigl( p \odot (u - \langle D, u \rangle) + D \, \langle D - p, u \rangle \bigr),
+        \tfrac{1}{2} \bigl( p \odot (u - \langle D, u \rangle)
+            + D \, \langle D - p, u \rangle \bigr).
 
-    and :math:`\tfrac{1}{2} |D - p| \, u` for Bernoulli variables: that of `reinmax` at a temperature
-    of 1. It is unbiased for every function that is quadratic in D. Liu, Dong, Liu, Yu and Gao,
-    "Bridging discrete and backpropagation: straight-through and beyond" (2023),
+    For Bernoulli variables it is :math:`\tfrac{1}{2} |D - p| \, u`. Both are those of `reinmax` at
+    a temperature of 1, and unbiased for every function that is quadratic in D. Liu, Dong, Liu, Yu
+    and Gao, "Bridging discrete and backpropagation: straight-through and beyond" (2023),
     https://arxiv.org/abs/2304.08612.
 
     This function suits Bernoulli variables and one-hot vectors. The classes of subsets, rankings
@@ -175,7 +179,7 @@ def second_order(
     `pyro_gumbel.ops.second_order`.
 
     :param logits: the logits x, of the shape of the sample.
-    :param temperature: unused; None or a temperature.
+    :param temperature: unused.
     :param perturbed: the perturbed logits z; unused.
     :param hard: the sample D, of the shape of x.
     :param link: the function from perturbed logits and a temperature to relaxed values.
@@ -337,7 +341,10 @@ def suited(link: Link) -> tuple[str, ...]:
 
 
 def _is_suited(estimator: Estimator, link: Link) -> bool:
-    """Whether an estimator is defined for the samples of a link; functions of users always are."""
+    """Whether an estimator is defined for the samples of a link.
+
+    Functions of users always are, and `second_order`, of which each class has its form.
+    """
     needs_one_hot = estimator is reinmax or type(estimator) is gapped
     return _is_one_hot(link) or not needs_one_hot
 
@@ -410,8 +417,35 @@ def resolved(owner: str, temperature: object, estimator: str | Estimator | None)
         )
     raise ValueError(
         f"{owner}: `temperature` must be None for estimator={name}, which has none, got "
-        f"{type(temperature).__name__}; leave it out, or write estimator=\"gumbel_softmax\""
+        f'{type(temperature).__name__}; leave it out, or write estimator="gumbel_softmax"'
     )
+
+
+def warn_of_temperature(estimator: Estimator, temperature: Tensor) -> None:
+    """Warn where an estimator does not do what it is for at a temperature.
+
+    Of `reinmax` at any but 1, where it is biased for quadratic functions too; of `gapped` where the
+    gap is more than 4 temperatures. There the surrogate is flat: the slope between the winner and
+    another category is exp(-gap / tau) / tau at most.
+    """
+    if estimator is reinmax:
+        least, most = ends(temperature)
+        if least != 1 or most != 1:
+            warnings.warn(_REINMAX_IS_BIASED, stacklevel=2)
+    elif isinstance(estimator, gapped) and FLAT * ends(temperature)[0] < estimator.gap:
+        warnings.warn(_GAPPED_IS_FLAT, stacklevel=2)
+
+
+FLAT = 4.0  # temperatures, a gap above which lets almost no gradient pass
+_REINMAX_IS_BIASED = (
+    "reinmax: expected `temperature` 1, where it is unbiased for quadratic functions, got another "
+    "one, where its bias can be large; write temperature=1.0, or leave out `temperature` and "
+    "`estimator` for second_order, which is the same"
+)
+_GAPPED_IS_FLAT = (
+    "gapped: expected a `gap` of at most 4 temperatures, got a larger one, so that almost no "
+    "gradient passes; write temperature=gap / 4 or more"
+)
 
 
 def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:

@@ -35,8 +35,10 @@ from pyro_gumbel._validation import (
 )
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.sample_cache import CacheKey
+from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.links import Link
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.second_order import surrogate_of_vector
 
 __all__ = ["Family", "FamilyDistribution"]
 
@@ -52,6 +54,8 @@ class Family:
         if a relaxed value is not a function of free noise, so that `NoiseReparam` cannot serve it.
     :ivar event_dim: how many dimensions of a parameter are not of the batch: 0 or 1.
     :ivar takes_size: whether the distributions have the argument `size`.
+    :ivar default_temperature: of the straight-through distribution that `relax` makes where it is
+        given neither a temperature nor an estimator; None for second order.
     :ivar arg_constraints: the constraints of `probs` and `logits`.
     """
 
@@ -60,6 +64,7 @@ class Family:
     noise_distribution: ClassVar[Any] = None
     event_dim: ClassVar[int]
     takes_size: ClassVar[bool] = False
+    default_temperature: ClassVar[float | None] = None
     arg_constraints: ClassVar[Mapping[str, constraints.Constraint]]
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
@@ -107,6 +112,18 @@ class Family:
         """How many outcomes `probs` has, of a single draw."""
         raise NotImplementedError
 
+    def with_second_order_gradient(self, value: Tensor, logits: Tensor) -> Tensor:
+        """A hard value with the gradient of the second-order surrogate of a vector.
+
+        :param logits: of the shape of the value.
+        """
+        log_probs = self.log_probs(logits)
+        possible = torch.where(log_probs.isneginf(), 0.0, log_probs)
+        log_prob = (self.one_hot(value) * possible).sum(-1)
+        mean = self.from_one_hot(log_probs.exp())
+        surrogate = surrogate_of_vector(value, mean, log_prob, self.event_dim)
+        return straight_through_of(value, surrogate)
+
     def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
         """A most probable value of the discrete distribution; among equals the first."""
         raise NotImplementedError
@@ -123,6 +140,7 @@ class FamilyDistribution:
 
     family: ClassVar[Family]
     takes_temperature: ClassVar[bool] = True
+    needs_temperature: ClassVar[bool] = True  # or may be given None
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
 
     # Both are parts of the error for a value outside of the support.
@@ -132,6 +150,7 @@ class FamilyDistribution:
 
     _batch_shape: torch.Size
     _event_shape: torch.Size
+    _temperature: Any
     _validate_args: bool
     size: int
 
@@ -186,8 +205,7 @@ class FamilyDistribution:
         cut = parameter.dim() - family.event_dim
         self._batch_shape, self._event_shape = parameter.shape[:cut], parameter.shape[cut:]
         if self.takes_temperature:
-            self._temperature = read_temperature(owner, temperature, parameter)
-            self._batch_shape = joint_batch_shape(owner, self._temperature.shape, self._batch_shape)
+            self._set_up_temperature(temperature)
             self._cache_key = CacheKey()
         if family.takes_size:
             self._event_shape = family.event_shape(owner, self._event_shape, size)
@@ -200,6 +218,16 @@ class FamilyDistribution:
             )
         if self._validate_args:
             self._check_arguments()
+
+    def _set_up_temperature(self, temperature: float | Tensor | None) -> None:
+        """Keep the temperature, and the batch shape with it."""
+        owner = type(self).__name__
+        if temperature is None and not self.needs_temperature:
+            self._temperature = None
+            self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
+            return
+        self._temperature = read_temperature(owner, temperature, self._parameter)
+        self._batch_shape = joint_batch_shape(owner, self._temperature.shape, self._batch_shape)
 
     def _check_arguments(self) -> None:
         """Raise unless the values of the arguments are legal, if they can be read."""
@@ -285,8 +313,9 @@ class FamilyDistribution:
         As of every tensor, a pickle leaves a graph out and `deepcopy` refuses one.
         """
         state = self.__dict__.copy()
-        for name in {"_parameter", "_temperature"} & state.keys():
-            state[name] = _without_parameter_reference(state[name])
+        for name in ("_parameter", "_temperature"):
+            if isinstance(state.get(name), Tensor):
+                state[name] = _without_parameter_reference(state[name])
         if "_cache_key" in state:
             state["_cache_key"] = CacheKey()
         return state
@@ -304,15 +333,25 @@ class FamilyDistribution:
         if self.family.takes_size:
             parts = {"size": self.size, **parts}
         if self.takes_temperature:
-            parts = {"temperature": brief(self.temperature), **parts}
+            parts = {**self._brief_temperature(), **parts}
         return f"{type(self).__name__}({', '.join(f'{key}: {is_}' for key, is_ in parts.items())})"
+
+    def _brief_temperature(self) -> dict[str, Any]:
+        """What `repr` shows of the temperature."""
+        tau = self.temperature
+        return {"estimator": "second_order"} if tau is None else {"temperature": brief(tau)}
 
     # Parameters.
 
     @property
-    def temperature(self) -> Tensor:
-        """tau, on the parameter's device and of its dtype; a single element as a scalar."""
+    def temperature(self) -> Any:
+        """tau, on the parameter's device and of its dtype; a single element as a scalar.
+
+        None for a straight-through distribution that was given none.
+        """
         tau, parameter = self._temperature, self._parameter
+        if tau is None:
+            return None
         if tau.device != parameter.device:
             tau = tau.to(parameter.device)
         if tau.dtype != parameter.dtype:

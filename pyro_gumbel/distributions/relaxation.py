@@ -18,9 +18,13 @@ from pyro_gumbel.constraints import simplex as simplex_constraint
 from pyro_gumbel.distributions.plain import parameter_of
 from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.sample_cache import cached, recall
-from pyro_gumbel.distributions.straight_through import PATHWISE, StraightThrough
+from pyro_gumbel.distributions.straight_through import (
+    PATHWISE,
+    FamilyStraightThrough,
+    StraightThrough,
+)
 from pyro_gumbel.distributions.wrappers import innermost, wrapped_like
-from pyro_gumbel.estimators import Estimator, named, straight_through_of
+from pyro_gumbel.estimators import Estimator, named, resolved, straight_through_of
 from pyro_gumbel.links import Link, simplex
 
 __all__ = [
@@ -28,9 +32,11 @@ __all__ = [
     "harden",
     "is_discrete",
     "is_relaxable",
+    "is_straight_through",
     "register_default",
     "register_relaxation",
     "relax",
+    "require_settings",
 ]
 
 LEFT_OUT = (
@@ -45,10 +51,10 @@ _defaults: list[Callable[[Any, bool], Any]] = []  # for discrete classes that ha
 @functools.singledispatch
 def relax(
     distribution: Any,
-    temperature: Temperature,
+    temperature: Temperature | None = None,
     *,
     hard: bool = True,
-    estimator: str | Estimator = "gumbel_softmax",
+    estimator: str | Estimator | None = None,
 ) -> Any:
     """The straight-through or relaxed counterpart of a discrete distribution.
 
@@ -61,28 +67,36 @@ def relax(
     `OneHotCategorical`  `CategoricalStraightThrough`     `RelaxedCategorical`
     `Subset`             `SubsetStraightThrough`          `RelaxedSubset`
     `PlackettLuce`       `PlackettLuceStraightThrough`    `RelaxedPlackettLuce`
+    `Poisson`            `PoissonStraightThrough`         none
+    other counts         a class of that kind             none
     ==================== ================================ =======================
+
+    Counts are all other discrete distributions with a mean and a variance, of torch, Pyro or your
+    own. Their one estimator is second order: they take no notice of `temperature` and `estimator`.
 
     Distributions wrapped by `Independent`, `mask` or `expand` keep their wrappers. A distribution
     given by `probs` is relaxed with `probs`. One that is relaxed already is returned as it is. For
     a class of your own, register a function of the same arguments::
 
         @relax.register(MyDistribution)
-        def _(distribution, temperature, *, hard=True, estimator="gumbel_softmax"):
+        def _(distribution, temperature=None, *, hard=True, estimator=None):
             return relax(dist.Bernoulli(distribution.chance), temperature, hard=hard,
                          estimator=estimator)
 
-    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)), 0.5)
-    BernoulliStraightThrough(temperature: 0.5, probs: (), batch_shape: (), event_shape: ())
+    >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)))
+    BernoulliStraightThrough(estimator: second_order, probs: (), batch_shape: (), event_shape: ())
 
     :param distribution: a discrete distribution.
     :param temperature: tau > 0; a number, a tensor that broadcasts to the batch shape of
-        `distribution`, or a function without arguments that returns one, called once.
+        `distribution`, or a function without arguments that returns one, called once. None for
+        second order, which has none; subsets and rankings then have `gumbel_softmax` at temperature
+        1, unless `estimator="second_order"` says otherwise.
     :param hard: True for the discrete distribution with a surrogate gradient, False for a
-        continuous one.
-    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
-    :raises TypeError: for a class that is not registered, and for a `Categorical`, whose integer
-        values cannot carry a gradient.
+        continuous one, which needs a temperature.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
+        `gumbel_softmax` with a temperature and second order without.
+    :raises TypeError: for a distribution that is continuous, or has no mean or variance; for a
+        `Categorical`, whose integer values cannot carry a gradient; for a count and `hard=False`.
     :raises ValueError: for a wrong temperature or estimator.
     """
     if _defaults and is_discrete(distribution):
@@ -115,41 +129,63 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
     @relax.register(discrete)
     def _(
         distribution: Any,
-        temperature: Temperature,
+        temperature: Temperature | None = None,
         *,
         hard: bool = True,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
     ) -> Any:
-        function = named(estimator)
+        require_settings("relax", temperature, hard, estimator)
         arguments = parameter_of(distribution, family)
         if family.takes_size:
             arguments["size"] = distribution.size
         arguments["validate_args"] = distribution._validate_args
         tau = fitted(temperature, distribution.batch_shape)
-        if hard:
-            return straight_through(tau, estimator=function, **arguments)
-        return relaxed(tau, **arguments)
+        if not hard:
+            return relaxed(tau, **arguments)
+        if tau is None and estimator is None:
+            tau = family.default_temperature
+        return straight_through(tau, estimator=estimator, **arguments)
 
     relax.register(straight_through)(_unchanged)
 
 
 @relax.register(Relaxed)
 @relax.register(StraightThrough)
+@relax.register(FamilyStraightThrough)
 def _unchanged(
     distribution: Any,
-    temperature: Temperature,
+    temperature: Temperature | None = None,
     *,
     hard: bool = True,
-    estimator: str | Estimator = "gumbel_softmax",
+    estimator: str | Estimator | None = None,
 ) -> Any:
-    named(estimator)  # raises for an unknown one
+    require_settings("relax", temperature, hard, estimator)
     return distribution
+
+
+def require_settings(
+    owner: str, temperature: Temperature | None, hard: bool, estimator: str | Estimator | None
+) -> None:
+    """Raise unless the settings of `relax` fit together.
+
+    :param owner: the name of the function or class that was given them.
+    """
+    if hard:
+        resolved(owner, temperature, estimator)
+        return
+    if estimator is not None:
+        named(estimator)  # raises for an unknown one
+    if temperature is None:
+        raise ValueError(
+            f"{owner}: `temperature` must be given for hard=False, got None; write "
+            "temperature=0.5, or leave out hard=False for discrete values"
+        )
 
 
 @relax.register(Independent)
 @relax.register(MaskedDistribution)
 @relax.register(ExpandedDistribution)
-def _(distribution: Any, temperature: Temperature, **options: Any) -> Any:
+def _(distribution: Any, temperature: Temperature | None = None, **options: Any) -> Any:
     if isinstance(distribution, Independent):
         event_dim = distribution.reinterpreted_batch_ndims
         temperature = fitted(temperature, distribution.batch_shape, event_dim)
@@ -169,6 +205,11 @@ def is_discrete(distribution: Any) -> bool:
         return distribution.support.is_discrete
     except (AttributeError, NotImplementedError):
         return False
+
+
+def is_straight_through(distribution: Any) -> bool:
+    """Whether values are discrete and `rsample` carries a gradient."""
+    return distribution.has_rsample and is_discrete(distribution)
 
 
 def harden(value: Tensor, link: Link | None = None) -> Tensor:

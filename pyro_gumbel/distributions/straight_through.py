@@ -10,7 +10,7 @@ value.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
@@ -23,9 +23,11 @@ from pyro_gumbel.distributions.sample_cache import recall, remember
 from pyro_gumbel.estimators import (
     Estimator,
     gumbel_softmax,
-    named,
     require_suited,
+    resolved,
+    second_order,
     straight_through_of,
+    warn_of_temperature,
 )
 from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.one_hot import plain
@@ -37,23 +39,19 @@ PATHWISE = "returned by rsample"  # the key of the cache of such a sample
 
 
 class StraightThrough:
-    """A discrete distribution with a differentiable `rsample`; mixed in before the discrete class.
+    """Tells samples of `rsample` from other values; mixed in before the discrete class.
 
-    Pyro weighs an enumerated value of a guide by its score function, and drops it where the class
-    has an `rsample`. So what `rsample` returned is marked.
+    Pyro weighs an enumerated value of a guide by its score function, but not where the class has an
+    `rsample`. So what `rsample` returned is marked.
     """
 
     has_rsample = True
 
-    if TYPE_CHECKING:  # of the Distribution class
-
-        def log_prob(self, value: Tensor) -> Tensor: ...
-
-    def _pathwise(self, sample: Tensor) -> Tensor:
+    def _pathwise(self: Any, sample: Tensor) -> Tensor:
         """A draw that carries the mark of `rsample`."""
         return remember(sample, PATHWISE, True)
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
+    def score_parts(self: Any, value: Tensor) -> ScoreParts:
         """Pathwise for what `rsample` returned; the score function for an enumerated value."""
         log_prob = self.log_prob(value)
         if value.requires_grad or recall(value, PATHWISE):
@@ -61,56 +59,80 @@ class StraightThrough:
         return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
 
 
-class FamilyStraightThrough(StraightThrough, FamilyDistribution):
-    """A straight-through distribution of a family."""
+class FamilyStraightThrough(FamilyDistribution):
+    """A straight-through distribution of a family; mixed in before the discrete class."""
+
+    has_rsample = True
+    _pathwise = StraightThrough._pathwise
+    score_parts = StraightThrough.score_parts
 
     takes_temperature = True
+    needs_temperature = False
     _integers = True
 
     def __init__(
         self,
-        temperature: Temperature,
+        temperature: Temperature | None = None,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
         validate_args: bool | None = None,
         *,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
     ) -> None:
-        self.estimator = named(estimator)
+        self.estimator = resolved(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, validate_args=validate_args)
 
     def _set_up_with_size(
         self,
-        temperature: Temperature,
+        temperature: Temperature | None,
         size: int,
         probs: Tensor | None,
         logits: Tensor | None,
         validate_args: bool | None,
-        estimator: str | Estimator,
+        estimator: str | Estimator | None,
     ) -> None:
-        self.estimator = named(estimator)
+        self.estimator = resolved(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, size=size, validate_args=validate_args)
         if self.estimator is not gumbel_softmax:
             require_suited(type(self).__name__, self.estimator, self.link)
 
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if not in_program():
+            warn_of_temperature(self.estimator, self.temperature)
+
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward pass is that of the estimator's surrogate."""
         shape = self._sample_shape(sample_shape)
-        draw = self._gumbel_softmax if self.estimator is gumbel_softmax else self._estimated
+        draw = self._estimated
+        if self.estimator is gumbel_softmax:
+            draw = self._gumbel_softmax
+        elif self.estimator is second_order:
+            draw = self._second_order
         return self._pathwise(cast(draw(shape), self._parameter.dtype))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
         shape = self._sample_shape(sample_shape)
         with torch.no_grad():
-            if self.estimator is gumbel_softmax:
-                return self._gumbel_softmax(shape).to(self._parameter.dtype)
-            return self.link.hard(self._contest(shape)[1]).to(self._parameter.dtype)
+            return self._hard(shape).to(self._parameter.dtype)
+
+    def _hard(self, sample_shape: torch.Size) -> Tensor:
+        """A draw without a gradient."""
+        if self.estimator is gumbel_softmax or self.estimator is second_order:
+            return self._gumbel_softmax(sample_shape)
+        return self.link.hard(self._contest(sample_shape)[1])
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
-        """A draw with the gradient of the default estimator."""
-        arguments = self._logits, self._tau, self.link, self.family.noise
+        """A draw with the gradient of the relaxed value."""
+        logits = self._logits
+        tau = logits.new_ones(()) if self._temperature is None else self._tau
+        arguments = logits, tau, self.link, self.family.noise
         return dispatch.straight_through_draw(*arguments, sample_shape, self._batch_shape)
+
+    def _second_order(self, sample_shape: torch.Size) -> Tensor:
+        """A draw with the gradient of the second-order surrogate."""
+        raise NotImplementedError
 
     def _estimated(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of any estimator."""
@@ -137,6 +159,11 @@ class FamilyStraightThrough(StraightThrough, FamilyDistribution):
 
 class StraightThroughOutcome(FamilyStraightThrough):
     """For a family with a table of outcomes, binary or categorical."""
+
+    def _second_order(self, sample_shape: torch.Size) -> Tensor:
+        with torch.no_grad():
+            hard = self._hard(sample_shape)
+        return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.

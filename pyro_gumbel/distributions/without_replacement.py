@@ -4,6 +4,7 @@
 """What `Subset` and `PlackettLuce` share: size of k categories, drawn without replacement."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +12,22 @@ from torch import Tensor
 
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
+from pyro_gumbel.estimators import straight_through_of
+from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.second_order import surrogate_of_vector
 
-__all__ = ["MAX_ENUMERATED", "WithoutReplacement", "in_order", "is_shape_of_int"]
+__all__ = [
+    "MAX_ENUMERATED",
+    "WithoutReplacement",
+    "in_order",
+    "is_shape_of_int",
+    "second_order_sample",
+]
 
 MAX_ENUMERATED = 100_000  # outcomes
+MOST_EXACT = 10  # categories up to which second order takes the exact mean
+EXTRA_DRAWS = 16  # that estimate the mean of more categories
 
 
 class WithoutReplacement(FamilyDistribution):
@@ -120,6 +132,34 @@ class WithoutReplacement(FamilyDistribution):
 def is_shape_of_int(size: Any) -> bool:
     """Whether `infer_shapes` was given the shape of the argument `size` instead of the number."""
     return isinstance(size, tuple) and not size
+
+
+def second_order_sample(
+    distribution: WithoutReplacement,
+    draw: Callable[[torch.Size], Tensor],
+    sample_shape: torch.Size,
+) -> Tensor:
+    """A draw with the gradient of the second-order surrogate of a vector.
+
+    The exact mean of many categories is expensive. Of more than 10 it is estimated by the mean of
+    16 more draws D', and its gradient by the mean of log P(D') (D' - c), c a constant. The loss is
+    not evaluated at these draws, and the gradient is as unbiased as with the exact mean.
+
+    :param draw: draws values without a gradient.
+    """
+    d, event_dim = distribution, len(distribution._event_shape)
+    with torch.no_grad():
+        value = draw(sample_shape)
+        exact = d._event_shape[-1] <= MOST_EXACT
+        extra = None if exact else draw(torch.Size((EXTRA_DRAWS, *sample_shape)))
+    if extra is None:
+        mean = cast(d.mean, value.dtype)
+    else:
+        weights = d.log_prob(extra).reshape(*extra.shape[:-event_dim], *[1] * event_dim)
+        slopes = weights * (extra - extra.mean())  # the share of ones, the same for every value
+        mean = extra.mean(0) + zero_with_gradient(slopes.mean(0))
+    surrogate = surrogate_of_vector(value, mean, d.log_prob(value), event_dim)
+    return straight_through_of(value, surrogate)
 
 
 def in_order(scores: Tensor, size: int, *, stable: bool = False) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
 from pyro_gumbel._validation import read_count, read_number, read_seed
-from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
 from pyro_gumbel.estimators import NAMES, Estimator, named, suited
 from pyro_gumbel.infer.exact_gradient import (
@@ -346,7 +346,7 @@ class _Replaced(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         base: Any = innermost(msg["fn"])
-        if not isinstance(base, StraightThrough):
+        if not isinstance(base, FamilyStraightThrough):
             return
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
@@ -357,13 +357,13 @@ class _Replaced(Messenger):
 def _names(objective: Objective) -> Sequence[str]:
     """The estimators that suit all straight-through sites."""
     bases = map(innermost, objective.sites.values())
-    links = [base.link for base in bases if isinstance(base, StraightThrough)]
+    links = [base.link for base in bases if isinstance(base, FamilyStraightThrough)]
     return [name for name in NAMES if all(name in suited(link) for link in links)]
 
 
 def _require_something_to_measure(objective: Objective) -> None:
     bases = {name: innermost(distribution) for name, distribution in objective.sites.items()}
-    if not any(isinstance(base, StraightThrough) for base in bases.values()):
+    if not any(isinstance(base, FamilyStraightThrough) for base in bases.values()):
         kinds = {name: type(base).__name__ for name, base in bases.items()}
         raise ValueError(
             f"{OWNER}: `guide` must have a latent site with a straight-through distribution, got "

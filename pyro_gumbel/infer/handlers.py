@@ -9,14 +9,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pyro.distributions import ZeroInflatedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pyro_gumbel._validation import Temperature
-from pyro_gumbel.distributions.relaxation import is_relaxable, relax
-from pyro_gumbel.estimators import Estimator, named
+from pyro_gumbel.distributions.relaxation import is_relaxable, relax, require_settings
+from pyro_gumbel.distributions.wrappers import innermost
+from pyro_gumbel.estimators import Estimator
+from pyro_gumbel.temperature import TemperatureSchedule
 
-__all__ = ["RelaxedMessenger", "at_site", "relaxed"]
+__all__ = ["RelaxedMessenger", "at_site", "relaxed", "require_continuous_log_prob"]
 
 
 class RelaxedMessenger(Messenger):
@@ -24,15 +27,16 @@ class RelaxedMessenger(Messenger):
 
     def __init__(
         self,
-        temperature: Temperature,
+        temperature: Temperature | None = None,
         *,
         hard: bool = True,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
         sites: Collection[str] | None = None,
     ) -> None:
         super().__init__()
+        require_settings("relaxed", temperature, hard, estimator)
         self.temperature = temperature
-        self.options: dict[str, Any] = {"hard": hard, "estimator": named(estimator)}
+        self.options: dict[str, Any] = {"hard": hard, "estimator": estimator}
         self.sites = _read_sites(sites)
         # Names of sites, collected over all calls so far.
         self._met: set[str] = set()
@@ -59,6 +63,7 @@ class RelaxedMessenger(Messenger):
         chosen = relaxable if self.sites is None else self._is_in_sites(name)
         if chosen:
             with at_site("relaxed", name):
+                require_continuous_log_prob(msg["fn"])
                 new = relax(msg["fn"], self.temperature, **self.options)
             if new is not msg["fn"]:
                 self._warn_if_once_observed(name)
@@ -124,7 +129,7 @@ def relaxed(
     temperature: Temperature | None = None,
     *,
     hard: bool = True,
-    estimator: str | Estimator = "gumbel_softmax",
+    estimator: str | Estimator | None = None,
     sites: Collection[str] | None = None,
 ) -> Any:
     """Make the latent discrete sites of a model or guide differentiable.
@@ -136,14 +141,16 @@ def relaxed(
 
     Three ways to write it::
 
-        relaxed(model, 0.5)
+        relaxed(model)
 
-        @relaxed(temperature=0.5)
+        @relaxed
         def model(): ...
 
-        with relaxed(temperature=0.5): ...
+        with relaxed(): ...
 
-    Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data), 0.5)``. In the
+    The second and the third way take settings by name, as in ``@relaxed(temperature=0.5)``.
+
+    Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data))``. In the
     other order the site is relaxed before it becomes observed. With `hard=False` its data are then
     evaluated under a continuous density, with a warning if they are discrete.
 
@@ -159,23 +166,26 @@ def relaxed(
     :param model: the model or guide; None for a decorator or a context manager.
     :param temperature: tau > 0: a number, a tensor that broadcasts to the batch shape of each site
         that is relaxed, or a function without arguments that returns one, called at each of them.
+        None for second order, which has none; subsets and rankings then have `gumbel_softmax` at
+        temperature 1.
     :param hard: whether sites keep their discrete distribution and gain a surrogate gradient, or
-        become continuous.
-    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
+        become continuous, which needs a temperature.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
+        `gumbel_softmax` with a temperature and second order without.
     :param sites: the names of the sites to relax; None for all. With `obs_mask`, Pyro splits a site
         "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
         warning names, once, those that were observed or enumerated in every call so far.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: at a site that cannot be relaxed. The message names the site, and for a
         `Categorical` the line to write instead.
-    :raises ValueError: at the end of the first complete run, for a name in `sites` that the model
-        does not have.
+    :raises ValueError: for settings that do not fit together: "second_order" with a temperature,
+        another estimator or `hard=False` without; and at the end of the first complete run, for a
+        name in `sites` that the model does not have.
     """
-    if temperature is None or not (model is None or callable(model)):
+    if isinstance(model, TemperatureSchedule) or not (model is None or callable(model)):
         raise TypeError(
-            "relaxed: expected a model and a temperature, or a temperature alone by its name, got "
-            f"model={model!r}, temperature={temperature!r}; write relaxed(model, 0.5), or "
-            "relaxed(temperature=0.5) for a decorator or a context manager"
+            f"relaxed: `model` must be a model or guide, got {model!r}; write relaxed(model), or "
+            "relaxed(temperature=0.5) for a decorator or a context manager with a temperature"
         )
     messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
     return messenger if model is None else messenger(model)
@@ -191,6 +201,22 @@ def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
             f'{sites!r}; write sites=["z"]'
         )
     return frozenset(names)
+
+
+def require_continuous_log_prob(distribution: Any) -> None:
+    """Raise for a latent zero-inflated distribution.
+
+    Its probability at 0 is not on the curve through the other probabilities, and the gradient in
+    the value follows the curve.
+    """
+    base = innermost(distribution)
+    if isinstance(base, ZeroInflatedDistribution):
+        raise TypeError(
+            f"`distribution` must not be zero-inflated, got {type(base).__name__}, whose "
+            "probability jumps at 0, where no gradient can follow; write two sites, "
+            'gate = pyro.sample("gate", dist.Bernoulli(1 - zero)), '
+            'count = pyro.sample("count", dist.Poisson(rate)), and gate * count for the value'
+        )
 
 
 @contextmanager

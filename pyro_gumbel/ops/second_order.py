@@ -25,7 +25,8 @@ D. These are the second-order weights of He and Wu (2026). Where V = 0, c is 0.
 **A vector.** With the log probability of the draw,
 
 .. math::
-    s = \tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu), \qquad D - \mu \text{ held constant.}
+    s = \tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu),
+    \qquad D - \mu \text{ held constant.}
 
 For :math:`f(D) = \langle b, D \rangle + \tfrac{1}{2} \langle D, A D \rangle`, with A symmetric,
 :math:`u = b + A D` and :math:`E[(\log P(D))' D] = \mu'`,
@@ -144,7 +145,8 @@ class _Bit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, _bit_gradient(*ctx.saved_tensors, gradient)
+        value, logits = ctx.saved_tensors
+        return None, _bit_gradient(value, logits, gradient)
 
 
 class _OneHot(_Bit):
@@ -152,4 +154,5 @@ class _OneHot(_Bit):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, _one_hot_gradient(*ctx.saved_tensors, gradient)
+        value, logits = ctx.saved_tensors
+        return None, _one_hot_gradient(value, logits, gradient)
