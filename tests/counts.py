@@ -74,7 +74,7 @@ ONE_EACH = list({count.cls: name for name, count in COUNTS.items()}.values())
 
 
 def parameters_of(name, batch_shape=(), dtype=torch.float64):
-    """Leaves of the batch shape: the values of the table, and a little more at each next element."""
+    """Leaves of the batch shape: the values of the table, each next one a little larger."""
     leaves = {}
     for key, value in COUNTS[name].parameters.items():
         value = torch.tensor(value, dtype=dtype)

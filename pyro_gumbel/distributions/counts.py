@@ -30,9 +30,10 @@ from torch.distributions import Categorical, Distribution, register_kl
 from torch.distributions.utils import lazy_property, probs_to_logits
 
 from pyro_gumbel._tracing import ends, known
-from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default
+from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
-from pyro_gumbel.estimators import straight_through_of
+from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -66,7 +67,7 @@ class CountStraightThrough(StraightThrough):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
         with torch.no_grad():
-            value = self.sample(sample_shape)
+            value = copied(self, type(self)).sample(sample_shape)  # on a copy: see `_surrogate`
         if not value.is_floating_point():
             name = type(self).__name__
             raise TypeError(
@@ -78,7 +79,8 @@ class CountStraightThrough(StraightThrough):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution over a larger batch."""
-        new = super().expand(batch_shape, _instance)  # type: ignore[misc]
+        further = () if _instance is None else (_instance,)  # not all classes take it
+        new = super().expand(batch_shape, *further)  # type: ignore[misc]
         if "has_rsample" in vars(self):  # set by has_rsample_
             new.has_rsample = self.has_rsample
         return new
@@ -89,7 +91,7 @@ class CountStraightThrough(StraightThrough):
         return straight_through_of(value, surrogate.expand(value.shape))
 
     def _surrogate(self, value: Tensor) -> Tensor:
-        moments = copied(self, type(self))  # some classes keep what the moments are computed from
+        moments = copied(self, type(self))  # some classes keep what they derive, then cannot expand
         event_dim = len(self.event_shape)
         if event_dim:
             return surrogate_of_vector(value, moments.mean, moments.log_prob(value), event_dim)
@@ -200,10 +202,10 @@ class derived(lazy_property[Any, Any]):  # a decorator
 _NAMED: dict[type, type[NamedCount]] = {}
 
 
-def register_count(named: type[NamedCount], *parents: type) -> None:
+def register_count(cls: type[NamedCount], *parents: type) -> None:
     """Teach `relax` which exact types become the named class."""
     for parent in parents:
-        _NAMED[parent] = named
+        _NAMED[parent] = cls
 
 
 @register_default
@@ -221,6 +223,19 @@ def _of_discrete(distribution: Any, hard: bool) -> Any:
         return as_named(distribution, _NAMED[cls])
     _require_moments(distribution)
     return copied(distribution, straight_through_class(cls))
+
+
+@relax.register(CountStraightThrough)
+def _unchanged_count(
+    distribution: Any,
+    temperature: Temperature | None = None,
+    *,
+    hard: bool = True,
+    estimator: str | Estimator | None = None,
+) -> Any:
+    if estimator is not None:
+        named(estimator)  # raises for an unknown one
+    return distribution
 
 
 def as_named(distribution: Any, cls: type[NamedCount]) -> Any:
@@ -299,15 +314,15 @@ def _without_state(parent: type) -> Any:
 
 
 def register_divergence(
-    named: type[NamedCount], plain: type
+    cls: type[NamedCount], plain: type
 ) -> Callable[[Callable[[Any, Any], Tensor]], Callable[[Any, Any], Tensor]]:
     """Register a rule between the named class and itself or its parent, for float32 at least."""
 
     def register(rule: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         def divergence(q: Any, p: Any) -> Tensor:
-            return rule(*(in_float32(as_named(d, named)) for d in (q, p)))
+            return rule(*(in_float32(as_named(d, cls)) for d in (q, p)))
 
-        for pair in ((named, named), (named, plain), (plain, named)):
+        for pair in ((cls, cls), (cls, plain), (plain, cls)):
             register_kl(*pair)(divergence)
         return rule
 
