@@ -207,6 +207,7 @@ def test_the_parameters_are_not_copied():
     assert relax(plain).rate is plain.rate
     assert relax(plain).is_sparse
     assert not relax(torch.distributions.Poisson(rate)).is_sparse
+    assert relax(dist.Poisson(rate).has_rsample_(False)).has_rsample
 
 
 def test_a_temperature_and_an_estimator_are_ignored():

@@ -415,8 +415,20 @@ def test_values_at_the_edges():
         value = t(*value)
         log_prob = d.log_prob(value)
         torch.testing.assert_close(log_prob, t(*expected).detach(), rtol=0, atol=1e-300)
-        assert torch.autograd.grad(log_prob.sum(), value)[0].isfinite().all()
+        (slopes,) = torch.autograd.grad(log_prob.sum(), value)
+        assert slopes.isfinite().all()
+        assert slopes.abs().amax() > 700  # far from what is impossible
         assert (d.sample((50,)) == value[0]).all()
+
+
+def test_samples_without_trials_are_those_of_the_plain_class():
+    """A rate that has underflowed takes as many random numbers as in torch."""
+    total_count, logits = torch.tensor([0.0, 1e-3, 2.0]), torch.tensor([-30.0, 0.0, 0.0])
+    draws = []
+    for cls in (dist.NegativeBinomial, NegativeBinomial):
+        pyro.set_rng_seed(1)
+        draws.append(cls(total_count, logits=logits).sample((500,)))
+    assert torch.equal(*draws)
 
 
 def test_derivatives_at_the_edges():
