@@ -43,6 +43,7 @@ __all__ = [
     "NamedCount",
     "derived",
     "enumerated_divergence",
+    "in_float32",
     "register_count",
     "register_divergence",
 ]

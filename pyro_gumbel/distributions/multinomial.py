@@ -3,6 +3,7 @@
 
 """Counts of categories with gradients: multinomial, and Dirichlet-multinomial."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ from torch.distributions import Categorical
 from torch.distributions import Multinomial as TorchMultinomial
 from torch.distributions.utils import probs_to_logits
 
-from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.counts import (
+    NamedCount,
+    in_float32,
+    register_count,
+    register_divergence,
+)
 from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
+from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate
@@ -72,6 +79,15 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
             return exact
         is_derived = probs_to_logits(inner.probs) == inner.logits
         return torch.where(is_derived, exact, inner.logits.log_softmax(-1))
+
+    def entropy(self) -> Tensor:
+        """-sum P log P in nats: each count alone is binomial."""
+        wide, n = in_float32(self), self.total_count
+        p, log_p = wide.probs, finite_log(wide._log_probs())
+        values = torch.arange(n + 1, dtype=p.dtype, device=p.device).reshape(-1, *(1,) * p.dim())
+        shares = BinomialStraightThrough(n, p, validate_args=False)._log_prob_of(values).exp()
+        log_factorials = (shares * torch.lgamma(values + 1)).sum(0)
+        return (log_factorials - n * p * log_p).sum(-1) - math.lgamma(n + 1)
 
     def _attached(self, value: Tensor) -> Tensor:
         surrogate = surrogate_of_trials(value, self.probs, self._log_probs())

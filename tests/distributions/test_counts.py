@@ -22,7 +22,7 @@ from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
 from pyro_gumbel import PoissonStraightThrough as Poisson
 from pyro_gumbel import relax
 from pyro_gumbel.distributions import poisson, trials
-from tests.common import assert_counts, assert_same_mean, first_fast
+from tests.common import assert_counts, assert_same_mean
 from tests.counts import (
     CLASSES,
     COMPOUNDS,
@@ -458,6 +458,35 @@ def test_what_was_given_survives(name):
     assert torch.equal(d.logits, torch.tensor([-INF, INF]).expand(3, 2))
 
 
+WITH_ENTROPY = [
+    name for name in SIMPLE if name.split()[0] in ("Binomial", "Geometric", "Multinomial")
+]
+
+
+@pytest.mark.parametrize("name", [name for name in SIMPLE if COUNTS[name].cls in WITH_ENTROPY])
+def test_entropy(name):
+    leaves = parameters_of(name)
+    d = make_count(name, leaves)
+    log_prob = d.log_prob(support_of(name))
+    expected = -(log_prob.exp() * log_prob).sum()
+    for form in (d, d.expand((2,))):
+        torch.testing.assert_close(form.entropy(), expected.expand(form.batch_shape))
+    torch.testing.assert_close(gradients(d.entropy(), leaves), gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("dtype", WIDE + HALF)
+@pytest.mark.parametrize(
+    "case", [case for case in EDGES if EDGES[case][0] in WITH_ENTROPY]
+)
+def test_entropy_at_the_edges(case, dtype):
+    d, leaves = at_the_edge(case, dtype)
+    entropy = d.entropy()
+    assert entropy.dtype is torch.promote_types(dtype, torch.float32)
+    assert entropy.isfinite().all()
+    assert (entropy > -1e-5).all()
+    assert all(gradient.isfinite().all() for gradient in gradients(entropy.sum(), leaves))
+
+
 # Half types.
 
 
@@ -676,7 +705,8 @@ def test_vmap(name):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile itself
-@pytest.mark.parametrize("name", first_fast(ONE_EACH))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_compile(name):
     leaves = parameters_of(name, (50,), torch.float32)
     keys = list(leaves)
