@@ -46,6 +46,7 @@ __all__ = [
     "in_float32",
     "register_count",
     "register_divergence",
+    "register_log_prob",
 ]
 
 _LARGEST = 2**24  # the largest number of terms of a sum over values
@@ -206,12 +207,18 @@ class derived(lazy_property[Any, Any]):  # a decorator
 
 
 _NAMED: dict[type, type[NamedCount]] = {}
+_LOG_PROBS: dict[Any, Callable[[Any, Tensor], Tensor]] = {}
 
 
 def register_count(cls: type[NamedCount], *parents: type) -> None:
     """Teach `relax` which exact types become the named class."""
     for parent in parents:
         _NAMED[parent] = cls
+
+
+def register_log_prob(of_pyro: Any, differentiable: Callable[[Any, Tensor], Tensor]) -> None:
+    """Use another `log_prob` in the classes made by `relax` that inherit this one of Pyro."""
+    _LOG_PROBS[of_pyro] = differentiable
 
 
 @register_default
@@ -304,11 +311,14 @@ def straight_through_class(parent: type) -> type:
         """For copies and pickles: the class itself has no name in a module."""
         return _without_state, (parent,), distribution.__getstate__()
 
-    body = {
+    body: dict[str, Any] = {
         "__doc__": f"{parent.__name__} with a differentiable `rsample`, made by `relax`.",
         "__module__": parent.__module__,
         "__reduce__": reduced,
     }
+    log_prob: Any = parent.log_prob  # type: ignore[attr-defined]
+    if log_prob in _LOG_PROBS:
+        body["log_prob"] = _LOG_PROBS[log_prob]
     return types.new_class(f"{parent.__name__}StraightThrough", bases, {}, lambda n: n.update(body))
 
 

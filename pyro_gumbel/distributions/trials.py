@@ -7,10 +7,18 @@ The number of successes among n trials: binomial, and binomial with a beta distr
 The number of trials of one outcome before others: negative binomial and geometric.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import BetaBinomial, Binomial, Geometric, NegativeBinomial
+from pyro.distributions import (
+    BetaBinomial,
+    Binomial,
+    ExtendedBetaBinomial,
+    ExtendedBinomial,
+    Geometric,
+    NegativeBinomial,
+)
 from torch import Tensor
 from torch.distributions import Binomial as TorchBinomial
 from torch.distributions import Geometric as TorchGeometric
@@ -25,12 +33,14 @@ from pyro_gumbel.distributions.counts import (
     in_float32,
     register_count,
     register_divergence,
+    register_log_prob,
 )
 from pyro_gumbel.distributions.mean_field import (
     MeanField,
     TrialsMeanField,
     register_mean_field,
 )
+from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -313,6 +323,16 @@ def _log_ways(n: Tensor, value: Tensor) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
+def _with_ways(log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A log_prob of Pyro with the gradient of the binomial coefficient in the value."""
+
+    def complete(distribution: Any, value: Tensor) -> Tensor:
+        ways = _log_ways(distribution.total_count.to(value.dtype), value)
+        return log_prob(distribution, value) + zero_with_gradient(ways)
+
+    return complete
+
+
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:
     return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
 
@@ -396,6 +416,8 @@ class NegativeBinomialMeanField(MeanField):
 
 
 # `relax` of a binomial and the like returns one of these.
+for cls in (Binomial, ExtendedBinomial, BetaBinomial, ExtendedBetaBinomial):
+    register_log_prob(cls.log_prob, _with_ways(cls.log_prob))
 register_count(BinomialStraightThrough, TorchBinomial, Binomial)
 register_count(BetaBinomialStraightThrough, BetaBinomial)
 register_count(NegativeBinomialStraightThrough, TorchNegativeBinomial, NegativeBinomial)

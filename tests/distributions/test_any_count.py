@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch.distributions import constraints, kl_divergence
 
-from pyro_gumbel import PoissonStraightThrough, gapped, relax
+from pyro_gumbel import BinomialStraightThrough, PoissonStraightThrough, gapped, relax
 from pyro_gumbel.distributions.counts import CountStraightThrough
 from tests.common import assert_same_mean
 from tests.counts import COUNTS, ONE_EACH, make_count, parameters_of
@@ -171,6 +171,21 @@ def test_the_gradient_of_any_distribution_is_unbiased_for_a_quadratic_loss():
     sample = relax(PairOfBits(probs)).rsample()
     (found,) = torch.autograd.grad((sample[:, 0] * sample[:, 1]).sum(), probs)
     assert_same_mean(found, 1.0)
+
+
+class Coins(dist.Binomial):
+    """A user's subclass that inherits the log_prob of Pyro."""
+
+
+@pytest.mark.parametrize("cls", [Coins, dist.ExtendedBinomial])
+def test_pyros_binomial_coefficient_has_its_gradient_in_the_value(cls):
+    """Pyro computes it without a gradient."""
+    value = torch.tensor([0.0, 2.0, 5.0], requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(d.log_prob(value).sum(), value)[0]
+        for d in (relax(cls(5, torch.tensor(0.3))), BinomialStraightThrough(5, torch.tensor(0.3)))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_divergences_are_those_of_the_parent():
