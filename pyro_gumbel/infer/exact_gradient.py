@@ -30,7 +30,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,19 +50,24 @@ from pyro_gumbel.infer.traces import (
     vectorized_plates,
 )
 
-__all__ = ["ExactGradient", "Moments", "by_enumeration", "by_score_function"]
+__all__ = ["BlockedMoments", "ExactGradient", "Moments", "by_enumeration", "by_score_function"]
 
 DRAWS = 10  # in a group, of which each has the mean of the others as its baseline
 CHECKS = 100  # draws of the loss, to check an enumerated one
+BLOCKS = 10  # that gradients are dealt to, whose spread shows the directions of the noise
 
 
 @dataclass(frozen=True)
 class ExactGradient:
-    """A gradient, its standard error over all parameters together, and how it was found."""
+    """A gradient, its standard error over all parameters together, and how it was found.
+
+    :ivar blocks: the means of independent parts of the draws, if there were any.
+    """
 
     gradient: Tensor
     error: float
     how: str
+    blocks: Sequence[Tensor] = ()
 
     @property
     def squared_length(self) -> float:
@@ -87,6 +92,23 @@ class Moments:
     @property
     def variance(self) -> float:
         return self._squares / (self.count - 1)
+
+
+class BlockedMoments(Moments):
+    """The same, with the means of 10 blocks that the vectors are dealt to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks = [Moments() for _ in range(BLOCKS)]
+
+    def add(self, vector: Tensor) -> None:
+        self._blocks[self.count % BLOCKS].add(vector)
+        super().add(vector)
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """The means of the blocks that have vectors."""
+        return [block.mean for block in self._blocks if block.count]
 
 
 def _zero() -> Tensor:
@@ -243,12 +265,13 @@ def _plate_nesting(*traces: Any) -> int:
 
 def by_score_function(objective: Objective, groups: Iterable[int]) -> ExactGradient:
     """The mean over groups of draws, one for each number in `groups`, and its standard error."""
-    moments = Moments()
+    moments = BlockedMoments()
     for _ in groups:
         moments.add(objective.gradient(_score_function_loss(objective)))
     draws = DRAWS * moments.count
     how = f"leave-one-out score function, {draws:,} draws"
-    return ExactGradient(moments.mean, math.sqrt(moments.variance / moments.count), how)
+    error = math.sqrt(moments.variance / moments.count)
+    return ExactGradient(moments.mean, error, how, moments.blocks)
 
 
 def _score_function_loss(objective: Objective) -> Tensor:
