@@ -30,10 +30,10 @@ import torch
 
 __all__ = ["GradientRow", "Rule"]
 
-SIGNIFICANT = 0.001  # the chance that noise looks like a significant bias
+SIGNIFICANT = 1e-4  # the nominal chance of it in noise; 1e-2 as the directions are estimated
 TIED = 2.0  # standard errors of their difference by which tied rows differ at most
 AFFORDABLE = 4.0  # times the steps that an unbiased row may take
-SAME_COST = 1.25  # times the least cost, up to which costs count as equal
+SAME_COST = 2.0  # times the least cost, up to which costs count as equal
 ROUNDING = 1e-5  # of float32 gradients, relative to the exact one
 
 

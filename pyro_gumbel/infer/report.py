@@ -59,11 +59,11 @@ class GradientReport:
         progress of an unbiased row is c, and for training to the end, N to infinity, the progress
         of every row is 1 - bias^2 / |e|^2.
 
-        A bias is significant if noise looks so with a chance of less than 1 in 1000. The row with the most progress is
-        best, unless its bias is significant and some row without significant bias is affordable:
-        unbiased gradients of its noise make as much progress in 4 N steps. Then the best row is
-        that with the most progress among the affordable ones. For N to infinity all rows without
-        significant bias are affordable.
+        A bias is significant if noise alone would look like it with a chance of less than 1 in
+        100. The row with the most progress is best, unless its bias is significant and some row
+        without significant bias is affordable: unbiased gradients of its noise make as much
+        progress in 4 N steps. Then the best row is the affordable one with the most progress. For N
+        to infinity all rows without significant bias are affordable.
 
         :param steps: N, a positive number, possibly infinite; None for that of the report.
         :raises ValueError: where the exact gradient is not above twice its standard error.
@@ -75,8 +75,8 @@ class GradientReport:
 
         Their progress, see `best`, is less than that of the row with the most by at most 2 standard
         errors of the difference. The cost is the time to the same noise: s^2 times the time of a
-        gradient. Costs of up to 1.25 times the least count as equal, and then the first row in the
-        report leads.
+        gradient. Costs of up to twice the least count as equal, and then the first row in the report
+        leads.
 
         :param steps: as of `best`.
         :raises ValueError: as of `best`.

@@ -294,7 +294,7 @@ def test_sites_and_parameters_of_one_branch():
             pyro.sample("w", one_of_three(parameter("inner", 3)))
 
     objective = Objective(model, guide)
-    assert sum(leaf.numel() for leaf in objective.parameters) == 5
+    assert sum(leaf.numel() for leaf in objective.parameters.values()) == 5
     exact = by_enumeration(objective, 2048)
     assert exact.how == "enumeration of 4 states"
     agree(objective, exact.gradient)
