@@ -10,7 +10,7 @@ value.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
@@ -39,23 +39,19 @@ PATHWISE = "returned by rsample"  # the key of the cache of such a sample
 
 
 class StraightThrough:
-    """A discrete distribution with a differentiable `rsample`; mixed in before the discrete class.
+    """Tells samples of `rsample` from other values; mixed in before the discrete class.
 
-    Pyro weighs an enumerated value of a guide by its score function, and drops it where the class
-    has an `rsample`. So what `rsample` returned is marked.
+    Pyro weighs an enumerated value of a guide by its score function, but not where the class has an
+    `rsample`. So what `rsample` returned is marked.
     """
 
     has_rsample = True
 
-    if TYPE_CHECKING:  # of the Distribution class
-
-        def log_prob(self, value: Tensor) -> Tensor: ...
-
-    def _pathwise(self, sample: Tensor) -> Tensor:
+    def _pathwise(self: Any, sample: Tensor) -> Tensor:
         """A draw that carries the mark of `rsample`."""
         return remember(sample, PATHWISE, True)
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
+    def score_parts(self: Any, value: Tensor) -> ScoreParts:
         """Pathwise for what `rsample` returned; the score function for an enumerated value."""
         log_prob = self.log_prob(value)
         if value.requires_grad or recall(value, PATHWISE):
@@ -63,8 +59,12 @@ class StraightThrough:
         return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
 
 
-class FamilyStraightThrough(StraightThrough, FamilyDistribution):
-    """A straight-through distribution of a family."""
+class FamilyStraightThrough(FamilyDistribution):
+    """A straight-through distribution of a family; mixed in before the discrete class."""
+
+    has_rsample = True
+    _pathwise = StraightThrough._pathwise
+    score_parts = StraightThrough.score_parts
 
     takes_temperature = True
     needs_temperature = False

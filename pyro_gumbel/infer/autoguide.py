@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyro
@@ -19,15 +19,21 @@ from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_gumbel._validation import Temperature, fitted, require
+from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
-from pyro_gumbel.distributions.relaxation import is_relaxable, relax
+from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of, parameter_names
+from pyro_gumbel.distributions.relaxation import (
+    is_relaxable,
+    is_straight_through,
+    relax,
+    require_settings,
+)
 from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
-from pyro_gumbel.estimators import Estimator, named
-from pyro_gumbel.infer.handlers import at_site
-from pyro_gumbel.infer.site_logits import SiteLogits
+from pyro_gumbel.estimators import Estimator, resolved
+from pyro_gumbel.infer.handlers import at_site, require_continuous_log_prob
+from pyro_gumbel.infer.site_parameters import SiteParameters
 
 __all__ = ["AutoRelaxed"]
 
@@ -42,6 +48,31 @@ class _Site:
     distribution: Any
     mask: Any
     frames: Any
+
+    @property
+    def mean_field(self) -> MeanField:
+        """How the distribution depends on the parameters of the guide."""
+        return mean_field_of(innermost(self.distribution))
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions of the parameters are not of the batch."""
+        return self.mean_field.event_dim + self._num_reinterpreted
+
+    @property
+    def _num_reinterpreted(self) -> int:
+        """How many dimensions of the batch `.to_event` takes."""
+        return self.distribution.event_dim - innermost(self.distribution).event_dim
+
+    def with_parameters(
+        self,
+        parameters: dict[str, Tensor],
+        temperature: Temperature | None,
+        estimator: str | Estimator | None,
+    ) -> Any:
+        """The distribution of the guide."""
+        settings = temperature, estimator, self._num_reinterpreted
+        return rewrapped(self.distribution, self.mean_field.distribution(parameters, *settings))
 
     @property
     def masks(self) -> list[Tensor]:
@@ -102,18 +133,38 @@ class AutoRelaxed(AutoGuide):
     def __init__(
         self,
         model: Callable[..., Any],
-        temperature: Temperature,
+        temperature: Temperature | None = None,
         *,
         hard: bool = True,
-        estimator: str | Estimator = "gumbel_softmax",
+        estimator: str | Estimator | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
+        require_settings("AutoRelaxed", temperature, hard, estimator)
         super().__init__(model, create_plates=create_plates)
-        self.logits = SiteLogits()
+        for kind in parameter_names():
+            setattr(self, kind, SiteParameters(kind))
         self._warned_of_masks = False
         self.temperature = temperature
         self.hard = hard
-        self.estimator = named(estimator)
+        self.estimator = estimator
+
+    def __repr__(self) -> str:
+        """The estimator, and the distribution and the shape of each site."""
+        function = resolved("AutoRelaxed", self.temperature, self.estimator)
+        settings = [f"estimator: {getattr(function, '__name__', function)}"] * self.hard
+        if self.temperature is not None:
+            settings.append(f"temperature: {self.temperature}")
+        head = f"AutoRelaxed({', '.join(settings)}"
+        if self.prototype_trace is None:
+            return f"{head}, sites: those of the first run)"
+        sites = [f"  {name}: {self._brief(name)}\n" for name in self._sites]
+        return f"{head}\n{''.join(sites)})"
+
+    def _brief(self, name: str) -> str:
+        distribution = self.distribution(name)
+        batch_shape, event_shape = map(tuple, (distribution.batch_shape, distribution.event_shape))
+        kind = type(innermost(distribution)).__name__
+        return f"{kind}, batch_shape {batch_shape}, event_shape {event_shape}"
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the model, which a pickle leaves out.
@@ -164,24 +215,26 @@ class AutoRelaxed(AutoGuide):
                 "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
             )
         self._masked = any(site.masks for site in self._sites.values())
-        initial = self._initial_logits(*args, **kwargs)
-        event_dims = {}
-        for name, site in self._sites.items():
-            event_dims[name] = initial[name].dim() - len(site.distribution.batch_shape)
-            initial[name] = _over_plates(initial[name], site.frames, event_dims[name])
-        self.logits.set_up(initial, event_dims)
+        initial = self._initial_parameters(*args, **kwargs)
+        for kind in parameter_names():
+            of_kind = {name: start[kind] for name, start in initial.items() if kind in start}
+            dims = {name: self._sites[name].event_dim for name in of_kind}
+            getattr(self, kind).set_up(of_kind, dims)
         self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
 
     def _sites_of(self, trace: Any) -> dict[str, _Site]:
-        """The sites of a run of the model, at temperature 1."""
+        """The sites of a run of the model, with their priors."""
         sites = {}
         for name, node in trace.iter_stochastic_nodes():
             with at_site("AutoRelaxed", name):
+                require_continuous_log_prob(node["fn"])
                 prior = _counterpart(node["fn"], self.hard)
-                logits = innermost(prior).logits.detach()
-                self._with_logits(prior, logits, self.temperature)  # raises if it does not fit
-                distribution = self._with_logits(prior, logits, 1.0)
-                sites[name] = _Site(distribution, node["mask"], node["cond_indep_stack"])
+                site = _Site(prior, node["mask"], node["cond_indep_stack"])
+                start = site.mean_field.start()
+                # Raises if the settings do not fit.
+                site.with_parameters(start, self.temperature, self.estimator)
+                tau = None if self.hard else 1.0
+                sites[name] = replace(site, distribution=site.with_parameters(start, tau, None))
                 _require_whole_plates(sites[name])
         return sites
 
@@ -191,24 +244,25 @@ class AutoRelaxed(AutoGuide):
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         return self._sites_of(trace)
 
-    def _initial_logits(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The prior's logits, or those of its mean where it differs from run to run."""
+    def _initial_parameters(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Tensor]]:
+        """The prior's parameters, or those of its mean where it differs from run to run."""
         others = [self._sites_in_another_run(*args, **kwargs) for _ in range(RUNS - 1)]
-        logits = {}
-        for name in self._sites:
-            runs = [run for run in (self._sites, *others) if name in run]
-            priors = [innermost(run[name].distribution) for run in runs]
-            fixed = all(torch.equal(prior.logits, priors[0].logits) for prior in priors)
-            logits[name] = priors[0].logits if fixed else _mean_logits(priors)
-        return logits
-
-    def _with_logits(self, distribution: Any, logits: Tensor, temperature: Temperature) -> Any:
-        estimator = self.estimator if self.hard else None
-        return _with_logits(distribution, logits, temperature, estimator)
+        initial = {}
+        for name, site in self._sites.items():
+            runs = [run[name] for run in (self._sites, *others) if name in run]
+            with at_site("AutoRelaxed", name):
+                start = _start(runs)
+            initial[name] = {
+                kind: _over_plates(each, site.frames, site.event_dim)
+                for kind, each in start.items()
+            }
+        return initial
 
     def _current(self, name: str, site: _Site) -> Any:
-        """The distribution of a site at the present logits and temperature."""
-        return self._with_logits(site.distribution, self.logits.of_site(name), self.temperature)
+        """The distribution of a site at the present parameters and temperature."""
+        kinds = site.mean_field.names
+        parameters = {kind: getattr(self, kind).of_site(name) for kind in kinds}
+        return site.with_parameters(parameters, self.temperature, self.estimator)
 
     def distribution(self, name: str) -> Any:
         """The distribution of a site with the present parameters, over the whole of its plates.
@@ -303,6 +357,16 @@ class AutoRelaxed(AutoGuide):
         return {name: _quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
 
 
+def _start(runs: list[_Site]) -> dict[str, Tensor]:
+    """Where the parameters of a site start, given its priors in several runs of the model."""
+    starts = [run.mean_field.start() for run in runs]
+    first = starts[0]
+    if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
+        return first
+    priors = [innermost(run.distribution) for run in runs]
+    return runs[0].mean_field.start_at_mean(priors)
+
+
 def _require_whole_plates(site: _Site) -> None:
     """Raise if the site has a mask in a subsampled plate, as the guide sees only a part of it."""
     subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
@@ -314,13 +378,13 @@ def _require_whole_plates(site: _Site) -> None:
         )
 
 
-def _over_plates(logits: Tensor, frames: Any, event_dim: int) -> Tensor:
-    """Logits over the whole of the plates, repeated from those of a subsample."""
+def _over_plates(start: Tensor, frames: Any, event_dim: int) -> Tensor:
+    """A parameter over the whole of the plates, repeated from that of a subsample."""
     for frame in frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
-            logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-    return logits
+            start = periodic_repeat(start, full_size, frame.dim - event_dim)
+    return start
 
 
 def _without_graph(trace: Any, sites: dict[str, _Site]) -> Trace:
@@ -351,7 +415,7 @@ def _read_quantiles(quantiles: Any) -> Tensor:
 
 
 def _counterpart(distribution: Any, hard: bool) -> Any:
-    """The guide's kind of distribution for a site of the model, at temperature 1."""
+    """The guide's kind of distribution for a site of the model."""
     base = innermost(distribution)
     name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
     if is_relaxed and hard:
@@ -366,44 +430,22 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
             "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
             "leave out hard=False"
         )
-    new = relax(distribution, 1.0, hard=hard)
-    if not isinstance(innermost(new), FamilyDistribution):
+    new = relax(distribution, None if hard else 1.0, hard=hard)
+    base = innermost(new)
+    if not (isinstance(base, Relaxed) or is_straight_through(base)):
         raise TypeError(
             "its relaxed distribution must be of pyro_gumbel, got "
-            f"{type(innermost(new)).__name__}; write a guide of its own for this site and combine "
+            f"{type(base).__name__}; write a guide of its own for this site and combine "
             "them by AutoGuideList"
         )
     return new
 
 
-def _with_logits(
-    distribution: Any, logits: Tensor, temperature: Temperature, estimator: Estimator | None
-) -> Any:
-    """A distribution like this one with other logits, temperature and, if any, estimator."""
-    base = innermost(distribution)
-    event_dim = distribution.event_dim - base.event_dim
-    batch_shape = logits.shape[: logits.dim() - base.family.event_dim - event_dim]
-    tau = fitted(temperature, batch_shape, event_dim)
-    keywords: dict[str, Any] = {"logits": logits, "validate_args": base._validate_args}
-    if estimator is not None:
-        keywords["estimator"] = estimator
-    return rewrapped(distribution, type(base)(tau, *_size(base), **keywords))
-
-
-def _mean_logits(distributions: list[Any]) -> Tensor:
-    """The logits of mean probabilities, with the uniform distribution as one more in the mean."""
-    family, probs = distributions[0].family, torch.stack([each.probs for each in distributions])
-    mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(distributions) + 1)
-    return family.logits_of(mean)
-
-
-def _size(distribution: Any) -> tuple[int, ...]:
-    """The argument `size`, where the class has it."""
-    return (distribution.size,) if distribution.family.takes_size else ()
-
-
 def _most_probable(distribution: Any) -> Tensor:
-    mode = distribution.family.mode(distribution.logits, *_size(distribution))
+    if not isinstance(distribution, FamilyDistribution):
+        return distribution.mode
+    size = (distribution.size,) if distribution.family.takes_size else ()
+    mode = distribution.family.mode(distribution.logits, *size)
     if isinstance(distribution, RelaxedLogits):
         return distribution._to_value(distribution.link.inverse(mode))
     return mode
@@ -411,7 +453,10 @@ def _most_probable(distribution: Any) -> Tensor:
 
 def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
     """The least value that an entry is at or below with probability q, for each q and entry."""
-    q = q.to(distribution.logits.device).reshape(-1, *[1] * len(distribution.shape()))
+    like = (
+        distribution.logits if isinstance(distribution, FamilyDistribution) else distribution.mean
+    )
+    q = q.to(like.device).reshape(-1, *[1] * len(distribution.shape()))
     if isinstance(distribution, FamilyStraightThrough):
         mean = distribution.mean
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)

@@ -9,14 +9,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pyro.distributions import ZeroInflatedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax, require_settings
+from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
+from pyro_gumbel.temperature import TemperatureSchedule
 
-__all__ = ["RelaxedMessenger", "at_site", "relaxed"]
+__all__ = ["RelaxedMessenger", "at_site", "relaxed", "require_continuous_log_prob"]
 
 
 class RelaxedMessenger(Messenger):
@@ -60,6 +63,7 @@ class RelaxedMessenger(Messenger):
         chosen = relaxable if self.sites is None else self._is_in_sites(name)
         if chosen:
             with at_site("relaxed", name):
+                require_continuous_log_prob(msg["fn"])
                 new = relax(msg["fn"], self.temperature, **self.options)
             if new is not msg["fn"]:
                 self._warn_if_once_observed(name)
@@ -178,9 +182,9 @@ def relaxed(
         another estimator or `hard=False` without; and at the end of the first complete run, for a
         name in `sites` that the model does not have.
     """
-    if not (model is None or callable(model)):
+    if isinstance(model, TemperatureSchedule) or not (model is None or callable(model)):
         raise TypeError(
-            f"relaxed: `model` must be a function, got {model!r}; write relaxed(model), or "
+            f"relaxed: `model` must be a model or guide, got {model!r}; write relaxed(model), or "
             "relaxed(temperature=0.5) for a decorator or a context manager with a temperature"
         )
     messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
@@ -197,6 +201,22 @@ def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
             f'{sites!r}; write sites=["z"]'
         )
     return frozenset(names)
+
+
+def require_continuous_log_prob(distribution: Any) -> None:
+    """Raise for a latent zero-inflated distribution.
+
+    Its probability at 0 is not on the curve through the other probabilities, and the gradient in
+    the value follows the curve.
+    """
+    base = innermost(distribution)
+    if isinstance(base, ZeroInflatedDistribution):
+        raise TypeError(
+            f"`distribution` must not be zero-inflated, got {type(base).__name__}, whose "
+            "probability jumps at 0, where no gradient can follow; write two sites, "
+            'gate = pyro.sample("gate", dist.Bernoulli(1 - zero)), '
+            'count = pyro.sample("count", dist.Poisson(rate)), and gate * count for the value'
+        )
 
 
 @contextmanager

@@ -611,7 +611,6 @@ BAD_ARGUMENTS = [
     ((torch.tensor(True), None, THREE), {}, TypeError, ["`temperature`", "bool", ".to("]),
     ((True, None, THREE), {}, TypeError, ["`temperature`", "bool", "write"]),
     (("0.5", None, THREE), {}, TypeError, ["`temperature`", "str", "write"]),
-    ((None, None, THREE), {}, TypeError, ["`temperature`", "NoneType", "write"]),
     ((0.5, THREE.bool()), {}, TypeError, ["`probs`", "bool", "probs.to("]),
     ((0.5, THREE.to(torch.cfloat)), {}, TypeError, ["`probs`", "complex64", "probs.to("]),
     ((0.5, None, THREE.bool()), {}, TypeError, ["`logits`", "bool", "logits.to("]),
@@ -649,7 +648,22 @@ BAD_FOR_A_BIT = [
     ((0.5, -0.1), {}, ValueError, ["`probs`", "-0.1", "[0, 1]"]),
     ((torch.ones(2, 1), None, torch.zeros(2)), {}, ValueError, ["squeeze(-1)"]),
 ]
+BAD_FOR_RELAXED = [
+    ((None, None, THREE), {}, TypeError, ["`temperature`", "NoneType", "write"]),
+]
 BAD_FOR_HARD = [
+    (
+        (0.5, None, THREE),
+        {"estimator": "second_order"},
+        ValueError,
+        ["`temperature` must be None", "estimator=second_order", "float", "leave it out"],
+    ),
+    (
+        (None, None, THREE),
+        {"estimator": "gumbel_rao"},
+        ValueError,
+        ["`estimator` gumbel_rao", "temperature", "write"],
+    ),
     ((0.5, None, THREE), {"estimator": "gumble"}, ValueError, ["`estimator`", "gumble", "write"]),
     ((0.5, None, THREE), {"estimator": 3}, TypeError, ["`estimator`", "int", "write"]),
 ]
@@ -658,7 +672,7 @@ BAD_FOR_HARD = [
 def bad_calls():
     for cls in ALL:
         rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls not in BERNOULLI else BAD_FOR_A_BIT)
-        rows = rows + (BAD_FOR_HARD if cls in STRAIGHT_THROUGH else [])
+        rows = rows + (BAD_FOR_HARD if cls in STRAIGHT_THROUGH else BAD_FOR_RELAXED)
         for i, row in enumerate(rows):
             yield pytest.param(cls, *row, id=f"{cls.__name__}-{i}")
 
@@ -722,7 +736,7 @@ def test_numbers_that_no_float_can_hold(cls, number):
 @pytest.mark.parametrize("cls", ALL)
 def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
     for arguments, keywords, error, _ in (
-        BAD_ARGUMENTS[:2] + BAD_ARGUMENTS[7:16] + BAD_ARGUMENTS[-2:]
+        BAD_ARGUMENTS[:2] + BAD_ARGUMENTS[7:15] + BAD_ARGUMENTS[-2:]
     ):
         with pytest.raises(error):
             build(cls, *arguments, **keywords, validate_args=False, size=1)

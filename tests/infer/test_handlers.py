@@ -16,6 +16,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, config_enumerate
 from pyro_gumbel import (
     AutoRelaxed,
     BernoulliStraightThrough,
+    ConstantTemperature,
     PlackettLuce,
     RelaxedBernoulli,
     Subset,
@@ -359,14 +360,15 @@ def test_errors_name_the_site():
         relaxed(model, T, sites=["z"])(dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\).*`temperature` must be one'):
         relaxed(model, torch.ones(7))(dist.Bernoulli(torch.ones(2) / 2))
-    for call in (
-        lambda: relaxed(model),
-        lambda: relaxed(0.5),
-        lambda: relaxed(model, hard=False),
-        lambda: relaxed(),
-    ):
-        with pytest.raises(TypeError, match=r"relaxed\(model, 0.5\)"):
-            call()
+    for given in (0.5, ConstantTemperature(0.5)):
+        with pytest.raises(TypeError, match=r"relaxed: `model` must.*relaxed\(temperature=0.5\)"):
+            relaxed(given)
+    with pytest.raises(ValueError, match="relaxed: `temperature` must be given for hard=False"):
+        relaxed(model, hard=False)
+    with pytest.raises(ValueError, match="relaxed: `temperature` must be None for estimator=sec"):
+        relaxed(model, T, estimator="second_order")
+    with pytest.raises(ValueError, match="relaxed: `estimator` reinmax must have a temperature"):
+        relaxed(model, estimator="reinmax")
     with pytest.raises(ValueError, match="`estimator` must be one of"):
         relaxed(model, T, estimator="unknown")
 

@@ -97,13 +97,10 @@ def test_compute_marginals_of_an_enumerated_site():
     torch.testing.assert_close(marginal.probs, torch.tensor(0.3))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="compute_marginals constructs the class of a site without its temperature",
-)
-def test_compute_marginals_of_a_relaxed_site():
-    model = relaxed(lambda: pyro.sample("z", dist.Bernoulli(0.3)), T)
+@pytest.mark.parametrize("settings", [(), (T,)])
+def test_compute_marginals_of_a_relaxed_site(settings):
+    """Pyro constructs the class of the site without a temperature."""
+    model = relaxed(lambda: pyro.sample("z", dist.Bernoulli(0.3)), *settings)
     elbo = TraceEnum_ELBO(max_plate_nesting=0)
     marginal = elbo.compute_marginals(config_enumerate(model), lambda: None)["z"]
     torch.testing.assert_close(marginal.probs, torch.tensor(0.3))

@@ -1,11 +1,11 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The parameters of a guide: the logits of each site, in a module, under the name of the site.
+"""One parameter of each site of a guide, e.g. its logits, in a module, under the name of the site.
 
 Some names cannot be used as they are. A module has attributes of its own (`type`, `training`),
-splits names at their dots, and keeps a parameter `a` under `a_unconstrained`. The logits of such a
-site have another name: `type_site` for a site `type`, and `a_b_site` for a site `a.b` beside `a`.
+splits names at their dots, and keeps a parameter `a` under `a_unconstrained`. The parameter of such
+a site has another name: `type_site` for a site `type`, and `a_b_site` for a site `a.b` beside `a`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,51 +18,56 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["SiteLogits"]
+__all__ = ["SiteParameters"]
 
 SUFFIX = "_unconstrained"  # which Pyro adds to the name of a parameter in its module
 
 
-class SiteLogits(PyroModule):
-    """The logits of each site. A `state_dict` may be loaded before the sites are known."""
+class SiteParameters(PyroModule):
+    """One parameter of each site. A `state_dict` may be loaded before the sites are known.
 
-    def __init__(self) -> None:
+    :param kind: what the parameters are, e.g. "logits", for errors.
+    """
+
+    def __init__(self, kind: str = "logits") -> None:
         super().__init__()
+        self._kind = kind
         self._paths: dict[str, str] = {}
 
     def of_site(self, name: str) -> Tensor:
-        """The logits of a site."""
+        """The parameter of a site."""
         return attrgetter(self._paths[name])(self)
 
     def set_up(self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int]) -> None:
         """Make a parameter for each site, with the values of a `state_dict` if one was loaded.
 
-        :param initial: the logits of each site, by name.
-        :param event_dims: how many of their dimensions, from the right, are not of the batch.
-        :raises ValueError: if the loaded `state_dict` has other sites, or logits of other shapes.
+        :param initial: where the parameter of each site starts, by name.
+        :param event_dims: how many of its dimensions, from the right, are not of the batch.
+        :raises ValueError: if the loaded `state_dict` has other sites or other shapes.
         """
         paths = _paths(initial)
         loaded = {name.removesuffix(SUFFIX): p.shape for name, p in self.named_parameters()}
-        expected = {paths[name]: logits.shape for name, logits in initial.items()}
+        expected = {paths[name]: start.shape for name, start in initial.items()}
         if loaded and loaded != expected:
+            wanted = _brief(expected) or "no site"
             raise ValueError(
                 "AutoRelaxed: the `state_dict` that was loaded before the first run must have "
-                f"logits of {_brief(expected)}, got {_brief(loaded)}; write guide(*args) first, "
+                f"{self._kind} of {wanted}, got {_brief(loaded)}; write guide(*args) first, "
                 "and then guide.load_state_dict(state, strict=False) for a part of them"
             )
-        for name, logits in initial.items():
+        for name, start in initial.items():
             make = self._complete if loaded else self._make
-            make(paths[name], logits, event_dims[name])
+            make(paths[name], start, event_dims[name])
         self._paths = paths
 
-    def _make(self, path: str, logits: Tensor, event_dim: int) -> None:
-        deep_setattr(self, path, PyroParam(logits.clone(), constraints.real, event_dim))
+    def _make(self, path: str, start: Tensor, event_dim: int) -> None:
+        deep_setattr(self, path, PyroParam(start.clone(), constraints.real, event_dim))
 
-    def _complete(self, path: str, logits: Tensor, event_dim: int) -> None:
+    def _complete(self, path: str, start: Tensor, event_dim: int) -> None:
         """Use the loaded parameter itself, as an optimiser may hold it already."""
         module, _, name = path.rpartition(".")
         owner: Any = self.get_submodule(module)
-        loaded = getattr(owner, name + SUFFIX).detach().to(logits)
+        loaded = getattr(owner, name + SUFFIX).detach().to(start)
         owner._pyro_params[name] = constraints.real, event_dim
         getattr(owner, name)  # replaces it by the one of Pyro's parameter store, if there is one
         setattr(owner, name, loaded)
@@ -114,4 +119,4 @@ def _brief(shapes: Mapping[str, Any]) -> str:
     return ", ".join(f"{path} {tuple(shape)}" for path, shape in shapes.items())
 
 
-RESERVED = frozenset(dir(SiteLogits()))
+RESERVED = frozenset(dir(SiteParameters()))

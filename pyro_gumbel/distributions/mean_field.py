@@ -1,0 +1,134 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a mean-field guide parametrises a discrete site. `AutoRelaxed` asks here.
+
+A family of `probs` and `logits` has its logits. Other distributions register a `MeanField` of their
+own.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel._validation import Temperature, fitted
+from pyro_gumbel.distributions.base import FamilyDistribution
+from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
+from pyro_gumbel.estimators import Estimator
+
+__all__ = [
+    "FamilyMeanField",
+    "MeanField",
+    "mean_field_of",
+    "parameter_names",
+    "register_mean_field",
+]
+
+
+class MeanField:
+    """A distribution as a function of free real parameters, which start at a prior.
+
+    :param prior: a straight-through or relaxed distribution, without wrappers.
+
+    A subclass says the names of the parameters, in one or more dimensions of which an event is.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __init__(self, prior: Any) -> None:
+        self.prior = prior
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions of the parameters are not of the batch."""
+        return len(self.prior.event_shape)
+
+    def start(self) -> dict[str, Tensor]:
+        """The parameters of the prior, over its whole batch, by name."""
+        raise NotImplementedError
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The parameters to start at where the prior differs from run to run.
+
+        :param priors: those of several runs, this one among them.
+        """
+        raise NotImplementedError
+
+    def distribution(
+        self,
+        parameters: dict[str, Tensor],
+        temperature: Temperature | None,
+        estimator: str | Estimator | None,
+        event_dim: int,
+    ) -> Any:
+        """The guide's distribution with these parameters.
+
+        :param event_dim: how many dimensions of its batch `.to_event` takes.
+        """
+        raise NotImplementedError
+
+
+class FamilyMeanField(MeanField):
+    """Of a family, by its logits."""
+
+    @property
+    def event_dim(self) -> int:
+        return self.prior.family.event_dim
+
+    def start(self) -> dict[str, Tensor]:
+        return {"logits": self.prior.logits.detach()}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The logits of mean probabilities, with the uniform distribution as one more prior."""
+        family, probs = self.prior.family, torch.stack([each.probs for each in priors])
+        mean = (probs.sum(0) + 1 / family.number_of_outcomes(probs)) / (len(priors) + 1)
+        return {"logits": family.logits_of(mean)}
+
+    def distribution(
+        self,
+        parameters: dict[str, Tensor],
+        temperature: Temperature | None,
+        estimator: str | Estimator | None,
+        event_dim: int,
+    ) -> Any:
+        prior, logits = self.prior, parameters["logits"]
+        batch_shape = logits.shape[: logits.dim() - self.event_dim - event_dim]
+        tau = fitted(temperature, batch_shape, event_dim)
+        keywords: dict[str, Any] = {"logits": logits, "validate_args": prior._validate_args}
+        if isinstance(prior, FamilyStraightThrough):
+            keywords["estimator"] = estimator
+            if tau is None and estimator is None:
+                tau = prior.family.default_temperature
+        size = (prior.size,) if prior.family.takes_size else ()
+        return type(prior)(tau, *size, **keywords)
+
+
+_REGISTERED: dict[type, type[MeanField]] = {}
+
+
+def register_mean_field(cls: type, mean_field: type[MeanField]) -> None:
+    """Say how `AutoRelaxed` parametrises the sites of a class, but not those of its subclasses."""
+    _REGISTERED[cls] = mean_field
+
+
+def parameter_names() -> list[str]:
+    """The names of the parameters of all forms."""
+    forms: list[type[MeanField]] = [FamilyMeanField, *_REGISTERED.values()]
+    return sorted({name for form in forms for name in form.names})
+
+
+def mean_field_of(prior: Any) -> MeanField:
+    """The mean-field form of a straight-through or relaxed distribution, without wrappers.
+
+    :raises TypeError: for a class that has none.
+    """
+    if isinstance(prior, FamilyDistribution):
+        return FamilyMeanField(prior)
+    if type(prior) not in _REGISTERED:
+        raise TypeError(
+            f"expected a distribution that AutoRelaxed has a guide for, got {type(prior).__name__}"
+            "; write a guide of its own for this site, poutine.block(model, hide=[...]) for the "
+            "others, and combine them by AutoGuideList"
+        )
+    return _REGISTERED[type(prior)](prior)
