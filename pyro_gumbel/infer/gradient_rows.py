@@ -30,10 +30,9 @@ import torch
 
 __all__ = ["GradientRow", "Rule"]
 
-SIGNIFICANT = 1e-4  # the nominal chance of it in noise; 1e-2 as the directions are estimated
+SIGNIFICANT = 1e-3  # the chance of it in noise whose directions were known; they are estimated
 TIED = 2.0  # standard errors of their difference by which tied rows differ at most
-AFFORDABLE = 4.0  # times the steps that an unbiased row may take
-SAME_COST = 2.0  # times the least cost, up to which costs count as equal
+AFFORDABLE = 4.0  # times the steps that an unbiased row may take, or the cost that a tied one may
 ROUNDING = 1e-5  # of float32 gradients, relative to the exact one
 
 
@@ -158,15 +157,17 @@ class Rule:
 
 
 def _cheapest_first(rows: list[GradientRow]) -> list[GradientRow]:
-    """By the time that they take to the same noise.
+    """By the time that they take to the same noise, relative to the projection.
 
-    The first of those with nearly the least time leads. So rows with the same gradients keep their
-    order, which else would depend on the noise of the timings.
+    The first of those that are affordable leads: a report has the estimator first that is unbiased
+    for quadratic losses, and less noise is not worth a bias that the samples do not show.
     """
     cheapest = sorted(rows, key=_cost)
-    first = next(row for row in rows if _cost(row) <= SAME_COST * _cost(cheapest[0]))
+    first = next(row for row in rows if _cost(row) <= AFFORDABLE * _cost(cheapest[0]))
     return [first, *(row for row in cheapest if row is not first)]
 
 
 def _cost(row: GradientRow) -> float:
-    return row.standard_deviation**2 * row.milliseconds
+    if row.projection <= 0:
+        return math.inf
+    return (row.standard_deviation / row.projection) ** 2 * row.milliseconds

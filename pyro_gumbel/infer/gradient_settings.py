@@ -120,21 +120,22 @@ def read_rows(
     ]
 
 
-def _straight_through_sites(objective: Objective) -> list[StraightThrough]:
-    """Their distributions, without wrappers."""
+def _straight_through_sites(objective: Objective) -> list[Any]:
+    """Their distributions, without wrappers: of families and of counts."""
     bases = {name: innermost(distribution) for name, distribution in objective.sites.items()}
-    found = [base for base in bases.values() if isinstance(base, StraightThrough)]
+    kinds = (FamilyStraightThrough, StraightThrough)
+    found = [base for base in bases.values() if isinstance(base, kinds)]
     if not found:
-        kinds = {name: type(base).__name__ for name, base in bases.items()}
+        names = {name: type(base).__name__ for name, base in bases.items()}
         raise ValueError(
             f"{OWNER}: `guide` must have a latent site with a straight-through distribution, got "
-            f"{kinds}; write AutoRelaxed(model), or a straight-through class such as "
+            f"{names}; write AutoRelaxed(model), or a straight-through class such as "
             "CategoricalStraightThrough in the guide"
         )
     return found
 
 
-def _names_for(sites: Sequence[StraightThrough]) -> list[str]:
+def _names_for(sites: Sequence[Any]) -> list[str]:
     """The estimators that suit all sites; counts have second order alone."""
     links = [site.link for site in sites if isinstance(site, FamilyStraightThrough)]
     others = [name for name in NAMES if all(name in suited(link) for link in links)]
@@ -142,7 +143,7 @@ def _names_for(sites: Sequence[StraightThrough]) -> list[str]:
     return ["second_order", *(others if links else [])]
 
 
-def _require_choice(sites: Sequence[StraightThrough], estimators: Sequence[Any]) -> None:
+def _require_choice(sites: Sequence[Any], estimators: Sequence[Any]) -> None:
     """Raise for another estimator than second order where all sites are counts."""
     if any(isinstance(site, FamilyStraightThrough) for site in sites):
         return

@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ class GradientReport:
         progress of an unbiased row is c, and for training to the end, N to infinity, the progress
         of every row is 1 - bias^2 / |e|^2.
 
-        A bias is significant if noise alone would look like it with a chance of less than 1 in
-        100. The row with the most progress is best, unless its bias is significant and some row
+        A bias is significant if noise alone would look like it with a chance of about 1 in 100 or
+        less. The row with the most progress is best, unless its bias is significant and some row
         without significant bias is affordable: unbiased gradients of its noise make as much
         progress in 4 N steps. Then the best row is the affordable one with the most progress. For N
         to infinity all rows without significant bias are affordable.
@@ -74,9 +75,10 @@ class GradientReport:
         """The best row and all rows that the samples cannot tell apart from it, cheapest first.
 
         Their progress, see `best`, is less than that of the row with the most by at most 2 standard
-        errors of the difference. The cost is the time to the same noise: s^2 times the time of a
-        gradient. Costs of up to twice the least count as equal, and then the first row in the report
-        leads.
+        errors of the difference. The cost is the time to the same relative noise: the time of a
+        gradient times the square of s / projection. Of the rows that cost up to 4 times the least,
+        the first one in the report leads. By default that is second order, where it is tied: it is
+        unbiased for quadratic losses, and less noise is not worth a bias that does not show.
 
         :param steps: as of `best`.
         :raises ValueError: as of `best`.
@@ -121,7 +123,7 @@ class GradientReport:
     def __str__(self) -> str:
         error = f" +- {self.exact_error:.2g}" if self.exact_error else ""
         end = "to the end" if math.isinf(self.steps) else f"{self.steps:g} steps"
-        header = ["estimator", "temperature", "bias  ", "sd", "cosine", "progress", end, "ms"]
+        header = ["estimator", "tau", "bias  ", "sd", "cosine", "progress", end, "ms"]
         numbers = f"{self.num_samples} gradients of {self.num_parameters} numbers"
         return "\n".join(
             [
@@ -155,8 +157,9 @@ class GradientReport:
         end = "training to the end" if math.isinf(self.steps) else f"{self.steps:g} steps"
         lines = [f"recommended for {end}: {_described(best)}, {self._reason(best)}"]
         if others:
-            lines += ["not told apart from it by these samples, the cheapest first:"]
-            lines += [f"  {_described(row)}" for row in others]
+            text = "; ".join(map(_described, others))
+            lines.append("not told apart from it by these samples, the cheapest first:")
+            lines += textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
         return lines
 
     def _reason(self, best: GradientRow) -> str:

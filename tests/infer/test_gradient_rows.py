@@ -73,10 +73,12 @@ NOISY = row("noisy", noise=10.0)
         ([row("a", noise=1.0), row("b", noise=1.1), QUIET], END, ["a", "b"]),
         ([row("a", noise=1.0), row("b", noise=1.1), QUIET], 1, ["a"]),
         ([row("a", noise=1.0), row("b", noise=1.001), QUIET], 1, ["a", "b"]),
-        # Of ties the cheapest leads, of similar costs the first row.
+        # Of ties the first leads that costs up to 4 times the least; then comes the cheapest.
         ([NOISY, row("a"), row("b", noise=1.1)], END, ["a", "b", "noisy"]),
-        ([row("a", milliseconds=3.0), row("b")], END, ["b", "a"]),
-        ([row("a", milliseconds=1.5), row("b")], END, ["a", "b"]),
+        ([row("a", milliseconds=5.0), row("b")], END, ["b", "a"]),
+        ([row("a", milliseconds=3.0), row("b")], END, ["a", "b"]),
+        ([row("a", noise=1.5), row("b", noise=1.1), row("c")], END, ["a", "c", "b"]),
+        ([row("a"), row("short", noise=0.3, projection=0.1)], END, ["a", "short"]),
         # A bias that the noise can hide is not significant.
         ([row("a", bias=0.011, noise=1.0), row("b", noise=1.0)], END, ["a", "b"]),
         ([row("a", bias=0.05, noise=1.0), row("b", noise=1.0)], END, ["b"]),

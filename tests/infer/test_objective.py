@@ -152,8 +152,8 @@ class Guide(PyroModule):
 
 
 PARAMETERS = {
-    "inner_shift": 3, "net$$$0.weight": 2, "net$$$0.bias": 2, "net$$$1.weight": 4, "net$$$1.bias": 2,
-    "inner.weight": 6, "inner.bias": 3, "shift": 3,
+    "inner_shift": 3, "net$$$0.weight": 2, "net$$$0.bias": 2, "net$$$1.weight": 4,
+    "net$$$1.bias": 2, "inner.weight": 6, "inner.bias": 3, "shift": 3,
 }  # fmt: skip
 
 
