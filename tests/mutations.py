@@ -537,14 +537,14 @@ report-dictionary-with-nan         infer/test_report.py
     - row.update({name: None for name, value in row.items() if value != value})
     + pass
 
-[infer/site_logits.py]
-site-logits-taken-names            infer/test_site_logits.py -k name
+[infer/site_parameters.py]
+site-logits-taken-names            infer/test_site_parameters.py -k name
     - taken = path in leaves or path in inner or not leaves.isdisjoint(_modules_of(path))
     + taken = path in leaves
-site-logits-dtype                  infer/test_site_logits.py -k state
+site-logits-dtype                  infer/test_site_parameters.py -k state
     - loaded = getattr(owner, name + SUFFIX).detach().to(logits)
     + loaded = getattr(owner, name + SUFFIX).detach()
-site-logits-other-shapes           infer/test_site_logits.py -k state
+site-logits-other-shapes           infer/test_site_parameters.py -k state
     - if loaded and loaded != expected:
     + if loaded and loaded.keys() != expected.keys():
 
