@@ -74,7 +74,7 @@ def gradient_report(
     ...     z = pyro.sample("z", pyro.distributions.Bernoulli(0.5))
     ...     pyro.sample("x", pyro.distributions.Normal(3 * z, 1.0), obs=torch.tensor(2.0))
     >>> model = relaxed(model)
-    >>> report = gradient_report(model, AutoRelaxed(model), progress=False)
+    >>> report = gradient_report(model, AutoRelaxed(model), temperatures=[0.5], num_samples=50)
     >>> report.best().estimator
     'second_order'
 
