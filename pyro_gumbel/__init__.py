@@ -24,6 +24,7 @@ from pyro_gumbel.distributions import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    SelectedComponent,
     Subset,
     SubsetStraightThrough,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
     "TemperatureSchedule",

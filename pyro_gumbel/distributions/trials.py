@@ -17,11 +17,12 @@ from torch.distributions import Geometric as TorchGeometric
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import known
+from pyro_gumbel._tracing import in_eager_mode, known
 from pyro_gumbel.distributions.counts import (
     NamedCount,
     derived,
     enumerated_divergence,
+    in_float32,
     register_count,
     register_divergence,
 )
@@ -96,10 +97,23 @@ class BinomialStraightThrough(TrialCount, Binomial):
 
     plain_passes_gradient = False
 
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        if in_eager_mode():
+            return super()._drawn(sample_shape)
+        counts = self.total_count + torch.zeros_like(self.probs)  # torch.vmap asks for both alike
+        shape = self._extended_shape(sample_shape)
+        return torch.binomial(counts.expand(shape), self.probs.expand(shape))
+
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
         log_p, log_q = map(finite_log, self._log_probs())
         return _log_ways(n, value) + value * log_p + (n - value) * log_q
+
+    def entropy(self) -> Tensor:
+        """-sum P log P in nats, over equal numbers of trials."""
+        wide = in_float32(self)
+        log_prob = wide._log_prob_of(wide.enumerate_support(expand=False))
+        return -(log_prob.exp() * finite_log(log_prob)).sum(0)
 
     def _is_possible(self, value: Tensor) -> Tensor:
         n, (log_p, log_q) = self.total_count, self._log_probs()
@@ -268,6 +282,12 @@ class GeometricStraightThrough(TrialCount, Geometric):
     def variance(self) -> Tensor:
         """(1 - p) / p^2."""
         return self.mean * (1 + self.mean)
+
+    def entropy(self) -> Tensor:
+        """-log p - E D log(1 - p) in nats."""
+        wide = in_float32(self)
+        log_p, log_q = map(finite_log, wide._log_probs())
+        return -log_p - wide.mean * log_q
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         probs = self.probs
