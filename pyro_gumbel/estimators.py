@@ -430,7 +430,7 @@ def warn_of_temperature(estimator: Estimator, temperature: Tensor) -> None:
     """
     if estimator is reinmax:
         least, most = ends(temperature)
-        if least != 1 or most != 1:
+        if least < 1 or most > 1:
             warnings.warn(_REINMAX_IS_BIASED, stacklevel=2)
     elif isinstance(estimator, gapped) and FLAT * ends(temperature)[0] < estimator.gap:
         warnings.warn(_GAPPED_IS_FLAT, stacklevel=2)
