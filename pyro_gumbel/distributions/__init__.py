@@ -13,10 +13,18 @@ from pyro_gumbel.distributions.categorical import (
     ExpRelaxedCategorical,
     RelaxedCategorical,
 )
+from pyro_gumbel.distributions.multinomial import (
+    DirichletMultinomialStraightThrough,
+    MultinomialStraightThrough,
+)
 from pyro_gumbel.distributions.plackett_luce import (
     PlackettLuce,
     PlackettLuceStraightThrough,
     RelaxedPlackettLuce,
+)
+from pyro_gumbel.distributions.poisson import (
+    GammaPoissonStraightThrough,
+    PoissonStraightThrough,
 )
 from pyro_gumbel.distributions.subset import (
     LogitRelaxedSubset,
@@ -24,15 +32,29 @@ from pyro_gumbel.distributions.subset import (
     Subset,
     SubsetStraightThrough,
 )
+from pyro_gumbel.distributions.trials import (
+    BetaBinomialStraightThrough,
+    BinomialStraightThrough,
+    GeometricStraightThrough,
+    NegativeBinomialStraightThrough,
+)
 
 __all__ = [
     "BernoulliStraightThrough",
+    "BetaBinomialStraightThrough",
+    "BinomialStraightThrough",
     "CategoricalStraightThrough",
+    "DirichletMultinomialStraightThrough",
     "ExpRelaxedCategorical",
+    "GammaPoissonStraightThrough",
+    "GeometricStraightThrough",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
+    "MultinomialStraightThrough",
+    "NegativeBinomialStraightThrough",
     "PlackettLuce",
     "PlackettLuceStraightThrough",
+    "PoissonStraightThrough",
     "RelaxedBernoulli",
     "RelaxedCategorical",
     "RelaxedPlackettLuce",

@@ -291,24 +291,32 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
 
     which is linear in :math:`D`, so that `log_prob` passes a gradient to the sample. `rsample` and
     `sample` draw :math:`z = x + L`, :math:`L \sim \text{Logistic}(0, 1)`, with :math:`x` the logit,
-    and return :math:`D = 1` where :math:`z \ge 0`, else 0. The gradient of `rsample` is chosen by
-    `estimator`; by default it is the gradient of the relaxed value :math:`\sigma(z / \tau)`. This
-    is the straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical reparameterization
-    with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. With the default estimator, a
-    lower temperature lowers the bias of the gradient and raises its variance.
+    and return :math:`D = 1` where :math:`z \ge 0`, else 0. With :math:`u` the gradient of a loss at
+    :math:`D`, `rsample` passes to the logit the gradient
 
-    >>> BernoulliStraightThrough(0.5, probs=torch.tensor(1.0)).rsample()
+    .. math:: \tfrac{1}{2} |D - p| \, u.
+
+    It is unbiased for every loss that is quadratic in :math:`D`. This is second order, derived in
+    `pyro_gumbel.ops.second_order`: the ReinMax of Liu, Dong, Liu, Yu and Gao, "Bridging discrete
+    and backpropagation" (2023), https://arxiv.org/abs/2304.08612, at temperature 1. With a
+    temperature the gradient is that of the relaxed value :math:`\sigma(z / \tau)`, the
+    straight-through Gumbel-softmax of Jang, Gu and Poole, "Categorical reparameterization with
+    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144, unless `estimator` names another one.
+    A lower temperature lowers its bias and raises its variance.
+
+    >>> BernoulliStraightThrough(probs=torch.tensor(1.0)).rsample()
     tensor(1.)
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
         a tensor that broadcasts with the batch shape, or a function without arguments that returns
-        one, such as a temperature schedule; the constructor calls it once.
+        one, such as a temperature schedule; the constructor calls it once. None for second order.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function of (logits, temperature, perturbed, hard, link) that returns a tensor of the
-        sample's shape, whose gradient is used; `perturbed` is z, and `hard` the sample.
-        `pyro_gumbel.estimators` has the formula and source of each.
+    :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
+        "straight_through", "reinmax", "gapped", or a function of (logits, temperature, perturbed,
+        hard, link) that returns a tensor of the sample's shape, whose gradient is used; `perturbed`
+        is z, and `hard` the sample. `pyro_gumbel.estimators` has the formula and source of each.
+        None for second order without a temperature and `gumbel_softmax` with one.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

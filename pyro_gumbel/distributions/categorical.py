@@ -278,30 +278,40 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
 
     which is linear in :math:`D`, so that `log_prob` passes a gradient to the sample. `rsample` and
     `sample` draw :math:`z = x + g`, :math:`g_i \sim \text{Gumbel}(0, 1)` iid, with :math:`x` the
-    logits, and return the one-hot vector :math:`D` of the largest entry. The gradient of `rsample`
-    is chosen by `estimator`; by default it is the gradient of the relaxed value
-    :math:`\operatorname{softmax}(z / \tau)`. This is the straight-through Gumbel-softmax of Jang,
-    Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
-    https://arxiv.org/abs/1611.01144. With the default estimator, a lower temperature
-    lowers the bias of the gradient and raises its variance.
+    logits, and return the one-hot vector :math:`D` of the largest entry. With :math:`u` the
+    gradient of a loss at :math:`D`, `rsample` passes to the logits the gradient
 
-    >>> d = CategoricalStraightThrough(0.5, logits=torch.randn(5, 10))
+    .. math::
+        \tfrac{1}{2} \bigl( p \odot (u - \langle D, u \rangle)
+            + D \, \langle D - p, u \rangle \bigr).
+
+    It is unbiased for every loss that is quadratic in :math:`D`. This is second order, derived in
+    `pyro_gumbel.ops.second_order`: the ReinMax of Liu, Dong, Liu, Yu and Gao, "Bridging discrete
+    and backpropagation" (2023), https://arxiv.org/abs/2304.08612, at temperature 1. With a
+    temperature the gradient is that of the relaxed value
+    :math:`\operatorname{softmax}(z / \tau)`, the straight-through Gumbel-softmax of Jang, Gu and
+    Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
+    https://arxiv.org/abs/1611.01144, unless `estimator` names another one. A lower temperature
+    lowers its bias and raises its variance.
+
+    >>> d = CategoricalStraightThrough(logits=torch.randn(5, 10))
     >>> d.rsample().sum(-1)
     tensor([1., 1., 1., 1., 1.])
 
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
         a tensor that broadcasts with the batch shape (it has no dimension for the categories), or a
         function without arguments that returns one, such as a temperature schedule; the constructor
-        calls it once.
+        calls it once. None for second order.
     :param probs: non-negative weights, one for each category in the last dimension; they need not
         sum to 1.
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
         `probs` and `logits`.
-    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", "reinmax", "gapped", or a
-        function of (logits, temperature, perturbed, hard, link) that returns a tensor of the
-        sample's shape, whose gradient is used; `perturbed` is z, and `hard` the sample.
-        `pyro_gumbel.estimators` has the formula and source of each.
+    :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
+        "straight_through", "reinmax", "gapped", or a function of (logits, temperature, perturbed,
+        hard, link) that returns a tensor of the sample's shape, whose gradient is used; `perturbed`
+        is z, and `hard` the sample. `pyro_gumbel.estimators` has the formula and source of each.
+        None for second order without a temperature and `gumbel_softmax` with one.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

@@ -4,6 +4,7 @@
 """From a discrete distribution to its relaxation, and from a relaxed value to a discrete one."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "is_discrete",
     "is_relaxable",
     "is_straight_through",
+    "register_default",
     "register_relaxation",
     "relax",
     "require_settings",
@@ -43,6 +45,7 @@ LEFT_OUT = (
 )
 
 _discrete_classes: list[str] = []  # that have been registered, for errors
+_defaults: list[Callable[[Any, bool], Any]] = []  # for discrete classes that have not been
 
 
 @functools.singledispatch
@@ -64,7 +67,12 @@ def relax(
     `OneHotCategorical`  `CategoricalStraightThrough`     `RelaxedCategorical`
     `Subset`             `SubsetStraightThrough`          `RelaxedSubset`
     `PlackettLuce`       `PlackettLuceStraightThrough`    `RelaxedPlackettLuce`
+    `Poisson`            `PoissonStraightThrough`         none
+    other counts         a class of that kind             none
     ==================== ================================ =======================
+
+    Counts are all other discrete distributions with a mean and a variance, of torch, Pyro or your
+    own. Their one estimator is second order: they take no notice of `temperature` and `estimator`.
 
     Distributions wrapped by `Independent`, `mask` or `expand` keep their wrappers. A distribution
     given by `probs` is relaxed with `probs`. One that is relaxed already is returned as it is. For
@@ -87,17 +95,30 @@ def relax(
         continuous one, which needs a temperature.
     :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
         `gumbel_softmax` with a temperature and second order without.
-    :raises TypeError: for a class that is not registered, and for a `Categorical`, whose integer
-        values cannot carry a gradient.
+    :raises TypeError: for a distribution that is continuous, or has no mean or variance; for a
+        `Categorical`, whose integer values cannot carry a gradient; for a count and `hard=False`.
     :raises ValueError: for a wrong temperature or estimator.
     """
+    if _defaults and is_discrete(distribution):
+        if estimator is not None:
+            named(estimator)  # raises for an unknown one
+        return _defaults[-1](distribution, hard)
     owner = type(distribution).__name__
     *others, last = _discrete_classes
     raise TypeError(
-        f"relax: `distribution` must be a {', '.join(others)} or {last}, or of a class that has "
-        f"been registered, got {owner}; write one of those, teach it with "
-        f"@relax.register({owner}), or {LEFT_OUT}"
+        f"relax: `distribution` must be a {', '.join(others)} or {last}, discrete with a mean and "
+        f"a variance, or of a class that has been registered, got {owner}; write one of those, "
+        f"teach it with @relax.register({owner}), or {LEFT_OUT}"
     )
+
+
+def register_default(function: Callable[[Any, bool], Any]) -> Callable[[Any, bool], Any]:
+    """Teach `relax` what to make of a discrete distribution whose class is not registered.
+
+    :param function: of the distribution and `hard`.
+    """
+    _defaults.append(function)
+    return function
 
 
 def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> None:

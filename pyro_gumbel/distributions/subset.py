@@ -295,10 +295,19 @@ class SubsetStraightThrough(FamilyStraightThrough, Subset):
 
     The distribution is that of `Subset` at every temperature. `rsample` and `sample` draw
     :math:`z = x + g`, :math:`g_i \sim \text{Gumbel}(0, 1)` iid, with :math:`x` the logits, and
-    return the m-hot vector that marks the m largest entries. The gradient of `rsample` is chosen by
-    `estimator`; by default it is the gradient of the value of a `RelaxedSubset`,
+    return the m-hot vector that marks the m largest entries. With a temperature the gradient of
+    `rsample` is that of the value of a `RelaxedSubset`,
 
-    .. math:: s = \sigma(z / \tau - c), \qquad \sum_i s_i = m.
+    .. math:: s = \sigma(z / \tau - c), \qquad \sum_i s_i = m,
+
+    unless `estimator` names another one. Without a temperature it is the gradient of the
+    second-order surrogate
+
+    .. math:: \tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu),
+
+    with :math:`\mu` the mean and :math:`D - \mu` held constant. It is unbiased for every loss that
+    is quadratic in D, and has more variance. Of more than 10 categories the mean is estimated from
+    16 more draws. It is derived in `pyro_gumbel.ops.second_order`.
 
     `log_prob` passes a gradient to the sample, see `Subset.log_prob`. The link is that of Amos,
     Koltun and Kolter, "The limited multi-label projection layer" (2019),
@@ -310,16 +319,17 @@ class SubsetStraightThrough(FamilyStraightThrough, Subset):
     :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
         a tensor that broadcasts with the batch shape (it has no dimension for the categories), or a
         function without arguments that returns one, such as a temperature schedule; the constructor
-        calls it once.
+        calls it once. None for second order.
     :param size: m, a Python int from 1 to k.
     :param probs: non-negative weights of a single draw, one for each category in the last
         dimension; they need not sum to 1.
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
         `probs` and `logits`, with at least m possible categories in every row.
-    :param estimator: "gumbel_softmax", "gumbel_rao", "straight_through", or a function (logits,
-        temperature, perturbed, hard, link) -> surrogate, see `pyro_gumbel.estimators`. "reinmax"
-        and "gapped" have no form for subsets.
+    :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
+        "straight_through", or a function (logits, temperature, perturbed, hard, link) -> surrogate,
+        see `pyro_gumbel.estimators`. "reinmax" and "gapped" have no form for subsets. None for
+        second order without a temperature and `gumbel_softmax` with one.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["clamped_log", "log_of_positive"]
+__all__ = ["clamped_log", "exact_log", "exact_log1m", "finite_log", "log_of_positive"]
 
 
 def clamped_log(value: Tensor) -> Tensor:
@@ -24,6 +24,21 @@ def log_of_positive(value: Tensor) -> Tensor:
     """log(p) of p > 0, exact down to the smallest subnormal number; its slope is as above."""
     finfo = torch.finfo(value.dtype)
     return _log(value, finfo.tiny * finfo.eps)
+
+
+def exact_log(p: Tensor) -> Tensor:
+    """log(p), -inf at 0, where it passes no gradient."""
+    return torch.where(p > 0, log_of_positive(torch.where(p > 0, p, 1.0)), -math.inf)
+
+
+def exact_log1m(p: Tensor) -> Tensor:
+    """log(1 - p), -inf at 1, where it passes no gradient."""
+    return torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)
+
+
+def finite_log(log: Tensor) -> Tensor:
+    """A logarithm, with that of the smallest normal number for -inf, where no gradient passes."""
+    return torch.where(log.isneginf(), math.log(torch.finfo(log.dtype).tiny), log)
 
 
 def _log(value: Tensor, least: float) -> Tensor:

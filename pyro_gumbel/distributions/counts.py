@@ -1,0 +1,328 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Counts with gradients: any discrete distribution of numbers with a mean and a variance.
+
+Such a distribution needs no temperature. `rsample` is its own `sample` in the forward pass. In the
+backward pass it has the gradient of the second-order surrogate, which is derived in
+`pyro_gumbel.ops.second_order`:
+
+.. math::
+    s = \mu + c \, V, \qquad c = \frac{D - \mu}{2 V} \text{ held constant,}
+
+with D the sample, :math:`\mu` the mean and V the variance. It is unbiased for every loss that is
+quadratic in D.
+
+There are named classes for the common distributions. They are evaluated in float32 at least, and
+are finite wherever the distribution is defined: rates and probabilities of 0, probabilities of 1,
+infinite logits, no trials. Every other class gets a subclass of its own, made once.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import Distribution, register_kl
+from torch.distributions.utils import lazy_property, probs_to_logits
+
+from pyro_gumbel._tracing import ends, known
+from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default
+from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.estimators import straight_through_of
+from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
+from pyro_gumbel.ops.subset_probability import kl_of_log_probs
+
+__all__ = [
+    "CountStraightThrough",
+    "NamedCount",
+    "derived",
+    "enumerated_divergence",
+    "register_count",
+    "register_divergence",
+]
+
+_LARGEST = 2**24  # the largest number of terms of a sum over values
+
+
+class CountStraightThrough(StraightThrough):
+    """A discrete distribution whose `rsample` has the second-order gradient.
+
+    Mixed in before the discrete class. It has no constructor of its own: torch's `expand` asks for
+    that of the discrete class.
+    """
+
+    if TYPE_CHECKING:  # of the Distribution class
+        event_shape: torch.Size
+        _validate_args: bool
+
+        def sample(self, sample_shape: Any = torch.Size()) -> Tensor: ...
+        def _validate_sample(self, value: Tensor) -> None: ...
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The sample that `sample` draws, with the gradient of the surrogate."""
+        with torch.no_grad():
+            value = self.sample(sample_shape)
+        if not value.is_floating_point():
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}: `sample` must return floats, which can carry a gradient, got a tensor of "
+                f"{value.dtype}; write a subclass whose `sample` returns "
+                "super().sample(sample_shape).float()"
+            )
+        return self._pathwise(self._attached(value))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution over a larger batch."""
+        new = super().expand(batch_shape, _instance)  # type: ignore[misc]
+        if "has_rsample" in vars(self):  # set by has_rsample_
+            new.has_rsample = self.has_rsample
+        return new
+
+    def _attached(self, value: Tensor) -> Tensor:
+        """The sample with the gradient of its surrogate."""
+        surrogate = cast(self._surrogate(value), value.dtype)
+        return straight_through_of(value, surrogate.expand(value.shape))
+
+    def _surrogate(self, value: Tensor) -> Tensor:
+        moments = copied(self, type(self))  # some classes keep what the moments are computed from
+        event_dim = len(self.event_shape)
+        if event_dim:
+            return surrogate_of_vector(value, moments.mean, moments.log_prob(value), event_dim)
+        return surrogate_of_number(value, moments.mean, moments.variance)
+
+
+class NamedCount(CountStraightThrough):
+    """A count with a class of its own: in float32 at least, and finite at the edges.
+
+    Samples have the dtype of the parameters, and `log_prob` that in which it is computed. What a
+    subclass implements is called on a distribution in float32 or float64.
+    """
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The sample that `sample` draws, with the gradient of the surrogate."""
+        sample = in_float32(self)._differentiable(torch.Size(sample_shape))
+        return self._pathwise(self._in_own_dtype(sample))
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The sample that `rsample` draws from the same seed, without a gradient."""
+        with torch.no_grad():
+            return self._in_own_dtype(in_float32(self)._drawn(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(value), differentiable in the value; -inf with a finite slope where P is 0."""
+        if self._validate_args:
+            self._validate_sample(value)
+        wide = in_float32(self)
+        return wide._log_prob_of(cast(value, torch.promote_types(value.dtype, _dtype_of(wide))))
+
+    def _log_prob_of(self, value: Tensor) -> Tensor:
+        """log P of any value, in the support or not."""
+        return self._log_prob(value) + torch.where(self._is_possible(value), 0.0, -torch.inf)
+
+    def _differentiable(self, sample_shape: torch.Size) -> Tensor:
+        """A sample with its gradient."""
+        with torch.no_grad():
+            value = self._drawn(sample_shape)
+        return self._attached(value)
+
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        """A sample: the one of Pyro's class from the same seed."""
+        return super().sample(sample_shape)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        """log P(value), extended by a finite number to what cannot occur."""
+        raise NotImplementedError
+
+    def _is_possible(self, value: Tensor) -> Tensor:
+        """Whether a value can occur."""
+        raise NotImplementedError
+
+    def _in_own_dtype(self, sample: Tensor) -> Tensor:
+        dtype = _dtype_of(self)
+        if sample.dtype == dtype:
+            return sample
+        return cast(sample.clamp(max=torch.finfo(dtype).max), dtype)
+
+
+# Half types.
+
+
+def in_float32(distribution: Any) -> Any:
+    """The distribution; if it has parameters of a half type, a copy with these in float32."""
+    state = {name: _widened(value) for name, value in vars(distribution).items()}
+    if all(value is vars(distribution)[name] for name, value in state.items()):
+        return distribution
+    return copied(distribution, type(distribution), state)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Distribution):
+        return in_float32(value)
+    is_half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return cast(value, torch.float32) if is_half else value
+
+
+def _dtype_of(distribution: Any) -> torch.dtype:
+    """The dtype of the first parameter."""
+    return next(_floats(distribution)).dtype
+
+
+def _floats(distribution: Any) -> Iterator[Tensor]:
+    for value in vars(distribution).values():
+        if isinstance(value, Distribution):
+            yield from _floats(value)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            yield value
+
+
+class derived(lazy_property[Any, Any]):  # a decorator
+    """A property that is computed at each call, and that an attribute of the instance overrides.
+
+    torch keeps what its `lazy_property` computes. After that a distribution does not show whether
+    `probs` or `logits` was given.
+    """
+
+    def __get__(self, instance: Any, obj_type: Any = None) -> Any:
+        if instance is None:
+            return super().__get__(None, obj_type)
+        return self.wrapped(instance)
+
+
+# From a discrete distribution to one with gradients.
+
+
+_NAMED: dict[type, type[NamedCount]] = {}
+
+
+def register_count(named: type[NamedCount], *parents: type) -> None:
+    """Teach `relax` which exact types become the named class."""
+    for parent in parents:
+        _NAMED[parent] = named
+
+
+@register_default
+def _of_discrete(distribution: Any, hard: bool) -> Any:
+    """What `relax` makes of a discrete distribution whose class is not registered there."""
+    cls: Any = type(distribution)
+    if not hard:
+        raise TypeError(
+            f"relax: `hard` must be True for counts, which have no relaxed form, got a "
+            f"{cls.__name__}; write relax(distribution), or {LEFT_OUT}"
+        )
+    if distribution.has_rsample:
+        return distribution
+    if cls in _NAMED:
+        return as_named(distribution, _NAMED[cls])
+    _require_moments(distribution)
+    return copied(distribution, straight_through_class(cls))
+
+
+def as_named(distribution: Any, cls: type[NamedCount]) -> Any:
+    """A distribution of a named class, or of its parent, as one of the named class."""
+    return distribution if isinstance(distribution, cls) else copied(distribution, cls)
+
+
+def copied(distribution: Any, cls: type, state: dict[str, Any] | None = None) -> Any:
+    """A shallow copy that is of another class, or has another state."""
+    new: Any = object.__new__(cls)
+    vars(new).update(vars(distribution) if state is None else state)
+    if cls is not type(distribution):
+        _keep_what_was_given(vars(new))
+    return new
+
+
+def _keep_what_was_given(state: dict[str, Any]) -> None:
+    """Leave out what torch and Pyro have derived from the parameters."""
+    state.pop("has_rsample", None)
+    if {"probs", "logits"} <= state.keys():
+        of_probs = probs_to_logits(state["probs"], is_binary=True) == state["logits"]
+        is_derived = known(of_probs.all(), otherwise=False)
+        del state["logits" if is_derived else "probs"]
+
+
+def _require_moments(distribution: Any) -> None:
+    """Raise a TypeError that says which moment is missing, and why."""
+    cls: Any = type(distribution)
+    needed = ("mean",) if distribution.event_shape else ("mean", "variance")
+    for name, why in ((name, _fault(distribution, name)) for name in needed):
+        if why:
+            raise TypeError(
+                "relax: `distribution` must have a mean and a variance, of which the gradient is "
+                f"made, got a {cls.__name__}, whose `{name}` {why}; teach it with "
+                f"@relax.register({cls.__name__}), or {LEFT_OUT}"
+            )
+
+
+def _fault(distribution: Any, name: str) -> str | None:
+    """What is wrong with a moment."""
+    try:
+        moment = getattr(copied(distribution, type(distribution)), name)
+    except NotImplementedError:
+        return "is not implemented"
+    if distribution._validate_args and known(moment.isnan().any(), otherwise=False):
+        return "is NaN"
+    if name == "variance" and ends(moment)[0] < 0:
+        return "is negative"
+    return None
+
+
+@functools.cache
+def straight_through_class(parent: type) -> type:
+    """The subclass of a discrete class whose `rsample` has the second-order gradient."""
+    bases: tuple[type, ...] = (CountStraightThrough, parent)
+    if not issubclass(parent, TorchDistributionMixin):
+        bases += (TorchDistributionMixin,)
+
+    def reduced(distribution: Any) -> tuple[Any, tuple[type], Any]:
+        """For copies and pickles: the class itself has no name in a module."""
+        return _without_state, (parent,), distribution.__getstate__()
+
+    body = {
+        "__doc__": f"{parent.__name__} with a differentiable `rsample`, made by `relax`.",
+        "__module__": parent.__module__,
+        "__reduce__": reduced,
+    }
+    return types.new_class(f"{parent.__name__}StraightThrough", bases, {}, lambda n: n.update(body))
+
+
+def _without_state(parent: type) -> Any:
+    return object.__new__(straight_through_class(parent))
+
+
+# Divergences.
+
+
+def register_divergence(
+    named: type[NamedCount], plain: type
+) -> Callable[[Callable[[Any, Any], Tensor]], Callable[[Any, Any], Tensor]]:
+    """Register a rule between the named class and itself or its parent, for float32 at least."""
+
+    def register(rule: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        def divergence(q: Any, p: Any) -> Tensor:
+            return rule(*(in_float32(as_named(d, named)) for d in (q, p)))
+
+        for pair in ((named, named), (named, plain), (plain, named)):
+            register_kl(*pair)(divergence)
+        return rule
+
+    return register
+
+
+def enumerated_divergence(q: Any, p: Any) -> Tensor:
+    """KL(q || p) of two named counts of `total_count` trials: the sum over the values of q."""
+    most, batch = int(q.total_count.max()), torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    if (most + 1) * batch.numel() > _LARGEST:
+        raise NotImplementedError(
+            f"kl_divergence(q, p): the sum over {most + 1} values of {batch.numel()} distributions "
+            f"must have {_LARGEST} terms at most; estimate it by "
+            "(q.log_prob(z) - p.log_prob(z)).mean(0) with z = q.rsample((1000,))"
+        )
+    values = torch.arange(most + 1, dtype=_dtype_of(q), device=q.total_count.device)
+    values = values.reshape(-1, *(1,) * len(batch))
+    log_q, log_p = (d._log_prob_of(values).movedim(0, -1) for d in (q, p))
+    return kl_of_log_probs(log_q, log_p)
