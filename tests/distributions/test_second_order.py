@@ -347,8 +347,8 @@ def extremes(cls, dtype):
     """Logits of which all are legal for every class."""
     b = torch.finfo(dtype).max
     rows = [
-        [b, 0.0, 1.0], [-b, 0.0, 1.0], [b, b, 0.0], [b, -b, 0.0], [b, b / 2, -b], [20.0, -20.0, 0.0],
-        [-math.inf, b, -b], [-math.inf, 20.0, -20.0], [-20.0, -20.0, 20.0],
+        [b, 0.0, 1.0], [-b, 0.0, 1.0], [b, b, 0.0], [b, -b, 0.0], [b, b / 2, -b],
+        [20.0, -20.0, 0.0], [-math.inf, b, -b], [-math.inf, 20.0, -20.0], [-20.0, -20.0, 20.0],
     ]  # fmt: skip
     if cls is BIT:
         rows += [[math.inf, -math.inf, 0.0]]
