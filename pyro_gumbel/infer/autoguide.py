@@ -142,8 +142,7 @@ class AutoRelaxed(AutoGuide):
     ) -> None:
         require_settings("AutoRelaxed", temperature, hard, estimator)
         super().__init__(model, create_plates=create_plates)
-        for kind in parameter_names():
-            setattr(self, kind, SiteParameters(kind))
+        self._add_parameters()
         self._warned_of_masks = False
         self.temperature = temperature
         self.hard = hard
@@ -210,6 +209,7 @@ class AutoRelaxed(AutoGuide):
             )
         self._masked = any(site.masks for site in self._sites.values())
         initial = self._initial_parameters(*args, **kwargs)
+        self._add_parameters()
         kinds = {kind: getattr(self, kind) for kind in parameter_names()}
         is_loaded = any(parameters.is_loaded for parameters in kinds.values())
         for kind, parameters in kinds.items():
@@ -217,6 +217,12 @@ class AutoRelaxed(AutoGuide):
             dims = {name: self._sites[name].event_dim for name in of_kind}
             parameters.set_up(of_kind, dims, is_loaded)
         self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
+
+    def _add_parameters(self) -> None:
+        """A module for each name of a parameter; for those registered since, if called again."""
+        for kind in parameter_names():
+            if not hasattr(self, kind):
+                setattr(self, kind, SiteParameters(kind))
 
     def _sites_of(self, trace: Any) -> dict[str, _Site]:
         """The sites of a run of the model, with their priors."""
