@@ -24,6 +24,7 @@ from pyro_gumbel.distributions import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    SelectedComponent,
     Subset,
     SubsetStraightThrough,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
     "TemperatureSchedule",

@@ -432,11 +432,10 @@ def warn_of_temperature(estimator: Estimator, temperature: Tensor) -> None:
         least, most = ends(temperature)
         if least < 1 or most > 1:
             warnings.warn(_REINMAX_IS_BIASED, stacklevel=2)
-    elif isinstance(estimator, gapped) and FLAT * ends(temperature)[0] < estimator.gap:
+    elif isinstance(estimator, gapped) and 4 * ends(temperature)[0] < estimator.gap:
         warnings.warn(_GAPPED_IS_FLAT, stacklevel=2)
 
 
-FLAT = 4.0  # temperatures, a gap above which lets almost no gradient pass
 _REINMAX_IS_BIASED = (
     "reinmax: expected `temperature` 1, where it is unbiased for quadratic functions, got another "
     "one, where its bias can be large; write temperature=1.0, or leave out `temperature` and "

@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 196: 20 minutes on one core
+    python tests/mutations.py                                # all 208: 20 minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -189,8 +189,8 @@ absent-method-or-property          distributions/test_absent.py
 
 [distributions/base.py]
 families-expand-to-less            distributions/test_arguments.py -k expand
-    - if broadcast(self._batch_shape, batch_shape) != batch_shape:
-    + if broadcast(self._batch_shape, batch_shape) is None:
+    - if broadcast(shape, batch_shape) != batch_shape:
+    + if broadcast(shape, batch_shape) is None:
 families-temperature-dimensions    distributions/test_arguments.py
     - return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
     + return tau
@@ -365,6 +365,44 @@ cache-in-a-trace                   distributions/test_torch.py -k trace
     - if torch.jit.is_tracing() and not self.traced:
     + if False:
 
+[distributions/selected_component.py]
+selected-floor                     distributions/test_selected_component.py
+    - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
+    + return torch.zeros_like(lowest)
+selected-flat-floor                distributions/test_selected_component.py
+    - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
+    + return torch.full_like(lowest, -BELOW_THE_LOWEST)
+selected-impossible-anywhere       distributions/test_selected_component.py
+    - infinite = torch.where(finite | (weights == 0), 0.0, table.detach()).sum(-1)
+    + infinite = torch.where(finite, 0.0, table.detach()).sum(-1)
+selected-possible-everywhere       distributions/test_selected_component.py
+    - return total + infinite
+    + return total
+selected-shared-draws              distributions/test_selected_component.py
+    - return self.components.expand(torch.Size((*self._batch_shape, self._number)))
+    + return self.components
+selected-event-dimension           distributions/test_selected_component.py
+    - value = value.unsqueeze(-1 - self.event_dim)
+    + value = value.unsqueeze(-1)
+selected-validation                distributions/test_selected_component.py
+    - log_probs = _without_validation(self.components).log_prob(value)
+    + log_probs = self.components.log_prob(value)
+selected-copies                    distributions/test_selected_component.py
+    - copied = copy.copy(distribution)
+    + copied = distribution
+selected-outside                   distributions/test_selected_component.py
+    - return torch.where(support.check(value), log_probs, -torch.inf)
+    + return log_probs
+selected-support                   distributions/test_selected_component.py
+    - return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).any(-1)
+    + return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).all(-1)
+selected-half-types                distributions/test_selected_component.py
+    - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
+    + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
+selected-draws-in-z                distributions/test_selected_component.py
+    - return chosen + (weights * draws.detach()).sum(-1 - self.event_dim)
+    + return chosen
+
 [distributions/straight_through.py]
 straight-through-score-function    distributions/test_straight_through.py
     - return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
@@ -509,14 +547,14 @@ report-dictionary-with-nan         infer/test_report.py
     - row.update({name: None for name, value in row.items() if value != value})
     + pass
 
-[infer/site_logits.py]
-site-logits-taken-names            infer/test_site_logits.py -k name
+[infer/site_parameters.py]
+site-logits-taken-names            infer/test_site_parameters.py -k name
     - taken = path in leaves or path in inner or not leaves.isdisjoint(_modules_of(path))
     + taken = path in leaves
-site-logits-dtype                  infer/test_site_logits.py -k state
+site-logits-dtype                  infer/test_site_parameters.py -k state
     - loaded = getattr(owner, name + SUFFIX).detach().to(logits)
     + loaded = getattr(owner, name + SUFFIX).detach()
-site-logits-other-shapes           infer/test_site_logits.py -k state
+site-logits-other-shapes           infer/test_site_parameters.py -k state
     - if loaded and loaded != expected:
     + if loaded and loaded.keys() != expected.keys():
 

@@ -169,6 +169,18 @@ def test_a_few_steps_of_relax_a_model(tmp_path, run):
     assert_picture(tmp_path / "relax_a_model.png")
 
 
+@pytest.mark.parametrize("data", ["wine", pytest.param("iris", marks=SLOW)])
+def test_a_few_steps_of_mixture(tmp_path, run, data):
+    done = run("mixture", "--data", data, "--steps", 3, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    points = {"wine": "178 points of 13 numbers", "iris": "150 points of 4 numbers"}[data]
+    assert done.stdout.startswith(f"{points} in 3 clusters")
+    for line in (r"log density .*", r"log likelihood .*", r"agreement .*"):
+        assert math.isfinite(number(line + r" +(\S+) +\S+ +\S+$", done.stdout))
+    assert number(r".* gains (\S+) nats$", done.stdout) > 0
+    assert_picture(tmp_path / "x.png")
+
+
 def test_a_small_choice_of_an_estimator(tmp_path, run):
     options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
     done = run("choose_an_estimator", *options)
@@ -317,6 +329,11 @@ BAD_OPTIONS = {
         ("--temperatures 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. choose_an_estimator.png"),
     ],
+    "mixture": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 1500)),
+        ("--data roses", "argument --data: invalid choice: 'roses'"),
+        ("--out x", "got 'x'; write e.g. mixture.png"),
+    ],
     "ranking": [
         ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
         ("--judges 0", "argument --judges: " + WHOLE.format(1, 0, 200)),
@@ -408,6 +425,16 @@ def test_one_line_of_relaxation_finds_what_enumeration_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mixture_fitted_on_samples_is_at_an_optimum(tmp_path):
+    """Where clusters differ in scale; as sums over all clusters find it, from the same start."""
+    done = run_as_a_user(tmp_path, "mixture", "--seed", 0)
+    assert number(r".* gains (\S+) nats$", done.stdout) < 0.5
+    densities = re.search(r"^log density .*, nats +(\S+) +(\S+) ", done.stdout, re.MULTILINE)
+    relaxation, enumeration = map(float, densities.groups())
+    assert relaxation == pytest.approx(enumeration, abs=0.5)
+
+
+@pytest.mark.slow
 def test_relaxation_comes_near_enumeration_in_random_models(tmp_path):
     """Within 0.1 nats of the ELBO that exact gradients reach with the same guide."""
     script = ROOT / "benchmarks" / "mean_field.py"
@@ -451,6 +478,26 @@ def test_a_short_benchmark(tmp_path, script, options, pattern):
     assert record["environment"]["torch"] == torch.__version__
     assert record["options"]["data"] == "data.npz"
     assert record["test"]
+
+
+@pytest.mark.slow
+def test_mixtures(tmp_path):
+    """`SelectedComponent` is at an optimum and unbiased; `Normal(z @ mu, z @ sd)` is neither."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "mixture.py"), "--data", "iris",
+         "--seeds", "2", "--draws", "400", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "x.json").read_text())
+    gains = {row["likelihood"]: row["gain"] for row in record["gains"]}
+    assert gains["SelectedComponent"] < 0.5
+    assert gains["Normal(z @ mu, z @ sd)"] > 5
+    for row in record["biases"]:
+        bias, error = row["SelectedComponent"]
+        assert row["estimator"] != "second_order" or bias < 3 * error
+        bias, error = row["Normal(z @ mu, z @ sd)"]
+        assert bias > 0.5 * row["exact"]
 
 
 @pytest.mark.slow

@@ -340,10 +340,10 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
 @relax.register(Categorical)
 def _(distribution: Any, temperature: Temperature | None = None, **options: Any) -> Any:
     raise TypeError(
-        "relax: `distribution` must have values that can carry a gradient, got a Categorical, "
-        "whose values are integers; write OneHotCategorical(probs=probs) for "
-        "Categorical(probs=probs), and z @ table where its value z is an index, table[z]; or "
-        f"{LEFT_OUT}"
+        "relax: `distribution` must have values that can carry a gradient, got a "
+        f"{type(distribution).__name__}, whose values are integers; write "
+        "OneHotCategorical(probs=probs) for Categorical(probs=probs), and z @ table where its "
+        f"value z is an index, table[z]; or {LEFT_OUT}"
     )
 
 

@@ -3,8 +3,8 @@
 
 """How a mean-field guide parametrises a discrete site. `AutoRelaxed` asks here.
 
-A family of `probs` and `logits` has its logits. Other distributions register a `MeanField` of their
-own.
+A family of `probs` and `logits` has its logits. Counts register a `MeanField` of their own, in the
+file of their class.
 """
 
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from pyro_gumbel.estimators import Estimator
 __all__ = [
     "FamilyMeanField",
     "MeanField",
+    "TrialsMeanField",
     "mean_field_of",
     "parameter_names",
     "register_mean_field",
@@ -30,8 +31,7 @@ class MeanField:
     """A distribution as a function of free real parameters, which start at a prior.
 
     :param prior: a straight-through or relaxed distribution, without wrappers.
-
-    A subclass says the names of the parameters, in one or more dimensions of which an event is.
+    :ivar names: of the parameters.
     """
 
     names: ClassVar[tuple[str, ...]] = ("logits",)
@@ -44,9 +44,17 @@ class MeanField:
         """How many dimensions of the parameters are not of the batch."""
         return len(self.prior.event_shape)
 
+    @property
+    def taken_over(self) -> list[Tensor]:
+        """What the guide takes over from the prior as it is."""
+        return []
+
     def start(self) -> dict[str, Tensor]:
         """The parameters of the prior, over its whole batch, by name."""
         raise NotImplementedError
+
+    def require_same_support(self, priors: list[Any]) -> None:
+        """Raise where the priors of several runs allow different values."""
 
     def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
         """The parameters to start at where the prior differs from run to run.
@@ -102,6 +110,32 @@ class FamilyMeanField(MeanField):
                 tau = prior.family.default_temperature
         size = (prior.size,) if prior.family.takes_size else ()
         return type(prior)(tau, *size, **keywords)
+
+
+class TrialsMeanField(MeanField):
+    """Of counts of `total_count` trials, by logits, the trials being those of the prior."""
+
+    def require_same_support(self, priors: list[Any]) -> None:
+        totals = [torch.as_tensor(prior.total_count) for prior in priors]
+        if not all(torch.equal(total, totals[0]) for total in totals):
+            raise ValueError(
+                "`total_count` must be the same in every run, got others in another run; where it "
+                "is a latent count n, as in thinning, every guide of independent sites can draw "
+                "more than n and has an ELBO of -inf: write the rest as a site of its own, "
+                'rest = pyro.sample("rest", dist.Poisson(rate * (1 - p))), and n = count + rest'
+            )
+
+    @property
+    def taken_over(self) -> list[Tensor]:
+        return [torch.as_tensor(self.total_count)]
+
+    @property
+    def total_count(self) -> Any:
+        """That of the prior; a single number where all are equal, also in other subsamples."""
+        total = self.prior.total_count
+        if isinstance(total, Tensor) and total.numel() and (total == total.flatten()[0]).all():
+            return total.flatten()[0]
+        return total
 
 
 _REGISTERED: dict[type, type[MeanField]] = {}

@@ -13,6 +13,7 @@ from torch.distributions import Multinomial as TorchMultinomial
 from torch.distributions.utils import probs_to_logits
 
 from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate
@@ -175,9 +176,60 @@ def _validate_counts(validate: Any, value: Tensor) -> None:
     validate(value)
 
 
+class MultinomialMeanField(TrialsMeanField):
+    """Multinomial, by logits."""
+
+    def start(self) -> dict[str, Tensor]:
+        return {"logits": self.prior.logits.detach()}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The logits of mean probabilities, with the uniform distribution as one more prior."""
+        probs = torch.stack([prior.probs for prior in priors]).detach()
+        return {"logits": ((probs.sum(0) + 1 / probs.shape[-1]) / (len(priors) + 1)).log()}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> MultinomialStraightThrough:
+        validate = self.prior._validate_args
+        logits, total = parameters["logits"], int(self.total_count)
+        return MultinomialStraightThrough(total, logits=logits, validate_args=validate)
+
+
+class DirichletMultinomialMeanField(TrialsMeanField):
+    """Dirichlet-multinomial, by the logits of the mean and the logarithm of the concentration.
+
+    The logarithm has a last dimension of 1, for the categories.
+    """
+
+    names = ("logits", "log_concentration")
+
+    def start(self) -> dict[str, Tensor]:
+        concentration = self.prior.concentration.detach()
+        total = concentration.sum(-1, keepdim=True)
+        return {"logits": (concentration / total).log(), "log_concentration": total.log()}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The means of the parameters."""
+        starts = [type(self)(prior).start() for prior in priors]
+        return {name: torch.stack([start[name] for start in starts]).mean(0) for name in self.names}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> DirichletMultinomialStraightThrough:
+        logits, log_concentration = (parameters[name] for name in self.names)
+        concentration = (logits.log_softmax(-1) + log_concentration).exp()
+        return DirichletMultinomialStraightThrough(
+            concentration.clamp(min=torch.finfo(logits.dtype).tiny),
+            self.total_count,
+            validate_args=self.prior._validate_args,
+        )
+
+
 # `relax` of a multinomial returns one of these.
 register_count(MultinomialStraightThrough, TorchMultinomial, Multinomial)
 register_count(DirichletMultinomialStraightThrough, DirichletMultinomial)
+register_mean_field(MultinomialStraightThrough, MultinomialMeanField)
+register_mean_field(DirichletMultinomialStraightThrough, DirichletMultinomialMeanField)
 
 
 @register_divergence(MultinomialStraightThrough, TorchMultinomial)

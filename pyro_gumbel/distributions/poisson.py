@@ -3,12 +3,16 @@
 
 """Counts of events with gradients: Poisson, and Poisson with a gamma distributed rate."""
 
+from typing import Any
+
 import torch
 from pyro.distributions import GammaPoisson, Poisson
 from torch import Tensor
 from torch.distributions import Poisson as TorchPoisson
 
 from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.mean_field import MeanField, register_mean_field
+from pyro_gumbel.distributions.trials import NegativeBinomialMeanField
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
 from pyro_gumbel.ops.mixing import gamma_variate
 
@@ -103,9 +107,30 @@ class GammaPoissonStraightThrough(NamedCount, GammaPoisson):
         return value >= 0
 
 
+class PoissonMeanField(MeanField):
+    """By the logarithm of the rate."""
+
+    names = ("log_rate",)
+
+    def start(self) -> dict[str, Tensor]:
+        return {"log_rate": exact_log(self.prior.rate.detach())}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        rates = torch.stack([prior.rate for prior in priors])
+        return {"log_rate": finite_log(exact_log(rates.detach().mean(0)))}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> PoissonStraightThrough:
+        rate = parameters["log_rate"].exp()
+        return PoissonStraightThrough(rate, validate_args=self.prior._validate_args)
+
+
 # `relax` of a Poisson returns one of these.
 register_count(PoissonStraightThrough, TorchPoisson, Poisson)
 register_count(GammaPoissonStraightThrough, GammaPoisson)
+register_mean_field(PoissonStraightThrough, PoissonMeanField)
+register_mean_field(GammaPoissonStraightThrough, NegativeBinomialMeanField)
 
 
 @register_divergence(PoissonStraightThrough, TorchPoisson)

@@ -7,6 +7,8 @@ The number of successes among n trials: binomial, and binomial with a beta distr
 The number of trials of one outcome before others: negative binomial and geometric.
 """
 
+from typing import Any
+
 import torch
 from pyro.distributions import BetaBinomial, Binomial, Geometric, NegativeBinomial
 from torch import Tensor
@@ -22,6 +24,11 @@ from pyro_gumbel.distributions.counts import (
     enumerated_divergence,
     register_count,
     register_divergence,
+)
+from pyro_gumbel.distributions.mean_field import (
+    MeanField,
+    TrialsMeanField,
+    register_mean_field,
 )
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate
@@ -70,7 +77,8 @@ class BinomialStraightThrough(TrialCount, Binomial):
     and Wu (2026).
 
     Probabilities of 0 and 1, infinite logits and no trials are allowed. `log_prob` is
-    differentiable in the value.
+    differentiable in the value. That of Pyro's `Binomial` passes only a part of its gradient to the
+    value, so that a model with a binomial prior must be relaxed too.
 
     >>> d = BinomialStraightThrough(10, logits=torch.zeros(3))
     >>> d.rsample().shape
@@ -85,6 +93,8 @@ class BinomialStraightThrough(TrialCount, Binomial):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    plain_passes_gradient = False
 
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
@@ -117,6 +127,9 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     every loss that is quadratic in D, and for others it has less bias than the second-order weights
     of He and Wu (2026) for the whole distribution.
 
+    `log_prob` is differentiable in the value. That of Pyro's `BetaBinomial` passes only a part of
+    its gradient to the value, so that a model with such a prior must be relaxed too.
+
     >>> d = BetaBinomialStraightThrough(torch.tensor(2.0), torch.tensor(3.0), 9)
     >>> bool(d.rsample() <= 9)
     True
@@ -129,6 +142,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
         `log_prob`; None for the default of `torch.distributions`.
     :raises ValueError: for a wrong value, with validation.
     """
+
+    plain_passes_gradient = False
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         both = torch.stack([self.concentration1, self.concentration0], -1)
@@ -282,11 +297,93 @@ def _log_beta(a: Tensor, b: Tensor) -> Tensor:
     return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
 
 
+class BinomialMeanField(TrialsMeanField):
+    """Binomial, by logits."""
+
+    def start(self) -> dict[str, Tensor]:
+        return {"logits": self.prior.logits.detach()}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The logits of mean probabilities, with 1/2 as one more prior."""
+        probs = torch.stack([prior.probs for prior in priors]).detach()
+        return {"logits": ((probs.sum(0) + 0.5) / (len(priors) + 1)).logit()}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> BinomialStraightThrough:
+        validate = self.prior._validate_args
+        logits = parameters["logits"]
+        return BinomialStraightThrough(self.total_count, logits=logits, validate_args=validate)
+
+
+class BetaBinomialMeanField(TrialsMeanField):
+    """Beta-binomial, by the logits of the mean probability and the log of the concentration."""
+
+    names = ("logits", "log_concentration")
+
+    def start(self) -> dict[str, Tensor]:
+        a, b = self.prior.concentration1.detach(), self.prior.concentration0.detach()
+        return {"logits": a.log() - b.log(), "log_concentration": (a + b).log()}
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        """The means of the parameters."""
+        starts = [type(self)(prior).start() for prior in priors]
+        return {name: torch.stack([start[name] for start in starts]).mean(0) for name in self.names}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> BetaBinomialStraightThrough:
+        logits, log_concentration = (parameters[name] for name in self.names)
+        concentrations = ((logsigmoid(x) + log_concentration).exp() for x in (logits, -logits))
+        least = torch.finfo(logits.dtype).tiny
+        return BetaBinomialStraightThrough(
+            *(each.clamp(min=least) for each in concentrations),
+            self.total_count,
+            validate_args=self.prior._validate_args,
+        )
+
+
+class NegativeBinomialMeanField(MeanField):
+    """Negative binomial, by the logarithms of the mean and of `total_count`.
+
+    The prior may be geometric, with a `total_count` of 1, or gamma-Poisson, with one of
+    `concentration`.
+    """
+
+    names = ("log_mean", "log_total_count")
+
+    def start(self) -> dict[str, Tensor]:
+        prior = self.prior
+        mean = prior.mean.detach()
+        total = getattr(
+            prior, "total_count", getattr(prior, "concentration", torch.ones_like(mean))
+        )
+        logs = exact_log(mean), exact_log(total.detach().expand(mean.shape))
+        return dict(zip(self.names, map(finite_log, logs), strict=True))
+
+    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
+        starts = [type(self)(prior).start() for prior in priors]
+        means = {name: torch.stack([start[name].exp() for start in starts]) for name in self.names}
+        return {name: finite_log(exact_log(mean.mean(0))) for name, mean in means.items()}
+
+    def distribution(
+        self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
+    ) -> NegativeBinomialStraightThrough:
+        log_mean, log_total = (parameters[name] for name in self.names)
+        return NegativeBinomialStraightThrough(
+            log_total.exp(), logits=log_mean - log_total, validate_args=self.prior._validate_args
+        )
+
+
 # `relax` of a binomial and the like returns one of these.
 register_count(BinomialStraightThrough, TorchBinomial, Binomial)
 register_count(BetaBinomialStraightThrough, BetaBinomial)
 register_count(NegativeBinomialStraightThrough, TorchNegativeBinomial, NegativeBinomial)
 register_count(GeometricStraightThrough, TorchGeometric, Geometric)
+register_mean_field(BinomialStraightThrough, BinomialMeanField)
+register_mean_field(BetaBinomialStraightThrough, BetaBinomialMeanField)
+register_mean_field(NegativeBinomialStraightThrough, NegativeBinomialMeanField)
+register_mean_field(GeometricStraightThrough, NegativeBinomialMeanField)
 
 
 @register_divergence(BinomialStraightThrough, TorchBinomial)

@@ -91,21 +91,47 @@ class AutoRelaxed(AutoGuide):
     `relax`, with the plates and masks of the site. With `hard=True` it is discrete and its samples
     carry a surrogate gradient; with `hard=False` it is a continuous relaxation.
 
-    The logits of a site are the parameter `logits.<site>`, over the whole plate where the plate is
-    subsampled. A module cannot have a parameter of every name; the logits of a site "type", for
-    example, are `logits.type_site`. They start at the logits of the prior, and an outcome that the
-    prior excludes stays excluded. A prior that depends on other sites, or on the subsample, is
-    averaged over 10 runs of the model to find the starting point, and excludes nothing.
+    No setting is needed: samples then carry the second-order gradient, which is unbiased for every
+    loss that is quadratic in them. Subsets and rankings have `gumbel_softmax` at temperature 1.
+
+    ===================================== ======================================================
+    distribution of the site              parameters of its distribution in the guide
+    ===================================== ======================================================
+    binary, categorical, subset, ranking  `logits.<site>`
+    `Poisson`                             `log_rate.<site>`
+    `Binomial`, `Multinomial`             `logits.<site>`, with the `total_count` of the site
+    `BetaBinomial`,                       the same, and `log_concentration.<site>`
+    `DirichletMultinomial`
+    `NegativeBinomial`, `Geometric`,      `log_mean.<site>` and `log_total_count.<site>` of a
+    `GammaPoisson`                        `NegativeBinomial`
+    ===================================== ======================================================
+
+    Parameters are over the whole plate where the plate is subsampled. A module cannot have a
+    parameter of every name; the logits of a site "type", for example, are `logits.type_site`. They
+    start at the prior, and an outcome that the prior excludes stays excluded. A prior that depends
+    on other sites, or on the subsample, is averaged over 10 runs of the model to find the starting
+    point, and excludes nothing.
+
+    The parameters belong to the elements of the plates of the first run, as in `AutoNormal`. Data
+    of another length need a guide that computes its parameters from the data::
+
+        network = torch.nn.Linear(784, 10)
+
+        def guide(x):
+            pyro.module("network", network)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", CategoricalStraightThrough(logits=network(x)))
 
     The guide leaves continuous sites, and sites that the model enumerates, to other guides::
 
         guide = AutoGuideList(model)
         guide.append(AutoNormal(poutine.block(model, hide=["z"])))
-        guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), 0.5))
+        guide.append(AutoRelaxed(poutine.block(model, expose=["z"])))
 
     With `hard=True` the model may be relaxed or not: the samples get the gradient of a plain prior
-    too. (`torch.compile` cannot do this; relax a model that you compile.) With `hard=False` the
-    model must be ``relaxed(model, temperature, hard=False)``.
+    too. Relax a model that you compile, since `torch.compile` does not carry that gradient, and one
+    with a `Binomial` or `BetaBinomial` site, since Pyro's `log_prob` of those drops a part of it.
+    With `hard=False` the model must be ``relaxed(model, temperature, hard=False)``.
 
     If a discrete site has a mask, each call runs the model once more to find its masks. The guide
     does not copy a `poutine.scale` inside the model; put it around both, model and guide.
@@ -116,15 +142,21 @@ class AutoRelaxed(AutoGuide):
 
     :param model: a Pyro model.
     :param temperature: tau > 0: a number, a tensor that broadcasts to the batch shape of every
-        site, or a function without arguments that returns one, called at every site.
+        site, or a function without arguments that returns one, called at every site. None for
+        second order. Counts have no temperature.
     :param hard: whether the guide draws discrete values and has a surrogate gradient, or draws
-        continuous values.
-    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`.
+        continuous values, which needs a temperature.
+    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
+        `gumbel_softmax` with a temperature and second order without.
     :param create_plates: as in every `AutoGuide`.
-    :raises ValueError: in the first run, for a model without latent discrete sites; for `hard=True`
-        and a relaxed site of the model; for `hard=False` and a discrete one.
-    :raises TypeError: in the first run, for a site that cannot be relaxed.
-    :raises NotImplementedError: in the first run, for a mask in a subsampled plate.
+    :raises ValueError: for settings that do not fit together; in the first run, for a model without
+        latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
+        a discrete one; for a plain `Binomial` or `BetaBinomial` of the model; for a `total_count`
+        that differs from run to run.
+    :raises TypeError: in the first run, for a site that cannot be relaxed, or that has no guide
+        here: counts other than those above, zero-inflated ones.
+    :raises NotImplementedError: in the first run, for a mask or a `total_count` of several elements
+        in a subsampled plate.
     """
 
     prototype_trace: Any
@@ -231,6 +263,7 @@ class AutoRelaxed(AutoGuide):
             with at_site("AutoRelaxed", name):
                 require_continuous_log_prob(node["fn"])
                 prior = _counterpart(node["fn"], self.hard)
+                _require_gradient(node["fn"], prior)
                 site = _Site(prior, node["mask"], node["cond_indep_stack"])
                 start = site.mean_field.start()
                 # Raises if the settings do not fit.
@@ -269,7 +302,7 @@ class AutoRelaxed(AutoGuide):
     def distribution(self, name: str) -> Any:
         """The distribution of a site with the present parameters, over the whole of its plates.
 
-        >>> guide = AutoRelaxed(lambda: pyro.sample("z", pyro.distributions.Bernoulli(0.25)), 0.5)
+        >>> guide = AutoRelaxed(lambda: pyro.sample("z", pyro.distributions.Bernoulli(0.25)))
         >>> _ = guide()
         >>> guide.distribution("z").probs.detach()
         tensor(0.2500)
@@ -329,7 +362,8 @@ class AutoRelaxed(AutoGuide):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The most probable value of each site, by name.
 
-        It is discrete; at a site in logit space it is the logit-space form of that value.
+        At a site of multinomial or beta-binomial counts it is the most probable of 1,000 draws. It
+        is discrete; at a site in logit space it is the logit-space form of that value.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -343,8 +377,8 @@ class AutoRelaxed(AutoGuide):
 
         An entry of a discrete value is 0 or 1. Its quantile at q is 1 where its mean is above
         1 - q, and else 0. So the quantiles of a one-hot vector need not be one-hot; see `median`.
-        For relaxed Bernoulli sites the quantiles are exact. For other relaxed sites they are those
-        of 1,000 draws, which are quantiles at q with a standard error of
+        For relaxed Bernoulli sites the quantiles are exact. For other relaxed sites and counts they
+        are those of 1,000 draws, which are quantiles at q with a standard error of
 
         .. math:: \sqrt{q (1 - q) / 1000}
 
@@ -381,22 +415,36 @@ def _settings_in_brief(estimator: Estimator | None, temperature: Any) -> str:
 def _start(runs: list[_Site]) -> dict[str, Tensor]:
     """Where the parameters of a site start, given its priors in several runs of the model."""
     starts = [run.mean_field.start() for run in runs]
-    first = starts[0]
+    priors = [innermost(run.distribution) for run in runs]
+    first, mean_field = starts[0], runs[0].mean_field
+    mean_field.require_same_support(priors)
     if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
         return first
-    priors = [innermost(run.distribution) for run in runs]
-    return runs[0].mean_field.start_at_mean(priors)
+    return mean_field.start_at_mean(priors)
+
+
+def _require_gradient(distribution: Any, prior: Any) -> None:
+    """Raise for a plain distribution of the model that does not pass its gradient to a sample."""
+    plain = innermost(distribution)
+    passes = getattr(innermost(prior), "plain_passes_gradient", True)
+    if not passes and not is_straight_through(plain):
+        raise ValueError(
+            f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
+            "only a part of its gradient to a sample; write model = relaxed(model), then "
+            "AutoRelaxed(model), and train that model"
+        )
 
 
 def _require_whole_plates(site: _Site) -> None:
-    """Raise if the site has a mask in a subsampled plate, as the guide sees only a part of it."""
+    """Raise if the guide sees only a part of what it takes over from the model."""
     subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
-    if subsampled and any(mask.dim() for mask in site.masks):
-        raise NotImplementedError(
-            "expected no mask in a subsampled plate, got one, and the guide sees only the part of "
-            "it in the subsample; write poutine.block(model, hide=[...]) and a guide of its own "
-            "for this site"
-        )
+    for what, tensors in (("mask", site.masks), ("total_count", site.mean_field.taken_over)):
+        if subsampled and any(tensor.dim() for tensor in tensors):
+            raise NotImplementedError(
+                f"expected no {what} of several elements in a subsampled plate, got one, and the "
+                "guide sees only the part of it in the subsample; write poutine.block(model, "
+                "hide=[...]) and a guide of its own for this site"
+            )
 
 
 def _over_plates(start: Tensor, frames: Any, event_dim: int) -> Tensor:
@@ -445,6 +493,7 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
             "one; write AutoRelaxed(model, temperature, hard=False)"
         )
     if not is_relaxed and not hard:
+        relax(distribution, 1.0, hard=False)  # raises for counts, which have no relaxed form
         raise ValueError(
             f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
             "one, a density against a probability; write soft = relaxed(model, temperature, "
@@ -464,12 +513,23 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
 
 def _most_probable(distribution: Any) -> Tensor:
     if not isinstance(distribution, FamilyDistribution):
-        return distribution.mode
+        return _most_probable_count(distribution)
     size = (distribution.size,) if distribution.family.takes_size else ()
     mode = distribution.family.mode(distribution.logits, *size)
     if isinstance(distribution, RelaxedLogits):
         return distribution._to_value(distribution.link.inverse(mode))
     return mode
+
+
+def _most_probable_count(distribution: Any) -> Tensor:
+    """The mode, or where there is no formula the most probable of 1,000 draws."""
+    try:
+        return distribution.mode
+    except NotImplementedError:
+        draws = distribution.sample((DRAWS,))
+        best = distribution.log_prob(draws).argmax(0)
+        index = best.reshape(1, *best.shape, *[1] * distribution.event_dim)
+        return draws.gather(0, index.expand(1, *draws.shape[1:])).squeeze(0)
 
 
 def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ def require_continuous_log_prob(distribution: Any) -> None:
     base = innermost(distribution)
     if isinstance(base, ZeroInflatedDistribution):
         raise TypeError(
-            f"`distribution` must not be zero-inflated, got {type(base).__name__}, whose "
+            f"`distribution` must not be zero-inflated, got a {type(base).__name__}, whose "
             "probability jumps at 0, where no gradient can follow; write two sites, "
             'gate = pyro.sample("gate", dist.Bernoulli(1 - zero)), '
             'count = pyro.sample("count", dist.Poisson(rate)), and gate * count for the value'
