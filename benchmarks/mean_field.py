@@ -83,7 +83,7 @@ def trained(
     model: Callable[..., Any],
     elbo: ELBO,
     steps: int,
-    temperature: float,
+    temperature: float | None,
     wrap: Callable[..., Any] = lambda guide: guide,
 ) -> tuple[float, float]:
     """The exact ELBO after `steps`, and the seconds that they took."""
@@ -127,7 +127,7 @@ def main() -> None:
     add = parser.add_argument
     add("--curved", action="store_true", help="means that are no longer linear in every site")
     add("--steps", type=int, default=1000)
-    add("--temperature", type=float, default=0.1)
+    add("--temperature", type=float, help="of gumbel_softmax; without it, second order")
     add("--particles", type=int, default=100)
     options = read_options(parser)
     rows = []

@@ -259,6 +259,23 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     )
 
 
+def current(owner: str, temperature: Temperature | None) -> Any:
+    """The temperature itself, or what a function without arguments returns.
+
+    :raises TypeError: for a function that returns None.
+    """
+    if not callable(temperature):
+        return temperature
+    tau: Any = temperature()
+    if tau is None:
+        raise TypeError(
+            f"{owner}: `temperature` must be a number, a tensor or a function that returns one, "
+            "got a function that returns None; write temperature=lambda: 0.5, or temperature=None "
+            "for second_order"
+        )
+    return tau
+
+
 def fitted(temperature: Temperature | None, batch_shape: torch.Size, event_dim: int = 0) -> Any:
     """The current temperature, of a shape that broadcasts with a distribution's own parameters.
 
@@ -268,7 +285,7 @@ def fitted(temperature: Temperature | None, batch_shape: torch.Size, event_dim: 
     :param event_dim: how many dimensions the parameters have besides.
     :raises ValueError: unless the temperature broadcasts to the batch shape.
     """
-    tau = _unwrapped(temperature() if callable(temperature) else temperature)
+    tau = _unwrapped(current("relax", temperature))
     if not isinstance(tau, Tensor) or tau.numel() == 1:
         return tau
     if broadcast(tau.shape, batch_shape) != batch_shape:

@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 208: 20 minutes on one core
+    python tests/mutations.py                                # all 222: 20 minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -84,6 +84,9 @@ parameters-zero-temperature        test_temperature.py -k bad_arguments
 parameters-event-dimensions        distributions/test_relaxation.py
     - return tau.reshape(tau.shape + (1,) * event_dim)
     + return tau
+temperature-of-none                infer/test_defaults.py -k returns_none
+    - if tau is None:
+    + if False:
 
 [constraints.py]
 constraints-tolerance-of-torch     test_constraints.py
@@ -129,6 +132,15 @@ gapped-sign                        test_estimators.py
 estimators-not-finite              test_estimators.py
     - return hard + zero_with_gradient(surrogate).nan_to_num(nan=0.0)
     + return hard + zero_with_gradient(surrogate)
+estimators-no-settings             infer/test_defaults.py -k settings_of_each
+    - return second_order if temperature is None else gumbel_softmax
+    + return gumbel_softmax if temperature is None else second_order
+estimators-unknown-temperature     infer/test_defaults.py -k cannot_be_read
+    - if least < 1 or most > 1:
+    + if least != 1 or most != 1:
+estimators-flat-gap                infer/test_defaults.py -k suit
+    - 4 * ends(temperature)[0] < estimator.gap
+    + 4 * ends(temperature)[0] <= estimator.gap
 
 [links.py]
 links-simplex-constant             test_links.py
@@ -248,6 +260,14 @@ kl-batch-shape                     distributions/test_kl.py
 kl-sizes-not-compared              distributions/test_kl.py -k sizes
     - if shapes[0] != shapes[1]:
     + if shapes[0][0] != shapes[1][0]:
+
+[distributions/mean_field.py]
+mean-field-default-temperature     infer/test_defaults.py -k settings_of_each
+    - if tau is None and estimator is None:
+    + if tau is None:
+mean-field-of-a-subclass           infer/test_defaults.py -k without_a_mean_field
+    - if type(prior) not in _REGISTERED:
+    + if not isinstance(prior, tuple(_REGISTERED)):
 
 [distributions/noise.py]
 noise-reparam-of-a-bit             infer/test_reparam.py
@@ -419,6 +439,9 @@ straight-through-any-estimator     distributions/test_straight_through.py
 straight-through-mark              distributions/test_straight_through.py
     - if value.requires_grad or recall(value, PATHWISE):
     + if value.requires_grad:
+straight-through-forward-mode      distributions/test_second_order.py -k forward_mode
+    - return self._gumbel_softmax(sample_shape).detach()
+    + return self._gumbel_softmax(sample_shape)
 
 [distributions/subset.py]
 subset-rest-by-maximum             distributions/test_without_replacement.py
@@ -438,6 +461,9 @@ subset-variance                    distributions/test_without_replacement.py
 subset-extension                   distributions/test_without_replacement.py
     - slopes = torch.where(impossible, 0.0, log_p.detach())
     + slopes = torch.where(impossible, 0.0, log_p)
+second-order-extra-draws           distributions/test_second_order.py -k extra_draws
+    - mean = extra.mean(0) + zero_with_gradient(slopes.mean(0))
+    + mean = extra.mean(0)
 
 [distributions/wrappers.py]
 wrappers-mask                      distributions/test_relaxation.py
@@ -585,6 +611,9 @@ site-logits-dtype                  infer/test_site_parameters.py -k state
 site-logits-other-shapes           infer/test_site_parameters.py -k state
     - if loaded and loaded != expected:
     + if loaded and loaded.keys() != expected.keys():
+site-parameters-of-other-kinds     infer/test_defaults.py -k without_some
+    - if is_loaded and loaded != expected:
+    + if loaded and loaded != expected:
 
 [infer/traces.py]
 reference-other-subsamples         infer/test_objective.py -k subsample
@@ -790,6 +819,23 @@ rank-probabilities-transform-sign  ops/test_subset_probability.py -k ranks
 rank-probabilities-even-circle     ops/test_subset_probability.py -k inclusion
     - whole = min(k, _largest_count(mean)) | 1
     + whole = min(k, _largest_count(mean))
+ranks-of-all                       distributions/test_second_order.py -k all_of_the
+    - return 1 + 0 * zero_with_gradient(logits)
+    + return 1 + zero_with_gradient(logits)
+
+[ops/second_order.py]
+second-order-of-a-number           distributions/test_second_order.py -k form_of_a_number
+    - (value - mean.detach()) / (2 * spread)
+    + (value - mean.detach()) / spread
+second-order-of-a-vector           distributions/test_second_order.py -k unbiased_for_quadratic
+    - 0.5 * weight * (value - mean).detach()
+    + 0.5 * weight * value.detach()
+second-order-of-a-bit              distributions/test_second_order.py -k unbiased_for_quadratic
+    - return (value - logits.detach().sigmoid()).abs() * (0.5 * u)
+    + return (value - logits.detach().sigmoid()).square() * u
+second-order-of-a-one-hot          distributions/test_second_order.py -k unbiased_for_quadratic
+    - value * (chosen - (p * u).sum(-1, keepdim=True))
+    + value * chosen
 
 [ops/subset_probability.py]
 subset-probability-derivative      ops/test_subset_probability.py

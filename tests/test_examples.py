@@ -436,7 +436,7 @@ def test_a_mixture_fitted_on_samples_is_at_an_optimum(tmp_path):
 
 @pytest.mark.slow
 def test_relaxation_comes_near_enumeration_in_random_models(tmp_path):
-    """Within 0.1 nats of the ELBO that exact gradients reach with the same guide."""
+    """Within 0.02 nats of the ELBO that exact gradients reach with the same guide, mean 0.004."""
     script = ROOT / "benchmarks" / "mean_field.py"
     options = ["--threads", "1", "--out", "x.json"]
     subprocess.run(
@@ -444,7 +444,9 @@ def test_relaxation_comes_near_enumeration_in_random_models(tmp_path):
     )
     models = json.loads((tmp_path / "x.json").read_text())["models"]
     assert len(models) == 20
-    assert all(model["enumerated"] - model["relaxed"] < 0.1 for model in models)
+    gaps = [model["enumerated"] - model["relaxed"] for model in models]
+    assert max(gaps) < 0.02
+    assert sum(gaps) / len(gaps) < 0.004
     assert all(model["relaxed"] < model["log evidence"] for model in models)
 
 

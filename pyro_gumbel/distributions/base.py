@@ -25,6 +25,7 @@ from pyro_gumbel._validation import (
     Temperature,
     broadcast,
     check_value,
+    current,
     joint_batch_shape,
     read_parameter,
     read_shape,
@@ -192,20 +193,19 @@ class FamilyDistribution:
         if family.takes_size:
             require_int_size(owner, size)
             self.size = size  # type: ignore[assignment]
-        if callable(temperature):
-            temperature = temperature()
-        device = temperature.device if isinstance(temperature, Tensor) else None
+        tau = current(owner, temperature)
+        device = tau.device if isinstance(tau, Tensor) else None
         try:
             self._parameter_name, parameter = read_parameter(
                 owner, probs, logits, family.event_dim, device
             )
         except ValueError as error:
-            raise ValueError(f"{error}{self._line_to_write(temperature)}") from None
+            raise ValueError(f"{error}{self._line_to_write(tau)}") from None
         self._parameter = parameter
         cut = parameter.dim() - family.event_dim
         self._batch_shape, self._event_shape = parameter.shape[:cut], parameter.shape[cut:]
         if self.takes_temperature:
-            self._set_up_temperature(temperature)
+            self._set_up_temperature(tau)
             self._cache_key = CacheKey()
         if family.takes_size:
             self._event_shape = family.event_shape(owner, self._event_shape, size)

@@ -118,9 +118,9 @@ class FamilyStraightThrough(FamilyDistribution):
             return self._hard(shape).to(self._parameter.dtype)
 
     def _hard(self, sample_shape: torch.Size) -> Tensor:
-        """A draw without a gradient."""
+        """A draw without a gradient, called under no_grad, which leaves forward mode on."""
         if self.estimator is gumbel_softmax or self.estimator is second_order:
-            return self._gumbel_softmax(sample_shape)
+            return self._gumbel_softmax(sample_shape).detach()
         return self.link.hard(self._contest(sample_shape)[1])
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:

@@ -19,6 +19,7 @@ from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_gumbel._tracing import brief
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of, parameter_names
@@ -31,7 +32,7 @@ from pyro_gumbel.distributions.relaxation import (
 from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
-from pyro_gumbel.estimators import Estimator, resolved
+from pyro_gumbel.estimators import Estimator, resolved, second_order
 from pyro_gumbel.infer.handlers import at_site, require_continuous_log_prob
 from pyro_gumbel.infer.site_parameters import SiteParameters
 
@@ -173,30 +174,22 @@ class AutoRelaxed(AutoGuide):
     ) -> None:
         require_settings("AutoRelaxed", temperature, hard, estimator)
         super().__init__(model, create_plates=create_plates)
-        for kind in parameter_names():
-            setattr(self, kind, SiteParameters(kind))
+        self._add_parameters()
         self._warned_of_masks = False
         self.temperature = temperature
         self.hard = hard
         self.estimator = estimator
 
     def __repr__(self) -> str:
-        """The estimator, and the distribution and the shape of each site."""
-        function = resolved("AutoRelaxed", self.temperature, self.estimator)
-        settings = [f"estimator: {getattr(function, '__name__', function)}"] * self.hard
-        if self.temperature is not None:
-            settings.append(f"temperature: {self.temperature}")
-        head = f"AutoRelaxed({', '.join(settings)}"
+        """The settings; after the first run the distribution, settings and shapes of each site."""
         if self.prototype_trace is None:
-            return f"{head}, sites: those of the first run)"
-        sites = [f"  {name}: {self._brief(name)}\n" for name in self._sites]
-        return f"{head}\n{''.join(sites)})"
-
-    def _brief(self, name: str) -> str:
-        distribution = self.distribution(name)
-        batch_shape, event_shape = map(tuple, (distribution.batch_shape, distribution.event_shape))
-        kind = type(innermost(distribution)).__name__
-        return f"{kind}, batch_shape {batch_shape}, event_shape {event_shape}"
+            estimator = None
+            if self.hard:
+                estimator = resolved("AutoRelaxed", self.temperature, self.estimator)
+            settings = _settings_in_brief(estimator, self.temperature)
+            return f"AutoRelaxed({settings}, sites: those of the first run)"
+        sites = [f"  {name}: {_described(self.distribution(name))}\n" for name in self._sites]
+        return f"AutoRelaxed(\n{''.join(sites)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the model, which a pickle leaves out.
@@ -248,11 +241,20 @@ class AutoRelaxed(AutoGuide):
             )
         self._masked = any(site.masks for site in self._sites.values())
         initial = self._initial_parameters(*args, **kwargs)
-        for kind in parameter_names():
+        self._add_parameters()
+        kinds = {kind: getattr(self, kind) for kind in parameter_names()}
+        is_loaded = any(parameters.is_loaded for parameters in kinds.values())
+        for kind, parameters in kinds.items():
             of_kind = {name: start[kind] for name, start in initial.items() if kind in start}
             dims = {name: self._sites[name].event_dim for name in of_kind}
-            getattr(self, kind).set_up(of_kind, dims)
+            parameters.set_up(of_kind, dims, is_loaded)
         self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
+
+    def _add_parameters(self) -> None:
+        """A module for each name of a parameter; for those registered since, if called again."""
+        for kind in parameter_names():
+            if not hasattr(self, kind):
+                setattr(self, kind, SiteParameters(kind))
 
     def _sites_of(self, trace: Any) -> dict[str, _Site]:
         """The sites of a run of the model, with their priors."""
@@ -389,6 +391,25 @@ class AutoRelaxed(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: _quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
+
+
+def _described(distribution: Any) -> str:
+    """The class, the settings and the shapes of a distribution of the guide."""
+    base = innermost(distribution)
+    estimator = getattr(base, "estimator", second_order) if is_straight_through(base) else None
+    temperature = getattr(base, "temperature", None)
+    settings = _settings_in_brief(estimator, None if temperature is None else brief(temperature))
+    batch_shape, event_shape = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    shapes = f"batch_shape: {batch_shape}, event_shape: {event_shape}"
+    return f"{type(base).__name__}, {settings}, {shapes}"
+
+
+def _settings_in_brief(estimator: Estimator | None, temperature: Any) -> str:
+    settings = {
+        "estimator": getattr(estimator, "__name__", estimator),
+        "temperature": temperature,
+    }
+    return ", ".join(f"{name}: {is_}" for name, is_ in settings.items() if is_ is not None)
 
 
 def _start(runs: list[_Site]) -> dict[str, Tensor]:

@@ -38,25 +38,33 @@ class SiteParameters(PyroModule):
         """The parameter of a site."""
         return attrgetter(self._paths[name])(self)
 
-    def set_up(self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int]) -> None:
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there are parameters of a `state_dict`, before the sites are known."""
+        return next(self.parameters(), None) is not None
+
+    def set_up(
+        self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int], is_loaded: bool
+    ) -> None:
         """Make a parameter for each site, with the values of a `state_dict` if one was loaded.
 
         :param initial: where the parameter of each site starts, by name.
         :param event_dims: how many of its dimensions, from the right, are not of the batch.
+        :param is_loaded: whether a `state_dict` was loaded, with parameters of this kind or others.
         :raises ValueError: if the loaded `state_dict` has other sites or other shapes.
         """
         paths = _paths(initial)
         loaded = {name.removesuffix(SUFFIX): p.shape for name, p in self.named_parameters()}
         expected = {paths[name]: start.shape for name, start in initial.items()}
-        if loaded and loaded != expected:
-            wanted = _brief(expected) or "no site"
+        if is_loaded and loaded != expected:
+            wanted, got = (_brief(shapes) or "no site" for shapes in (expected, loaded))
             raise ValueError(
                 "AutoRelaxed: the `state_dict` that was loaded before the first run must have "
-                f"{self._kind} of {wanted}, got {_brief(loaded)}; write guide(*args) first, "
+                f"{self._kind} of {wanted}, got {got}; write guide(*args) first, "
                 "and then guide.load_state_dict(state, strict=False) for a part of them"
             )
         for name, start in initial.items():
-            make = self._complete if loaded else self._make
+            make = self._complete if is_loaded else self._make
             make(paths[name], start, event_dims[name])
         self._paths = paths
 

@@ -91,7 +91,7 @@ def inclusion_probabilities(logits: Tensor, size: int) -> Tensor:
     :param size: m, 1 <= m <= k.
     """
     if size == logits.shape[-1]:
-        return 1 + zero_with_gradient(logits)
+        return 1 + 0 * zero_with_gradient(logits)  # constant, but part of the graph
     last = logits.detach().topk(size, -1).values[..., -1:]
     return _rank_probs(logits - last, size, each_rank=False).squeeze(-2)
 
