@@ -188,7 +188,7 @@ class AutoRelaxed(AutoGuide):
                 estimator = resolved("AutoRelaxed", self.temperature, self.estimator)
             settings = _settings_in_brief(estimator, self.temperature)
             return f"AutoRelaxed({settings}, sites: those of the first run)"
-        sites = [f"  {name}: {_described(self.distribution(name))}\n" for name in self._sites]
+        sites = [f"  {name}: {_site_in_brief(self.distribution(name))}\n" for name in self._sites]
         return f"AutoRelaxed(\n{''.join(sites)})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -393,7 +393,7 @@ class AutoRelaxed(AutoGuide):
         return {name: _quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
 
 
-def _described(distribution: Any) -> str:
+def _site_in_brief(distribution: Any) -> str:
     """The class, the settings and the shapes of a distribution of the guide."""
     base = innermost(distribution)
     estimator = getattr(base, "estimator", second_order) if is_straight_through(base) else None
