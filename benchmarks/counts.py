@@ -11,6 +11,11 @@ likely values, so that bias and standard deviation are exact sums over them, in 
 that of a call for many counts in float32: to construct the distribution, draw, and differentiate
 the sum of exp(-D/3). The contestants take turns in one process. Ratios are of medians.
 
+Training to the end: the prior of a count is Poisson(m), the guide Poisson(rate), and one x is
+observed. Printed is the rate of the best ELBO; and for second and third order the rate at which the
+mean of the gradient in log(rate) is 0, the ELBO lost there, and the standard deviation of the
+gradient at the best rate.
+
 The contestants besides the second order of `PoissonStraightThrough` and the like:
 
 The score function, f(D) (log P(D))', and of two draws (f(D) - f(D')) (log P(D) - log P(D'))' / 2.
@@ -45,6 +50,7 @@ A truncated categorical with ReinMax at temperature 1: the value is the sum of k
 vector D of the values 0 to K, with P(D > K) below 1e-6.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,23 +109,20 @@ FAMILIES = {
 
 def third_order_by_moments(value: Tensor, moments: tuple[Tensor, ...]) -> Tensor:
     """The surrogate of any number, from mean, variance, third and fourth central moments."""
-    mean, variance, third, fourth = moments
+    mean, variance, third, _ = moments
     mu, V, mu3, mu4 = (moment.detach() for moment in moments)
     r = value - mu
     q = r.square() - mu3 / V * r - V
     slope = q / (mu4 - V.square() - mu3.square() / V)
-    return (
-        surrogate_of_number(value, mean, variance)
-        + slope * (third / 3 - mu3 / (2 * V) * variance)
-    )  # fmt: skip
+    added = slope * (third / 3 - mu3 / (2 * V) * variance)
+    return surrogate_of_number(value, mean, variance) + added
 
 
-def third_order(value: Tensor, mean: Tensor, variance: Tensor, a: float | Tensor) -> Tensor:
-    """The surrogate of a number whose variance is mean + a mean^2."""
+def third_order(value: Tensor, mean: Tensor, variance: Tensor, a: float) -> Tensor:
+    """The surrogate of a number whose variance is mean + a mean^2, a > -1."""
     mu, V = mean.detach(), variance.detach()
-    ways = value * (value - 1) / (1 + a) if a != -1 else 0.0
-    e = (ways - 2 * mu * value + mu.square()) / (12 * V.square())
-    return surrogate_of_number(value, mean, variance) - (e * mean if a != -1 else 0.0)
+    e = value * (value - 1) / (1 + a) - 2 * mu * value + mu.square()
+    return surrogate_of_number(value, mean, variance) - e / (12 * V.square()) * mean
 
 
 # Weights of the values, and estimates: exact sums.
@@ -271,6 +274,67 @@ def differences(family: Family) -> dict[str, float]:
     return {name: (a - b)[likely].abs().max().item() for name, (a, b) in pairs.items()}
 
 
+# Training to the end.
+
+
+LIKELIHOODS: dict[str, Callable[[Tensor], Tensor]] = {
+    "x = 6 ~ Poisson(exp(z/4))": lambda z: 1.5 * z - (z / 4).exp(),
+    "x = 4 ~ Poisson(z + .1)": lambda z: 4 * (z + 0.1).log() - z,
+    "x = 1 ~ Normal(log1p(z), .2)": lambda z: -12.5 * (1 - z.log1p()).square(),
+    "x = .4 ~ Normal(exp(-z/3), .1)": lambda z: -50 * (0.4 - (-z / 3).exp()).square(),
+    "x = 1 ~ Bernoulli(sigmoid(z - 3))": lambda z: torch.nn.functional.logsigmoid(z - 3),
+}
+RATES = 0.1, 1.0, 5.0  # m
+WEIGHTS = {"second order": second_order_weights, "third order": third_order_weights}
+
+
+def poisson(rate: float) -> Family:
+    return FAMILIES["Poisson(3)"]._replace(parameter=rate)
+
+
+def elbo(m: float, likelihood: Callable[[Tensor], Tensor], rate: float) -> float:
+    p = pmf(poisson(rate), torch.tensor(rate, dtype=torch.float64))
+    expected = torch.where(p > 0, p * likelihood(VALUES), 0.0).sum().item()
+    return expected - (rate * math.log(rate / m) - rate + m)
+
+
+def zero_of(slope: Callable[[float], float]) -> float:
+    """Where a function that falls from above 0 to below crosses it, by bisection of log(rate)."""
+    low, high = math.log(1e-3), math.log(40)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(math.exp(middle)) > 0 else (low, middle)
+    return math.exp(low)
+
+
+def where_training_ends(m: float, likelihood: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    def estimated(rate: float, weights: Callable[[Family], Tensor]) -> Estimates:
+        family = poisson(rate)
+        return weighted(weights(family), pmf(family, parameter(family)), likelihood)
+
+    best = zero_of(lambda rate: exact(poisson(rate), likelihood) - math.log(rate / m))
+    rows = {}
+    for name, weights in WEIGHTS.items():
+        end = zero_of(lambda rate, w=weights: estimated(rate, w).mean() - math.log(rate / m))
+        rows[name] = {
+            "rate": end,
+            "nats lost": elbo(m, likelihood, best) - elbo(m, likelihood, end),
+            "deviation": best * estimated(best, weights).deviation(),
+        }
+    return {"best rate": best, "estimators": rows}
+
+
+def report_training(found: dict[str, Any]) -> None:
+    print("\n| m | observed | best rate | second order: rate, nats lost, deviation | third order |")
+    print("|---" * 5 + "|")
+    for name, row in found.items():
+        ends = (
+            f"{end['rate']:.3g}, {end['nats lost']:.4f}, {end['deviation']:.2g}"
+            for end in row["estimators"].values()
+        )
+        print(f"| {name} | {row['best rate']:.3g} | {' | '.join(ends)} |")
+
+
 # Calls that are timed.
 
 
@@ -348,9 +412,15 @@ def main() -> None:
             "losses": {loss: accuracy(family, f) for loss, f in LOSSES.items()},
             "seconds": medians(calls(family, options.size), options.repeats),
         }
-        write(options, {"families": results})
+    ends = {
+        f"{m} | {name}": where_training_ends(m, likelihood)
+        for m in tqdm(RATES, unit="prior")
+        for name, likelihood in LIKELIHOODS.items()
+    }
+    write(options, {"families": results, "training": ends})
     for name, family in FAMILIES.items():
         report(name, family, results[name])
+    report_training(ends)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ The contestants are the second order, the third (see `counts.py`), and a truncat
 the values 0 to K with ReinMax: K = 8 for binomial counts, which truncates nothing, and
 --largest for Poisson counts.
 
-They take turns: an epoch each, over the same batches, until --epochs or --minutes of processor time. Printed is the mean -ELBO in nats per image over each epoch of training; and after
-the last one over all training and test images, with exact draws for every contestant. Ctrl-C ends
-the run early and writes the results so far.
+They take turns: an epoch each, over the same batches, until --epochs or --minutes of processor
+time. Printed is the mean -ELBO in nats per image over each epoch of training; and after the last
+one over all training and test images, with exact draws for every contestant. Ctrl-C ends the run
+early and writes the results so far.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -130,23 +132,24 @@ def train(
 
 def report(contestants: dict[str, Contestant]) -> None:
     """The epochs that the papers tabulate and the last one, for each contestant."""
-    done = min(len(contestant.train_losses) for contestant in contestants.values())
-    print(f"| epoch | {' | '.join(contestants)} |")
+    done = min(len(each.train_losses) for each in contestants.values())
+    print(f"| epoch | {' | '.join(contestants)} |\n" + "|---" * (len(contestants) + 1) + "|")
     for epoch in [n for n in (1, 2, 5, 10, 20, 40, 80, 160) if n < done] + [done] * (done > 0):
-        row = (f"{contestant.train_losses[epoch - 1]:.2f}" for contestant in contestants.values())
+        row = (f"{each.train_losses[epoch - 1]:.2f}" for each in contestants.values())
         print(f"| {epoch} | {' | '.join(row)} |")
     for what in ("train", "test"):
-        finals = (contestant.final.get(what, float("nan")) for contestant in contestants.values())
-        print(f"| {what} | {' | '.join(f'{loss:.2f}' for loss in finals)} |")
+        row = (f"{each.final.get(what, math.nan):.2f}" for each in contestants.values())
+        print(f"| {what} | {' | '.join(row)} |")
     if done:
-        taken = (statistics.median(contestant.seconds) for contestant in contestants.values())
-        print(f"| processor seconds an epoch | {' | '.join(f'{seconds:.1f}' for seconds in taken)} |")
+        row = (f"{statistics.median(each.seconds):.1f}" for each in contestants.values())
+        print(f"| processor seconds an epoch | {' | '.join(row)} |")
 
 
-def record(contestants: dict[str, Contestant]) -> dict[str, Any]:
+def results(contestants: dict[str, Contestant]) -> dict[str, Any]:
     return {
-        name: {"train": each.train_losses, "processor seconds an epoch": each.seconds, "final": each.final}
-        for name, each in contestants.items()
+        "train": {name: each.train_losses for name, each in contestants.items()},
+        "processor seconds an epoch": {name: each.seconds for name, each in contestants.items()},
+        "test": {name: each.final for name, each in contestants.items()},
     }
 
 
@@ -168,15 +171,12 @@ def main() -> None:
     contestants = {name: Contestant(options, name) for name in options.estimators}
     try:
         for _ in train(contestants, images, options):
-            write(options, {"results": record(contestants)})
+            write(options, results(contestants))
     except KeyboardInterrupt:
         print("stopped by Ctrl-C")
-    for contestant in contestants.values():
-        contestant.final = {
-            "train": contestant.evaluate(images),
-            "test": contestant.evaluate(held_out),
-        }
-    write(options, {"results": record(contestants)})
+    for each in contestants.values():
+        each.final = {"train": each.evaluate(images), "test": each.evaluate(held_out)}
+    write(options, results(contestants))
     report(contestants)
 
 
