@@ -459,6 +459,8 @@ BENCHMARKS = [
     ("mnist_vae", {"epochs": 1, "seeds": 3, "shape": "8x16"}, r"epoch 1: train (\S+), standard"),
     ("jang_table1", {"minutes": 0.02, "units": "categorical"}, r"after .* steps: test (\S+) nats"),
     ("jang_table1", {"minutes": 0.02, "model": "sbn", "estimator": "soft"}, r".*: test (\S+) nats"),
+    ("mnist_counts", {"epochs": 1, "latents": 3}, r"\| test \| (\S+) \|"),
+    ("mnist_counts", {"minutes": 0.001, "family": "binomial"}, r"\| test \| (\S+) \|"),
 ]
 
 
@@ -515,6 +517,52 @@ def test_polynomials(tmp_path):
     excess = json.loads((tmp_path / "x.json").read_text())["excess"]
     assert abs(excess["straight_through"]["2.0"][0] - 0.45 * (0.55**2 - 0.45**2)) < 0.002
     assert excess["reinmax"]["2.0"][0] < 0.005
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """The benchmark of counts as a module."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    return importlib.import_module("counts")
+
+
+# Of second order for each of LOSSES, to two digits.
+BIASES = {
+    "Poisson(3)": (0, 0.025, -0.0011, 0.0061, -0.011),
+    "Binomial(10, logit .3)": (0, 0.061, -0.0013, 0.0021, -0.0068),
+    "NegativeBinomial(5, logit .2)": (0, 0.15, -0.0027, 0.0086, -0.020),
+}
+
+
+def test_weights_of_counts(counts):
+    """Second order is Fini-2, third order Fini-3."""
+    for family in counts.FAMILIES.values():
+        assert max(counts.differences(family).values()) < 1e-10
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_means_of_estimates_of_counts(counts, name):
+    rows = [counts.accuracy(counts.FAMILIES[name], f)["estimators"] for f in counts.LOSSES.values()]
+    biases = {each: [row[each]["bias"] for row in rows] for each in rows[0]}
+    assert biases["second order"] == pytest.approx(BIASES[name], rel=0.05, abs=1e-10)
+    assert biases["third order (Fini-3)"][:2] == pytest.approx([0, 0], abs=1e-10)
+    for unbiased in ("score function", "leave one out, 2 draws"):
+        assert biases[unbiased] == pytest.approx([0] * 5, abs=1e-10)
+
+
+def test_draws_of_counts_have_these_weights(counts):
+    for family in counts.FAMILIES.values():
+        x = counts.parameter(family).expand(50).clone().requires_grad_()
+        count = family.of(x)
+        for value, weights in (
+            (count.rsample(), counts.second_order_weights(family)),
+            (
+                counts.third_order_sample(count, family.curvature),
+                counts.third_order_weights(family),
+            ),
+        ):
+            (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+            torch.testing.assert_close(gradient, weights[value.long()])
 
 
 @pytest.mark.parametrize(
