@@ -24,6 +24,7 @@ from pyro_gumbel.distributions import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    SelectedComponent,
     Subset,
     SubsetStraightThrough,
 )
@@ -38,10 +39,11 @@ from pyro_gumbel.estimators import (
     straight_through,
 )
 from pyro_gumbel.infer.autoguide import AutoRelaxed
+from pyro_gumbel.infer.gradient_rows import GradientRow
 from pyro_gumbel.infer.gradients import gradient_report
 from pyro_gumbel.infer.handlers import relaxed
 from pyro_gumbel.infer.reparam import NoiseReparam
-from pyro_gumbel.infer.report import GradientReport, GradientRow
+from pyro_gumbel.infer.report import GradientReport
 from pyro_gumbel.kernels.compiling import compiled
 from pyro_gumbel.temperature import (
     ConstantTemperature,
@@ -83,6 +85,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
     "TemperatureSchedule",

@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 196: 20 minutes on one core
+    python tests/mutations.py                                # all 208: 20 minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -189,8 +189,8 @@ absent-method-or-property          distributions/test_absent.py
 
 [distributions/base.py]
 families-expand-to-less            distributions/test_arguments.py -k expand
-    - if broadcast(self._batch_shape, batch_shape) != batch_shape:
-    + if broadcast(self._batch_shape, batch_shape) is None:
+    - if broadcast(shape, batch_shape) != batch_shape:
+    + if broadcast(shape, batch_shape) is None:
 families-temperature-dimensions    distributions/test_arguments.py
     - return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
     + return tau
@@ -365,6 +365,44 @@ cache-in-a-trace                   distributions/test_torch.py -k trace
     - if torch.jit.is_tracing() and not self.traced:
     + if False:
 
+[distributions/selected_component.py]
+selected-floor                     distributions/test_selected_component.py
+    - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
+    + return torch.zeros_like(lowest)
+selected-flat-floor                distributions/test_selected_component.py
+    - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
+    + return torch.full_like(lowest, -BELOW_THE_LOWEST)
+selected-impossible-anywhere       distributions/test_selected_component.py
+    - infinite = torch.where(finite | (weights == 0), 0.0, table.detach()).sum(-1)
+    + infinite = torch.where(finite, 0.0, table.detach()).sum(-1)
+selected-possible-everywhere       distributions/test_selected_component.py
+    - return total + infinite
+    + return total
+selected-shared-draws              distributions/test_selected_component.py
+    - return self.components.expand(torch.Size((*self._batch_shape, self._number)))
+    + return self.components
+selected-event-dimension           distributions/test_selected_component.py
+    - value = value.unsqueeze(-1 - self.event_dim)
+    + value = value.unsqueeze(-1)
+selected-validation                distributions/test_selected_component.py
+    - log_probs = _without_validation(self.components).log_prob(value)
+    + log_probs = self.components.log_prob(value)
+selected-copies                    distributions/test_selected_component.py
+    - copied = copy.copy(distribution)
+    + copied = distribution
+selected-outside                   distributions/test_selected_component.py
+    - return torch.where(support.check(value), log_probs, -torch.inf)
+    + return log_probs
+selected-support                   distributions/test_selected_component.py
+    - return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).any(-1)
+    + return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).all(-1)
+selected-half-types                distributions/test_selected_component.py
+    - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
+    + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
+selected-draws-in-z                distributions/test_selected_component.py
+    - return chosen + (weights * draws.detach()).sum(-1 - self.event_dim)
+    + return chosen
+
 [distributions/straight_through.py]
 straight-through-score-function    distributions/test_straight_through.py
     - return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
@@ -448,11 +486,39 @@ reference-variance                 infer/test_exact_gradient.py -k variance
 reference-impossible-state         infer/test_exact_gradient.py -k states
     - if q > 0:
     + if q >= 0:
+reference-heavy-tail               infer/test_exact_gradient.py -k tail
+    - few = int((tails >= TAIL).sum())
+    + few = int((tails >= 1e-3).sum())
 reference-dependent-elements       infer/test_independence.py
     - kept = {frame.dim for frame in shared if (site["name"], frame.dim) in independent}
     + kept = {frame.dim for frame in shared}
 
+[infer/gradient_rows.py]
+report-best-is-worst               infer/test_gradient_rows.py -k rule
+    - best = max(eligible, key=self.progress)
+    + best = min(eligible, key=self.progress)
+report-biased-row-preferred        infer/test_gradient_rows.py -k rule
+    - eligible = self._affordable(rows) or rows
+    + eligible = rows
+report-bias-averaged-out           infer/test_gradient_rows.py -k progress
+    - squared_mean = 2 * row.projection - 1 + (row.bias / self.norm) ** 2
+    + squared_mean = 2 * row.projection - 1
+report-noise-is-significant        infer/test_gradient_rows.py -k significant
+    - return torch.special.gammaincc(half, half * ratio).item() < SIGNIFICANT
+    + return torch.special.gammaincc(half, half * ratio).item() < 0.3
+
+[infer/gradient_settings.py]
+report-params-by-any-prefix        infer/test_objective.py -k param
+    - name.startswith((f"{wanted}.", f"{wanted}$$$"))
+    + name.startswith(wanted)
+report-second-order-not-first      infer/test_gradients.py -k without_a_temperature
+    - return ["second_order", *(others if links else [])]
+    + return [*(others if links else []), "second_order"]
+
 [infer/gradients.py]
+report-directions-with-bias        infer/test_gradient_rows.py -k significant
+    - return (square - trace**2 / freedom) *
+    + return square *
 report-noise-as-bias               infer/test_gradients.py
     - return math.sqrt(max(square - noise, 0.0)), math.sqrt(noise)
     + return math.sqrt(square), math.sqrt(noise)
@@ -490,7 +556,7 @@ objective-parameters-of-the-model  infer/test_objective.py
     - leaves |= registered | self._registered_by_the_model(trace, registered)
     + leaves |= registered
 objective-parameters-not-used      infer/test_objective.py
-    - return {key: leaf for key, leaf in registered.items() if key in used}
+    - return {name: leaf for name, leaf in registered.items() if id(leaf) in used}
     + return registered
 
 [infer/reparam.py]
@@ -502,9 +568,9 @@ noise-reparam-event-dimensions     infer/test_reparam.py
     + event_dim=0
 
 [infer/report.py]
-report-best-is-worst               infer/test_report.py
-    - return max(rows, key=lambda row: row.progress)
-    + return min(rows, key=lambda row: row.progress)
+report-steps-ignored               infer/test_report.py
+    - steps = self.steps if steps is None else
+    + steps = self.steps if steps is not None else
 report-dictionary-with-nan         infer/test_report.py
     - row.update({name: None for name, value in row.items() if value != value})
     + pass

@@ -88,6 +88,7 @@ MAY_NAME = {
     *(f"pyro_gumbel.distributions.{family}" for family in (*FAMILIES, *COUNTS)),
     "pyro_gumbel.__init__",
     "pyro_gumbel.distributions.__init__",
+    "pyro_gumbel.distributions.selected_component",
 }
 
 

@@ -26,6 +26,7 @@ from pyro_gumbel.distributions.poisson import (
     GammaPoissonStraightThrough,
     PoissonStraightThrough,
 )
+from pyro_gumbel.distributions.selected_component import SelectedComponent
 from pyro_gumbel.distributions.subset import (
     LogitRelaxedSubset,
     RelaxedSubset,
@@ -59,6 +60,7 @@ __all__ = [
     "RelaxedCategorical",
     "RelaxedPlackettLuce",
     "RelaxedSubset",
+    "SelectedComponent",
     "Subset",
     "SubsetStraightThrough",
 ]

@@ -40,7 +40,7 @@ from pyro_gumbel.links import Link
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
-__all__ = ["Family", "FamilyDistribution"]
+__all__ = ["Family", "FamilyDistribution", "expanded"]
 
 
 class Family:
@@ -294,18 +294,7 @@ class FamilyDistribution:
 
     def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
         """The same distribution over a larger batch, without copying a tensor."""
-        if type(batch_shape) is not torch.Size:
-            batch_shape = read_shape(f"{type(self).__name__}.expand", "batch_shape", batch_shape)
-        if broadcast(self._batch_shape, batch_shape) != batch_shape:
-            raise ValueError(
-                f"{type(self).__name__}.expand: `batch_shape` must be one that "
-                f"{tuple(self._batch_shape)} broadcasts to, got {tuple(batch_shape)}; "
-                f"write .expand({(2, *self._batch_shape)}) for this batch twice"
-            )
-        new = object.__new__(type(self)) if _instance is None else _instance
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
-        return new
+        return expanded(self, batch_shape, _instance)
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: all but the weak references that Pyro ties to a parameter.
@@ -461,6 +450,25 @@ class FamilyDistribution:
         if self._validate_args and not in_program():
             valid = self.support.check(value)
             require(valid, f"{owner}: `value` must be {self._support_text}", value, self._remedy)
+
+
+def expanded(distribution: Any, batch_shape: Any, instance: Any = None) -> Any:
+    """A distribution whose batch shape is an attribute of its own, over a larger batch.
+
+    :param instance: the object to fill; None for a new one of the same class.
+    """
+    owner, shape = type(distribution).__name__, distribution._batch_shape
+    if type(batch_shape) is not torch.Size:
+        batch_shape = read_shape(f"{owner}.expand", "batch_shape", batch_shape)
+    if broadcast(shape, batch_shape) != batch_shape:
+        raise ValueError(
+            f"{owner}.expand: `batch_shape` must be one that {tuple(shape)} broadcasts to, got "
+            f"{tuple(batch_shape)}; write .expand({(2, *shape)}) for this batch twice"
+        )
+    new = object.__new__(type(distribution)) if instance is None else instance
+    new.__dict__.update(distribution.__dict__)
+    new._batch_shape = batch_shape
+    return new
 
 
 def _without_parameter_reference(tensor: Tensor) -> Tensor:

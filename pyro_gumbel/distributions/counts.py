@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Categorical, Distribution, register_kl
 from torch.distributions.utils import lazy_property, probs_to_logits
 
 from pyro_gumbel._tracing import ends, known
-from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default
+from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
-from pyro_gumbel.estimators import straight_through_of
+from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -42,8 +43,10 @@ __all__ = [
     "NamedCount",
     "derived",
     "enumerated_divergence",
+    "in_float32",
     "register_count",
     "register_divergence",
+    "register_log_prob",
 ]
 
 _LARGEST = 2**24  # the largest number of terms of a sum over values
@@ -66,7 +69,7 @@ class CountStraightThrough(StraightThrough):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
         with torch.no_grad():
-            value = self.sample(sample_shape)
+            value = copied(self, type(self)).sample(sample_shape)  # on a copy: see `_surrogate`
         if not value.is_floating_point():
             name = type(self).__name__
             raise TypeError(
@@ -78,7 +81,8 @@ class CountStraightThrough(StraightThrough):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution over a larger batch."""
-        new = super().expand(batch_shape, _instance)  # type: ignore[misc]
+        further = () if _instance is None else (_instance,)  # not all classes take it
+        new = super().expand(batch_shape, *further)  # type: ignore[misc]
         if "has_rsample" in vars(self):  # set by has_rsample_
             new.has_rsample = self.has_rsample
         return new
@@ -89,7 +93,7 @@ class CountStraightThrough(StraightThrough):
         return straight_through_of(value, surrogate.expand(value.shape))
 
     def _surrogate(self, value: Tensor) -> Tensor:
-        moments = copied(self, type(self))  # some classes keep what the moments are computed from
+        moments = copied(self, type(self))  # some classes keep what they derive, then cannot expand
         event_dim = len(self.event_shape)
         if event_dim:
             return surrogate_of_vector(value, moments.mean, moments.log_prob(value), event_dim)
@@ -162,6 +166,7 @@ def in_float32(distribution: Any) -> Any:
     state = {name: _widened(value) for name, value in vars(distribution).items()}
     if all(value is vars(distribution)[name] for name, value in state.items()):
         return distribution
+    _keep_what_was_given(state, is_binary=not isinstance(distribution, Categorical))
     return copied(distribution, type(distribution), state)
 
 
@@ -202,12 +207,18 @@ class derived(lazy_property[Any, Any]):  # a decorator
 
 
 _NAMED: dict[type, type[NamedCount]] = {}
+_LOG_PROBS: dict[Any, Callable[[Any, Tensor], Tensor]] = {}
 
 
-def register_count(named: type[NamedCount], *parents: type) -> None:
+def register_count(cls: type[NamedCount], *parents: type) -> None:
     """Teach `relax` which exact types become the named class."""
     for parent in parents:
-        _NAMED[parent] = named
+        _NAMED[parent] = cls
+
+
+def register_log_prob(of_pyro: Any, differentiable: Callable[[Any, Tensor], Tensor]) -> None:
+    """Use another `log_prob` in the classes made by `relax` that inherit this one of Pyro."""
+    _LOG_PROBS[of_pyro] = differentiable
 
 
 @register_default
@@ -227,6 +238,19 @@ def _of_discrete(distribution: Any, hard: bool) -> Any:
     return copied(distribution, straight_through_class(cls))
 
 
+@relax.register(CountStraightThrough)
+def _unchanged_count(
+    distribution: Any,
+    temperature: Temperature | None = None,
+    *,
+    hard: bool = True,
+    estimator: str | Estimator | None = None,
+) -> Any:
+    if estimator is not None:
+        named(estimator)  # raises for an unknown one
+    return distribution
+
+
 def as_named(distribution: Any, cls: type[NamedCount]) -> Any:
     """A distribution of a named class, or of its parent, as one of the named class."""
     return distribution if isinstance(distribution, cls) else copied(distribution, cls)
@@ -241,11 +265,11 @@ def copied(distribution: Any, cls: type, state: dict[str, Any] | None = None) ->
     return new
 
 
-def _keep_what_was_given(state: dict[str, Any]) -> None:
+def _keep_what_was_given(state: dict[str, Any], *, is_binary: bool = True) -> None:
     """Leave out what torch and Pyro have derived from the parameters."""
     state.pop("has_rsample", None)
     if {"probs", "logits"} <= state.keys():
-        of_probs = probs_to_logits(state["probs"], is_binary=True) == state["logits"]
+        of_probs = probs_to_logits(state["probs"], is_binary) == state["logits"]
         is_derived = known(of_probs.all(), otherwise=False)
         del state["logits" if is_derived else "probs"]
 
@@ -287,11 +311,14 @@ def straight_through_class(parent: type) -> type:
         """For copies and pickles: the class itself has no name in a module."""
         return _without_state, (parent,), distribution.__getstate__()
 
-    body = {
+    body: dict[str, Any] = {
         "__doc__": f"{parent.__name__} with a differentiable `rsample`, made by `relax`.",
         "__module__": parent.__module__,
         "__reduce__": reduced,
     }
+    log_prob: Any = parent.log_prob  # type: ignore[attr-defined]
+    if log_prob in _LOG_PROBS:
+        body["log_prob"] = _LOG_PROBS[log_prob]
     return types.new_class(f"{parent.__name__}StraightThrough", bases, {}, lambda n: n.update(body))
 
 
@@ -303,15 +330,15 @@ def _without_state(parent: type) -> Any:
 
 
 def register_divergence(
-    named: type[NamedCount], plain: type
+    cls: type[NamedCount], plain: type
 ) -> Callable[[Callable[[Any, Any], Tensor]], Callable[[Any, Any], Tensor]]:
     """Register a rule between the named class and itself or its parent, for float32 at least."""
 
     def register(rule: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         def divergence(q: Any, p: Any) -> Tensor:
-            return rule(*(in_float32(as_named(d, named)) for d in (q, p)))
+            return rule(*(in_float32(as_named(d, cls)) for d in (q, p)))
 
-        for pair in ((named, named), (named, plain), (plain, named)):
+        for pair in ((cls, cls), (cls, plain), (plain, cls)):
             register_kl(*pair)(divergence)
         return rule
 

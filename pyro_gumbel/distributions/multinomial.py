@@ -3,6 +3,7 @@
 
 """Counts of categories with gradients: multinomial, and Dirichlet-multinomial."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ from torch.distributions import Categorical
 from torch.distributions import Multinomial as TorchMultinomial
 from torch.distributions.utils import probs_to_logits
 
-from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.counts import (
+    NamedCount,
+    in_float32,
+    register_count,
+    register_divergence,
+)
 from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
+from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate
@@ -66,15 +73,21 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
 
     def _log_probs(self) -> Tensor:
         """log p, normalised; torch clamps what it derives from `probs`."""
-        given = vars(self._categorical)
-        if "probs" not in given:
-            return self._categorical.logits.log_softmax(-1)
-        probs = self._categorical.probs
-        exact = exact_log(probs) - probs.sum(-1, keepdim=True).log()
-        if "logits" not in given:
+        inner = self._categorical
+        exact = exact_log(inner.probs) - inner.probs.sum(-1, keepdim=True).log()
+        if "logits" not in vars(inner):
             return exact
-        logits = self._categorical.logits
-        return torch.where(probs_to_logits(probs) == logits, exact, logits)
+        is_derived = probs_to_logits(inner.probs) == inner.logits
+        return torch.where(is_derived, exact, inner.logits.log_softmax(-1))
+
+    def entropy(self) -> Tensor:
+        """-sum P log P in nats: each count alone is binomial."""
+        wide, n = in_float32(self), self.total_count
+        p, log_p = wide.probs, finite_log(wide._log_probs())
+        values = torch.arange(n + 1, dtype=p.dtype, device=p.device).reshape(-1, *(1,) * p.dim())
+        shares = BinomialStraightThrough(n, p, validate_args=False)._log_prob_of(values).exp()
+        log_factorials = (shares * torch.lgamma(values + 1)).sum(0)
+        return (log_factorials - n * p * log_p).sum(-1) - math.lgamma(n + 1)
 
     def _attached(self, value: Tensor) -> Tensor:
         surrogate = surrogate_of_trials(value, self.probs, self._log_probs())
@@ -158,9 +171,11 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
 
 def _counts(n: int, probs: Tensor, sample_shape: torch.Size) -> Tensor:
     """How often each category occurs in n trials, as torch's Multinomial draws it."""
+    zeros = probs.new_zeros((*sample_shape, *probs.shape))
+    if not n * zeros.numel():
+        return zeros
     chosen = Categorical(probs, validate_args=False).sample(torch.Size((n, *sample_shape)))
     chosen = chosen.movedim(0, -1)
-    zeros = probs.new_zeros((*chosen.shape[:-1], probs.shape[-1]))
     return zeros.scatter_add(-1, chosen, torch.ones_like(chosen, dtype=probs.dtype))
 
 
@@ -242,4 +257,5 @@ def _(q: MultinomialStraightThrough, p: MultinomialStraightThrough) -> Tensor:
             f"and number of categories, got {shapes[0]} and {shapes[1]}; write both alike"
         )
     divergence = kl_of_log_probs(q._log_probs(), p._log_probs())
-    return q.total_count * divergence if q.total_count else torch.zeros_like(divergence)
+    n = torch.full_like(divergence, q.total_count)
+    return torch.where(n > 0, n * divergence, 0.0)

@@ -7,29 +7,40 @@ The number of successes among n trials: binomial, and binomial with a beta distr
 The number of trials of one outcome before others: negative binomial and geometric.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import BetaBinomial, Binomial, Geometric, NegativeBinomial
+from pyro.distributions import (
+    BetaBinomial,
+    Binomial,
+    ExtendedBetaBinomial,
+    ExtendedBinomial,
+    Geometric,
+    NegativeBinomial,
+)
 from torch import Tensor
 from torch.distributions import Binomial as TorchBinomial
 from torch.distributions import Geometric as TorchGeometric
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import known
+from pyro_gumbel._tracing import in_eager_mode, known
 from pyro_gumbel.distributions.counts import (
     NamedCount,
     derived,
     enumerated_divergence,
+    in_float32,
     register_count,
     register_divergence,
+    register_log_prob,
 )
 from pyro_gumbel.distributions.mean_field import (
     MeanField,
     TrialsMeanField,
     register_mean_field,
 )
+from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
 from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -96,10 +107,23 @@ class BinomialStraightThrough(TrialCount, Binomial):
 
     plain_passes_gradient = False
 
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        if in_eager_mode():
+            return super()._drawn(sample_shape)
+        counts = self.total_count + torch.zeros_like(self.probs)  # torch.vmap asks for both alike
+        shape = self._extended_shape(sample_shape)
+        return torch.binomial(counts.expand(shape), self.probs.expand(shape))
+
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
         log_p, log_q = map(finite_log, self._log_probs())
         return _log_ways(n, value) + value * log_p + (n - value) * log_q
+
+    def entropy(self) -> Tensor:
+        """-sum P log P in nats, over equal numbers of trials."""
+        wide = in_float32(self)
+        log_prob = wide._log_prob_of(wide.enumerate_support(expand=False))
+        return -(log_prob.exp() * finite_log(log_prob)).sum(0)
 
     def _is_possible(self, value: Tensor) -> Tensor:
         n, (log_p, log_q) = self.total_count, self._log_probs()
@@ -269,6 +293,12 @@ class GeometricStraightThrough(TrialCount, Geometric):
         """(1 - p) / p^2."""
         return self.mean * (1 + self.mean)
 
+    def entropy(self) -> Tensor:
+        """-log p - E D log(1 - p) in nats."""
+        wide = in_float32(self)
+        log_p, log_q = map(finite_log, wide._log_probs())
+        return -log_p - wide.mean * log_q
+
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         probs = self.probs
         finfo = torch.finfo(probs.dtype)
@@ -291,6 +321,16 @@ def _log_ways(n: Tensor, value: Tensor) -> Tensor:
     """
     k = torch.clamp(value, torch.zeros_like(n), n)
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+
+def _with_ways(log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A log_prob of Pyro with the gradient of the binomial coefficient in the value."""
+
+    def complete(distribution: Any, value: Tensor) -> Tensor:
+        ways = _log_ways(distribution.total_count.to(value.dtype), value)
+        return log_prob(distribution, value) + zero_with_gradient(ways)
+
+    return complete
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:
@@ -376,6 +416,8 @@ class NegativeBinomialMeanField(MeanField):
 
 
 # `relax` of a binomial and the like returns one of these.
+for cls in (Binomial, ExtendedBinomial, BetaBinomial, ExtendedBetaBinomial):
+    register_log_prob(cls.log_prob, _with_ways(cls.log_prob))
 register_count(BinomialStraightThrough, TorchBinomial, Binomial)
 register_count(BetaBinomialStraightThrough, BetaBinomial)
 register_count(NegativeBinomialStraightThrough, TorchNegativeBinomial, NegativeBinomial)

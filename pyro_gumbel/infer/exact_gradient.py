@@ -23,6 +23,9 @@ For an element of a site in a plate, f_i leaves out the other elements of the pl
 if they are independent, which `pyro_gumbel.infer.independence` tests. Where they are not, the
 plate's elements share one f_i, and the model is not enumerated in parallel.
 
+Counts without an end, as of a Poisson distribution, are enumerated up to a tail of probability
+below 1e-12 under the guide, if they are few; each element of a plate counts as a site then.
+
 f contains the scales and masks of model and guide; q(z), the probability of a draw, does not.
 """
 
@@ -30,7 +33,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +41,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_gumbel.distributions.relaxation import is_discrete
 from pyro_gumbel.distributions.wrappers import innermost
@@ -50,19 +54,25 @@ from pyro_gumbel.infer.traces import (
     vectorized_plates,
 )
 
-__all__ = ["ExactGradient", "Moments", "by_enumeration", "by_score_function"]
+__all__ = ["BlockedMoments", "ExactGradient", "Moments", "by_enumeration", "by_score_function"]
 
 DRAWS = 10  # in a group, of which each has the mean of the others as its baseline
+TAIL = 1e-12  # the probability of the counts of a site that are left out, element by element
 CHECKS = 100  # draws of the loss, to check an enumerated one
+BLOCKS = 10  # that gradients are dealt to, whose spread shows the directions of the noise
 
 
 @dataclass(frozen=True)
 class ExactGradient:
-    """A gradient, its standard error over all parameters together, and how it was found."""
+    """A gradient, its standard error over all parameters together, and how it was found.
+
+    :ivar blocks: the means of independent parts of the draws, if there were any.
+    """
 
     gradient: Tensor
     error: float
     how: str
+    blocks: Sequence[Tensor] = ()
 
     @property
     def squared_length(self) -> float:
@@ -89,6 +99,23 @@ class Moments:
         return self._squares / (self.count - 1)
 
 
+class BlockedMoments(Moments):
+    """The same, with the means of 10 blocks that the vectors are dealt to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks = [Moments() for _ in range(BLOCKS)]
+
+    def add(self, vector: Tensor) -> None:
+        self._blocks[self.count % BLOCKS].add(vector)
+        super().add(vector)
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """The means of the blocks that have vectors."""
+        return [block.mean for block in self._blocks if block.count]
+
+
 def _zero() -> Tensor:
     """The start of a sum: a number on the CPU can be added to tensors on every device."""
     return torch.tensor(0.0, device="cpu")
@@ -103,7 +130,7 @@ def by_enumeration(objective: Objective, most: int) -> ExactGradient | None:
     All joint states one by one, if they are few enough. Else the states of each site in parallel
     over its plates, as in `TraceEnum_ELBO`, if model and guide can be run so.
     """
-    sizes = {name: _num_outcomes(each, most) for name, each in objective.sites.items()}
+    sizes = {name: len(_support(each, most)) for name, each in objective.sites.items()}
     if not all(sizes.values()):
         return None
     elements = {name: _num_elements(each) for name, each in objective.sites.items()}
@@ -114,15 +141,43 @@ def by_enumeration(objective: Objective, most: int) -> ExactGradient | None:
     return None
 
 
-def _num_outcomes(distribution: Any, most: int) -> int:
-    """How many outcomes one element has; 0 if they are not finite, or surely more than `most`."""
+def _support(distribution: Any, most: int) -> Tensor:
+    """The outcomes of one element; none if they are surely more than `most`, or not known."""
     base = innermost(distribution)
-    if not is_discrete(distribution) or base.event_shape.numel() > most:
-        return 0
-    try:
-        return len(base.enumerate_support(expand=False))
-    except NotImplementedError:
-        return 0
+    if is_discrete(distribution) and max(base.event_shape.numel(), _largest(base)) <= most:
+        try:
+            return base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
+        except NotImplementedError:
+            if _is_infinite(base) and 2 ** _num_elements(distribution) <= most:
+                return _likely_counts(base, most)
+    return torch.empty(0, device="cpu")
+
+
+def _largest(base: Any) -> float:
+    """The largest outcome, where the support says that; else 0."""
+    bound = getattr(base.support, "upper_bound", 0)
+    return torch.as_tensor(bound, device="cpu").max().item()
+
+
+def _is_infinite(base: Any) -> bool:
+    """Whether the outcomes are the numbers 0, 1, 2, and so on."""
+    return base.support is constraints.nonnegative_integer and not base.event_shape
+
+
+def _likely_counts(base: Any, most: int) -> Tensor:
+    """The counts from 0 on, but for a tail of probability below 1e-12 in each element.
+
+    The probability of a tail is summed over the counts up to 2 `most`; none if the tail from `most`
+    on, so summed, is not below 1e-12.
+    """
+    mean = base.mean.detach()
+    counts = torch.arange(2 * most + 1, dtype=mean.dtype, device=mean.device)
+    with torch.no_grad():
+        log_probs = base.log_prob(counts.reshape(-1, *[1] * len(base.batch_shape)))
+    probs = log_probs.double().exp().reshape(len(counts), -1)
+    tails = probs.flip(0).cumsum(0).flip(0).amax(1)  # of the counts from here on
+    few = int((tails >= TAIL).sum())
+    return counts[:few] if few <= most else counts[:0]
 
 
 def _num_elements(distribution: Any) -> int:
@@ -130,10 +185,8 @@ def _num_elements(distribution: Any) -> int:
     return distribution.shape().numel() // innermost(distribution).event_shape.numel()
 
 
-def _outcomes(distribution: Any) -> Iterator[Tensor]:
+def _outcomes(distribution: Any, support: Tensor) -> Iterator[Tensor]:
     """Every value of a distribution."""
-    base = innermost(distribution)
-    support = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
     for choice in itertools.product(range(len(support)), repeat=_num_elements(distribution)):
         yield support[list(choice)].reshape(distribution.shape())
 
@@ -144,16 +197,18 @@ def _state_by_state(objective: Objective, most: int) -> ExactGradient | None:
     The guide is run with the values of its first sites. It stops at the first site that has none,
     and is run again with each outcome of that site.
     """
-    total, states = _zero(), 0
+    total, states, cut = _zero(), 0, False
     pending: list[dict[str, Tensor]] = [{}]
     while pending:
         values = pending.pop()
         try:
             loss, q = _weighted_loss(objective, values)
         except _SiteWithoutValue as site:
-            if site.name not in objective.sites or not _num_outcomes(site.distribution, most):
+            support = _support(site.distribution, most)
+            if site.name not in objective.sites or not len(support):
                 return None
-            outcomes = _outcomes(site.distribution)
+            cut = cut or _is_infinite(innermost(site.distribution))
+            outcomes = _outcomes(site.distribution, support)
             pending.extend({**values, site.name: outcome} for outcome in outcomes)
             continue
         states += 1
@@ -164,7 +219,8 @@ def _state_by_state(objective: Objective, most: int) -> ExactGradient | None:
             if first and not torch.equal(loss, _weighted_loss(objective, values)[0]):
                 return None
             total = total + objective.gradient(loss)
-    return ExactGradient(total, 0.0, f"enumeration of {states} states")
+    rest = f", all but tails of less than {TAIL:g}" if cut else ""
+    return ExactGradient(total, 0.0, f"enumeration of {states} states{rest}")
 
 
 def _weighted_loss(objective: Objective, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -243,12 +299,13 @@ def _plate_nesting(*traces: Any) -> int:
 
 def by_score_function(objective: Objective, groups: Iterable[int]) -> ExactGradient:
     """The mean over groups of draws, one for each number in `groups`, and its standard error."""
-    moments = Moments()
+    moments = BlockedMoments()
     for _ in groups:
         moments.add(objective.gradient(_score_function_loss(objective)))
     draws = DRAWS * moments.count
     how = f"leave-one-out score function, {draws:,} draws"
-    return ExactGradient(moments.mean, math.sqrt(moments.variance / moments.count), how)
+    error = math.sqrt(moments.variance / moments.count)
+    return ExactGradient(moments.mean, error, how, moments.blocks)
 
 
 def _score_function_loss(objective: Objective) -> Tensor:

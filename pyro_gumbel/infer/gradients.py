@@ -6,36 +6,44 @@
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
-from pyro_gumbel._validation import read_count, read_number, read_seed
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import innermost, rewrapped
-from pyro_gumbel.estimators import NAMES, Estimator, named, suited
+from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.exact_gradient import (
     DRAWS,
+    BlockedMoments,
     ExactGradient,
     Moments,
     by_enumeration,
     by_score_function,
 )
+from pyro_gumbel.infer.gradient_rows import GradientRow
+from pyro_gumbel.infer.gradient_settings import (
+    Params,
+    RowSettings,
+    Settings,
+    choose_parameters,
+    read_arguments,
+    read_rows,
+    read_settings,
+)
 from pyro_gumbel.infer.objective import Objective
-from pyro_gumbel.infer.report import GradientReport, GradientRow
+from pyro_gumbel.infer.report import GradientReport
 
 __all__ = ["gradient_report"]
 
-OWNER = "gradient_report"
 MOST_STATES = 2048  # that are enumerated
-BLOCKS = 10  # of gradients, whose spread gives the error of a direction
 
 
 def gradient_report(
@@ -44,199 +52,117 @@ def gradient_report(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    params: Params | None = None,
     estimators: Sequence[str | Estimator] | None = None,
     temperatures: Sequence[float] = (0.1, 0.3, 1.0),
+    steps: float | None = None,
     num_samples: int = 200,
     num_exact_samples: int | None = None,
     elbo: Trace_ELBO | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> GradientReport:
-    r"""Measure bias, noise and cost of the gradients of a model and a guide, by estimator.
+    r"""Measure bias, noise and cost of gradients by estimator, and recommend one.
 
-    The gradient is that of the loss of SVI in the parameters of the guide, at their present values
-    and these arguments. Of a subsampled plate, one subsample is drawn and kept. Parameters that the
-    guide uses and only the model registers, as by `pyro.module`, count too. Each estimator and
-    temperature is used at all straight-through sites of model and guide, instead of those that they
-    were written with. Nothing is trained.
-
-    Each row of the report compares the gradients g of one estimator and temperature with the exact
-    gradient e,
-
-    .. math::
-        \text{bias} = |E g - e|, \qquad
-        \text{standard deviation} = \sqrt{E |g - E g|^2}, \qquad
-        \text{progress} = \frac{\langle E g, e \rangle}{\sqrt{E |g|^2} \, |e|}
-
-    and others, see `GradientRow`.
-
-    The exact gradient is enumerated if all latent sites of the guide are discrete and have up to
-    2048 joint states, or up to 2048 in parallel in a model that `TraceEnum_ELBO` can run. Otherwise
-    it is estimated without bias, by the score function with leave-one-out baselines. The report
-    then has its standard error; raise `num_exact_samples` where that is not small against the
-    length of the gradient. Only the sites may be random: call `.eval()` of modules with dropout or
-    batch normalisation.
+    The gradients are those of the loss of SVI in the present parameters of the guide. A row of the
+    report, see `GradientRow`, compares those of one estimator and temperature with the exact one:
+    enumerated if the guide has up to 2048 joint states, else estimated without bias by the score
+    function (Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a baseline for free!"
+    (2019), https://openreview.net/forum?id=r1lgTGL5DE). The rule is in `GradientReport.best`.
 
     >>> def model():
-    ...     z = pyro.sample("z", BernoulliStraightThrough(0.5, 0.5))
+    ...     z = pyro.sample("z", pyro.distributions.Bernoulli(0.5))
     ...     pyro.sample("x", pyro.distributions.Normal(3 * z, 1.0), obs=torch.tensor(2.0))
-    >>> guide = AutoRelaxed(model, 0.5)
-    >>> report = gradient_report(model, guide, estimators=["reinmax", "gumbel_softmax"],
-    ...                          temperatures=[1.0], progress=False)
+    >>> model = relaxed(model)
+    >>> report = gradient_report(model, AutoRelaxed(model), temperatures=[0.5], num_samples=50)
     >>> report.best().estimator
-    'reinmax'
+    'second_order'
 
-    Source of the baselines: Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a baseline
-    for free!" (2019), https://openreview.net/forum?id=r1lgTGL5DE.
-
-    :param model: as for SVI.
+    :param model: as for SVI; only its sites may be random, so call `.eval()` of modules first.
     :param guide: as for SVI, with straight-through sites.
     :param args: the positional arguments of both, a tuple or list.
     :param kwargs: their keyword arguments, a dictionary.
-    :param estimators: names or functions, see `pyro_gumbel.estimators`; None for all that apply to
-        the sites of the guide.
-    :param temperatures: positive numbers.
-    :param num_samples: how many gradients are drawn for each row of the table, 2 or more.
-    :param num_exact_samples: how many draws a score-function estimate takes, 20 or more; by default
-        50 times `num_samples`.
-    :param elbo: the loss of SVI, a `Trace_ELBO` (the default) or `TraceMeanField_ELBO`.
-    :param seed: of each row, an int. The state of the global generator is restored afterwards.
+    :param params: the parameters to look at: names of the param store or of modules, or a function
+        from a name to a bool; None for all of the guide.
+    :param estimators: names or functions, for all sites but counts; None for all that apply.
+    :param temperatures: positive numbers, for the estimators that have one.
+    :param steps: of training, that the recommendation is for; None for training to the end.
+    :param num_samples: how many gradients are drawn for each row, 2 or more.
+    :param num_exact_samples: the draws of a score-function estimate; None for 50 `num_samples`.
+    :param elbo: the loss, a `Trace_ELBO` (the default) or `TraceMeanField_ELBO`.
+    :param seed: of each row, an int. The global generator is restored afterwards.
     :param progress: whether to show a progress bar.
-    :returns: a report with a row for each estimator and temperature.
-    :raises ValueError: for a guide without parameters or without straight-through sites; for
-        numbers out of range; and where an estimator raises it, as "reinmax" does at a site of
-        subsets.
+    :raises ValueError: for a guide without parameters or straight-through sites, for unknown
+        parameters, for numbers out of range, and where an estimator raises it.
     :raises TypeError: for arguments of another type.
     """
-    elbo = _read_elbo(elbo)
-    _read_arguments(args, kwargs)
-    read_count(OWNER, "num_samples", num_samples, 2, 200)
-    if num_exact_samples is None:
-        num_exact_samples = 50 * num_samples
-    read_count(OWNER, "num_exact_samples", num_exact_samples, 2 * DRAWS, 10_000)
-    seed = read_seed(OWNER, seed)
-    with _own_generator(seed), torch.inference_mode(False), torch.enable_grad():
-        objective = Objective(model, guide, args, {} if kwargs is None else kwargs)
-        _require_something_to_measure(objective)
-        estimators = _names(objective) if estimators is None else estimators
-        settings = _read_settings(estimators, temperatures)
-        for setting in settings:  # a setting that raises does so before the long runs
-            _gradient(objective, elbo, setting)
-        exact = _exact_gradient(objective, num_exact_samples, progress)
-        rows = []
-        with tqdm(total=len(settings) * num_samples, desc="gradients", disable=not progress) as bar:
-            for setting in settings:
-                torch.manual_seed(seed + 1)  # other draws than those of the exact gradient
-                rows.append(_row(objective, elbo, setting, exact, num_samples, bar))
-    norm = math.sqrt(max(exact.squared_length, 0.0))
-    return GradientReport(rows, norm, exact.error, exact.how, num_samples, exact.gradient.numel())
-
-
-# What the user passes.
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What a row of the report measures."""
-
-    label: str
-    estimator: Estimator
-    temperature: float
-
-
-def _read_elbo(elbo: Any) -> Trace_ELBO:
-    """The loss, if its value is the ELBO."""
-    if elbo is None:
-        return Trace_ELBO()
-    if type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
-        kind = f"the class {elbo.__name__}" if isinstance(elbo, type) else type(elbo).__name__
-        raise TypeError(
-            f"{OWNER}: `elbo` must be a Trace_ELBO or TraceMeanField_ELBO, got {kind}; write "
-            "elbo=TraceMeanField_ELBO()"
-        )
-    return elbo
-
-
-def _read_arguments(args: Any, kwargs: Any) -> None:
-    if not isinstance(args, (tuple, list)):
-        raise TypeError(
-            f"{OWNER}: `args` must be a tuple or list of arguments, got {type(args).__name__}; "
-            "write (x,) for the argument x"
-        )
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise TypeError(
-            f"{OWNER}: `kwargs` must be a dictionary, got {type(kwargs).__name__}; write "
-            'kwargs={"x": x}'
-        )
-
-
-def _read_settings(estimators: Sequence[str | Estimator], temperatures: Any) -> list[_Setting]:
-    if hasattr(temperatures, "tolist"):  # a tensor or an array
-        temperatures = temperatures.tolist()
-    _require_list("estimators", estimators, '["reinmax"]')
-    _require_list("temperatures", temperatures, "[0.5]")
-    labels = [_label(each) for each in estimators]
-    if len(set(labels)) < len(labels):
-        labels = [f"{i}: {label}" for i, label in enumerate(labels)]
-    functions = list(zip(labels, map(named, estimators), strict=True))
-    taus = [read_number(OWNER, "temperatures", each) for each in temperatures]
-    return [_Setting(label, function, tau) for label, function in functions for tau in taus]
-
-
-def _require_list(name: str, given: Any, example: str) -> None:
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise TypeError(
-            f"{OWNER}: `{name}` must be a list of one or more, got {given!r}; write "
-            f"{name}={example}"
-        )
-
-
-def _label(estimator: str | Estimator) -> str:
-    if isinstance(estimator, str):
-        return estimator
-    return getattr(estimator, "__name__", repr(estimator))
-
-
-# What is measured.
+    args, kwargs = read_arguments(args, kwargs)
+    settings = read_settings(elbo, num_samples, num_exact_samples, steps, seed, progress)
+    with _apart(settings.seed):
+        objective = Objective(model, guide, args, kwargs)
+        rows = read_rows(objective, estimators, temperatures)
+        objective.parameters = choose_parameters(objective.parameters, params)
+        return _report(objective, settings, rows)
 
 
 @contextmanager
-def _own_generator(seed: int) -> Iterator[None]:
-    """Random numbers from `seed`; afterwards the state of the generators is what it was."""
+def _apart(seed: int) -> Iterator[None]:
+    """Gradients are on, and random numbers are from `seed`; afterwards all is as it was.
+
+    The sites are used with all estimators and temperatures, so what they warn about does not count.
+    """
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(reinmax|gapped): expected")
         torch.manual_seed(seed)
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
 
 
-def _exact_gradient(objective: Objective, draws: int, progress: bool) -> ExactGradient:
+def _report(objective: Objective, settings: Settings, rows: list[RowSettings]) -> GradientReport:
+    for row in rows:  # one that raises does so before the long runs
+        _gradient(objective, settings.elbo, row)
+    exact = _exact_gradient(objective, settings)
+    total = len(rows) * settings.num_samples
+    with tqdm(total=total, desc="gradients", disable=not settings.progress) as bar:
+        measured = [_measured(objective, settings, row, exact, bar) for row in rows]
+    return GradientReport(
+        rows=measured,
+        exact_norm=math.sqrt(max(exact.squared_length, 0.0)),
+        exact_error=exact.error,
+        exact_by=exact.how,
+        num_samples=settings.num_samples,
+        num_parameters=exact.gradient.numel(),
+        steps=settings.steps,
+    )
+
+
+def _exact_gradient(objective: Objective, settings: Settings) -> ExactGradient:
     found = by_enumeration(objective, MOST_STATES)
     if found is not None:
         return found
-    groups = tqdm(range(draws // DRAWS), desc="exact gradient", disable=not progress)
-    return by_score_function(objective, groups)
+    groups = range(settings.num_exact_samples // DRAWS)
+    return by_score_function(
+        objective, tqdm(groups, desc="exact gradient", disable=not settings.progress)
+    )
 
 
-def _row(
-    objective: Objective,
-    elbo: Trace_ELBO,
-    setting: _Setting,
-    exact: ExactGradient,
-    num_samples: int,
-    bar: Any,
+def _measured(
+    objective: Objective, settings: Settings, row: RowSettings, exact: ExactGradient, bar: Any
 ) -> GradientRow:
-    _gradient(objective, elbo, setting)  # warms up
+    torch.manual_seed(settings.seed + 1)  # other draws than those of the exact gradient
+    _gradient(objective, settings.elbo, row)  # warms up
     measured = _Measured(exact)
-    for _ in range(num_samples):
+    for _ in range(settings.num_samples):
         start = time.perf_counter()
-        gradient = _gradient(objective, elbo, setting)
+        gradient = _gradient(objective, settings.elbo, row)
         measured.add(gradient, 1000 * (time.perf_counter() - start))
         bar.update()
-    return measured.row(setting)
+    return measured.row(row)
 
 
-def _gradient(objective: Objective, elbo: Trace_ELBO, setting: _Setting) -> Tensor:
-    replaced = _Replaced(setting.estimator, setting.temperature)
+def _gradient(objective: Objective, elbo: Trace_ELBO, row: RowSettings) -> Tensor:
+    replaced = _Replaced(row.estimator, row.temperature)
     return objective.gradient(objective.loss(elbo, replaced))
 
 
@@ -249,27 +175,29 @@ class _Measured:
 
     def __init__(self, exact: ExactGradient) -> None:
         self._exact = exact
-        self._gradients = Moments()
+        self._gradients = BlockedMoments()
         self._along = Moments()  # of <g, e>
-        self._blocks = [Moments() for _ in range(BLOCKS)]
         self._milliseconds: list[float] = []
 
     def add(self, gradient: Tensor, milliseconds: float) -> None:
-        self._blocks[self._gradients.count % BLOCKS].add(gradient)
         self._gradients.add(gradient)
         self._along.add(torch.dot(gradient, self._exact.gradient).reshape(1))
         self._milliseconds.append(milliseconds)
 
-    def row(self, setting: _Setting) -> GradientRow:
+    def row(self, settings: RowSettings) -> GradientRow:
         bias, bias_error = self._bias()
+        projection, projection_error = self._projection()
         cosine, cosine_error = self._cosine()
         progress, progress_error = self._progress()
         return GradientRow(
-            estimator=setting.label,
-            temperature=setting.temperature,
+            estimator=settings.label,
+            temperature=settings.temperature,
             bias=bias,
             bias_error=bias_error,
+            noise_directions=_noise_directions([self._gradients.blocks, self._exact.blocks]),
             standard_deviation=math.sqrt(self._gradients.variance),
+            projection=projection,
+            projection_error=projection_error,
             cosine=cosine,
             cosine_error=cosine_error,
             progress=progress,
@@ -305,27 +233,62 @@ class _Measured:
         square = (self._gradients.mean - self._exact.gradient).square().sum().item()
         return math.sqrt(max(square - noise, 0.0)), math.sqrt(noise)
 
+    def _projection(self) -> tuple[float, float]:
+        square = self._exact_norm**2
+        error = math.sqrt(self._along.variance / self._along.count)
+        return _quotient(self._along.mean.item(), square), _quotient(error, square)
+
     def _cosine(self) -> tuple[float, float]:
         square = self._squared_length
         length = math.sqrt(square) if square > 4 * self._noise else math.nan
         projection = self._along.mean.item() / self._exact_norm
-        error = _turning_error(self._blocks, self._gradients.mean, self._exact.gradient)
+        error = _turning_error(self._gradients.blocks, self._gradients.mean, self._exact.gradient)
         return _clamped(_quotient(projection, length)), _quotient(error, length)
 
     def _progress(self) -> tuple[float, float]:
-        norm, root_mean_square = self._exact_norm, self._root_mean_square
-        projection = self._along.mean.item() / norm
-        error = math.sqrt(self._along.variance / self._along.count) / norm
-        progress = _clamped(_quotient(projection, root_mean_square))
-        return progress, _quotient(error, root_mean_square)
+        scale = _quotient(self._exact_norm, self._root_mean_square)
+        projection, error = self._projection()
+        return _clamped(projection * scale), error * scale
 
 
-def _turning_error(blocks: list[Moments], mean: Tensor, exact: Tensor) -> float:
+def _turning_error(blocks: Sequence[Tensor], mean: Tensor, exact: Tensor) -> float:
     """The standard error of the mean in the one direction that turns it from the exact one."""
     u, v = (vector / vector.norm() for vector in (exact, mean))
     across = u - torch.dot(u, v) * v
-    parts = [torch.dot(across, block.mean).item() for block in blocks if block.count]
+    parts = [torch.dot(across, block).item() for block in blocks]
     return statistics.stdev(parts) / math.sqrt(len(parts))
+
+
+def _noise_directions(blocks: Sequence[Sequence[Tensor]]) -> float:
+    """(tr C)^2 / tr C^2, the number of directions of equal noise that C amounts to.
+
+    C is the covariance matrix of the difference of two means; each is that of some blocks. The
+    square of a sample covariance has a bias, which is taken off (Srivastava, "Some tests concerning
+    the covariance matrix in high dimensional data" (2005), https://doi.org/10.14490/jjss.35.251).
+    """
+    parts = [_scaled_deviations(each) for each in blocks if len(each) > 1]
+    traces = [part.square().sum().item() for part in parts]
+    squares = 0.0
+    for i, part in enumerate(parts):
+        squares += _trace_of_square(part, traces[i])
+        squares += 2 * sum((part @ other.T).square().sum().item() for other in parts[:i])
+    most = blocks[0][0].numel()
+    return min(max(sum(traces) ** 2 / squares, 1.0), most) if squares > 0 else most
+
+
+def _scaled_deviations(blocks: Sequence[Tensor]) -> Tensor:
+    """X, such that X^T X estimates the covariance matrix of the mean of the blocks."""
+    stacked = torch.stack(list(blocks))
+    return (stacked - stacked.mean(0)) / math.sqrt(len(blocks) * (len(blocks) - 1))
+
+
+def _trace_of_square(deviations: Tensor, trace: float) -> float:
+    """tr C^2 without a bias, for normal blocks; of two blocks its upper bound (tr C)^2."""
+    freedom = len(deviations) - 1
+    if freedom < 2:
+        return trace**2
+    square = (deviations @ deviations.T).square().sum().item()
+    return (square - trace**2 / freedom) * freedom**2 / ((freedom - 1) * (freedom + 2))
 
 
 def _clamped(cosine: float) -> float:
@@ -337,9 +300,9 @@ def _quotient(numerator: float, denominator: float) -> float:
 
 
 class _Replaced(Messenger):
-    """Straight-through sites have this estimator and this temperature."""
+    """Straight-through sites of a family have this estimator and this temperature."""
 
-    def __init__(self, estimator: Estimator, temperature: float) -> None:
+    def __init__(self, estimator: Estimator, temperature: float | None) -> None:
         super().__init__()
         self._estimator = estimator
         self._temperature = temperature
@@ -350,29 +313,6 @@ class _Replaced(Messenger):
             return
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
-        new._temperature = base._parameter.new_tensor(self._temperature)
+        tau = self._temperature
+        new._temperature = None if tau is None else base._parameter.new_tensor(tau)
         msg["fn"] = rewrapped(msg["fn"], new)
-
-
-def _names(objective: Objective) -> Sequence[str]:
-    """The estimators that suit all straight-through sites."""
-    bases = map(innermost, objective.sites.values())
-    links = [base.link for base in bases if isinstance(base, FamilyStraightThrough)]
-    return [name for name in NAMES if all(name in suited(link) for link in links)]
-
-
-def _require_something_to_measure(objective: Objective) -> None:
-    bases = {name: innermost(distribution) for name, distribution in objective.sites.items()}
-    if not any(isinstance(base, FamilyStraightThrough) for base in bases.values()):
-        kinds = {name: type(base).__name__ for name, base in bases.items()}
-        raise ValueError(
-            f"{OWNER}: `guide` must have a latent site with a straight-through distribution, got "
-            f"{kinds}; write AutoRelaxed(model, 0.5), or a straight-through class such as "
-            "CategoricalStraightThrough in the guide"
-        )
-    if not objective.parameters:
-        raise ValueError(
-            f"{OWNER}: `guide` must have parameters, got none with a gradient; write "
-            'pyro.param("logits", torch.zeros(3)) inside the guide, or pyro.module("net", net) '
-            "for a network"
-        )

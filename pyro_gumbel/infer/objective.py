@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class Objective:
     """A model and a guide with their arguments, on one subsample of each plate.
 
     :ivar sites: the distributions of the guide's latent sites, by name.
-    :ivar parameters: the unconstrained parameters of the guide that require a gradient.
+    :ivar parameters: the unconstrained parameters of the guide that require a gradient, by name.
     """
 
     model: Callable[..., Any]
@@ -40,7 +40,7 @@ class Objective:
     def __post_init__(self) -> None:
         self._subsample = OneSubsample()
         self.sites: dict[str, Any] = {}
-        leaves: dict[int, Tensor] = {}
+        leaves: dict[str, Tensor] = {}
         for _ in range(RUNS):
             with poutine.trace(param_only=True) as capture, self._subsample:
                 trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
@@ -49,18 +49,20 @@ class Objective:
                     self.sites[name] = site["fn"]
             registered = _registered(capture.trace)
             leaves |= registered | self._registered_by_the_model(trace, registered)
-        self.parameters = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        self.parameters = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
 
-    def _registered_by_the_model(self, guide: Any, known: Iterable[int]) -> dict[int, Tensor]:
+    def _registered_by_the_model(
+        self, guide: Any, known: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Parameters that this run of the guide uses and that only the model registers."""
-        used = _leaves_of(guide).keys() - set(known)
+        used = _leaves_of(guide).keys() - set(map(id, known.values()))
         if not used:
             return {}
         model = poutine.replay(self.model, trace=guide)
         with poutine.trace(param_only=True) as capture, self._subsample:
             model(*self.args, **self.kwargs)
         registered = _registered(capture.trace)
-        return {key: leaf for key, leaf in registered.items() if key in used}
+        return {name: leaf for name, leaf in registered.items() if id(leaf) in used}
 
     def traces(self, *handlers: AbstractContextManager[Any]) -> tuple[Any, Any]:
         """Traces of the model and of the guide under `handlers`, with all log probabilities."""
@@ -80,13 +82,15 @@ class Objective:
             return elbo.differentiable_loss(self.model, guide, *self.args, **self.kwargs)
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of a loss in the guide's parameters, one vector in float64 on the CPU."""
+        """The gradient of a loss in `parameters`, one vector in float64 on the CPU.
+
+        A parameter with two names counts once.
+        """
+        leaves = list({id(leaf): leaf for leaf in self.parameters.values()}.values())
         if not loss.requires_grad:
-            numbers = sum(p.numel() for p in self.parameters)
+            numbers = sum(leaf.numel() for leaf in leaves)
             return torch.zeros(numbers, dtype=torch.float64, device="cpu")
-        parts = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
-        )
+        parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return torch.cat([part.flatten().cpu().double() for part in parts])
 
     @functools.cached_property
@@ -95,10 +99,9 @@ class Objective:
         return independent_plates(self.traces)
 
 
-def _registered(trace: Any) -> dict[int, Tensor]:
-    """The unconstrained parameters that a run has registered with Pyro, by identity."""
-    leaves = (site["value"].unconstrained() for site in trace.nodes.values())
-    return {id(leaf): leaf for leaf in leaves}
+def _registered(trace: Any) -> dict[str, Tensor]:
+    """The unconstrained parameters that a run has registered with Pyro, by name."""
+    return {name: site["value"].unconstrained() for name, site in trace.nodes.items()}
 
 
 def _leaves_of(guide: Any) -> dict[int, Tensor]:

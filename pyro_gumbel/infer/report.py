@@ -1,60 +1,30 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a gradient report holds, and how it prints and plots."""
+"""What a gradient report holds and recommends, and how it prints and plots."""
 
 import dataclasses
 import math
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["GradientReport", "GradientRow"]
+from pyro_gumbel._validation import read_number
+from pyro_gumbel.infer.gradient_rows import AFFORDABLE, GradientRow, Rule
+
+__all__ = ["GradientReport", "read_steps"]
 
 
-@dataclasses.dataclass(frozen=True)
-class GradientRow:
-    r"""The gradient of one estimator at one temperature, over all parameters of the guide.
-
-    With g the gradient of one draw and e the exact gradient,
-
-    .. math::
-        \text{bias} = |E g - e|, \qquad
-        \text{standard deviation} = \sqrt{E |g - E g|^2}, \\
-        \text{cosine} = \frac{\langle E g, e \rangle}{|E g| \, |e|}, \qquad
-        \text{progress} = \frac{\langle E g, e \rangle}{\sqrt{E |g|^2} \, |e|}.
-
-    The cosine is that of the angle by which the bias turns the mean gradient. Progress is the
-    fraction of a step that is along the exact gradient, in mean square: the cosine of single
-    gradients. Bias and noise both lower it. The length of g, which an optimiser like Adam divides
-    out, does not.
-
-    :ivar estimator: its name, or how it prints.
-    :ivar temperature: tau.
-    :ivar bias: as above, without what the noise of the means adds to it.
-    :ivar bias_error: the standard error of E g - e, and so how large a bias the noise can hide.
-    :ivar standard_deviation: as above.
-    :ivar cosine: as above; NaN where E g or e is not above twice its standard error, so that its
-        direction is not known.
-    :ivar cosine_error: its standard error, without that of e.
-    :ivar progress: as above; NaN where e is not above twice its standard error.
-    :ivar progress_error: its standard error, without that of e.
-    :ivar milliseconds: the median time of one gradient.
-    """
-
-    estimator: str
-    temperature: float
-    bias: float
-    bias_error: float
-    standard_deviation: float
-    cosine: float
-    cosine_error: float
-    progress: float
-    progress_error: float
-    milliseconds: float
+def read_steps(owner: str, steps: Any) -> float:
+    """A number of training steps; None is infinitely many."""
+    if steps is None or steps == math.inf:
+        return math.inf
+    return read_number(owner, "steps", steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientReport:
-    """The result of `gradient_report`; it prints as a table.
+    """The result of `gradient_report`; it prints as a table with a recommendation.
 
     :ivar rows: a `GradientRow` for each estimator and temperature.
     :ivar exact_norm: the length of the exact gradient, without what its noise adds.
@@ -62,6 +32,8 @@ class GradientReport:
     :ivar exact_by: how the exact gradient was found.
     :ivar num_samples: how many gradients were drawn for each row.
     :ivar num_parameters: how many numbers a gradient has.
+    :ivar steps: of training, that the printed recommendation is for; infinity for training to the
+        end.
     """
 
     rows: list[GradientRow]
@@ -70,41 +42,134 @@ class GradientReport:
     exact_by: str
     num_samples: int
     num_parameters: int
+    steps: float = math.inf
 
-    def best(self) -> GradientRow:
-        """The row with the most progress.
+    def best(self, steps: float | None = None) -> GradientRow:
+        r"""The row to train with for N steps: the cheapest one of `ties`.
 
+        With e the exact gradient, g that of one draw and s the standard deviation of a row,
+
+        .. math::
+            \text{progress}_N
+            = \frac{2 c \, \langle E g, e \rangle - c^2 \, (|E g|^2 + s^2 / N)}{|e|^2}, \qquad
+            c = \frac{|e|^2}{|e|^2 + s^2 / N}.
+
+        This is the expected decrease of a loss that has the same curvature in all directions, by
+        the mean of N gradients, as a fraction of the decrease by the exact gradient with its best
+        step; c shortens the step as the noise demands. Averaging takes off noise but no bias: the
+        progress of an unbiased row is c, and for training to the end, N to infinity, the progress
+        of every row is 1 - bias^2 / |e|^2.
+
+        A bias is significant if noise alone would look like it with a chance of about 1 in 100 or
+        less. The row with the most progress is best, unless its bias is significant and some row
+        without significant bias is affordable: unbiased gradients of its noise make as much
+        progress in 4 N steps. Then the best row is the affordable one with the most progress. For N
+        to infinity all rows without significant bias are affordable.
+
+        :param steps: N, a positive number, possibly infinite; None for that of the report.
         :raises ValueError: where the exact gradient is not above twice its standard error.
         """
-        rows = [row for row in self.rows if not math.isnan(row.progress)]
-        if not rows:
+        return self.ties(steps)[0]
+
+    def ties(self, steps: float | None = None) -> list[GradientRow]:
+        """The best row and all rows that the samples cannot tell apart from it, cheapest first.
+
+        Their progress, see `best`, is less than that of the row with the most by at most 2 standard
+        errors of the difference. The cost is the time to the same relative noise: the time of a
+        gradient times the square of s / projection. Of the rows that cost up to 4 times the least,
+        the first one in the report leads. By default that is second order, where it is tied: it is
+        unbiased for quadratic losses, and less noise is not worth a bias that does not show.
+
+        :param steps: as of `best`.
+        :raises ValueError: as of `best`.
+        """
+        known = self._known()
+        if not known:
             raise ValueError(
                 "GradientReport.best: expected an exact gradient that is not 0, got one of length "
                 f"{self.exact_norm:.2g} +- {self.exact_error:.2g}; write a larger "
                 "num_exact_samples, or report away from the optimum"
             )
-        return max(rows, key=lambda row: row.progress)
+        return self._rule(steps).recommended(known)
+
+    def expected_progress(self, row: GradientRow, steps: float | None = None) -> float:
+        """The progress of a row of this report over N steps, see `best`.
+
+        :param row: one of `rows`.
+        :param steps: as of `best`.
+        :returns: 1 at most, up to the noise of the report; NaN where the exact gradient is not
+            above twice its standard error.
+        """
+        return self._rule(steps).progress(row) if row in self._known() else math.nan
+
+    def _known(self) -> list[GradientRow]:
+        return [row for row in self.rows if not math.isnan(row.projection)]
+
+    def _rule(self, steps: float | None = None) -> Rule:
+        steps = self.steps if steps is None else read_steps("GradientReport.best", steps)
+        return Rule(self.exact_norm, self.num_samples, steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report as numbers, strings, lists and dictionaries, e.g. for JSON.
 
-        NaN becomes None.
+        NaN becomes None, and so do infinitely many steps.
         """
         found = dataclasses.asdict(self)
+        found["steps"] = None if math.isinf(self.steps) else self.steps
         for row in found["rows"]:
             row.update({name: None for name, value in row.items() if value != value})
         return found
 
     def __str__(self) -> str:
         error = f" +- {self.exact_error:.2g}" if self.exact_error else ""
-        header = ["estimator", "temperature", "bias", "sd", "cosine", "progress", "ms"]
+        end = "to the end" if math.isinf(self.steps) else f"{self.steps:g} steps"
+        header = ["estimator", "tau", "bias  ", "sd", "cosine", "progress", end, "ms"]
+        numbers = f"{self.num_samples} gradients of {self.num_parameters} numbers"
         return "\n".join(
             [
                 f"exact gradient: length {self.exact_norm:.4g}{error}, by {self.exact_by}",
-                f"each row: {self.num_samples} gradients of {self.num_parameters} numbers",
-                *_aligned([header, *map(_cells, self.rows)]),
+                f"each row: {numbers}; * marks a significant bias",
+                *_aligned([header, *map(self._cells, self.rows)]),
+                *self._recommendation(),
             ]
         )
+
+    def _cells(self, row: GradientRow) -> list[str]:
+        """The texts of a line of the table."""
+        mark = "*" if self._rule().is_biased(row) else " "
+        error = self._rule().error(row) if row in self._known() else math.nan
+        return [
+            row.estimator,
+            "-" if row.temperature is None else f"{row.temperature:g}",
+            f"{row.bias:.3g} +- {float(f'{row.bias_error:.1g}'):g} {mark}",
+            f"{row.standard_deviation:.3g}",
+            _with_error(row.cosine, row.cosine_error),
+            _with_error(row.progress, row.progress_error),
+            _with_error(self.expected_progress(row), error),
+            f"{row.milliseconds:.2f}",
+        ]
+
+    def _recommendation(self) -> list[str]:
+        """The last lines of the print."""
+        if not self._known():
+            return ["recommended: none, since the exact gradient is not above twice its error"]
+        best, *others = self.ties()
+        end = "training to the end" if math.isinf(self.steps) else f"{self.steps:g} steps"
+        lines = [f"recommended for {end}: {_described(best)}, {self._reason(best)}"]
+        if others:
+            text = "; ".join(map(_described, others))
+            lines.append("not told apart from it by these samples, the cheapest first:")
+            lines += textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
+        return lines
+
+    def _reason(self, best: GradientRow) -> str:
+        """Why the best row is chosen."""
+        biased = self._rule().is_biased
+        if not biased(best):
+            return "without a significant bias"
+        if all(map(biased, self._known())):
+            return "biased as all rows are"
+        return f"biased, but the others need over {AFFORDABLE:g} times the steps"
 
     def plot(self) -> Any:
         """A `matplotlib.figure.Figure`: bias, standard deviation and progress over temperature.
@@ -131,35 +196,43 @@ class GradientReport:
 
     def _plot_quantity(self, axes: Any, quantity: str) -> None:
         """One line for each estimator over the temperatures, with error bars if there are any."""
-        for name in dict.fromkeys(row.estimator for row in self.rows):
+        for number, name in enumerate(dict.fromkeys(row.estimator for row in self.rows)):
             rows = [row for row in self.rows if row.estimator == name]
-            rows.sort(key=lambda row: row.temperature)
-            axes.errorbar(
-                [row.temperature for row in rows],
-                [getattr(row, quantity) for row in rows],
-                [getattr(row, f"{quantity}_error", 0.0) for row in rows],
-                marker="o",
-                markersize=4,
-                label=name,
-            )
-        ticks = sorted({row.temperature for row in self.rows})
+            if rows[0].temperature is None:
+                _plot_level(axes, rows[0], quantity, f"C{number}")
+            else:
+                _plot_line(axes, rows, quantity, f"C{number}")
+        ticks = sorted({row.temperature for row in self.rows if row.temperature is not None})
         axes.set(xscale="log", xlabel="temperature", title=quantity.replace("_", " "))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
 
 
-def _cells(row: GradientRow) -> list[str]:
-    """The texts of a line of the table."""
-    return [
-        row.estimator,
-        f"{row.temperature:g}",
-        f"{row.bias:.3g} +- {float(f'{row.bias_error:.1g}'):g}",
-        f"{row.standard_deviation:.3g}",
-        _with_error(row.cosine, row.cosine_error),
-        _with_error(row.progress, row.progress_error),
-        f"{row.milliseconds:.2f}",
-    ]
+def _plot_line(axes: Any, rows: Sequence[GradientRow], quantity: str, color: str) -> None:
+    """An estimator over its temperatures."""
+    points = sorted((row.temperature, *_with_quantity(row, quantity)) for row in rows)
+    taus, numbers, errors = zip(*points, strict=True)
+    label = rows[0].estimator
+    axes.errorbar(taus, numbers, errors, marker="o", markersize=4, color=color, label=label)
+
+
+def _plot_level(axes: Any, row: GradientRow, quantity: str, color: str) -> None:
+    """An estimator without a temperature: a horizontal line in a band of its error."""
+    number, error = _with_quantity(row, quantity)
+    axes.axhline(number, color=color, linestyle="--", label=row.estimator)
+    axes.axhspan(number - error, number + error, color=color, alpha=0.15, linewidth=0)
+
+
+def _with_quantity(row: GradientRow, quantity: str) -> tuple[float, float]:
+    """A number of a row, and its standard error, 0 if that is not known."""
+    return getattr(row, quantity), getattr(row, f"{quantity}_error", 0.0)
+
+
+def _described(row: GradientRow) -> str:
+    """The estimator and the temperature of a row."""
+    tau = "" if row.temperature is None else f" at temperature {row.temperature:g}"
+    return f"{row.estimator}{tau}"
 
 
 def _with_error(number: float, error: float) -> str:

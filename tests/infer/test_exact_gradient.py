@@ -5,6 +5,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pyro
@@ -12,8 +13,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from scipy import stats
 
-from pyro_gumbel import BernoulliStraightThrough
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    BetaBinomialStraightThrough,
+    BinomialStraightThrough,
+    GammaPoissonStraightThrough,
+    GeometricStraightThrough,
+    MultinomialStraightThrough,
+    NegativeBinomialStraightThrough,
+    PoissonStraightThrough,
+)
 from pyro_gumbel.infer import exact_gradient
 from pyro_gumbel.infer.exact_gradient import Moments, by_enumeration, by_score_function
 from pyro_gumbel.infer.objective import Objective
@@ -294,7 +305,97 @@ def test_sites_and_parameters_of_one_branch():
             pyro.sample("w", one_of_three(parameter("inner", 3)))
 
     objective = Objective(model, guide)
-    assert sum(leaf.numel() for leaf in objective.parameters) == 5
+    assert sum(leaf.numel() for leaf in objective.parameters.values()) == 5
     exact = by_enumeration(objective, 2048)
     assert exact.how == "enumeration of 4 states"
     agree(objective, exact.gradient)
+
+
+# Counts.
+
+COUNTS = {
+    "Poisson": (lambda x: PoissonStraightThrough(x.exp()), 40),
+    "NegativeBinomial": (lambda x: NegativeBinomialStraightThrough(4.0, logits=x - 2), 60),
+    "Geometric": (lambda x: GeometricStraightThrough(logits=x + 0.5), 60),
+    "GammaPoisson": (lambda x: GammaPoissonStraightThrough(x.exp(), 2.0), 60),
+    "Binomial": (lambda x: BinomialStraightThrough(9, logits=x), 9),
+    "BetaBinomial": (lambda x: BetaBinomialStraightThrough(x.exp(), 2.0, 9), 9),
+}
+
+
+@pytest.mark.parametrize("family", COUNTS)
+def test_counts_are_enumerated(family):
+    """Against a sum over more counts, of a loss with a cubic term."""
+    make, most = COUNTS[family]
+
+    def model():
+        z = pyro.sample("z", make(torch.tensor(0.5)))
+        pyro.sample("x", dist.Normal(0.02 * z**3 + z, 3.0), obs=DATA[2])
+
+    def guide():
+        pyro.sample("z", make(pyro.param("shift", torch.tensor(0.2))))
+
+    found = by_enumeration(Objective(model, guide), 2048)
+    leaf = torch.tensor(0.2, requires_grad=True)
+    z = torch.arange(most + 1.0)
+    q = make(leaf).log_prob(z)
+    f = make(torch.tensor(0.5)).log_prob(z) - q
+    f = f + dist.Normal(0.02 * z**3 + z, 3.0).log_prob(DATA[2])
+    (expected,) = torch.autograd.grad(-(q.exp() * f).sum(), leaf)
+    torch.testing.assert_close(found.gradient.squeeze(), expected.double(), rtol=1e-4, atol=1e-5)
+    if family in ("Binomial", "BetaBinomial"):
+        assert found.how == "enumeration of 10 states"
+    else:
+        assert re.match(r"enumeration of \d\d states, all but tails of less than 1e-12$", found.how)
+
+
+def test_as_many_counts_as_the_tail_needs():
+    """Of a Poisson distribution, against its survival function."""
+
+    def guide(rate):
+        pyro.sample("z", PoissonStraightThrough(pyro.param("rate", torch.tensor(rate)).double()))
+
+    for rate in (0.01, 3.0, 300.0):
+        pyro.clear_param_store()
+        found = by_enumeration(Objective(guide, guide, (rate,)), 2048)
+        states = int(re.search(r"\d+", found.how).group())
+        assert stats.poisson.sf(states - 1, rate) < 1e-12 <= stats.poisson.sf(states - 2, rate)
+
+
+def test_too_many_counts_are_sampled():
+    """Too large ones, too many sites, a plate, a batch of numbers of trials, and vectors."""
+
+    def of(distribution):
+        def guide():
+            rate = pyro.param("rate", torch.tensor(0.5))
+            pyro.sample("z", distribution(rate))
+
+        return guide
+
+    for distribution in (
+        lambda rate: PoissonStraightThrough(10_000 * rate),
+        lambda rate: PoissonStraightThrough(rate.expand(4)).to_event(1),
+        lambda rate: PoissonStraightThrough(rate.expand(50)).to_event(1),
+        lambda rate: BinomialStraightThrough(10_000_000_000, rate),
+        lambda rate: BinomialStraightThrough(torch.tensor([2.0, 3.0]), rate).to_event(1),
+        lambda rate: MultinomialStraightThrough(2, torch.stack([rate, 1 - rate])),
+    ):
+        pyro.clear_param_store()
+        guide = of(distribution)
+        assert by_enumeration(Objective(guide, guide), 2048) is None
+    guide = of(lambda rate: PoissonStraightThrough(rate.expand(2)).to_event(1))
+    assert by_enumeration(Objective(guide, guide), 2048).how.startswith("enumeration of")
+
+
+def test_the_score_function_of_counts():
+    def model():
+        with pyro.plate("points", 2):
+            z = pyro.sample("z", dist.Poisson(2.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=DATA[2:])
+
+    def guide():
+        with pyro.plate("points", 2):
+            pyro.sample("z", PoissonStraightThrough(parameter("log_rate", 2).exp()))
+
+    objective = Objective(model, guide)
+    agree(objective, by_enumeration(objective, 2048).gradient)

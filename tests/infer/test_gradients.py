@@ -4,6 +4,7 @@
 """The gradient report against planted cases, and what it asks of its arguments."""
 
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -15,8 +16,10 @@ from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, Tra
 from pyro_gumbel import (
     AutoRelaxed,
     BernoulliStraightThrough,
+    BinomialStraightThrough,
     CategoricalStraightThrough,
     PlackettLuceStraightThrough,
+    PoissonStraightThrough,
     RelaxedBernoulli,
     SubsetStraightThrough,
     gapped,
@@ -195,9 +198,114 @@ def test_subsets_have_the_estimators_that_support_them():
 
     report = gradient_report(model, guide, num_samples=3, temperatures=[1.0], progress=False)
     found = [row.estimator for row in report.rows]
-    assert found == ["gumbel_rao", "gumbel_softmax", "straight_through"]
+    assert found == ["second_order", "gumbel_rao", "gumbel_softmax", "straight_through"]
     with pytest.raises(ValueError, match="got Hypersimplex"):
         gradient_report(model, guide, estimators=["reinmax"], progress=False)
+
+
+def test_second_order_has_one_row_without_a_temperature():
+    """The first by default. The sites have it whatever they were written with, and the reverse."""
+    seen = []
+
+    def mine(logits, temperature, perturbed, hard, link):
+        seen.append(temperature.item())
+        return link(perturbed, temperature)
+
+    def written(distribution):
+        def guide():
+            pyro.sample("z", distribution(logits=parameter("logits", 3)))
+
+        return guide
+
+    ways = {
+        "second order": CategoricalStraightThrough,
+        "reinmax": lambda logits: CategoricalStraightThrough(
+            1.0, None, logits, estimator="reinmax"
+        ),
+        "softmax": lambda logits: CategoricalStraightThrough(torch.tensor(0.2), None, logits),
+    }
+    reports = []
+    for way in ways.values():
+        pyro.clear_param_store()
+        report = gradient_report(
+            quadratic, written(way), estimators=["second_order", "reinmax", mine],
+            temperatures=[1.0, 0.7], num_samples=10, progress=False,
+        )  # fmt: skip
+        assert [row.temperature for row in report.rows] == [None, 1.0, 0.7, 1.0, 0.7]
+        reports.append([(row.bias, row.standard_deviation) for row in report.rows])
+        assert reports[-1][0] == pytest.approx(reports[-1][1], rel=1e-4)  # reinmax at 1 is the same
+    assert reports[0] == reports[1] == reports[2]
+    assert set(np.round(seen, 5)) == {0.7, 1.0}
+    default = gradient_report(
+        quadratic, quadratic_guide, num_samples=2, temperatures=[1.0], progress=False
+    )
+    assert [row.estimator for row in default.rows] == [
+        "second_order", "gapped", "gumbel_rao", "gumbel_softmax", "reinmax", "straight_through",
+    ]  # fmt: skip
+
+
+def test_what_constructors_warn_about_is_not_warned():
+    """Warnings are errors here. Of the user's code they still come through."""
+
+    def guide():
+        logits = parameter("logits", 3)
+        pyro.sample("z", CategoricalStraightThrough(0.1, None, logits, estimator="gapped"))
+
+    def model():
+        quadratic()
+        warnings.warn("reinmax is nice", stacklevel=1)
+
+    keywords = {"temperatures": [0.1, 0.5], "num_samples": 2, "progress": False}
+    report = gradient_report(quadratic, guide, estimators=["reinmax", "gapped"], **keywords)
+    assert len(report.rows) == 4
+    with pytest.warns(UserWarning, match="gapped: expected"):
+        guide()
+    with pytest.warns(UserWarning, match="reinmax is nice"):
+        gradient_report(model, quadratic_guide, estimators=["reinmax"], **keywords)
+
+
+# Counts.
+
+
+def counts_model():
+    z = pyro.sample("z", dist.Poisson(2.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=DATA[2])
+
+
+def counts_guide():
+    pyro.sample("z", PoissonStraightThrough(parameter("log_rate", 2)[1].exp()))
+
+
+def test_a_guide_of_counts_has_one_row():
+    report = gradient_report(counts_model, counts_guide, num_samples=100, progress=False)
+    (row,) = report.rows
+    assert (row.estimator, row.temperature) == ("second_order", None)
+    assert report.exact_by.startswith("enumeration of 19 states, all but tails")
+    assert row.bias < 4 * row.bias_error  # up to the lgamma of the prior, it is quadratic
+    assert report.best() is row
+    with pytest.raises(ValueError, match=r"`estimators` must be second_order .*, got 'reinmax'"):
+        gradient_report(counts_model, counts_guide, estimators=["reinmax"], progress=False)
+
+
+def test_counts_keep_their_estimator_beside_other_sites():
+    def model():
+        b = pyro.sample("b", dist.Bernoulli(0.4))
+        n = pyro.sample("n", dist.Binomial(3, 0.5))
+        pyro.sample("x", dist.Normal(b + n, 1.0), obs=DATA[2])
+
+    def guide():
+        logits = parameter("logits", 2)
+        pyro.sample("b", BernoulliStraightThrough(logits=logits[0]))
+        pyro.sample("n", BinomialStraightThrough(3, logits=logits[1]))
+
+    keywords = {"temperatures": [0.5], "num_samples": 50, "progress": False}
+    report = gradient_report(model, guide, **keywords)
+    assert report.exact_by == "enumeration of 8 states"
+    assert [row.temperature for row in report.rows] == [None, *[0.5] * 5]
+    assert report.rows[0].bias < 4 * report.rows[0].bias_error
+    quick = {"estimators": ["gumbel_softmax", "second_order"], **keywords}
+    only = gradient_report(model, guide, params=lambda name: name == "logits", **quick)
+    assert len(only.rows) == 2
 
 
 def test_it_repeats_itself():
@@ -353,6 +461,8 @@ def fixed_guide():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
+        ({"steps": 0}, ValueError, "gradient_report: `steps` must be a finite number above 0"),
+        ({"params": "x"}, ValueError, r"`params` must choose from .*\['logits'\], got 'x'; write"),
         ({"estimators": "reinmax"}, TypeError, "`estimators` must be a list .*'reinmax'; write"),
         ({"estimators": []}, TypeError, r"`estimators` must be a list of one or more, got \[\]"),
         ({"estimators": ["reimax"]}, ValueError, "`estimator` must be one of"),

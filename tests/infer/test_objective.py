@@ -10,12 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule, PyroParam
 
 from pyro_gumbel import BernoulliStraightThrough, gradient_report
 from pyro_gumbel.infer.exact_gradient import by_enumeration, by_score_function
+from pyro_gumbel.infer.gradient_settings import choose_parameters
 from pyro_gumbel.infer.objective import Objective
 from tests.common import STRAIGHT_THROUGH, build, param_shape
-from tests.infer.models import DATA, MEANS, T, one_of_three, parameter
+from tests.infer.models import DATA, MEANS, T, one_of_three, parameter, quadratic
 
 
 class Amortised(torch.nn.Module):
@@ -102,8 +104,8 @@ def test_a_parameter_of_the_model_that_the_guide_uses_without_noise():
 
     poutine.trace(model).get_trace()
     objective = Objective(model, guide)
-    assert len(objective.parameters) == 1
-    assert objective.parameters[0] is pyro.param("mean").unconstrained()
+    assert list(objective.parameters) == ["mean"]
+    assert objective.parameters["mean"] is pyro.param("mean").unconstrained()
 
 
 def test_one_subsample_is_kept():
@@ -128,3 +130,95 @@ def test_one_subsample_is_kept():
     assert torch.equal(again.gradient, exact.gradient)
     found = by_score_function(objective, range(100))
     assert (found.gradient - exact.gradient).norm() < 3.5 * found.error
+
+
+# Some parameters only.
+
+
+class Guide(PyroModule):
+    """Parameters with all kinds of names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 2))
+        self.inner = PyroModule[torch.nn.Linear](2, 3)
+        self.shift = PyroParam(torch.ones(3))
+
+    def forward(self):
+        plain = pyro.param("inner_shift", torch.ones(3))
+        logits = self.inner(self.net(DATA[:1])) + self.shift + plain
+        pyro.sample("z", one_of_three(logits))
+
+
+PARAMETERS = {
+    "inner_shift": 3, "net$$$0.weight": 2, "net$$$0.bias": 2, "net$$$1.weight": 4,
+    "net$$$1.bias": 2, "inner.weight": 6, "inner.bias": 3, "shift": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("params", "chosen"),
+    [
+        (None, set(PARAMETERS)),
+        ("shift", {"shift"}),
+        ("net$$$1.bias", {"net$$$1.bias"}),
+        ("net", {name for name in PARAMETERS if name.startswith("net")}),
+        ("net$$$0", {"net$$$0.weight", "net$$$0.bias"}),
+        (("inner", "shift"), {"inner.weight", "inner.bias", "shift"}),
+        (lambda name: name.endswith("bias"), {"net$$$0.bias", "net$$$1.bias", "inner.bias"}),
+    ],
+)
+def test_some_parameters(params, chosen):
+    """Each has the same gradient as in the report of all."""
+    guide = Guide()
+    whole = Objective(quadratic, guide)
+    assert {name: leaf.numel() for name, leaf in whole.parameters.items()} == PARAMETERS
+    found = choose_parameters(whole.parameters, params)
+    assert found.keys() == chosen
+    everything = by_enumeration(whole, 2048).gradient
+    wanted = [
+        part
+        for name, part in zip(PARAMETERS, everything.split(list(PARAMETERS.values())), strict=True)
+        if name in chosen
+    ]
+    report = gradient_report(
+        quadratic, guide, params=params, estimators=["second_order"], num_samples=50,
+        progress=False,
+    )  # fmt: skip
+    assert report.num_parameters == sum(PARAMETERS[name] for name in chosen)
+    assert report.exact_norm == pytest.approx(torch.cat(wanted).norm().item(), rel=1e-5)
+    assert report.rows[0].bias < 5 * report.rows[0].bias_error
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        ("encoder", ValueError, r"\['inner_shift'.*'shift'\], got 'encoder'; write"),
+        (["shift", "net$$$"], ValueError, r"got 'net\$\$\$'; write params=\['inner_sh"),
+        ("inn", ValueError, "got 'inn'"),
+        (lambda name: False, ValueError, "got a function that is true of none"),
+        (3, TypeError, "`params` must be a name, a list of names or a function of a name, got 3"),
+        ([3], TypeError, r"`params` must be .*, got \[3\]; write"),
+        ([], ValueError, "`params` must choose from"),
+    ],
+)
+def test_parameters_that_there_are_not(params, error, words):
+    with pytest.raises(error, match=words):
+        gradient_report(quadratic, Guide(), params=params, progress=False)
+
+
+def test_a_parameter_with_two_names_counts_once():
+    net = torch.nn.Linear(1, 3)
+
+    def guide():
+        pyro.module("one", net)
+        pyro.module("two", net)
+        pyro.sample("z", one_of_three(net(DATA[:1])))
+
+    for params, number in ((None, 6), ("two", 6), (["one", "two$$$bias"], 6), ("two$$$bias", 3)):
+        report = gradient_report(
+            quadratic, guide, params=params, estimators=["second_order"], num_samples=2,
+            progress=False,
+        )  # fmt: skip
+        assert report.num_parameters == number
