@@ -505,6 +505,21 @@ def test_mixtures(tmp_path):
 
 
 @pytest.mark.slow
+def test_chains(tmp_path):
+    """A factor that is linear in every state has no bias; probabilities have the most."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "chain.py"), "--repeats", "3",
+         "--sites", "3", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    biases = json.loads((tmp_path / "x.json").read_text())["relative biases"]
+    assert max(biases["factor"]) < 1e-12
+    assert max(biases["logits"]) < 0.5
+    assert sum(biases["probs"]) > 3 * sum(biases["logits"])
+
+
+@pytest.mark.slow
 def test_polynomials(tmp_path):
     """Where the straight-through estimator stops: its slopes balance at q = .45 for p = 2."""
     done = subprocess.run(
