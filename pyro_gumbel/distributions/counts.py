@@ -293,11 +293,11 @@ def _fault(distribution: Any, name: str) -> str | None:
         moment = getattr(copied(distribution, type(distribution)), name)
     except NotImplementedError:
         return "is not implemented"
-    if distribution._validate_args and known(moment.isnan().any(), otherwise=False):
+    if not distribution._validate_args:  # numbers are not read
+        return None
+    if known(moment.isnan().any(), otherwise=False):
         return "is NaN"
-    if name == "variance" and ends(moment)[0] < 0:
-        return "is negative"
-    return None
+    return "is negative" if name == "variance" and ends(moment)[0] < 0 else None
 
 
 @functools.cache

@@ -136,8 +136,9 @@ def relaxed(
 
     In each call, the distribution of every latent discrete site is replaced by its counterpart
     from `relax`: one that draws discrete values and has a surrogate gradient (`hard=True`), or a
-    continuous relaxation (`hard=False`). Observed sites, continuous sites and sites with
-    `infer={"enumerate": ...}` are left alone.
+    continuous relaxation (`hard=False`), which needs a temperature. Without settings the gradient
+    is the second-order one; subsets and rankings have `gumbel_softmax` at temperature 1. Observed
+    sites, continuous sites and sites with `infer={"enumerate": ...}` are left alone.
 
     Three ways to write it::
 
@@ -148,7 +149,7 @@ def relaxed(
 
         with relaxed(): ...
 
-    The second and the third way take settings by name, as in ``@relaxed(temperature=0.5)``.
+    The last two take settings by name, as in ``@relaxed(temperature=0.5)``.
 
     Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data))``. In the
     other order the site is relaxed before it becomes observed. With `hard=False` its data are then
@@ -164,23 +165,16 @@ def relaxed(
     reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
 
     :param model: the model or guide; None for a decorator or a context manager.
-    :param temperature: tau > 0: a number, a tensor that broadcasts to the batch shape of each site
-        that is relaxed, or a function without arguments that returns one, called at each of them.
-        None for second order, which has none; subsets and rankings then have `gumbel_softmax` at
-        temperature 1.
-    :param hard: whether sites keep their discrete distribution and gain a surrogate gradient, or
-        become continuous, which needs a temperature.
-    :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
-        `gumbel_softmax` with a temperature and second order without.
+    :param temperature: as in `relax`, for each site that is relaxed; a function is called at each.
+    :param hard: as in `relax`.
+    :param estimator: as in `relax`.
     :param sites: the names of the sites to relax; None for all. With `obs_mask`, Pyro splits a site
         "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
         warning names, once, those that were observed or enumerated in every call so far.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
-    :raises TypeError: at a site that cannot be relaxed. The message names the site, and for a
-        `Categorical` the line to write instead.
-    :raises ValueError: for settings that do not fit together: "second_order" with a temperature,
-        another estimator or `hard=False` without; and at the end of the first complete run, for a
-        name in `sites` that the model does not have.
+    :raises TypeError: at a site that cannot be relaxed; the message names it.
+    :raises ValueError: for settings that do not fit together, as in `relax`; and at the end of the
+        first complete run, for a name in `sites` that the model does not have.
     """
     if isinstance(model, TemperatureSchedule) or not (model is None or callable(model)):
         raise TypeError(
