@@ -98,12 +98,23 @@ def surrogate_of_trials(counts: Tensor, probs: Tensor, log_probs: Tensor) -> Ten
 
 def with_bit_gradient(value: Tensor, logits: Tensor) -> Tensor:
     """The bits `value`, with the gradient of s in their logits."""
-    return with_own_gradient(_Bit, _bit, value, logits)
+    return _attached(_Bit, _bit, value, logits)
 
 
 def with_one_hot_gradient(value: Tensor, logits: Tensor) -> Tensor:
     """The one-hot vectors `value`, with the gradient of s in their logits, which may be -inf."""
-    return with_own_gradient(_OneHot, _one_hot, value, logits)
+    return _attached(_OneHot, _one_hot, value, logits)
+
+
+def _attached(function: Any, operations: Any, value: Tensor, logits: Tensor) -> Tensor:
+    """The hard value with its gradient.
+
+    A compiled program is made of the operations: in torch 2.8 its tensors cannot be given an
+    attribute, the mark of a sample, if they are results of a `Function`.
+    """
+    if torch.compiler.is_compiling():
+        return operations(value, logits)
+    return with_own_gradient(function, operations, value, logits)
 
 
 def _bit(value: Tensor, logits: Tensor) -> Tensor:
