@@ -182,6 +182,48 @@ def test_a_few_steps_of_mixture(tmp_path, run, data):
     assert_picture(tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("decorrelate", [[], pytest.param(["--decorrelate"], marks=SLOW)])
+def test_a_few_steps_of_spike_and_slab(tmp_path, run, decorrelate):
+    done = run("spike_and_slab", "--steps", 5, *decorrelate, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    found = inclusion_probabilities(done.stdout)
+    assert len(found) == 10
+    assert all(0 <= probability <= 1 for pair in found.values() for probability in pair)
+    gap, of_gates = gaps(done.stdout)
+    assert gap > of_gates > 0
+    assert_picture(tmp_path / "x.png")
+
+
+def inclusion_probabilities(output):
+    """By feature, the exact one and that of the guide, as `spike_and_slab` prints them."""
+    rows = re.findall(r"^(\w+) +(\d\.\d{3}) +(\d\.\d{3}) +\S+ +\S+$", output, re.MULTILINE)
+    return {name: tuple(map(float, pair)) for name, *pair in rows}
+
+
+def gaps(output):
+    """KL(guide || posterior), whole and of the gates alone."""
+    found = re.search(r"^KL\(guide \|\| posterior\): (\S+) nats, .* (\S+)$", output, re.MULTILINE)
+    return tuple(map(float, found.groups()))
+
+
+def test_the_exact_posterior_of_spike_and_slab():
+    """Against the likelihood of the outcome itself, a normal one with a covariance."""
+    example = load("spike_and_slab")
+    x, y, _ = example.diabetes(decorrelate=False)
+    x, y = x[:20, :3].double(), y[:20].double()
+    log_joint = []
+    for gates in example.all_gates(3):
+        noise = example.NOISE**2 * torch.eye(20, dtype=torch.float64)
+        covariance = noise + example.SLAB**2 * (x * gates) @ x.T
+        outcome = torch.distributions.MultivariateNormal(torch.zeros_like(y), covariance)
+        log_joint.append(outcome.log_prob(y) - 3 * math.log(2))
+    log_joint = torch.stack(log_joint)
+    exact = example.exact_posterior(x, y)
+    assert exact.evidence == pytest.approx(log_joint.logsumexp(0).item(), abs=1e-9)
+    torch.testing.assert_close(exact.subsets, log_joint.softmax(0))
+    torch.testing.assert_close(exact.inclusion, exact.subsets @ example.all_gates(3))
+
+
 def test_a_small_choice_of_an_estimator(tmp_path, run):
     options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
     done = run("choose_an_estimator", *options)
@@ -225,7 +267,7 @@ def causes_by_number(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking"])
+@pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking", "spike_and_slab"])
 def test_equal_seeds_give_equal_results(tmp_path, script):
     runs = [run_as_a_user(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
     first, again = (done.stdout[: done.stdout.index("wrote ")] for done in runs)
@@ -317,6 +359,10 @@ BAD_OPTIONS = {
         ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. feature_selection.png"),
     ],
+    "spike_and_slab": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 2000)),
+        ("--out x", "got 'x'; write e.g. spike_and_slab.png"),
+    ],
     "relax_a_model": [
         ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 200)),
         ("--most 1", "argument --most: " + WHOLE.format(2, 1, 200)),
@@ -407,6 +453,19 @@ def test_the_true_ranking_is_found(tmp_path):
     assert number(r"Kendall's tau .*: (\S+)$", done.stdout) > 0.8
     assert number(r"root mean square error .*: (\S+)$", done.stdout) < 0.3
     assert number(r"true log-worths .*: (\d+) of 10$", done.stdout) >= 7
+
+
+@pytest.mark.slow
+def test_mean_field_is_exact_without_correlation_and_sure_with_it(tmp_path):
+    done = run_as_a_user(tmp_path, "spike_and_slab", "--seed", 0, "--decorrelate")
+    exact, found = np.transpose(list(inclusion_probabilities(done.stdout).values()))
+    assert np.abs(exact - found).max() < 0.05
+    assert gaps(done.stdout)[0] < 0.5
+    done = run_as_a_user(tmp_path, "spike_and_slab", "--seed", 0)
+    found = inclusion_probabilities(done.stdout)
+    assert all(0.3 < found[name][0] < 0.7 for name in ("s1", "s2", "s3", "s4"))
+    assert all(abs(found[name][1] - 0.5) > 0.3 for name in ("s1", "s2", "s3", "s4"))
+    assert 1 < gaps(done.stdout)[0] < 3
 
 
 @pytest.mark.slow
