@@ -145,6 +145,17 @@ def test_the_gradient_is_that_of_the_surrogate_by_differences(name, draw_all):
     torch.testing.assert_close(found, expected)
 
 
+def test_the_gradient_beside_a_category_that_is_impossible(draw_all):
+    found = []
+    for probs, value in ((t(0.0, 0.3, 0.7), [0.0, 2.0, 3.0]), (t(0.3, 0.7), [2.0, 3.0])):
+        draw_all(Multinomial, torch.tensor(value).double())
+        weights = torch.tensor([5.0, 1.0, -2.0]).double()[-len(value) :]
+        total = (Multinomial(5, probs).rsample() * weights).sum()
+        found.append(torch.autograd.grad(total, probs)[0][-2:])
+    torch.testing.assert_close(*found)
+    assert found[0].abs().min() > 0.1
+
+
 LOSSES = {
     "cubic": lambda z: 0.05 * z**3,
     "exp": lambda z: torch.exp(-z / 3),
