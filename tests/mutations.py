@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 327: half an hour on one core
+    python tests/mutations.py                                # all 328: half an hour on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -564,8 +564,11 @@ selected-half-types                distributions/test_selected_component.py
     - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
     + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
 selected-draws-in-z                distributions/test_selected_component.py
-    - return chosen + (weights * draws.detach()).sum(-1 - self.event_dim)
+    - return chosen + (weights * finite).sum(-1 - self.event_dim)
     + return chosen
+selected-infinite-draws            distributions/test_selected_component.py -k infinite_draw
+    - finite = torch.where(draws.isfinite(), draws, 0.0).detach()
+    + finite = draws.detach()
 
 [distributions/straight_through.py]
 straight-through-score-function    distributions/test_straight_through.py
