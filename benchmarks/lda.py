@@ -6,12 +6,12 @@
     python benchmarks/lda.py --threads 1               # five seeds, some minutes
     python benchmarks/lda.py --threads 1 --repeats 1   # one seed
 
-Each of 100 documents has 30 words of a vocabulary of 20. The topic of each word is a one-hot vector.
-The topics and the shares of a document are points, by `AutoDelta`. Both trainings start from the
-same point and take as many steps with the same decaying rate. One sums over the topic of each word
-by `TraceEnum_ELBO`; the other has `AutoRelaxed` for it, and ten vectorised particles. For each seed
-the table has the distance of the topics found from those that the words were drawn from, the mean
-total variation after the best matching, and the milliseconds of a step.
+Each of 100 documents has 30 words of a vocabulary of 20. The topic of each word is a one-hot
+vector. The topics and the shares of a document are points, by `AutoDelta`. Both trainings start
+from the same point and take as many steps with the same decaying rate. One sums over the topic of
+each word by `TraceEnum_ELBO`; the other has `AutoRelaxed` for it, and ten vectorised particles. For
+each seed the table has the distance of the topics found from those that the words were drawn from,
+the mean total variation after the best matching, and the milliseconds of a step.
 """
 
 import itertools
