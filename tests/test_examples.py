@@ -579,6 +579,20 @@ def test_chains(tmp_path):
 
 
 @pytest.mark.slow
+def test_topics(tmp_path):
+    """Sums over the topic of each word find the topics that the words were drawn from."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "lda.py"), "--repeats", "1",
+         "--steps", "300", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "x.json").read_text())["seeds"]
+    assert row["enumeration"] < 0.15
+    assert row["enumeration"] < row["relaxation"] < 1
+
+
+@pytest.mark.slow
 def test_polynomials(tmp_path):
     """Where the straight-through estimator stops: its slopes balance at q = .45 for p = 2."""
     done = subprocess.run(
