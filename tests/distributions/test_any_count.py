@@ -173,6 +173,13 @@ def test_the_gradient_of_any_distribution_is_unbiased_for_a_quadratic_loss():
     assert_same_mean(found, 1.0)
 
 
+def test_a_sure_value_has_the_gradient_of_the_mean():
+    rate = torch.tensor(0.0, requires_grad=True)
+    sample = relax(Busy(rate)).rsample()
+    assert sample == 0
+    assert torch.autograd.grad(sample, rate)[0] == 1
+
+
 class Coins(dist.Binomial):
     """A user's subclass that inherits the log_prob of Pyro."""
 
@@ -229,7 +236,7 @@ def test_a_temperature_and_an_estimator_are_ignored():
     plain = dist.Poisson(3.0)
     for options in ({}, {"estimator": "gumbel_softmax"}, {"estimator": gapped()}):
         assert type(relax(plain, 0.5, **options)) is PoissonStraightThrough
-    for each in (plain, Busy(torch.tensor(3.0))):
+    for each in (plain, relax(plain), Busy(torch.tensor(3.0))):
         with pytest.raises(ValueError, match="`estimator` must be one of"):
             relax(each, 0.5, estimator="gumbel")
 

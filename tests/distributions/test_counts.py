@@ -16,6 +16,7 @@ from scipy import special, stats
 from torch.distributions import kl_divergence
 
 from pyro_gumbel import BinomialStraightThrough as Binomial
+from pyro_gumbel import DirichletMultinomialStraightThrough as DirichletMultinomial
 from pyro_gumbel import GeometricStraightThrough as Geometric
 from pyro_gumbel import MultinomialStraightThrough as Multinomial
 from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
@@ -338,6 +339,17 @@ def test_what_is_impossible_has_a_finite_slope(name):
     assert torch.autograd.grad(log_prob.sum(), outside)[0].isfinite().all()
 
 
+def test_unequal_trials_of_dirichlet_multinomials_cannot_be_drawn():
+    trials = torch.tensor([3.0, 5.0])
+    d = DirichletMultinomial(torch.ones(2), trials)
+    assert d.log_prob(torch.tensor([[3.0, 0.0], [0.0, 5.0]])).tolist() == pytest.approx(
+        [-np.log(4), -np.log(6)]
+    )
+    for draw in (d.sample, d.rsample):
+        with pytest.raises(NotImplementedError, match=r"`total_count` must be .*, got 3 to 5"):
+            draw()
+
+
 # The edges.
 
 LOGITS = [20.0, -20.0, INF, -INF]
@@ -434,6 +446,7 @@ def test_samples_without_trials_are_those_of_the_plain_class():
 def test_derivatives_at_the_edges():
     rate, probs = t(0.0), t(0.0)
     assert torch.autograd.grad(Poisson(rate).log_prob(torch.zeros(())), rate)[0] == -1
+    assert torch.autograd.grad(Poisson(rate).rsample(), rate)[0] == 1
     assert torch.autograd.grad(Binomial(5, probs).mean, probs)[0] == 5
     assert torch.autograd.grad(NegativeBinomial(5.0, probs).mean, probs)[0] == 5
     log_prob = NegativeBinomial(5.0, probs).log_prob(torch.zeros(()))
@@ -443,6 +456,16 @@ def test_derivatives_at_the_edges():
     torch.testing.assert_close(
         torch.autograd.grad(log_prob, total_count)[0], torch.log1p(-t(0.3)).detach()
     )
+
+
+def test_a_count_beyond_the_range_is_the_largest_number():
+    sample = Geometric(logits=torch.tensor(-100.0)).sample((50,))
+    assert (sample == torch.finfo(sample.dtype).max).all()
+
+
+def test_probabilities_that_underflow_keep_their_logarithm():
+    d = Multinomial(2, logits=torch.tensor([0.0, -200.0]))
+    assert d.log_prob(torch.tensor([0.0, 2.0])).item() == pytest.approx(-400)
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -597,6 +620,7 @@ def test_divergences_at_the_edges():
         (Geometric(logits=t(INF)), Geometric(t(1.0)), 0.0),
         (Multinomial(5, t(0.0, 1.0)), Multinomial(5, t(0.5, 0.5)), 5 * np.log(2)),
         (Multinomial(5, t(0.5, 0.5)), Multinomial(5, logits=t(0.0, -INF)), INF),
+        (Multinomial(0, t(0.5, 0.5)), Multinomial(0, logits=t(0.0, -INF)), 0.0),
     ]:
         divergence = kl_divergence(q, p)
         assert divergence.item() == pytest.approx(expected)
@@ -628,6 +652,7 @@ def test_divergences_that_have_no_formula():
         (Multinomial(5, t(0.5, 0.5)), Multinomial(4, t(0.5, 0.5))),
         (Multinomial(5, t(0.5, 0.5)), Multinomial(5, t(0.5, 0.2, 0.3))),
         (Binomial(10**8, t(0.5)), Binomial(10**8 + 8, t(0.5))),
+        (Binomial(10**6, t([0.5] * 20)), Binomial(10**6 + 8, t(0.5))),
     ]:
         with pytest.raises(NotImplementedError, match="kl_divergence"):
             kl_divergence(q, p)
