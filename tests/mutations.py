@@ -689,12 +689,6 @@ wrappers-masks-forgotten           infer/test_autoguide.py -k mask
     + pass
 
 [infer/autoguide.py]
-guide-subsampled-dimension         infer/test_autoguide.py -k subsample
-    - start = periodic_repeat(start, full_size, frame.dim - event_dim)
-    + start = periodic_repeat(start, full_size, frame.dim)
-guide-quantile-side                infer/test_quantiles.py
-    - mean > 1 - q
-    + mean > q
 guide-enumerated-sites             infer/test_autoguide.py -k enumerates
     - if prototype_hide_fn(msg) or msg["infer"].get("enumerate"):
     + if prototype_hide_fn(msg):
@@ -704,27 +698,6 @@ guide-mask-of-the-first-run        infer/test_autoguide.py -k mask
 guide-copy-takes-the-model         infer/test_copies.py
     - self._model, self.master = own
     + pass
-guide-plain-binomial               infer/test_count_guides.py -k plain
-    - if not passes and not is_straight_through(plain):
-    + if False:
-guide-dimensions-of-an-event       infer/test_autoguide.py
-    - return self.mean_field.event_dim + self._num_reinterpreted
-    + return self.mean_field.event_dim
-guide-start-of-one-run             infer/test_autoguide.py -k averaged
-    - if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
-    + if True:
-guide-trials-of-one-run            infer/test_count_guides.py -k trials
-    - mean_field.require_same_support(priors)
-    + pass
-guide-least-probable-count         infer/test_count_guides.py -k median
-    - best = distribution.log_prob(draws).argmax(0)
-    + best = distribution.log_prob(draws).argmin(0)
-guide-quantile-of-a-count          infer/test_count_guides.py -k quantiles
-    - rank = (q.flatten() * DRAWS).ceil().long() - 1
-    + rank = ((1 - q.flatten()) * DRAWS).ceil().long() - 1
-guide-quantile-of-a-sure-value     infer/test_quantiles.py -k ends
-    - return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
-    + return (mean > 1 - q).to(mean.dtype)
 guide-loaded-parameters-replaced   infer/test_site_parameters.py -k before
     - if not hasattr(self, kind):
     + if True:
@@ -824,6 +797,23 @@ report-estimator-kept              infer/test_gradients.py
     - new.estimator = self._estimator
     + new.estimator = new.estimator
 
+[infer/guide_site.py]
+guide-subsampled-dimension         infer/test_autoguide.py -k subsample
+    - start = periodic_repeat(start, full_size, frame.dim - event_dim)
+    + start = periodic_repeat(start, full_size, frame.dim)
+guide-plain-binomial               infer/test_count_guides.py -k plain
+    - if not passes and not is_straight_through(plain):
+    + if False:
+guide-dimensions-of-an-event       infer/test_autoguide.py
+    - return self.mean_field.event_dim + self._num_reinterpreted
+    + return self.mean_field.event_dim
+guide-start-of-one-run             infer/test_autoguide.py -k averaged
+    - if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
+    + if True:
+guide-trials-of-one-run            infer/test_count_guides.py -k trials
+    - mean_field.require_same_support(priors)
+    + pass
+
 [infer/handlers.py]
 relaxed-enumerated-sites           infer/test_handlers.py
     - if msg["is_observed"] or msg["infer"].get("enumerate"):
@@ -880,6 +870,20 @@ site-logits-other-shapes           infer/test_site_parameters.py -k state
 site-parameters-of-other-kinds     infer/test_defaults.py -k without_some
     - if is_loaded and loaded != expected:
     + if loaded and loaded != expected:
+
+[infer/site_values.py]
+guide-quantile-side                infer/test_quantiles.py
+    - mean > 1 - q
+    + mean > q
+guide-least-probable-count         infer/test_count_guides.py -k median
+    - best = distribution.log_prob(draws).argmax(0)
+    + best = distribution.log_prob(draws).argmin(0)
+guide-quantile-of-a-count          infer/test_count_guides.py -k quantiles
+    - rank = (q.flatten() * DRAWS).ceil().long() - 1
+    + rank = ((1 - q.flatten()) * DRAWS).ceil().long() - 1
+guide-quantile-of-a-sure-value     infer/test_quantiles.py -k ends
+    - return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
+    + return (mean > 1 - q).to(mean.dtype)
 
 [infer/traces.py]
 reference-other-subsamples         infer/test_objective.py -k subsample

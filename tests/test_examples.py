@@ -127,6 +127,29 @@ def test_few_steps(tmp_path, run, latents, soft):
     assert_picture(picture)
 
 
+@pytest.mark.parametrize("latents", ["poisson", pytest.param("binomial", marks=SLOW)])
+def test_a_few_steps_of_count_vae(tmp_path, run, latents):
+    options = ["--steps", 5, "--latents", latents, "--variables", 3, "--out", "x.png"]
+    done = run("count_vae", *options)
+    assert done.returncode == 0, done.stderr
+    assert all(math.isfinite(elbo) for elbo in elbos_of_counts(done.stdout))
+    assert done.stdout.count("(360 images, 20 samples each)") == 2
+    assert_picture(tmp_path / "x.png")
+
+
+def elbos_of_counts(output):
+    """By second order, and by the score function."""
+    names = ("second order", "score function")
+    return [number(rf"held-out ELBO by {name}: (\S+) nats an image", output) for name in names]
+
+
+def test_the_digits_are_whole_numbers_of_sixteenths():
+    images, _ = load("count_vae").digits(seed=0)
+    counts = 16 * images
+    assert counts.eq(counts.round()).all()
+    assert counts.max() == 16
+
+
 @pytest.mark.parametrize("soft", [pytest.param([], marks=SLOW), ["--soft"]])
 def test_a_few_steps_of_feature_selection(tmp_path, run, soft):
     options = ["--steps", 5, "--size", 3, *soft, "--temperature", 0.7, "--out", "x.png"]
@@ -267,7 +290,9 @@ def causes_by_number(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["digits_vae", "feature_selection", "ranking", "spike_and_slab"])
+@pytest.mark.parametrize(
+    "script", ["digits_vae", "feature_selection", "ranking", "spike_and_slab", "count_vae"]
+)
 def test_equal_seeds_give_equal_results(tmp_path, script):
     runs = [run_as_a_user(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
     first, again = (done.stdout[: done.stdout.index("wrote ")] for done in runs)
@@ -297,6 +322,14 @@ def test_own_images(tmp_path, run):
     assert done.returncode == 0, done.stderr
     assert math.isfinite(held_out_elbo(done.stdout))
     assert "(10 images, 20 samples each)" in done.stdout
+    assert_picture(tmp_path / "own.png")
+
+
+def test_own_images_of_counts(tmp_path, run):
+    write_archive(tmp_path / "own.npz")
+    done = run("count_vae", "--data", "own.npz", "--steps", 2, "--out", "own.png")
+    assert done.returncode == 0, done.stderr
+    assert all(math.isfinite(elbo) for elbo in elbos_of_counts(done.stdout))
     assert_picture(tmp_path / "own.png")
 
 
@@ -358,6 +391,13 @@ BAD_OPTIONS = {
         ("--size 30", "argument --size: " + BETWEEN.format(1, 29, 30, 5)),
         ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. feature_selection.png"),
+    ],
+    "count_vae": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 2000)),
+        ("--variables 0", "argument --variables: " + WHOLE.format(1, 0, 32)),
+        ("--latents normal", "argument --latents: invalid choice: 'normal'"),
+        ("--data none.npz", "got 'none.npz' ([Errno 2] No such file or directory: 'none.npz')"),
+        ("--out x", "got 'x'; write e.g. count_vae.png"),
     ],
     "spike_and_slab": [
         ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 2000)),
@@ -431,6 +471,24 @@ def test_the_latent_variables_are_used(tmp_path, latents):
     before = digits_vae.discrete_elbo(untrained, test_images.flatten(1))
     done = run_as_a_user(tmp_path, "digits_vae", "--seed", 0, "--latents", latents)
     assert held_out_elbo(done.stdout) > max(without, before) + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("latents", ["poisson", "binomial"])
+def test_latent_counts_are_used(tmp_path, latents):
+    """An image costs half of what it does without them, and less than by the score function."""
+    without = independent_counts(*load("count_vae").digits(seed=0))
+    done = run_as_a_user(tmp_path, "count_vae", "--seed", 0, "--latents", latents)
+    second_order, score_function = elbos_of_counts(done.stdout)
+    assert second_order > without / 2
+    assert second_order > score_function + 1
+
+
+def independent_counts(train_images, test_images):
+    """The log likelihood of binomial pixels of which each has a mean of its own, nats an image."""
+    mean = (train_images.sum(0) + 0.5) / (len(train_images) + 1)
+    pixels = torch.distributions.Binomial(16, mean)
+    return pixels.log_prob((16 * test_images).round()).sum((1, 2)).mean().item()
 
 
 @pytest.mark.slow
@@ -576,6 +634,20 @@ def test_chains(tmp_path):
     assert max(biases["factor"]) < 1e-12
     assert max(biases["logits"]) < 0.5
     assert sum(biases["probs"]) > 3 * sum(biases["logits"])
+
+
+@pytest.mark.slow
+def test_topics(tmp_path):
+    """Sums over the topic of each word find the topics that the words were drawn from."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "lda.py"), "--repeats", "1",
+         "--steps", "300", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "x.json").read_text())["seeds"]
+    assert row["enumeration"] < 0.15
+    assert row["enumeration"] < row["relaxation"] < 1
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_the_errors_of_the_example_over_seeds(likelihood):
     most, median = stated_errors(likelihood)
     errors = [error_of_the_example(likelihood, seed) for seed in range(20)]
     assert max(errors) <= most
-    assert statistics.median(errors) == pytest.approx(median, abs=0.001)
+    assert statistics.median(errors) == pytest.approx(median, abs=0.005)
 
 
 def run_blocks(page, steps=None):

@@ -7,7 +7,6 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyro
@@ -15,71 +14,29 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.ops.tensor_utils import periodic_repeat
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_gumbel._tracing import brief
-from pyro_gumbel._validation import Temperature, require
-from pyro_gumbel.distributions.base import FamilyDistribution
-from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of, parameter_names
-from pyro_gumbel.distributions.relaxation import (
-    is_relaxable,
-    is_straight_through,
-    relax,
-    require_settings,
+from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.mean_field import parameter_names
+from pyro_gumbel.distributions.relaxation import is_relaxable, require_settings
+from pyro_gumbel.distributions.wrappers import innermost
+from pyro_gumbel.estimators import Estimator, resolved
+from pyro_gumbel.infer.guide_site import (
+    GuideSite,
+    brief_settings,
+    brief_site,
+    over_plates,
+    read_site,
+    start_of,
 )
-from pyro_gumbel.distributions.relaxed import Relaxed, RelaxedLogits
-from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
-from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
-from pyro_gumbel.estimators import Estimator, resolved, second_order
-from pyro_gumbel.infer.handlers import at_site, require_continuous_log_prob
+from pyro_gumbel.infer.handlers import at_site
 from pyro_gumbel.infer.site_parameters import SiteParameters
+from pyro_gumbel.infer.site_values import most_probable, quantiles_of, read_quantiles
 
 __all__ = ["AutoRelaxed"]
 
 RUNS = 10  # of the model, over which a prior that varies is averaged
-DRAWS = 1000  # per site whose quantiles have no closed form
-
-
-@dataclass(frozen=True)
-class _Site:
-    """What the guide has at a site of the model: a distribution, the mask and the plates."""
-
-    distribution: Any
-    mask: Any
-    frames: Any
-
-    @property
-    def mean_field(self) -> MeanField:
-        """How the distribution depends on the parameters of the guide."""
-        return mean_field_of(innermost(self.distribution))
-
-    @property
-    def event_dim(self) -> int:
-        """How many dimensions of the parameters are not of the batch."""
-        return self.mean_field.event_dim + self._num_reinterpreted
-
-    @property
-    def _num_reinterpreted(self) -> int:
-        """How many dimensions of the batch `.to_event` takes."""
-        return self.distribution.event_dim - innermost(self.distribution).event_dim
-
-    def with_parameters(
-        self,
-        parameters: dict[str, Tensor],
-        temperature: Temperature | None,
-        estimator: str | Estimator | None,
-    ) -> Any:
-        """The distribution of the guide."""
-        settings = temperature, estimator, self._num_reinterpreted
-        return rewrapped(self.distribution, self.mean_field.distribution(parameters, *settings))
-
-    @property
-    def masks(self) -> list[Tensor]:
-        """All masks of the site that are tensors."""
-        masks = (self.mask, *masks_of(self.distribution))
-        return [mask for mask in masks if isinstance(mask, Tensor)]
 
 
 class AutoRelaxed(AutoGuide):
@@ -186,9 +143,9 @@ class AutoRelaxed(AutoGuide):
             estimator = None
             if self.hard:
                 estimator = resolved("AutoRelaxed", self.temperature, self.estimator)
-            settings = _settings_in_brief(estimator, self.temperature)
+            settings = brief_settings(estimator, self.temperature)
             return f"AutoRelaxed({settings}, sites: those of the first run)"
-        sites = [f"  {name}: {_site_in_brief(self.distribution(name))}\n" for name in self._sites]
+        sites = [f"  {name}: {brief_site(self.distribution(name))}\n" for name in self._sites]
         return f"AutoRelaxed(\n{''.join(sites)})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -256,24 +213,15 @@ class AutoRelaxed(AutoGuide):
             if not hasattr(self, kind):
                 setattr(self, kind, SiteParameters(kind))
 
-    def _sites_of(self, trace: Any) -> dict[str, _Site]:
+    def _sites_of(self, trace: Any) -> dict[str, GuideSite]:
         """The sites of a run of the model, with their priors."""
         sites = {}
         for name, node in trace.iter_stochastic_nodes():
             with at_site("AutoRelaxed", name):
-                require_continuous_log_prob(node["fn"])
-                prior = _counterpart(node["fn"], self.hard)
-                _require_gradient(node["fn"], prior)
-                site = _Site(prior, node["mask"], node["cond_indep_stack"])
-                start = site.mean_field.start()
-                # Raises if the settings do not fit.
-                site.with_parameters(start, self.temperature, self.estimator)
-                tau = None if self.hard else 1.0
-                sites[name] = replace(site, distribution=site.with_parameters(start, tau, None))
-                _require_whole_plates(sites[name])
+                sites[name] = read_site(node, self.hard, self.temperature, self.estimator)
         return sites
 
-    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, _Site]:
+    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, GuideSite]:
         model = poutine.block(self.model, self._prototype_hide_fn)
         with torch.no_grad():
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
@@ -286,14 +234,13 @@ class AutoRelaxed(AutoGuide):
         for name, site in self._sites.items():
             runs = [run[name] for run in (self._sites, *others) if name in run]
             with at_site("AutoRelaxed", name):
-                start = _start(runs)
+                start = start_of(runs)
             initial[name] = {
-                kind: _over_plates(each, site.frames, site.event_dim)
-                for kind, each in start.items()
+                kind: over_plates(each, site.frames, site.event_dim) for kind, each in start.items()
             }
         return initial
 
-    def _current(self, name: str, site: _Site) -> Any:
+    def _current(self, name: str, site: GuideSite) -> Any:
         """The distribution of a site at the present parameters and temperature."""
         kinds = site.mean_field.names
         parameters = {kind: getattr(self, kind).of_site(name) for kind in kinds}
@@ -342,7 +289,7 @@ class AutoRelaxed(AutoGuide):
                 result[name] = pyro.sample(name, self._current(name, site))
         return result
 
-    def _sites_of_this_call(self, *args: Any, **kwargs: Any) -> dict[str, _Site]:
+    def _sites_of_this_call(self, *args: Any, **kwargs: Any) -> dict[str, GuideSite]:
         """The sites with their masks in this call."""
         if not self._masked:
             return self._sites
@@ -367,7 +314,7 @@ class AutoRelaxed(AutoGuide):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return {name: _most_probable(innermost(self.distribution(name))) for name in self._sites}
+        return {name: most_probable(innermost(self.distribution(name))) for name in self._sites}
 
     @torch.no_grad()
     def quantiles(
@@ -387,76 +334,13 @@ class AutoRelaxed(AutoGuide):
         :raises ValueError: for a number out of range.
         :raises TypeError: for anything but numbers.
         """
-        q = _read_quantiles(quantiles)
+        q = read_quantiles(quantiles)
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return {name: _quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
+        return {name: quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
 
 
-def _site_in_brief(distribution: Any) -> str:
-    """The class, the settings and the shapes of a distribution of the guide."""
-    base = innermost(distribution)
-    estimator = getattr(base, "estimator", second_order) if is_straight_through(base) else None
-    temperature = getattr(base, "temperature", None)
-    settings = _settings_in_brief(estimator, None if temperature is None else brief(temperature))
-    batch_shape, event_shape = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-    shapes = f"batch_shape: {batch_shape}, event_shape: {event_shape}"
-    return f"{type(base).__name__}, {settings}, {shapes}"
-
-
-def _settings_in_brief(estimator: Estimator | None, temperature: Any) -> str:
-    settings = {
-        "estimator": getattr(estimator, "__name__", estimator),
-        "temperature": temperature,
-    }
-    return ", ".join(f"{name}: {is_}" for name, is_ in settings.items() if is_ is not None)
-
-
-def _start(runs: list[_Site]) -> dict[str, Tensor]:
-    """Where the parameters of a site start, given its priors in several runs of the model."""
-    starts = [run.mean_field.start() for run in runs]
-    priors = [innermost(run.distribution) for run in runs]
-    first, mean_field = starts[0], runs[0].mean_field
-    mean_field.require_same_support(priors)
-    if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
-        return first
-    return mean_field.start_at_mean(priors)
-
-
-def _require_gradient(distribution: Any, prior: Any) -> None:
-    """Raise for a plain distribution of the model that does not pass its gradient to a sample."""
-    plain = innermost(distribution)
-    passes = getattr(innermost(prior), "plain_passes_gradient", True)
-    if not passes and not is_straight_through(plain):
-        raise ValueError(
-            f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
-            "only a part of its gradient to a sample; write model = relaxed(model), then "
-            "AutoRelaxed(model), and train that model"
-        )
-
-
-def _require_whole_plates(site: _Site) -> None:
-    """Raise if the guide sees only a part of what it takes over from the model."""
-    subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
-    for what, tensors in (("mask", site.masks), ("total_count", site.mean_field.taken_over)):
-        if subsampled and any(tensor.dim() for tensor in tensors):
-            raise NotImplementedError(
-                f"expected no {what} of several elements in a subsampled plate, got one, and the "
-                "guide sees only the part of it in the subsample; write poutine.block(model, "
-                "hide=[...]) and a guide of its own for this site"
-            )
-
-
-def _over_plates(start: Tensor, frames: Any, event_dim: int) -> Tensor:
-    """A parameter over the whole of the plates, repeated from that of a subsample."""
-    for frame in frames:
-        full_size = frame.full_size or frame.size
-        if full_size != frame.size:
-            start = periodic_repeat(start, full_size, frame.dim - event_dim)
-    return start
-
-
-def _without_graph(trace: Any, sites: dict[str, _Site]) -> Trace:
+def _without_graph(trace: Any, sites: dict[str, GuideSite]) -> Trace:
     """The sites of a trace, with distributions and values that can be copied and pickled."""
     detached = Trace()
     for name, site in sites.items():
@@ -466,83 +350,3 @@ def _without_graph(trace: Any, sites: dict[str, _Site]) -> Trace:
         }
         detached.add_node(name, **{**kept, "fn": site.distribution})
     return detached
-
-
-def _read_quantiles(quantiles: Any) -> Tensor:
-    """Numbers from 0 to 1 as a tensor of one dimension."""
-    wanted = "AutoRelaxed.quantiles: `quantiles` must be numbers from 0 to 1"
-    remedy = "write guide.quantiles([0.05, 0.5, 0.95])"
-    try:
-        q = torch.as_tensor(quantiles, dtype=torch.float64, device="cpu").flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{wanted}, got {quantiles!r}; {remedy}") from error
-    require((q >= 0) & (q <= 1), wanted, q, remedy)
-    return q
-
-
-# The distributions of the guide.
-
-
-def _counterpart(distribution: Any, hard: bool) -> Any:
-    """The guide's kind of distribution for a site of the model."""
-    base = innermost(distribution)
-    name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
-    if is_relaxed and hard:
-        raise ValueError(
-            f"the model has a relaxed distribution, {name}, and the guide would have a discrete "
-            "one; write AutoRelaxed(model, temperature, hard=False)"
-        )
-    if not is_relaxed and not hard:
-        relax(distribution, 1.0, hard=False)  # raises for counts, which have no relaxed form
-        raise ValueError(
-            f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
-            "one, a density against a probability; write soft = relaxed(model, temperature, "
-            "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
-            "leave out hard=False"
-        )
-    new = relax(distribution, None if hard else 1.0, hard=hard)
-    base = innermost(new)
-    if not (isinstance(base, Relaxed) or is_straight_through(base)):
-        raise TypeError(
-            "its relaxed distribution must be of pyro_gumbel, got "
-            f"{type(base).__name__}; write a guide of its own for this site and combine "
-            "them by AutoGuideList"
-        )
-    return new
-
-
-def _most_probable(distribution: Any) -> Tensor:
-    if not isinstance(distribution, FamilyDistribution):
-        return _most_probable_count(distribution)
-    size = (distribution.size,) if distribution.family.takes_size else ()
-    mode = distribution.family.mode(distribution.logits, *size)
-    if isinstance(distribution, RelaxedLogits):
-        return distribution._to_value(distribution.link.inverse(mode))
-    return mode
-
-
-def _most_probable_count(distribution: Any) -> Tensor:
-    """The mode, or where there is no formula the most probable of 1,000 draws."""
-    try:
-        return distribution.mode
-    except NotImplementedError:
-        draws = distribution.sample((DRAWS,))
-        best = distribution.log_prob(draws).argmax(0)
-        index = best.reshape(1, *best.shape, *[1] * distribution.event_dim)
-        return draws.gather(0, index.expand(1, *draws.shape[1:])).squeeze(0)
-
-
-def _quantiles_of(distribution: Any, q: Tensor) -> Tensor:
-    """The least value that an entry is at or below with probability q, for each q and entry."""
-    like = (
-        distribution.logits if isinstance(distribution, FamilyDistribution) else distribution.mean
-    )
-    q = q.to(like.device).reshape(-1, *[1] * len(distribution.shape()))
-    if isinstance(distribution, FamilyStraightThrough):
-        mean = distribution.mean
-        return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
-    try:
-        return distribution.icdf(q)
-    except NotImplementedError:  # of a vector
-        rank = (q.flatten() * DRAWS).ceil().long() - 1
-        return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]

@@ -1,0 +1,182 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A site of a mean-field guide: what it takes from the model, and its distribution."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.ops.tensor_utils import periodic_repeat
+from torch import Tensor
+
+from pyro_gumbel._tracing import brief
+from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of
+from pyro_gumbel.distributions.relaxation import is_straight_through, relax
+from pyro_gumbel.distributions.relaxed import Relaxed
+from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
+from pyro_gumbel.estimators import Estimator, second_order
+from pyro_gumbel.infer.handlers import require_continuous_log_prob
+
+__all__ = [
+    "GuideSite",
+    "brief_settings",
+    "brief_site",
+    "over_plates",
+    "read_site",
+    "start_of",
+]
+
+
+@dataclass(frozen=True)
+class GuideSite:
+    """What the guide has at a site of the model: a distribution, the mask and the plates."""
+
+    distribution: Any
+    mask: Any
+    frames: Any
+
+    @property
+    def mean_field(self) -> MeanField:
+        """How the distribution depends on the parameters of the guide."""
+        return mean_field_of(innermost(self.distribution))
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions of the parameters are not of the batch."""
+        return self.mean_field.event_dim + self._num_reinterpreted
+
+    @property
+    def _num_reinterpreted(self) -> int:
+        """How many dimensions of the batch `.to_event` takes."""
+        return self.distribution.event_dim - innermost(self.distribution).event_dim
+
+    def with_parameters(
+        self,
+        parameters: dict[str, Tensor],
+        temperature: Temperature | None,
+        estimator: str | Estimator | None,
+    ) -> Any:
+        """The distribution of the guide."""
+        settings = temperature, estimator, self._num_reinterpreted
+        return rewrapped(self.distribution, self.mean_field.distribution(parameters, *settings))
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """All masks of the site that are tensors."""
+        masks = (self.mask, *masks_of(self.distribution))
+        return [mask for mask in masks if isinstance(mask, Tensor)]
+
+
+def read_site(
+    node: Any, hard: bool, temperature: Temperature | None, estimator: str | Estimator | None
+) -> GuideSite:
+    """The guide's site for one of a run of the model, with its prior.
+
+    :raises ValueError: if the guide cannot have this site, or the settings do not fit it.
+    :raises TypeError: likewise.
+    :raises NotImplementedError: if it takes over from the model what it sees only a part of.
+    """
+    require_continuous_log_prob(node["fn"])
+    prior = _counterpart(node["fn"], hard)
+    _require_gradient(node["fn"], prior)
+    site = GuideSite(prior, node["mask"], node["cond_indep_stack"])
+    start = site.mean_field.start()
+    site.with_parameters(start, temperature, estimator)  # raises if the settings do not fit
+    prior = site.with_parameters(start, None if hard else 1.0, None)
+    site = replace(site, distribution=prior)
+    _require_whole_plates(site)
+    return site
+
+
+def _counterpart(distribution: Any, hard: bool) -> Any:
+    """The guide's kind of distribution for a site of the model."""
+    base = innermost(distribution)
+    name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
+    if is_relaxed and hard:
+        raise ValueError(
+            f"the model has a relaxed distribution, {name}, and the guide would have a discrete "
+            "one; write AutoRelaxed(model, temperature, hard=False)"
+        )
+    if not is_relaxed and not hard:
+        relax(distribution, 1.0, hard=False)  # raises for counts, which have no relaxed form
+        raise ValueError(
+            f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
+            "one, a density against a probability; write soft = relaxed(model, temperature, "
+            "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
+            "leave out hard=False"
+        )
+    new = relax(distribution, None if hard else 1.0, hard=hard)
+    base = innermost(new)
+    if not (isinstance(base, Relaxed) or is_straight_through(base)):
+        raise TypeError(
+            "its relaxed distribution must be of pyro_gumbel, got "
+            f"{type(base).__name__}; write a guide of its own for this site and combine "
+            "them by AutoGuideList"
+        )
+    return new
+
+
+def _require_gradient(distribution: Any, prior: Any) -> None:
+    """Raise for a plain distribution of the model that does not pass its gradient to a sample."""
+    plain = innermost(distribution)
+    passes = getattr(innermost(prior), "plain_passes_gradient", True)
+    if not passes and not is_straight_through(plain):
+        raise ValueError(
+            f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
+            "only a part of its gradient to a sample; write model = relaxed(model), then "
+            "AutoRelaxed(model), and train that model"
+        )
+
+
+def _require_whole_plates(site: GuideSite) -> None:
+    """Raise if the guide sees only a part of what it takes over from the model."""
+    subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
+    for what, tensors in (("mask", site.masks), ("total_count", site.mean_field.taken_over)):
+        if subsampled and any(tensor.dim() for tensor in tensors):
+            raise NotImplementedError(
+                f"expected no {what} of several elements in a subsampled plate, got one, and the "
+                "guide sees only the part of it in the subsample; write poutine.block(model, "
+                "hide=[...]) and a guide of its own for this site"
+            )
+
+
+def start_of(runs: list[GuideSite]) -> dict[str, Tensor]:
+    """Where the parameters of a site start, given its priors in several runs of the model."""
+    starts = [run.mean_field.start() for run in runs]
+    priors = [innermost(run.distribution) for run in runs]
+    first, mean_field = starts[0], runs[0].mean_field
+    mean_field.require_same_support(priors)
+    if all(torch.equal(start[kind], first[kind]) for start in starts for kind in first):
+        return first
+    return mean_field.start_at_mean(priors)
+
+
+def over_plates(start: Tensor, frames: Any, event_dim: int) -> Tensor:
+    """A parameter over the whole of the plates, repeated from that of a subsample."""
+    for frame in frames:
+        full_size = frame.full_size or frame.size
+        if full_size != frame.size:
+            start = periodic_repeat(start, full_size, frame.dim - event_dim)
+    return start
+
+
+def brief_site(distribution: Any) -> str:
+    """The class, the settings and the shapes of a distribution of the guide."""
+    base = innermost(distribution)
+    estimator = getattr(base, "estimator", second_order) if is_straight_through(base) else None
+    temperature = getattr(base, "temperature", None)
+    settings = brief_settings(estimator, None if temperature is None else brief(temperature))
+    batch_shape, event_shape = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    shapes = f"batch_shape: {batch_shape}, event_shape: {event_shape}"
+    return f"{type(base).__name__}, {settings}, {shapes}"
+
+
+def brief_settings(estimator: Estimator | None, temperature: Any) -> str:
+    """Those that are not None, as text."""
+    settings = {
+        "estimator": getattr(estimator, "__name__", estimator),
+        "temperature": temperature,
+    }
+    return ", ".join(f"{name}: {is_}" for name, is_ in settings.items() if is_ is not None)
