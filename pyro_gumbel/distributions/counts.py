@@ -21,7 +21,7 @@ infinite logits, no trials. Every other class gets a subclass of its own, made o
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -33,6 +33,7 @@ from pyro_gumbel._tracing import ends, known
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
@@ -105,12 +106,15 @@ class NamedCount(CountStraightThrough):
 
     Samples have the dtype of the parameters, and `log_prob` that in which it is computed. What a
     subclass implements is called on a distribution in float32 or float64.
-
-    :ivar plain_passes_gradient: whether `log_prob` of Pyro's class passes all of its gradient to
-        the value.
     """
 
-    plain_passes_gradient: ClassVar[bool] = True
+    @property
+    def plain_passes_gradient(self) -> bool:
+        """Whether `log_prob` of Pyro's distribution passes all of its gradient to the value.
+
+        A sparse one leaves out the values that are 0.
+        """
+        return not getattr(self, "is_sparse", False)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
@@ -235,7 +239,21 @@ def _of_discrete(distribution: Any, hard: bool) -> Any:
     if cls in _NAMED:
         return as_named(distribution, _NAMED[cls])
     _require_moments(distribution)
-    return copied(distribution, straight_through_class(cls))
+    state = {name: _with_full_gradient(part) for name, part in vars(distribution).items()}
+    return copied(distribution, straight_through_class(cls), state)
+
+
+def _with_full_gradient(part: Any) -> Any:
+    """A part of a distribution, e.g. the components of a mixture, with all of its gradient."""
+    return relax(part) if _loses_gradient(part) else part
+
+
+def _loses_gradient(part: Any) -> bool:
+    """Whether a `log_prob` of Pyro in it drops a part of the gradient in the value."""
+    if not isinstance(part, Distribution):
+        return False
+    base: Any = innermost(part)
+    return type(base).log_prob in _LOG_PROBS or any(map(_loses_gradient, vars(base).values()))
 
 
 @relax.register(CountStraightThrough)

@@ -9,7 +9,12 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
-from pyro_gumbel import BetaBinomialStraightThrough, BinomialStraightThrough
+from pyro_gumbel import (
+    AutoRelaxed,
+    BetaBinomialStraightThrough,
+    BinomialStraightThrough,
+    relaxed,
+)
 from tests.common import assert_same_mean
 
 DATA = torch.tensor([1.5, 3.0], dtype=torch.float64)
@@ -86,3 +91,23 @@ def test_a_count_in_the_model_alone():
     elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
     _, gradients = loss_and_gradients(elbo, model, guide)
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+
+
+PROBS = torch.tensor([0.3, 0.6])
+INCOMPLETE = {
+    "Binomial": lambda: dist.Binomial(4, PROBS),
+    "BetaBinomial": lambda: dist.BetaBinomial(PROBS, PROBS, 4),
+    "sparse Poisson": lambda: dist.Poisson(PROBS, is_sparse=True).to_event(1),
+    "sparse DirichletMultinomial": lambda: dist.DirichletMultinomial(PROBS, 4, is_sparse=True),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_guide_refuses_a_prior_that_drops_a_part_of_its_gradient(name):
+    def model():
+        with pyro.plate("data", 2):
+            pyro.sample("z", INCOMPLETE[name]())
+
+    with pytest.raises(ValueError, match="passes only a part of its gradient"):
+        AutoRelaxed(model)()
+    assert AutoRelaxed(relaxed(model))()["z"].shape[0] == 2
