@@ -110,9 +110,12 @@ class BinomialStraightThrough(TrialCount, Binomial):
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         if in_eager_mode():
             return super()._drawn(sample_shape)
-        counts = self.total_count + torch.zeros_like(self.probs)  # torch.vmap asks for both alike
+        probs = self.probs.detach()  # a traced program forgets no_grad
+        counts = self.total_count.detach() + torch.zeros_like(
+            probs
+        )  # torch.vmap asks for both alike
         shape = self._extended_shape(sample_shape)
-        return torch.binomial(counts.expand(shape), self.probs.expand(shape))
+        return torch.binomial(counts.expand(shape), probs.expand(shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
@@ -431,10 +434,11 @@ register_mean_field(GeometricStraightThrough, NegativeBinomialMeanField)
 @register_divergence(BinomialStraightThrough, TorchBinomial)
 def _(q: BinomialStraightThrough, p: BinomialStraightThrough) -> Tensor:
     """n times that of one trial; of unequal numbers of trials the sum over all values."""
-    if known((q.total_count == p.total_count).all(), otherwise=True):
+    is_same = q.total_count == p.total_count
+    if known(is_same.all(), otherwise=True):
         log_q, log_p = (torch.stack(d._log_probs(), -1) for d in (q, p))
         divergence = q.total_count * kl_of_log_probs(log_q, log_p)
-        return torch.where(q.total_count > 0, divergence, 0.0)
+        return _where_same(is_same, torch.where(q.total_count > 0, divergence, 0.0))
     return enumerated_divergence(q, p)
 
 
@@ -447,8 +451,9 @@ def _(q: BetaBinomialStraightThrough, p: BetaBinomialStraightThrough) -> Tensor:
 def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) -> Tensor:
     """r (log(1 - p_q) - log(1 - p_p)) + mean_q (log p_q - log p_p), for equal r."""
     learnt = q.total_count.requires_grad or p.total_count.requires_grad
-    is_same = q.total_count is p.total_count or not learnt
-    if not is_same or not known((q.total_count == p.total_count).all(), otherwise=True):
+    is_same = q.total_count == p.total_count
+    differs = learnt and q.total_count is not p.total_count
+    if differs or not known(is_same.all(), otherwise=True):
         raise NotImplementedError(
             "kl_divergence(q, p): a formula is known for two negative binomial distributions of "
             "equal `total_count` that is not learnt; estimate it by "
@@ -458,7 +463,12 @@ def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) ->
     excluded = (q.mean > 0) & log_p.isneginf()
     divergence = q.total_count * (log_1q - log_1p)
     divergence = divergence + q.mean * (finite_log(log_q) - finite_log(log_p))
-    return divergence + torch.where(excluded, torch.inf, 0.0)
+    return _where_same(is_same, divergence + torch.where(excluded, torch.inf, 0.0))
+
+
+def _where_same(is_same: Tensor, divergence: Tensor) -> Tensor:
+    """A divergence of equal numbers of trials; NaN where they are not, if they cannot be read."""
+    return torch.where(is_same, divergence, torch.nan)
 
 
 @register_divergence(GeometricStraightThrough, TorchGeometric)

@@ -621,6 +621,17 @@ def test_divergence_of_unequal_numbers_of_trials():
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cls", [Binomial, NegativeBinomial])
+def test_where_they_cannot_be_read_their_divergence_is_nan(cls):
+    def divergence(n, m, probs):
+        q, p = (cls(total, probs, validate_args=False) for total in (n, m))
+        return kl_divergence(q, p)
+
+    n, m, probs = t(5.0, 5.0), t(5.0, 7.0), t(0.3, 0.4)
+    found = torch.vmap(divergence)(n, m, probs)
+    torch.testing.assert_close(found, t(0.0, torch.nan), equal_nan=True)
+
+
 def test_divergences_that_have_no_formula():
     for q, p in [
         (NegativeBinomial(5.0, t(0.5)), NegativeBinomial(4.0, t(0.5))),

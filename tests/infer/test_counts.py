@@ -7,7 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    JitTrace_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 
 from pyro_gumbel import (
     AutoRelaxed,
@@ -82,6 +88,25 @@ def test_the_loss_and_its_gradient(objective):
     assert_same_mean(torch.stack([loss for loss, _ in runs]), exact_loss)
     if objective is TraceMeanField_ELBO:
         assert_same_mean(torch.stack([gradients["q"] for _, gradients in runs]), exact["q"])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_traced_program(name):
+    _, named, make = CLASSES[name]
+    model, guide = program(named, make)
+    found = []
+    for cls in (Trace_ELBO, JitTrace_ELBO):
+        pyro.clear_param_store()
+        elbo = cls(ignore_jit_warnings=True)
+        elbo.loss_and_grads(model, guide)  # traces
+        q = pyro.param("q").unconstrained()
+        q.grad = None
+        pyro.set_rng_seed(0)
+        elbo.loss_and_grads(model, guide)
+        found.append(q.grad)
+    torch.testing.assert_close(*found)
 
 
 def test_a_count_in_the_model_alone():
