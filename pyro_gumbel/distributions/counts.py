@@ -21,7 +21,7 @@ infinite logits, no trials. Every other class gets a subclass of its own, made o
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -106,15 +106,12 @@ class NamedCount(CountStraightThrough):
 
     Samples have the dtype of the parameters, and `log_prob` that in which it is computed. What a
     subclass implements is called on a distribution in float32 or float64.
+
+    :ivar plain_passes_gradient: whether `log_prob` of Pyro's class passes all of its gradient to
+        the value, unless it is sparse.
     """
 
-    @property
-    def plain_passes_gradient(self) -> bool:
-        """Whether `log_prob` of Pyro's distribution passes all of its gradient to the value.
-
-        A sparse one leaves out the values that are 0.
-        """
-        return not getattr(self, "is_sparse", False)
+    plain_passes_gradient: ClassVar[bool] = True
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""

@@ -42,7 +42,7 @@ from pyro_gumbel.distributions.mean_field import (
 )
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
-from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate
+from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate, poisson_variate
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
@@ -241,7 +241,7 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         rate = torch.exp(-self.logits)
-        return torch.poisson(gamma_variate(self.total_count, rate, sample_shape))
+        return poisson_variate(gamma_variate(self.total_count, rate, sample_shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         r, count = self.total_count, value.clamp(min=0)

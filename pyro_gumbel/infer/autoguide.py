@@ -69,8 +69,9 @@ class AutoRelaxed(AutoGuide):
     on other sites, or on the subsample, is averaged over 10 runs of the model to find the starting
     point, and excludes nothing.
 
-    The parameters belong to the elements of the plates of the first run, as in `AutoNormal`. Data
-    of another length need a guide that computes its parameters from the data::
+    The parameters belong to the elements of the plates of the first run, as in `AutoNormal`, and so
+    does the `total_count` of a site, in later calls too. Data of another length or `total_count`
+    need a guide that computes its parameters from the data::
 
         network = torch.nn.Linear(784, 10)
 

@@ -16,6 +16,7 @@ from scipy import special, stats
 from torch.distributions import kl_divergence
 
 from pyro_gumbel import BinomialStraightThrough as Binomial
+from pyro_gumbel import GammaPoissonStraightThrough as GammaPoisson
 from pyro_gumbel import GeometricStraightThrough as Geometric
 from pyro_gumbel import MultinomialStraightThrough as Multinomial
 from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
@@ -642,6 +643,26 @@ def test_divergences_that_have_no_formula():
     ]:
         with pytest.raises(NotImplementedError, match="kl_divergence"):
             kl_divergence(q, p)
+
+
+HUGE = {
+    "Poisson": lambda dtype: Poisson(t(1e30, dtype=dtype)),
+    "NegativeBinomial": lambda dtype: NegativeBinomial(2.0, logits=t(70.0, dtype=dtype)),
+    "all": lambda dtype: NegativeBinomial(t(1e5, dtype=dtype), logits=t(87.0, dtype=dtype)),
+    "GammaPoisson": lambda dtype: GammaPoisson(t(2.0, dtype=dtype), t(1e-30, dtype=dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", HUGE)
+def test_counts_that_no_integer_can_hold(name, dtype):
+    """Where the numbers of torch's Poisson become negative."""
+    d = HUGE[name](dtype)
+    pyro.set_rng_seed(0)
+    sample = d.rsample()
+    assert 1e28 < sample <= torch.finfo(dtype).max
+    pyro.set_rng_seed(0)
+    assert torch.equal(d.sample(), sample)
 
 
 # What Pyro and torch do to a distribution.
