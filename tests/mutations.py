@@ -1037,7 +1037,7 @@ mixing-rate                        distributions/test_counts.py -k samples_are
     - variate = standard / rate
     + variate = standard * rate
 mixing-underflow                   distributions/test_counts.py -k without_trials
-    - return variate + (variate.clamp(min=least) - variate).detach()
+    - return variate + (variate.clamp(min=finfo.tiny) - variate).detach()
     + return variate
 mixing-probabilities-under-vmap    distributions/test_counts.py -k vmap
     - return variates / variates.sum(-1, keepdim=True)
