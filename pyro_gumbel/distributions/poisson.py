@@ -10,7 +10,15 @@ from pyro.distributions import GammaPoisson, Poisson
 from torch import Tensor
 from torch.distributions import Poisson as TorchPoisson
 
-from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.absent import absent
+from pyro_gumbel.distributions.counts import (
+    NO_ENTROPY,
+    NO_MODE,
+    WITHOUT_END,
+    NamedCount,
+    register_count,
+    register_divergence,
+)
 from pyro_gumbel.distributions.mean_field import MeanField, register_mean_field
 from pyro_gumbel.distributions.trials import NegativeBinomialMeanField
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
@@ -51,6 +59,9 @@ class PoissonStraightThrough(NamedCount, Poisson):
 
     is_sparse = False  # where torch's Poisson was given
 
+    entropy: Any = absent(*NO_ENTROPY)
+    enumerate_support: Any = absent(*WITHOUT_END)
+
     def _log_prob(self, value: Tensor) -> Tensor:
         log_rate = finite_log(exact_log(self.rate))
         return value * log_rate - self.rate - torch.lgamma(value.clamp(min=0) + 1)
@@ -90,6 +101,10 @@ class GammaPoissonStraightThrough(NamedCount, GammaPoisson):
         `log_prob`; None for the default of `torch.distributions`.
     :raises ValueError: for a parameter that is not positive, with validation.
     """
+
+    entropy: Any = absent(*NO_ENTROPY)
+    mode: Any = absent(*NO_MODE)
+    enumerate_support: Any = absent(*WITHOUT_END)
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         rate = gamma_variate(self.concentration, self.rate, sample_shape)
