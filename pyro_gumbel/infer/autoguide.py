@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.mean_field import parameter_names
@@ -129,6 +130,11 @@ class AutoRelaxed(AutoGuide):
         estimator: str | Estimator | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
+        if not callable(model) or isinstance(model, Distribution):
+            raise TypeError(
+                f"AutoRelaxed: `model` must be a model, got {type(model).__name__}; write "
+                "AutoRelaxed(model), or AutoRelaxed(model, 0.5) for a temperature"
+            )
         require_settings("AutoRelaxed", temperature, hard, estimator)
         super().__init__(model, create_plates=create_plates)
         self._add_parameters()

@@ -12,6 +12,7 @@ from typing import Any
 from pyro.distributions import ZeroInflatedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax, require_settings
@@ -181,6 +182,11 @@ def relaxed(
             f"relaxed: `model` must be a model or guide, got {model!r}; write relaxed(model), or "
             "relaxed(temperature=0.5) for a decorator or a context manager with a temperature"
         )
+    if isinstance(model, Distribution):
+        raise TypeError(
+            "relaxed: `model` must be a model or guide, got a distribution, "
+            f"{type(model).__name__}; write relax(distribution)"
+        )
     messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
     return messenger if model is None else messenger(model)
 
@@ -205,11 +211,14 @@ def require_continuous_log_prob(distribution: Any) -> None:
     """
     base = innermost(distribution)
     if isinstance(base, ZeroInflatedDistribution):
+        of_count = type(base.base_dist).__name__
+        arguments = "rate" if of_count == "Poisson" else "..."
         raise TypeError(
-            f"`distribution` must not be zero-inflated, got a {type(base).__name__}, whose "
-            "probability jumps at 0, where no gradient can follow; write two sites, "
-            'gate = pyro.sample("gate", dist.Bernoulli(1 - zero)), '
-            'count = pyro.sample("count", dist.Poisson(rate)), and gate * count for the value'
+            f"`distribution` must not be zero-inflated, got a {type(base).__name__}, which "
+            "has an extra probability at 0 that a gradient in the value does not see; write two "
+            'sites, gate = pyro.sample("gate", dist.Bernoulli(1 - zero)) and '
+            f'count = pyro.sample("count", dist.{of_count}({arguments})), where zero is the gate '
+            "of the zero-inflated one, and gate * count for the value"
         )
 
 
