@@ -70,6 +70,11 @@ class AutoRelaxed(AutoGuide):
     on other sites, or on the subsample, is averaged over 10 runs of the model to find the starting
     point, and excludes nothing.
 
+    >>> guide = AutoRelaxed(lambda: pyro.sample("n", pyro.distributions.Poisson(3.0)))
+    >>> _ = guide()
+    >>> guide.distribution("n")
+    PoissonStraightThrough(rate: 3.0)
+
     The parameters belong to the elements of the plates of the first run, as in `AutoNormal`. Data
     of another length need a guide that computes its parameters from the data::
 
@@ -111,8 +116,9 @@ class AutoRelaxed(AutoGuide):
         latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
         a discrete one; for a plain `Binomial` or `BetaBinomial` of the model; for a `total_count`
         that differs from run to run.
-    :raises TypeError: in the first run, for a site that cannot be relaxed, or that has no guide
-        here: counts other than those above, zero-inflated ones.
+    :raises TypeError: for anything but a model; in the first run, for a site that cannot be
+        relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
+        for `hard=False` and a count.
     :raises NotImplementedError: in the first run, for a mask or a `total_count` of several elements
         in a subsampled plate.
     """

@@ -152,6 +152,10 @@ def relaxed(
 
     The last two take settings by name, as in ``@relaxed(temperature=0.5)``.
 
+    >>> model = relaxed(lambda: pyro.sample("n", pyro.distributions.Poisson(3.0)))
+    >>> pyro.poutine.trace(model).get_trace().nodes["n"]["fn"]
+    PoissonStraightThrough(rate: 3.0)
+
     Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data))``. In the
     other order the site is relaxed before it becomes observed. With `hard=False` its data are then
     evaluated under a continuous density, with a warning if they are discrete.
@@ -173,7 +177,8 @@ def relaxed(
         "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
         warning names, once, those that were observed or enumerated in every call so far.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
-    :raises TypeError: at a site that cannot be relaxed; the message names it.
+    :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
+        the message names.
     :raises ValueError: for settings that do not fit together, as in `relax`; and at the end of the
         first complete run, for a name in `sites` that the model does not have.
     """
