@@ -104,18 +104,21 @@ def require_int_size(owner: str, size: Any) -> None:
         )
 
 
-def read_number(owner: str, name: str, given: Any, *, zero: bool = False) -> float:
+def read_number(
+    owner: str, name: str, given: Any, *, zero: bool = False, example: str = "0.5"
+) -> float:
     """A positive finite number as a float.
 
     :param zero: whether 0 is allowed too.
+    :param example: for the line to write instead.
     """
     expected = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
     given = _unwrapped(given)
     if not isinstance(given, numbers.Real) or isinstance(given, bool):
-        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}=0.5")
+        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}={example}")
     number = _as_float(given)
     if not (0 < number < math.inf or (zero and number == 0)):
-        raise ValueError(f"{expected}, got {number:g}; write {name}=0.5")
+        raise ValueError(f"{expected}, got {number:g}; write {name}={example}")
     return number
 
 

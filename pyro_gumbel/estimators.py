@@ -173,10 +173,10 @@ def second_order(
     and Gao, "Bridging discrete and backpropagation: straight-through and beyond" (2023),
     https://arxiv.org/abs/2304.08612.
 
-    This function suits Bernoulli variables and one-hot vectors. The classes of subsets, rankings
-    and counts have forms of their own under the same name, `estimator="second_order"`. They need
-    the mean, the variance or the log_prob of the distribution, and are derived in
-    `pyro_gumbel.ops.second_order`.
+    This function suits Bernoulli variables and one-hot vectors. The classes of subsets and rankings
+    have a form of their own under the same name, `estimator="second_order"`, and counts have no
+    other estimator. These forms need the mean, the variance or the log_prob of the distribution,
+    and are derived in `pyro_gumbel.ops.second_order`.
 
     :param logits: the logits x, of the shape of the sample.
     :param temperature: unused.

@@ -617,9 +617,9 @@ binomial-entropy                   distributions/test_counts.py -k entropy
 binomial-kl-without-trials         distributions/test_counts.py -k divergences_at_the_edges
     - return torch.where(q.total_count > 0, divergence, 0.0)
     + return divergence
-binomial-kl-of-unequal-trials      distributions/test_counts.py -k unequal_numbers
-    - if known((q.total_count == p.total_count).all(), otherwise=True):
-    + if True:
+binomial-kl-of-unequal-trials      distributions/test_counts.py -k cannot_be_read
+    - return _where_same(is_same, torch.where(q.total_count > 0, divergence, 0.0))
+    + return torch.where(q.total_count > 0, divergence, 0.0)
 binomial-ways-without-gradient     distributions/test_any_count.py -k coefficient
     - return log_prob(distribution, value) + zero_with_gradient(ways)
     + return log_prob(distribution, value)
@@ -639,8 +639,8 @@ negative-binomial-no-failures      distributions/test_counts.py -k values_at_the
     - ways = torch.where(some, ways, count * finite_log(torch.full_like(r, -torch.inf)))
     + ways = torch.where(some, ways, 0.0)
 negative-binomial-kl-learnt        distributions/test_counts.py -k no_formula
-    - is_same = q.total_count is p.total_count or not learnt
-    + is_same = True
+    - differs = learnt and q.total_count is not p.total_count
+    + differs = False
 negative-binomial-guide            infer/test_count_guides.py -k parameters
     - logits=log_mean - log_total
     + logits=log_mean
@@ -1034,7 +1034,7 @@ logarithm-finite-slope             distributions/test_counts.py -k values_at_the
 
 [ops/mixing.py]
 mixing-rate                        distributions/test_counts.py -k samples_are
-    - variate = standard / rate
+    - variate = (standard / rate).clamp(max=finfo.max)
     + variate = standard * rate
 mixing-underflow                   distributions/test_counts.py -k without_trials
     - return variate + (variate.clamp(min=finfo.tiny) - variate).detach()

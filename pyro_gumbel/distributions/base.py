@@ -251,8 +251,12 @@ class FamilyDistribution:
     def _line_to_write(cls, temperature: Any) -> str:
         """The end of an error: the line to write, and whether a parameter came first instead."""
         has_temperature = cls.takes_temperature
-        before = "0.5, " * has_temperature + "2, " * cls.family.takes_size
+        may_be_left_out = not (cls.needs_temperature or cls.family.takes_size)
+        before = "0.5, " * (has_temperature and not may_be_left_out)
+        before += "2, " * cls.family.takes_size
         line = f"; write {cls.__name__}({before}logits=logits)"
+        if may_be_left_out:
+            line += f", or {cls.__name__}(0.5, logits=logits)"
         shape = getattr(temperature, "shape", None)
         if not has_temperature or not isinstance(shape, tuple) or not shape:
             return f"{line}, `temperature` first" if has_temperature else line

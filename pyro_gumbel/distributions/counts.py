@@ -31,6 +31,7 @@ from torch.distributions.utils import lazy_property, probs_to_logits
 
 from pyro_gumbel._tracing import ends, known
 from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost
@@ -40,6 +41,9 @@ from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vecto
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
+    "NO_ENTROPY",
+    "NO_MODE",
+    "WITHOUT_END",
     "CountStraightThrough",
     "NamedCount",
     "derived",
@@ -49,6 +53,20 @@ __all__ = [
     "register_divergence",
     "register_log_prob",
 ]
+
+# The reason and the line to write for what a named class does not have.
+NO_ENTROPY = (
+    "has no exact formula here",
+    "write -d.log_prob(d.sample((1000,))).mean(0) to estimate it",
+)
+NO_MODE = (
+    "has no formula here",
+    "write draws = d.sample((1000,)), and take the one with the largest d.log_prob(draws)",
+)
+WITHOUT_END = (
+    "is infinite, as the count has no largest value",
+    "write torch.arange(100.0) for the first 100 values",
+)
 
 _LARGEST = 2**24  # the largest number of terms of a sum over values
 
@@ -112,6 +130,14 @@ class NamedCount(CountStraightThrough):
     """
 
     plain_passes_gradient: ClassVar[bool] = True
+
+    cdf: Any = absent(
+        "has no formula here",
+        "write (d.sample((1000,)) <= value).double().mean(0) for shares of samples",
+    )
+    icdf: Any = absent(
+        "has no formula here", "write d.sample((1000,)).quantile(q, 0) for quantiles of samples"
+    )
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
@@ -297,8 +323,8 @@ def _require_moments(distribution: Any) -> None:
         if why:
             raise TypeError(
                 "relax: `distribution` must have a mean and a variance, of which the gradient is "
-                f"made, got a {cls.__name__}, whose `{name}` {why}; teach it with "
-                f"@relax.register({cls.__name__}), or {LEFT_OUT}"
+                f"made, got a {cls.__name__}, whose `{name}` {why}; register a "
+                f"function with @relax.register({cls.__name__}), or {LEFT_OUT}"
             )
 
 

@@ -120,9 +120,10 @@ class TrialsMeanField(MeanField):
         if not all(torch.equal(total, totals[0]) for total in totals):
             raise ValueError(
                 "`total_count` must be the same in every run, got others in another run; where it "
-                "is a latent count n, as in thinning, every guide of independent sites can draw "
-                "more than n and has an ELBO of -inf: write the rest as a site of its own, "
-                'rest = pyro.sample("rest", dist.Poisson(rate * (1 - p))), and n = count + rest'
+                "is a latent Poisson count n, as in thinning, a guide of independent sites can "
+                "draw a part larger than n, and its ELBO is -inf; write two independent sites, "
+                'part = pyro.sample("part", dist.Poisson(rate * p)) and '
+                'rest = pyro.sample("rest", dist.Poisson(rate * (1 - p))), and n = part + rest'
             )
 
     @property
@@ -160,9 +161,12 @@ def mean_field_of(prior: Any) -> MeanField:
     if isinstance(prior, FamilyDistribution):
         return FamilyMeanField(prior)
     if type(prior) not in _REGISTERED:
+        given = type(prior).__name__.removesuffix("StraightThrough")
         raise TypeError(
-            f"expected a distribution that AutoRelaxed has a guide for, got {type(prior).__name__}"
-            "; write a guide of its own for this site, poutine.block(model, hide=[...]) for the "
-            "others, and combine them by AutoGuideList"
+            f"expected a distribution that AutoRelaxed has a guide for, got a {given}; write "
+            "guide = AutoGuideList(model), "
+            "guide.append(AutoRelaxed(poutine.block(model, hide=[...]))) for the other sites, and "
+            "guide.append(own), where own(...) is a function that draws this site, inside "
+            "guide.plates[...] if the site is in a plate"
         )
     return _REGISTERED[type(prior)](prior)

@@ -13,7 +13,10 @@ from torch.distributions import Categorical
 from torch.distributions import Multinomial as TorchMultinomial
 from torch.distributions.utils import probs_to_logits
 
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.counts import (
+    NO_ENTROPY,
+    NO_MODE,
     NamedCount,
     in_float32,
     register_count,
@@ -28,6 +31,11 @@ from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = ["DirichletMultinomialStraightThrough", "MultinomialStraightThrough"]
+
+_OF_VECTORS = (
+    "is not implemented for vectors of counts",
+    "use one CategoricalStraightThrough for each trial to enumerate them",
+)
 
 
 class MultinomialStraightThrough(NamedCount, Multinomial):
@@ -65,6 +73,9 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
         value.
     :raises NotImplementedError: for a `total_count` that is not an int.
     """
+
+    mode: Any = absent(*NO_MODE)
+    enumerate_support: Any = absent(*_OF_VECTORS)
 
     @property
     def logits(self) -> Tensor:
@@ -146,6 +157,10 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
     :raises ValueError: for a wrong value, with validation.
     :raises NotImplementedError: by `sample` and `rsample`, for unequal numbers of trials.
     """
+
+    entropy: Any = absent(*NO_ENTROPY)
+    mode: Any = absent(*NO_MODE)
+    enumerate_support: Any = absent(*_OF_VECTORS)
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         n = int(self.total_count.max())

@@ -10,7 +10,15 @@ from pyro.distributions import GammaPoisson, Poisson
 from torch import Tensor
 from torch.distributions import Poisson as TorchPoisson
 
-from pyro_gumbel.distributions.counts import NamedCount, register_count, register_divergence
+from pyro_gumbel.distributions.absent import absent
+from pyro_gumbel.distributions.counts import (
+    NO_ENTROPY,
+    NO_MODE,
+    WITHOUT_END,
+    NamedCount,
+    register_count,
+    register_divergence,
+)
 from pyro_gumbel.distributions.mean_field import MeanField, register_mean_field
 from pyro_gumbel.distributions.trials import NegativeBinomialMeanField
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
@@ -50,6 +58,9 @@ class PoissonStraightThrough(NamedCount, Poisson):
     """
 
     is_sparse = False  # where torch's Poisson was given
+
+    entropy: Any = absent(*NO_ENTROPY)
+    enumerate_support: Any = absent(*WITHOUT_END)
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         return poisson_variate(self.rate.expand(self._extended_shape(sample_shape)))
@@ -93,6 +104,10 @@ class GammaPoissonStraightThrough(NamedCount, GammaPoisson):
         `log_prob`; None for the default of `torch.distributions`.
     :raises ValueError: for a parameter that is not positive, with validation.
     """
+
+    entropy: Any = absent(*NO_ENTROPY)
+    mode: Any = absent(*NO_MODE)
+    enumerate_support: Any = absent(*WITHOUT_END)
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         rate = gamma_variate(self.concentration, self.rate, sample_shape)

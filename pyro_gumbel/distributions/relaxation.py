@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Distribution, Independent
 
 from pyro_gumbel._tracing import known
 from pyro_gumbel._validation import Temperature, fitted, require
@@ -40,8 +40,9 @@ __all__ = [
 ]
 
 LEFT_OUT = (
-    "leave its site out with relaxed(..., sites=[...]); where it is the data, to be predicted, run "
-    "the model that is not relaxed: Predictive(model, guide=guide)"
+    "leave its site out, with relaxed(model, sites=[...]) or "
+    "AutoRelaxed(poutine.block(model, hide=[...])); to predict the data of a site, run the model "
+    "that is not relaxed: Predictive(model, guide=guide)"
 )
 
 _discrete_classes: list[str] = []  # that have been registered, for errors
@@ -105,10 +106,15 @@ def relax(
         return _defaults[-1](distribution, hard)
     owner = type(distribution).__name__
     *others, last = _discrete_classes
+    expected = (
+        f"relax: `distribution` must be a {', '.join(others)} or {last}, another discrete "
+        "distribution with a mean and a variance, or of a class that has been registered, got "
+    )
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"{expected}{owner}; write relaxed(model) for a model or a guide")
     raise TypeError(
-        f"relax: `distribution` must be a {', '.join(others)} or {last}, discrete with a mean and "
-        f"a variance, or of a class that has been registered, got {owner}; write one of those, "
-        f"teach it with @relax.register({owner}), or {LEFT_OUT}"
+        f"{expected}{owner}; write one of those, register a function with "
+        f"@relax.register({owner}), or {LEFT_OUT}"
     )
 
 

@@ -26,7 +26,11 @@ from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel._tracing import in_eager_mode, known
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.counts import (
+    NO_ENTROPY,
+    NO_MODE,
+    WITHOUT_END,
     NamedCount,
     derived,
     enumerated_divergence,
@@ -178,6 +182,9 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
 
     plain_passes_gradient = False
 
+    entropy: Any = absent(*NO_ENTROPY)
+    mode: Any = absent(*NO_MODE)
+
     @property
     def variance(self) -> Tensor:
         """n p (1 - p) (n + c) / (1 + c), c the sum of the concentrations and p the mean share."""
@@ -237,6 +244,9 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    entropy: Any = absent(*NO_ENTROPY)
+    enumerate_support: Any = absent(*WITHOUT_END)
 
     @property
     def mean(self) -> Tensor:
@@ -299,6 +309,8 @@ class GeometricStraightThrough(TrialCount, Geometric):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    enumerate_support: Any = absent(*WITHOUT_END)
 
     @property
     def mean(self) -> Tensor:

@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.mean_field import parameter_names
@@ -69,6 +70,11 @@ class AutoRelaxed(AutoGuide):
     on other sites, or on the subsample, is averaged over 10 runs of the model to find the starting
     point, and excludes nothing.
 
+    >>> guide = AutoRelaxed(lambda: pyro.sample("n", pyro.distributions.Poisson(3.0)))
+    >>> _ = guide()
+    >>> guide.distribution("n")
+    PoissonStraightThrough(rate: 3.0)
+
     The parameters belong to the elements of the plates of the first run, as in `AutoNormal`, and so
     does the `total_count` of a site, in later calls too. Data of another length or `total_count`
     need a guide that computes its parameters from the data::
@@ -112,8 +118,9 @@ class AutoRelaxed(AutoGuide):
         latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
         a discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
         for a `total_count` that differs from run to run.
-    :raises TypeError: in the first run, for a site that cannot be relaxed, or that has no guide
-        here: counts other than those above, zero-inflated ones.
+    :raises TypeError: for anything but a model; in the first run, for a site that cannot be
+        relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
+        for `hard=False` and a count.
     :raises NotImplementedError: in the first run, for a mask or a `total_count` of several elements
         in a subsampled plate.
     """
@@ -131,6 +138,11 @@ class AutoRelaxed(AutoGuide):
         estimator: str | Estimator | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
+        if not callable(model) or isinstance(model, Distribution):
+            raise TypeError(
+                f"AutoRelaxed: `model` must be a model, got {type(model).__name__}; write "
+                "AutoRelaxed(model), or AutoRelaxed(model, 0.5) for a temperature"
+            )
         require_settings("AutoRelaxed", temperature, hard, estimator)
         super().__init__(model, create_plates=create_plates)
         self._add_parameters()

@@ -106,7 +106,7 @@ def read_rows(
     if hasattr(temperatures, "tolist"):  # a tensor or an array
         temperatures = temperatures.tolist()
     _require_list("temperatures", temperatures, "[0.5]")
-    taus = [read_number(OWNER, "temperatures", each) for each in temperatures]
+    taus = [read_number(OWNER, "temperatures", each, example="[0.5]") for each in temperatures]
     sites = _straight_through_sites(objective)
     if estimators is None:
         estimators = _names_for(sites)

@@ -82,8 +82,8 @@ def gradient_report(
     :param guide: as for SVI, with straight-through sites.
     :param args: the positional arguments of both, a tuple or list.
     :param kwargs: their keyword arguments, a dictionary.
-    :param params: the parameters to look at: names of the param store or of modules, or a function
-        from a name to a bool; None for all of the guide.
+    :param params: the parameters to look at: a name or a list of names, of parameters or modules in
+        Pyro's parameter store, or a function from a name to a bool; None for all of the guide.
     :param estimators: names or functions, for all sites but counts; None for all that apply.
     :param temperatures: positive numbers, for the estimators that have one.
     :param steps: of training, that the recommendation is for; None for training to the end.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_gumbel._tracing import brief
 from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.counts import CountStraightThrough
 from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of
 from pyro_gumbel.distributions.relaxation import is_straight_through, relax
 from pyro_gumbel.distributions.relaxed import Relaxed
@@ -100,7 +101,14 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
             "one; write AutoRelaxed(model, temperature, hard=False)"
         )
     if not is_relaxed and not hard:
-        relax(distribution, 1.0, hard=False)  # raises for counts, which have no relaxed form
+        if isinstance(innermost(relax(distribution)), CountStraightThrough):
+            raise TypeError(
+                f"counts have no relaxed form for hard=False, got a {name}; write "
+                "guide = AutoGuideList(model), guide.append(AutoRelaxed(poutine.block(model, "
+                "hide=[...]), temperature, hard=False)) without the counts, and "
+                "guide.append(AutoRelaxed(poutine.block(model, expose=[...]))) with the counts "
+                "alone"
+            )
         raise ValueError(
             f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
             "one, a density against a probability; write soft = relaxed(model, temperature, "

@@ -12,6 +12,7 @@ from typing import Any
 from pyro.distributions import ZeroInflatedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.relaxation import is_relaxable, relax, require_settings
@@ -151,6 +152,10 @@ def relaxed(
 
     The last two take settings by name, as in ``@relaxed(temperature=0.5)``.
 
+    >>> model = relaxed(lambda: pyro.sample("n", pyro.distributions.Poisson(3.0)))
+    >>> pyro.poutine.trace(model).get_trace().nodes["n"]["fn"]
+    PoissonStraightThrough(rate: 3.0)
+
     Apply `condition` first and `relaxed` second: ``relaxed(condition(model, data))``. In the
     other order the site is relaxed before it becomes observed. With `hard=False` its data are then
     evaluated under a continuous density, with a warning if they are discrete.
@@ -172,7 +177,8 @@ def relaxed(
         "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
         warning names, once, those that were observed or enumerated in every call so far.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
-    :raises TypeError: at a site that cannot be relaxed; the message names it.
+    :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
+        the message names.
     :raises ValueError: for settings that do not fit together, as in `relax`; and at the end of the
         first complete run, for a name in `sites` that the model does not have.
     """
@@ -180,6 +186,11 @@ def relaxed(
         raise TypeError(
             f"relaxed: `model` must be a model or guide, got {model!r}; write relaxed(model), or "
             "relaxed(temperature=0.5) for a decorator or a context manager with a temperature"
+        )
+    if isinstance(model, Distribution):
+        raise TypeError(
+            "relaxed: `model` must be a model or guide, got a distribution, "
+            f"{type(model).__name__}; write relax(distribution)"
         )
     messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
     return messenger if model is None else messenger(model)
@@ -205,11 +216,14 @@ def require_continuous_log_prob(distribution: Any) -> None:
     """
     base = innermost(distribution)
     if isinstance(base, ZeroInflatedDistribution):
+        of_count = type(base.base_dist).__name__
+        arguments = "rate" if of_count == "Poisson" else "..."
         raise TypeError(
-            f"`distribution` must not be zero-inflated, got a {type(base).__name__}, whose "
-            "probability jumps at 0, where no gradient can follow; write two sites, "
-            'gate = pyro.sample("gate", dist.Bernoulli(1 - zero)), '
-            'count = pyro.sample("count", dist.Poisson(rate)), and gate * count for the value'
+            f"`distribution` must not be zero-inflated, got a {type(base).__name__}, which "
+            "has an extra probability at 0 that a gradient in the value does not see; write two "
+            'sites, gate = pyro.sample("gate", dist.Bernoulli(1 - zero)) and '
+            f'count = pyro.sample("count", dist.{of_count}({arguments})), where zero is the gate '
+            "of the zero-inflated one, and gate * count for the value"
         )
 
 

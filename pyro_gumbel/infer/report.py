@@ -19,7 +19,7 @@ def read_steps(owner: str, steps: Any) -> float:
     """A number of training steps; None is infinitely many."""
     if steps is None or steps == math.inf:
         return math.inf
-    return read_number(owner, "steps", steps)
+    return read_number(owner, "steps", steps, example="1000")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pyro_gumbel import (
     SubsetStraightThrough,
 )
 from tests.common import ALL, BERNOULLI, DISCRETE, build, param_shape
+from tests.counts import ONE_EACH, make_count
 
 EVERY = [*ALL, *DISCRETE]
 
@@ -107,6 +108,31 @@ def test_a_number_or_the_reason_why_not(cls, name):
         with pytest.raises(NotImplementedError) as caught:
             NUMBERS[name](d)
         assert_says_why(caught.value, cls)
+    else:
+        assert NUMBERS[name](d).isfinite().all()
+
+
+WITHOUT_END = {"enumerate_support"}
+ABSENT_OF_COUNTS = {
+    "Poisson": {"entropy", "perplexity"} | WITHOUT_END,
+    "Binomial logits": set(),
+    "NegativeBinomial logits": {"entropy", "perplexity"} | WITHOUT_END,
+    "Geometric logits": WITHOUT_END,
+    "Multinomial logits": {"mode", "enumerate_support"},
+    "BetaBinomial": {"entropy", "perplexity", "mode"},
+    "GammaPoisson": {"entropy", "perplexity", "mode"} | WITHOUT_END,
+    "DirichletMultinomial": {"entropy", "perplexity", "mode", "enumerate_support"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS.keys() - {"conjugate_update"}))
+@pytest.mark.parametrize("count", ONE_EACH)
+def test_a_number_of_a_count_or_the_reason_why_not(count, name):
+    d = make_count(count)
+    if name in ABSENT_OF_COUNTS[count] | OF_A_VECTOR:
+        with pytest.raises(NotImplementedError) as caught:
+            NUMBERS[name](d)
+        assert_says_why(caught.value, type(d))
     else:
         assert NUMBERS[name](d).isfinite().all()
 

@@ -690,7 +690,10 @@ def calls_in_another_order():
     for cls in [*ALL, *DISCRETE]:
         first = "" if cls in DISCRETE else "0.5, "
         second = "2, " if cls in SIZED else ""
-        line = f"write {cls.__name__}({first}{second}logits=logits)"
+        line = f"{cls.__name__}({first}{second}logits=logits)"
+        if cls in STRAIGHT_THROUGH and cls not in SIZED:
+            line = f"{cls.__name__}(logits=logits), or {line}"
+        line = f"write {line}"
         has = "`temperature` first: here it has shape (5,)"
         size = [2] if cls in SIZED else []
         weights = torch.ones(5)

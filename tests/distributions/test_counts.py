@@ -703,16 +703,15 @@ def test_counts_that_no_integer_can_hold(name, dtype):
 
 
 @pytest.mark.parametrize("concentration", [0.003, 0.03])
-def test_small_concentrations_have_an_unbiased_gradient(concentration):
-    """Where torch's gradient of a Dirichlet variate is off by a factor."""
-    a = torch.full((20_000, 3), concentration, dtype=torch.float64, requires_grad=True)
+def test_the_gradient_of_small_concentrations(concentration):
+    """Where torch's gradient of a Dirichlet variate is off by a factor, and some variates are 0."""
+    a = torch.full((100_000, 2), concentration, dtype=torch.float64, requires_grad=True)
     pyro.set_rng_seed(0)
-    for sample in (
-        DirichletMultinomial(a, 5).rsample()[..., 0],
-        BetaBinomial(a[:, 0], a[:, 1] + a[:, 2], 5).rsample(),
-    ):
+    counts = DirichletMultinomial(a, 5).rsample()[..., 0]
+    for sample in (counts, BetaBinomial(a[:, 0], a[:, 1], 5).rsample()):
         (found,) = torch.autograd.grad(sample.sum(), a)
-        assert_same_mean(found[:, 0], 5 * (1 / 3) * (2 / 3) / concentration)
+        mean = concentration * found[:, 0].mean()
+        torch.testing.assert_close(mean, t(5 / 4, dtype=torch.float64), rtol=0.03, atol=0)
 
 
 # What Pyro and torch do to a distribution.

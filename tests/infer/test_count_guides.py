@@ -9,10 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList
 from scipy import stats
 
-from pyro_gumbel import AutoRelaxed, relax, relaxed
+from pyro_gumbel import AutoRelaxed, PoissonStraightThrough, relax, relaxed
 from pyro_gumbel.distributions.mean_field import mean_field_of
 from tests.common import z_bound
 from tests.counts import COUNTS, make_count, parameters_of, support_of
@@ -218,6 +220,69 @@ def test_a_plain_prior_that_drops_a_part_of_the_gradient_is_refused(distribution
         AutoRelaxed(model)()
     AutoRelaxed(relaxed(model))()
     AutoRelaxed(lambda: pyro.sample("z", dist.Poisson(3.0)))()
+
+
+def test_thinning_is_refused_with_the_sites_to_write():
+    def thinned():
+        n = pyro.sample("n", dist.Poisson(4.0))
+        pyro.sample("part", dist.Binomial(n, 0.3))
+
+    with pytest.raises(ValueError, match=r'"part".*rate \* p\)\) and rest = .*, and n = part \+ r'):
+        AutoRelaxed(relaxed(thinned))()
+
+    def apart():
+        part = pyro.sample("part", dist.Poisson(4.0 * 0.3))
+        return part + pyro.sample("rest", dist.Poisson(4.0 * (1 - 0.3)))
+
+    assert AutoRelaxed(relaxed(apart))().keys() == {"part", "rest"}
+
+
+# Sites of other guides. The lines are those of the errors.
+
+
+def two_kinds(count, soft=False):
+    """A model of a count and a one-hot vector in one plate."""
+
+    def model(x):
+        with pyro.plate("points", len(x)):
+            n = pyro.sample("n", count)
+            z = pyro.sample("z", dist.OneHotCategorical(torch.ones(3)))
+            pyro.sample("x", dist.Normal(n + z @ torch.arange(3.0), 1.0), obs=x)
+
+    return relaxed(model, 0.5, hard=False, sites=["z"]) if soft else relaxed(model)
+
+
+def assert_trains(model, guide):
+    x = torch.tensor([0.0, 2.0, 5.0])
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    assert math.isfinite(SVI(model, guide, pyro.optim.Adam({}), elbo).step(x))
+
+
+def test_a_count_without_a_guide_gets_one_in_a_list():
+    rates = torch.tensor([1.0, 5.0])
+    model = two_kinds(dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Poisson(rates)))
+    with pytest.raises(TypeError, match=r'"n".*got a MixtureSameFamily; .*hide.*inside guide.plat'):
+        AutoRelaxed(model)(torch.zeros(3))
+    guide = AutoGuideList(model)
+    guide.append(AutoRelaxed(poutine.block(model, hide=["n"])))
+
+    def own(x):
+        rate = pyro.param("rate", torch.ones(3), constraint=dist.constraints.positive)
+        with guide.plates["points"]:
+            pyro.sample("n", PoissonStraightThrough(rate))
+
+    guide.append(own)
+    assert_trains(model, guide)
+
+
+def test_a_count_beside_a_relaxed_site_has_a_guide_of_its_own():
+    model = two_kinds(dist.Poisson(3.0), soft=True)
+    with pytest.raises(TypeError, match=r'"n".*no relaxed form for hard=False, got a Poisson; wri'):
+        AutoRelaxed(model, 0.5, hard=False)(torch.zeros(3))
+    guide = AutoGuideList(model)
+    guide.append(AutoRelaxed(poutine.block(model, hide=["n"]), 0.5, hard=False))
+    guide.append(AutoRelaxed(poutine.block(model, expose=["n"])))
+    assert_trains(model, guide)
 
 
 # Medians and quantiles.

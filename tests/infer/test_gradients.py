@@ -476,7 +476,11 @@ def fixed_guide():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"steps": 0}, ValueError, "gradient_report: `steps` must be a finite number above 0"),
+        (
+            {"steps": 0},
+            ValueError,
+            "`steps` must be a finite number above 0, got 0; write steps=1000",
+        ),
         ({"params": "x"}, ValueError, r"`params` must choose from .*\['logits'\], got 'x'; write"),
         ({"estimators": "reinmax"}, TypeError, "`estimators` must be a list .*'reinmax'; write"),
         ({"estimators": []}, TypeError, r"`estimators` must be a list of one or more, got \[\]"),

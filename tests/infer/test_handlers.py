@@ -358,6 +358,8 @@ def test_errors_name_the_site():
         relaxed(model, T, hard=False)(dist.Poisson(1.0))
     with pytest.raises(TypeError, match=r'"z", ...\).*got a ZeroInflatedPoisson.*gate \* count'):
         relaxed(model)(dist.ZeroInflatedPoisson(torch.ones(()), gate=torch.tensor(0.5)))
+    with pytest.raises(TypeError, match=r'count = pyro.sample\("count", dist.Geometric\(...\)\)'):
+        relaxed(model)(dist.ZeroInflatedDistribution(dist.Geometric(0.5), gate=torch.tensor(0.5)))
     with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*got Normal'):
         relaxed(model, T, sites=["z"])(dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r'pyro.sample\("z", ...\).*`temperature` must be one'):
@@ -429,6 +431,19 @@ def test_a_prediction_that_is_refused_says_what_to_run(name, hard):
     handled = relaxed(lambda x=None: predicted(REFUSED[name], x), T, hard=hard)
     with pytest.raises(TypeError, match=r'"x".*sites=\[...\].*not relaxed: Predictive\(model, gu'):
         Predictive(handled, num_samples=2)()
+
+
+@pytest.mark.parametrize("given", [dist.Poisson(3.0), dist.Normal(0.0, 1.0)])
+def test_a_distribution_is_no_model(given):
+    name = type(given).__name__
+    with pytest.raises(TypeError, match=rf"got a distribution, {name}; write relax\(distribution"):
+        relaxed(given)
+    with pytest.raises(TypeError, match=f"AutoRelaxed: `model` must be a model, got {name}; write"):
+        AutoRelaxed(given)
+    with pytest.raises(TypeError, match="`model` must be a model, got float; write AutoRelaxed"):
+        AutoRelaxed(0.5, lambda: None)
+    with pytest.raises(TypeError, match=r"got function; write relaxed\(model\)"):
+        relax(predicted)
 
 
 def test_data_that_become_continuous_are_named():
