@@ -15,7 +15,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from scipy import special, stats
 from torch.distributions import kl_divergence
 
+from pyro_gumbel import BetaBinomialStraightThrough as BetaBinomial
 from pyro_gumbel import BinomialStraightThrough as Binomial
+from pyro_gumbel import DirichletMultinomialStraightThrough as DirichletMultinomial
 from pyro_gumbel import GammaPoissonStraightThrough as GammaPoisson
 from pyro_gumbel import GeometricStraightThrough as Geometric
 from pyro_gumbel import MultinomialStraightThrough as Multinomial
@@ -643,6 +645,29 @@ def test_divergences_that_have_no_formula():
     ]:
         with pytest.raises(NotImplementedError, match="kl_divergence"):
             kl_divergence(q, p)
+
+
+LARGE = {
+    "NegativeBinomial": lambda r: NegativeBinomial(r, logits=1.0 - r.log()),
+    "GammaPoisson": lambda r: GammaPoisson(3 * r, r),
+    "BetaBinomial": lambda r: BetaBinomial(3 * r, r, 8),
+    "DirichletMultinomial": lambda r: DirichletMultinomial(
+        r.unsqueeze(-1) * torch.tensor([1, 2]), 9
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_parameters_lose_no_digits(name):
+    """The differences of the values of lgamma would."""
+    value = torch.tensor([4.0, 5.0]) if name == "DirichletMultinomial" else torch.tensor(4.0)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        log_r = torch.linspace(0, 18, 50, dtype=dtype, requires_grad=True)
+        log_prob = LARGE[name](log_r.exp()).log_prob(value.to(dtype))
+        (slope,) = torch.autograd.grad(log_prob.sum(), log_r)
+        found.append(torch.stack([log_prob.detach(), slope]).double())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
 
 
 HUGE = {
