@@ -686,6 +686,7 @@ def test_counts_that_no_integer_can_hold(name, dtype):
     pyro.set_rng_seed(0)
     sample = d.rsample()
     assert 1e28 < sample <= torch.finfo(dtype).max
+    assert d.log_prob(sample.detach()).isfinite()
     pyro.set_rng_seed(0)
     assert torch.equal(d.sample(), sample)
 
