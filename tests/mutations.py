@@ -615,7 +615,7 @@ binomial-entropy                   distributions/test_counts.py -k entropy
     - (log_prob.exp() * finite_log(log_prob)).sum(0)
     + (log_prob.exp() * log_prob).sum(0)
 binomial-kl-without-trials         distributions/test_counts.py -k divergences_at_the_edges
-    - return torch.where(q.total_count > 0, divergence, 0.0)
+    - return _where_same(is_same, torch.where(q.total_count > 0, divergence, 0.0))
     + return divergence
 binomial-kl-of-unequal-trials      distributions/test_counts.py -k cannot_be_read
     - return _where_same(is_same, torch.where(q.total_count > 0, divergence, 0.0))

@@ -25,7 +25,7 @@ from pyro_gumbel.distributions.counts import (
 from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
 from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
-from pyro_gumbel.ops.logarithms import exact_log, finite_log
+from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising
 from pyro_gumbel.ops.mixing import dirichlet_variate, is_without_gradient
 from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -201,7 +201,7 @@ def _counts(n: int, probs: Tensor, sample_shape: torch.Size) -> Tensor:
 
 def _log_ratio(counts: Tensor, alpha: Tensor) -> Tensor:
     """log of Gamma(counts + alpha) / (counts! Gamma(alpha))."""
-    return torch.lgamma(counts + alpha) - torch.lgamma(alpha) - torch.lgamma(counts + 1)
+    return log_rising(alpha, counts) - torch.lgamma(counts + 1)
 
 
 def _validate_counts(validate: Any, value: Tensor) -> None:

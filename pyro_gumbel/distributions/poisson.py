@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import GammaPoisson, Poisson
 from torch import Tensor
 from torch.distributions import Poisson as TorchPoisson
+from torch.nn.functional import logsigmoid
 
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.counts import (
@@ -21,7 +22,7 @@ from pyro_gumbel.distributions.counts import (
 )
 from pyro_gumbel.distributions.mean_field import MeanField, register_mean_field
 from pyro_gumbel.distributions.trials import NegativeBinomialMeanField
-from pyro_gumbel.ops.logarithms import exact_log, finite_log
+from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising
 from pyro_gumbel.ops.mixing import gamma_variate, poisson_variate
 
 __all__ = ["GammaPoissonStraightThrough", "PoissonStraightThrough"]
@@ -118,8 +119,8 @@ class GammaPoissonStraightThrough(NamedCount, GammaPoisson):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         alpha, count = self.concentration, value.clamp(min=0)
-        ways = torch.lgamma(alpha + count) - torch.lgamma(alpha) - torch.lgamma(count + 1)
-        return ways + alpha * self.rate.log() - (alpha + value) * self.rate.log1p()
+        ways = log_rising(alpha, count) - torch.lgamma(count + 1)
+        return ways + alpha * logsigmoid(self.rate.log()) - value * self.rate.log1p()
 
     def _is_possible(self, value: Tensor) -> Tensor:
         return value >= 0

@@ -45,7 +45,7 @@ from pyro_gumbel.distributions.mean_field import (
     register_mean_field,
 )
 from pyro_gumbel.ops.autograd import zero_with_gradient
-from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
+from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log, log_rising
 from pyro_gumbel.ops.mixing import (
     dirichlet_variate,
     gamma_variate,
@@ -206,7 +206,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
         a, b = self.concentration1, self.concentration0
         n = self.total_count.to(a.dtype)
         k = torch.clamp(value, torch.zeros_like(n), n)
-        return _log_ways(n, value) + _log_beta(k + a, n - k + b) - _log_beta(a, b)
+        ratio = log_rising(a, k) + log_rising(b, n - k) - log_rising(a + b, n)
+        return _log_ways(n, value) + ratio
 
     def _is_possible(self, value: Tensor) -> Tensor:
         return (value >= 0) & (value <= self.total_count)
@@ -272,7 +273,7 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
         log_p, log_q = map(finite_log, self._log_probs())
         some = r >= torch.finfo(r.dtype).tiny
         positive = torch.where(some, r, 1.0)
-        ways = torch.lgamma(positive + count) - torch.lgamma(positive)
+        ways = log_rising(positive, count)
         ways = torch.where(some, ways, count * finite_log(torch.full_like(r, -torch.inf)))
         return ways - torch.lgamma(count + 1) + r * log_q + value * log_p
 
@@ -360,10 +361,6 @@ def _with_ways(log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tens
         return log_prob(distribution, value) + zero_with_gradient(ways)
 
     return complete
-
-
-def _log_beta(a: Tensor, b: Tensor) -> Tensor:
-    return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
 
 
 class BinomialMeanField(TrialsMeanField):

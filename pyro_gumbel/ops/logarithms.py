@@ -8,7 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["clamped_log", "exact_log", "exact_log1m", "finite_log", "log_of_positive"]
+__all__ = [
+    "clamped_log",
+    "exact_log",
+    "exact_log1m",
+    "finite_log",
+    "log_of_positive",
+    "log_rising",
+]
+
+_LARGE = 50.0  # from here on the first terms of Stirling's series are exact in float64
 
 
 def clamped_log(value: Tensor) -> Tensor:
@@ -47,3 +56,26 @@ def _log(value: Tensor, least: float) -> Tensor:
     extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
     exact = value.detach().clamp(min=least).log()
     return extended + (exact - extended.detach())
+
+
+def log_rising(start: Tensor, count: Tensor) -> Tensor:
+    r"""log of Gamma(start + count) / Gamma(start), for start > 0 and count >= 0.
+
+    The difference of two values of `lgamma` loses its digits where both are large. There it is that
+    of Stirling's series, with s = start + count,
+
+    .. math::
+        (start - \tfrac{1}{2}) \log(1 + count / start) + count (\log s - 1) + R(s) - R(start).
+    """
+    is_large = start >= _LARGE
+    a = torch.where(is_large, start, _LARGE)
+    s = a + count
+    series = (a - 0.5) * torch.log1p(count / a) + count * (s.log() - 1)
+    series = series + _stirling_rest(s) - _stirling_rest(a)
+    return torch.where(is_large, series, torch.lgamma(start + count) - torch.lgamma(start))
+
+
+def _stirling_rest(x: Tensor) -> Tensor:
+    """R(x) = 1 / (12 x) - 1 / (360 x^3) + 1 / (1260 x^5)."""
+    y = 1 / x
+    return y * (1 / 12 - y * y * (1 / 360 - y * y / 1260))

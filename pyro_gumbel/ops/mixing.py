@@ -46,6 +46,6 @@ def dirichlet_variate(concentration: Tensor, sample_shape: torch.Size) -> Tensor
 
 
 def poisson_variate(rate: Tensor) -> Tensor:
-    """A Poisson variate; rates beyond 2^62 stand for it themselves, at most the largest number."""
+    """A Poisson variate; rates beyond 2^62 stand for it themselves, as far as lgamma is finite."""
     variate = torch.poisson(rate.clamp(max=_LARGEST))
-    return torch.where(rate > _LARGEST, rate.clamp(max=torch.finfo(rate.dtype).max), variate)
+    return torch.where(rate > _LARGEST, rate.clamp(max=torch.finfo(rate.dtype).max / 1024), variate)

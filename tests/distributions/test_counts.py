@@ -682,6 +682,29 @@ def test_divergences_that_have_no_formula():
             kl_divergence(q, p)
 
 
+LARGE = {
+    "NegativeBinomial": lambda r: NegativeBinomial(r, logits=1.0 - r.log()),
+    "GammaPoisson": lambda r: GammaPoisson(3 * r, r),
+    "BetaBinomial": lambda r: BetaBinomial(3 * r, r, 8),
+    "DirichletMultinomial": lambda r: DirichletMultinomial(
+        r.unsqueeze(-1) * torch.tensor([1, 2]), 9
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_parameters_lose_no_digits(name):
+    """The differences of the values of lgamma would."""
+    value = torch.tensor([4.0, 5.0]) if name == "DirichletMultinomial" else torch.tensor(4.0)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        log_r = torch.linspace(0, 18, 50, dtype=dtype, requires_grad=True)
+        log_prob = LARGE[name](log_r.exp()).log_prob(value.to(dtype))
+        (slope,) = torch.autograd.grad(log_prob.sum(), log_r)
+        found.append(torch.stack([log_prob.detach(), slope]).double())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
+
+
 HUGE = {
     "Poisson": lambda dtype: Poisson(t(1e30, dtype=dtype)),
     "NegativeBinomial": lambda dtype: NegativeBinomial(2.0, logits=t(70.0, dtype=dtype)),
@@ -698,6 +721,7 @@ def test_counts_that_no_integer_can_hold(name, dtype):
     pyro.set_rng_seed(0)
     sample = d.rsample()
     assert 1e28 < sample <= torch.finfo(dtype).max
+    assert d.log_prob(sample.detach()).isfinite()
     pyro.set_rng_seed(0)
     assert torch.equal(d.sample(), sample)
 
