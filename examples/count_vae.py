@@ -20,8 +20,7 @@ running mean of the loss as a baseline. After 2,000 steps the ELBO of held-out i
     Poisson         -123.0           -126.8
     binomial        -115.9           -120.0
 
-Independent pixels, each with its own mean, have -254.5. Counts are a noisy code: 16 Normal
-variables in the same model reach -95.9.
+Independent pixels, each with its own mean, have -254.5.
 
 Ctrl-C ends the training early and keeps the result.
 """

@@ -30,7 +30,7 @@ https://doi.org/10.1214/12-BA703), and exact without correlation. With Normal(0,
 of the gate it would be neither: the best guide puts every probability at 0 or 1.
 
 The log joint is quadratic in the gates, so their gradients are unbiased. With beta integrated out
-it is not: a log determinant of the gates is left, and SVI ends 56 nats below the log evidence.
+it is not: a log determinant of the gates is left.
 
 Ctrl-C ends the training early and keeps the result.
 """

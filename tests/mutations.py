@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 222: 20 minutes on one core
+    python tests/mutations.py                                # all 328: half an hour on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -147,7 +147,7 @@ estimators-settings-do-not-fit     infer/test_defaults.py -k not_fit
 estimators-gap-of-any-temperature  infer/test_defaults.py -k suit
     - elif isinstance(estimator, gapped) and 4 * ends(temperature)[0] < estimator.gap:
     + elif isinstance(estimator, gapped) and 4 * ends(temperature)[1] < estimator.gap:
-estimators-second-order-of-a-bit   distributions/test_second_order.py -k unbiased_for_quadratic
+estimators-second-order-of-a-bit   distributions/test_second_order.py -k form_of_a_number
     - attach = with_bit_gradient if isinstance(link, Interval) else with_one_hot_gradient
     + attach = with_one_hot_gradient
 estimators-gapped-for-subsets      test_estimators.py -k subsets
@@ -327,7 +327,7 @@ mean-field-equal-trials            infer/test_count_guides.py -k trials
 mean-field-trials-of-a-subsample   infer/test_count_guides.py -k trials
     - return [torch.as_tensor(self.total_count)]
     + return []
-mean-field-batch-of-temperature    infer/test_autoguide.py -k temperature
+mean-field-batch-of-temperature    infer/test_autoguide.py -k temperature_of_each
     - batch_shape = logits.shape[: logits.dim() - self.event_dim - event_dim]
     + batch_shape = logits.shape[: logits.dim() - self.event_dim]
 mean-field-estimator-lost          infer/test_defaults.py -k settings_of_each
@@ -470,7 +470,7 @@ relax-relaxed-without-temperature  infer/test_defaults.py -k not_fit
 relax-temperature-of-an-event      distributions/test_relaxation.py -k "temperature or wrappers"
     - temperature = fitted(temperature, distribution.batch_shape, event_dim)
     + temperature = fitted(temperature, distribution.batch_shape)
-relax-any-count                    infer/test_handlers.py -k names
+relax-any-count                    infer/test_count_guides.py -k part_of_the_gradient
     - return relax.dispatch(kind) is not relax.dispatch(object) or is_discrete(distribution)
     + return relax.dispatch(kind) is not relax.dispatch(object)
 
@@ -564,8 +564,11 @@ selected-half-types                distributions/test_selected_component.py
     - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
     + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
 selected-draws-in-z                distributions/test_selected_component.py
-    - return chosen + (weights * draws.detach()).sum(-1 - self.event_dim)
+    - return chosen + (weights * finite).sum(-1 - self.event_dim)
     + return chosen
+selected-infinite-draws            distributions/test_selected_component.py -k infinite_draw
+    - finite = torch.where(draws.isfinite(), draws, 0.0).detach()
+    + finite = draws.detach()
 
 [distributions/straight_through.py]
 straight-through-score-function    distributions/test_straight_through.py
@@ -749,7 +752,7 @@ report-rounding-is-bias            infer/test_gradient_rows.py -k rule
     + if not row.bias_error:
 report-error-of-progress           infer/test_gradient_rows.py -k another_report
     - of_noise = noise * math.sqrt(2 / (self.num_samples - 1))
-    + of_noise = 0.0
+    + of_noise = 0 * noise
 
 [infer/gradient_settings.py]
 report-params-by-any-prefix        infer/test_objective.py -k param
@@ -773,7 +776,7 @@ report-other-losses                infer/test_gradients.py -k bad_arguments
 report-unknown-parameter           infer/test_gradients.py -k bad_arguments
     - if not any(_is_in(name, each) for name in parameters):
     + if False:
-report-estimators-of-all-sites     infer/test_gradients.py -k subsets
+report-estimators-of-all-sites     infer/test_gradients.py -k of_all_sites
     - all(name in suited(link) for link in links)
     + any(name in suited(link) for link in links)
 
@@ -1034,7 +1037,7 @@ mixing-rate                        distributions/test_counts.py -k samples_are
     - variate = standard / rate
     + variate = standard * rate
 mixing-underflow                   distributions/test_counts.py -k without_trials
-    - return variate + (variate.clamp(min=least) - variate).detach()
+    - return variate + (variate.clamp(min=finfo.tiny) - variate).detach()
     + return variate
 mixing-probabilities-under-vmap    distributions/test_counts.py -k vmap
     - return variates / variates.sum(-1, keepdim=True)
@@ -1132,10 +1135,10 @@ second-order-of-a-sure-number      distributions/test_counts.py -k derivatives_a
 second-order-of-trials             distributions/test_counts.py -k unbiased
     - of_trials = weights - probs.detach() * weights.sum(-1, keepdim=True)
     + of_trials = weights
-second-order-of-no-count           distributions/test_counts.py -k finite_at_the_edges
+second-order-of-no-count           distributions/test_counts.py -k beside_a_category
     - weights = torch.where(counts > 0, counts * log_probs, 0.0)
     + weights = counts * log_probs
-second-order-of-infinite-logits    distributions/test_second_order.py -k probabilities_of_zero
+second-order-of-infinite-logits    distributions/test_second_order.py -k forward_mode
     - return zero_with_gradient(torch.where(logits.isfinite(), logits, 0.0))
     + return zero_with_gradient(logits)
 second-order-of-a-program          distributions/test_second_order.py -k compile

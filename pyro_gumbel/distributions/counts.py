@@ -34,6 +34,7 @@ from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
+from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator, named, straight_through_of
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
@@ -125,7 +126,7 @@ class NamedCount(CountStraightThrough):
     subclass implements is called on a distribution in float32 or float64.
 
     :ivar plain_passes_gradient: whether `log_prob` of Pyro's class passes all of its gradient to
-        the value.
+        the value, unless it is sparse.
     """
 
     plain_passes_gradient: ClassVar[bool] = True
@@ -261,7 +262,21 @@ def _of_discrete(distribution: Any, hard: bool) -> Any:
     if cls in _NAMED:
         return as_named(distribution, _NAMED[cls])
     _require_moments(distribution)
-    return copied(distribution, straight_through_class(cls))
+    state = {name: _with_full_gradient(part) for name, part in vars(distribution).items()}
+    return copied(distribution, straight_through_class(cls), state)
+
+
+def _with_full_gradient(part: Any) -> Any:
+    """A part of a distribution, e.g. the components of a mixture, with all of its gradient."""
+    return relax(part) if _loses_gradient(part) else part
+
+
+def _loses_gradient(part: Any) -> bool:
+    """Whether a `log_prob` of Pyro in it drops a part of the gradient in the value."""
+    if not isinstance(part, Distribution):
+        return False
+    base: Any = innermost(part)
+    return type(base).log_prob in _LOG_PROBS or any(map(_loses_gradient, vars(base).values()))
 
 
 @relax.register(CountStraightThrough)

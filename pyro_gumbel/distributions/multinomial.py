@@ -26,7 +26,7 @@ from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_
 from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
-from pyro_gumbel.ops.mixing import dirichlet_variate
+from pyro_gumbel.ops.mixing import dirichlet_variate, is_without_gradient
 from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
@@ -136,7 +136,10 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
         \qquad D_j (e_j - p) \text{ held constant,}
 
     where p is a differentiable function of :math:`\alpha`. It is unbiased for every loss that is
-    quadratic in D. For the second-order weights see He and Wu (2026).
+    quadratic in D. For the second-order weights see He and Wu (2026). Where a concentration is
+    below 0.02, torch's gradient of p is wrong, and that of
+    :math:`\tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu)` is used, with :math:`\mu` the
+    mean and :math:`D - \mu` held constant.
 
     `log_prob` is differentiable in the value. It evaluates every value, also with `is_sparse`.
 
@@ -168,7 +171,9 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
             )
         probs = dirichlet_variate(self.concentration, sample_shape)
         counts = _counts(n, probs.detach(), torch.Size())
-        return straight_through_of(counts, surrogate_of_trials(counts, probs, exact_log(probs)))
+        sample = straight_through_of(counts, surrogate_of_trials(counts, probs, exact_log(probs)))
+        whole = is_without_gradient(self.concentration).unsqueeze(-1)
+        return torch.where(whole, self._attached(counts), sample)
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         return self._differentiable(sample_shape)

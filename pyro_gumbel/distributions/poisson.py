@@ -22,7 +22,7 @@ from pyro_gumbel.distributions.counts import (
 from pyro_gumbel.distributions.mean_field import MeanField, register_mean_field
 from pyro_gumbel.distributions.trials import NegativeBinomialMeanField
 from pyro_gumbel.ops.logarithms import exact_log, finite_log
-from pyro_gumbel.ops.mixing import gamma_variate
+from pyro_gumbel.ops.mixing import gamma_variate, poisson_variate
 
 __all__ = ["GammaPoissonStraightThrough", "PoissonStraightThrough"]
 
@@ -61,6 +61,9 @@ class PoissonStraightThrough(NamedCount, Poisson):
 
     entropy: Any = absent(*NO_ENTROPY)
     enumerate_support: Any = absent(*WITHOUT_END)
+
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        return poisson_variate(self.rate.expand(self._extended_shape(sample_shape)))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         log_rate = finite_log(exact_log(self.rate))

@@ -208,14 +208,18 @@ class SelectedComponent(TorchDistribution):
             return self._selected(self._wide_components().sample(torch.Size(sample_shape)))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """A draw with the gradient of the component; that in z is linear in the draws of all."""
+        """A draw with the gradient of the component; that in z is linear in the draws of all.
+
+        A draw that is not finite passes no gradient to z.
+        """
         draws = self._wide_components().rsample(torch.Size(sample_shape))
         chosen = self._selected(draws)
         if self._is_index:
             return chosen
         weights = zero_with_gradient(self._weights(draws))
         weights = weights.reshape((*weights.shape, *(1,) * self.event_dim))
-        return chosen + (weights * draws.detach()).sum(-1 - self.event_dim)
+        finite = torch.where(draws.isfinite(), draws, 0.0).detach()
+        return chosen + (weights * finite).sum(-1 - self.event_dim)
 
     def _wide_components(self) -> Any:
         """The components over the whole batch, so that every element has its own draw."""

@@ -46,7 +46,12 @@ from pyro_gumbel.distributions.mean_field import (
 )
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log
-from pyro_gumbel.ops.mixing import dirichlet_variate, gamma_variate
+from pyro_gumbel.ops.mixing import (
+    dirichlet_variate,
+    gamma_variate,
+    is_without_gradient,
+    poisson_variate,
+)
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
@@ -114,9 +119,12 @@ class BinomialStraightThrough(TrialCount, Binomial):
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         if in_eager_mode():
             return super()._drawn(sample_shape)
-        counts = self.total_count + torch.zeros_like(self.probs)  # torch.vmap asks for both alike
+        probs = self.probs.detach()  # a traced program forgets no_grad
+        counts = self.total_count.detach() + torch.zeros_like(
+            probs
+        )  # torch.vmap asks for both alike
         shape = self._extended_shape(sample_shape)
-        return torch.binomial(counts.expand(shape), self.probs.expand(shape))
+        return torch.binomial(counts.expand(shape), probs.expand(shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         n = self.total_count
@@ -153,7 +161,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
 
     where p is a differentiable function of :math:`\alpha` and :math:`\beta`. It is unbiased for
     every loss that is quadratic in D, and for others it has less bias than the second-order weights
-    of He and Wu (2026) for the whole distribution.
+    of He and Wu (2026) for the whole distribution. Those are used where :math:`\alpha` or
+    :math:`\beta` is below 0.02, since torch's gradient of a beta variate is wrong there.
 
     `log_prob` is differentiable in the value. That of Pyro's `BetaBinomial` passes only a part of
     its gradient to the value, so that a model with such a prior must be relaxed too.
@@ -176,11 +185,19 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     entropy: Any = absent(*NO_ENTROPY)
     mode: Any = absent(*NO_MODE)
 
+    @property
+    def variance(self) -> Tensor:
+        """n p (1 - p) (n + c) / (1 + c), c the sum of the concentrations and p the mean share."""
+        a, b, n = self.concentration1, self.concentration0, self.total_count
+        c = a + b
+        return n * (a / c) * (b / c) * (n + c) / (1 + c)
+
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         both = torch.stack([self.concentration1, self.concentration0], -1)
         probs = dirichlet_variate(both, sample_shape)[..., 0]
         binomial = BinomialStraightThrough(self.total_count, probs, validate_args=False)
-        return binomial._differentiable(torch.Size())
+        sample = binomial._differentiable(torch.Size())
+        return torch.where(is_without_gradient(both), self._attached(sample.detach()), sample)
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         return self._differentiable(sample_shape)
@@ -248,7 +265,7 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         rate = torch.exp(-self.logits)
-        return torch.poisson(gamma_variate(self.total_count, rate, sample_shape))
+        return poisson_variate(gamma_variate(self.total_count, rate, sample_shape))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         r, count = self.total_count, value.clamp(min=0)
@@ -443,10 +460,11 @@ register_mean_field(GeometricStraightThrough, NegativeBinomialMeanField)
 @register_divergence(BinomialStraightThrough, TorchBinomial)
 def _(q: BinomialStraightThrough, p: BinomialStraightThrough) -> Tensor:
     """n times that of one trial; of unequal numbers of trials the sum over all values."""
-    if known((q.total_count == p.total_count).all(), otherwise=True):
+    is_same = q.total_count == p.total_count
+    if known(is_same.all(), otherwise=True):
         log_q, log_p = (torch.stack(d._log_probs(), -1) for d in (q, p))
         divergence = q.total_count * kl_of_log_probs(log_q, log_p)
-        return torch.where(q.total_count > 0, divergence, 0.0)
+        return _where_same(is_same, torch.where(q.total_count > 0, divergence, 0.0))
     return enumerated_divergence(q, p)
 
 
@@ -459,8 +477,9 @@ def _(q: BetaBinomialStraightThrough, p: BetaBinomialStraightThrough) -> Tensor:
 def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) -> Tensor:
     """r (log(1 - p_q) - log(1 - p_p)) + mean_q (log p_q - log p_p), for equal r."""
     learnt = q.total_count.requires_grad or p.total_count.requires_grad
-    is_same = q.total_count is p.total_count or not learnt
-    if not is_same or not known((q.total_count == p.total_count).all(), otherwise=True):
+    is_same = q.total_count == p.total_count
+    differs = learnt and q.total_count is not p.total_count
+    if differs or not known(is_same.all(), otherwise=True):
         raise NotImplementedError(
             "kl_divergence(q, p): a formula is known for two negative binomial distributions of "
             "equal `total_count` that is not learnt; estimate it by "
@@ -470,7 +489,12 @@ def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) ->
     excluded = (q.mean > 0) & log_p.isneginf()
     divergence = q.total_count * (log_1q - log_1p)
     divergence = divergence + q.mean * (finite_log(log_q) - finite_log(log_p))
-    return divergence + torch.where(excluded, torch.inf, 0.0)
+    return _where_same(is_same, divergence + torch.where(excluded, torch.inf, 0.0))
+
+
+def _where_same(is_same: Tensor, divergence: Tensor) -> Tensor:
+    """A divergence of equal numbers of trials; NaN where they are not, if they cannot be read."""
+    return torch.where(is_same, divergence, torch.nan)
 
 
 @register_divergence(GeometricStraightThrough, TorchGeometric)

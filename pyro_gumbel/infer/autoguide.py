@@ -75,8 +75,9 @@ class AutoRelaxed(AutoGuide):
     >>> guide.distribution("n")
     PoissonStraightThrough(rate: 3.0)
 
-    The parameters belong to the elements of the plates of the first run, as in `AutoNormal`. Data
-    of another length need a guide that computes its parameters from the data::
+    The parameters belong to the elements of the plates of the first run, as in `AutoNormal`, and so
+    does the `total_count` of a site, in later calls too. Data of another length or `total_count`
+    need a guide that computes its parameters from the data::
 
         network = torch.nn.Linear(784, 10)
 
@@ -93,7 +94,8 @@ class AutoRelaxed(AutoGuide):
 
     With `hard=True` the model may be relaxed or not: the samples get the gradient of a plain prior
     too. Relax a model that you compile, since `torch.compile` does not carry that gradient, and one
-    with a `Binomial` or `BetaBinomial` site, since Pyro's `log_prob` of those drops a part of it.
+    with a site that is `Binomial`, `BetaBinomial` or given `is_sparse=True`, since Pyro's
+    `log_prob` of those drops a part of it.
     With `hard=False` the model must be ``relaxed(model, temperature, hard=False)``.
 
     If a discrete site has a mask, each call runs the model once more to find its masks. The guide
@@ -114,8 +116,8 @@ class AutoRelaxed(AutoGuide):
     :param create_plates: as in every `AutoGuide`.
     :raises ValueError: for settings that do not fit together; in the first run, for a model without
         latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
-        a discrete one; for a plain `Binomial` or `BetaBinomial` of the model; for a `total_count`
-        that differs from run to run.
+        a discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
+        for a `total_count` that differs from run to run.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
         for `hard=False` and a count.

@@ -127,9 +127,13 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
 
 
 def _require_gradient(distribution: Any, prior: Any) -> None:
-    """Raise for a plain distribution of the model that does not pass its gradient to a sample."""
+    """Raise for a plain distribution of the model that does not pass its gradient to a sample.
+
+    A sparse one passes none to a value of 0.
+    """
     plain = innermost(distribution)
     passes = getattr(innermost(prior), "plain_passes_gradient", True)
+    passes = passes and not getattr(plain, "is_sparse", False)
     if not passes and not is_straight_through(plain):
         raise ValueError(
             f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "

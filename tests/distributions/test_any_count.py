@@ -14,7 +14,13 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch.distributions import constraints, kl_divergence
 
-from pyro_gumbel import BinomialStraightThrough, PoissonStraightThrough, gapped, relax
+from pyro_gumbel import (
+    BinomialStraightThrough,
+    PoissonStraightThrough,
+    SelectedComponent,
+    gapped,
+    relax,
+)
 from pyro_gumbel.distributions.counts import CountStraightThrough
 from tests.common import assert_same_mean
 from tests.counts import COUNTS, ONE_EACH, make_count, parameters_of
@@ -193,6 +199,33 @@ def test_pyros_binomial_coefficient_has_its_gradient_in_the_value(cls):
         for d in (relax(cls(5, torch.tensor(0.3))), BinomialStraightThrough(5, torch.tensor(0.3)))
     )
     torch.testing.assert_close(found, expected)
+
+
+MIXTURES = {
+    "mixture": lambda d: dist.MixtureSameFamily(torch.distributions.Categorical(PROBS), d),
+    "vectors": lambda d: dist.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(1)), d.expand((1, 2)).to_event(1)
+    ),
+    "zero-inflated": lambda d: dist.ZeroInflatedDistribution(d, gate=PROBS),
+    "selected": lambda d: SelectedComponent(torch.tensor(0), d),
+}
+
+
+@pytest.mark.parametrize("mixed", MIXTURES)
+@pytest.mark.parametrize("name", ["BetaBinomial", "Binomial probs"])
+def test_so_has_that_of_the_parts_of_a_distribution(name, mixed):
+    leaves = parameters_of(name, (2,))
+    plain, own = (make_count(name, leaves, parent, validate_args=False) for parent in (True, False))
+    value = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    made, expected = relax(MIXTURES[mixed](plain)), MIXTURES[mixed](own)
+    gradients = [torch.autograd.grad(d.log_prob(value).sum(), value)[0] for d in (made, expected)]
+    torch.testing.assert_close(*gradients)
+    for copied in (made.expand((4, *made.batch_shape)), pickle.loads(pickle.dumps(made))):
+        torch.manual_seed(0)
+        sample = copied.rsample()
+        assert sample.requires_grad
+        torch.manual_seed(0)
+        torch.testing.assert_close(copied.sample(), sample.detach())
 
 
 def test_divergences_are_those_of_the_parent():

@@ -15,8 +15,10 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from scipy import special, stats
 from torch.distributions import kl_divergence
 
+from pyro_gumbel import BetaBinomialStraightThrough as BetaBinomial
 from pyro_gumbel import BinomialStraightThrough as Binomial
 from pyro_gumbel import DirichletMultinomialStraightThrough as DirichletMultinomial
+from pyro_gumbel import GammaPoissonStraightThrough as GammaPoisson
 from pyro_gumbel import GeometricStraightThrough as Geometric
 from pyro_gumbel import MultinomialStraightThrough as Multinomial
 from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
@@ -143,6 +145,17 @@ def test_the_gradient_is_that_of_the_surrogate_by_differences(name, draw_all):
     found = gradients((make_count(name, leaves).rsample() * weights).sum(), leaves)
     expected = gradients((function(*leaves.values()) * weights).sum(), leaves)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_gradient_beside_a_category_that_is_impossible(draw_all):
+    found = []
+    for probs, value in ((t(0.0, 0.3, 0.7), [0.0, 2.0, 3.0]), (t(0.3, 0.7), [2.0, 3.0])):
+        draw_all(Multinomial, torch.tensor(value).double())
+        weights = torch.tensor([5.0, 1.0, -2.0]).double()[-len(value) :]
+        total = (Multinomial(5, probs).rsample() * weights).sum()
+        found.append(torch.autograd.grad(total, probs)[0][-2:])
+    torch.testing.assert_close(*found)
+    assert found[0].abs().min() > 0.1
 
 
 LOSSES = {
@@ -645,6 +658,17 @@ def test_divergence_of_unequal_numbers_of_trials():
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cls", [Binomial, NegativeBinomial])
+def test_where_they_cannot_be_read_their_divergence_is_nan(cls):
+    def divergence(n, m, probs):
+        q, p = (cls(total, probs, validate_args=False) for total in (n, m))
+        return kl_divergence(q, p)
+
+    n, m, probs = t(5.0, 5.0), t(5.0, 7.0), t(0.3, 0.4)
+    found = torch.vmap(divergence)(n, m, probs)
+    torch.testing.assert_close(found, t(0.0, torch.nan), equal_nan=True)
+
+
 def test_divergences_that_have_no_formula():
     for q, p in [
         (NegativeBinomial(5.0, t(0.5)), NegativeBinomial(4.0, t(0.5))),
@@ -656,6 +680,39 @@ def test_divergences_that_have_no_formula():
     ]:
         with pytest.raises(NotImplementedError, match="kl_divergence"):
             kl_divergence(q, p)
+
+
+HUGE = {
+    "Poisson": lambda dtype: Poisson(t(1e30, dtype=dtype)),
+    "NegativeBinomial": lambda dtype: NegativeBinomial(2.0, logits=t(70.0, dtype=dtype)),
+    "all": lambda dtype: NegativeBinomial(t(1e5, dtype=dtype), logits=t(87.0, dtype=dtype)),
+    "GammaPoisson": lambda dtype: GammaPoisson(t(2.0, dtype=dtype), t(1e-30, dtype=dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", HUGE)
+def test_counts_that_no_integer_can_hold(name, dtype):
+    """Where the numbers of torch's Poisson become negative."""
+    d = HUGE[name](dtype)
+    pyro.set_rng_seed(0)
+    sample = d.rsample()
+    assert 1e28 < sample <= torch.finfo(dtype).max
+    pyro.set_rng_seed(0)
+    assert torch.equal(d.sample(), sample)
+
+
+@pytest.mark.parametrize("concentration", [0.003, 0.03])
+def test_small_concentrations_have_an_unbiased_gradient(concentration):
+    """Where torch's gradient of a Dirichlet variate is off by a factor."""
+    a = torch.full((20_000, 3), concentration, dtype=torch.float64, requires_grad=True)
+    pyro.set_rng_seed(0)
+    for sample in (
+        DirichletMultinomial(a, 5).rsample()[..., 0],
+        BetaBinomial(a[:, 0], a[:, 1] + a[:, 2], 5).rsample(),
+    ):
+        (found,) = torch.autograd.grad(sample.sum(), a)
+        assert_same_mean(found[:, 0], 5 * (1 / 3) * (2 / 3) / concentration)
 
 
 # What Pyro and torch do to a distribution.

@@ -434,6 +434,21 @@ def test_forward_mode_is_backward_mode(cls):
     assert found != 0
 
 
+@pytest.mark.parametrize("cls", [BIT, ONE_HOT])
+def test_forward_mode_where_an_outcome_is_impossible(cls):
+    logits, tangent = torch.tensor([0.3, -torch.inf, -1.0]), torch.tensor([0.2, 1.0, -0.7])
+
+    def draw(logits):
+        return build(cls, None, logits=logits).rsample((20,))
+
+    sample, found = torch.func.jvp(draw, (logits,), (tangent,))
+    assert ((sample == 0) | (sample == 1)).all()
+    assert (sample[:, 1] == 0).all()
+    assert found.isfinite().all()
+    assert (found[:, 1] == 0).all()
+    assert (found[:, 0] != 0).all()
+
+
 @pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
 def test_sample_has_no_gradient_in_forward_mode(cls, temperature):

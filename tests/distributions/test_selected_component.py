@@ -283,6 +283,14 @@ def test_draws_have_the_gradient_of_the_component():
         assert gradient.tolist() == [2, 2, 1]
 
 
+def test_an_infinite_draw_counts_only_where_it_is_selected():
+    z = torch.eye(2, requires_grad=True)
+    draw = SelectedComponent(z, dist.Delta(torch.tensor([2.0, torch.inf]))).rsample()
+    assert draw.tolist() == [2.0, torch.inf]
+    (gradient,) = torch.autograd.grad(draw.sum(), z)
+    assert gradient.tolist() == [[2.0, 0.0], [2.0, 0.0]]
+
+
 def test_components_without_pathwise_draws():
     d = SelectedComponent(torch.eye(K), dist.Poisson(torch.ones(K)))
     assert not d.has_rsample

@@ -170,6 +170,19 @@ def test_a_learnt_temperature_and_a_model_with_modules():
     assert model.means.weight.grad.abs().sum() != 0
 
 
+def test_a_temperature_of_each_element_of_the_batch():
+    temperature = torch.tensor([0.5, 1.0])
+
+    def model():
+        with pyro.plate("batch", 2):
+            pyro.sample("z", dist.Bernoulli(logits=torch.zeros(2, 3)).to_event(1))
+
+    guide = AutoRelaxed(model, temperature)
+    guide()
+    found = guide.distribution("z").base_dist.temperature
+    assert torch.equal(found.expand(2, 3), temperature.unsqueeze(-1).expand(2, 3))
+
+
 def test_errors_of_the_first_run():
     guide = AutoRelaxed(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), T)
     for _ in range(2):

@@ -7,9 +7,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    JitTrace_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 
-from pyro_gumbel import BetaBinomialStraightThrough, BinomialStraightThrough
+from pyro_gumbel import (
+    AutoRelaxed,
+    BetaBinomialStraightThrough,
+    BinomialStraightThrough,
+    relaxed,
+)
 from tests.common import assert_same_mean
 
 DATA = torch.tensor([1.5, 3.0], dtype=torch.float64)
@@ -79,6 +90,25 @@ def test_the_loss_and_its_gradient(objective):
         assert_same_mean(torch.stack([gradients["q"] for _, gradients in runs]), exact["q"])
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_traced_program(name):
+    _, named, make = CLASSES[name]
+    model, guide = program(named, make)
+    found = []
+    for cls in (Trace_ELBO, JitTrace_ELBO):
+        pyro.clear_param_store()
+        elbo = cls(ignore_jit_warnings=True)
+        elbo.loss_and_grads(model, guide)  # traces
+        q = pyro.param("q").unconstrained()
+        q.grad = None
+        pyro.set_rng_seed(0)
+        elbo.loss_and_grads(model, guide)
+        found.append(q.grad)
+    torch.testing.assert_close(*found)
+
+
 def test_a_count_in_the_model_alone():
     """The plain model, whose prior passes a gradient to the value of the guide."""
     model, _ = program(dist.Binomial, CLASSES["Binomial"][2])
@@ -86,3 +116,23 @@ def test_a_count_in_the_model_alone():
     elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
     _, gradients = loss_and_gradients(elbo, model, guide)
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+
+
+PROBS = torch.tensor([0.3, 0.6])
+INCOMPLETE = {
+    "Binomial": lambda: dist.Binomial(4, PROBS),
+    "BetaBinomial": lambda: dist.BetaBinomial(PROBS, PROBS, 4),
+    "sparse Poisson": lambda: dist.Poisson(PROBS, is_sparse=True).to_event(1),
+    "sparse DirichletMultinomial": lambda: dist.DirichletMultinomial(PROBS, 4, is_sparse=True),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_guide_refuses_a_prior_that_drops_a_part_of_its_gradient(name):
+    def model():
+        with pyro.plate("data", 2):
+            pyro.sample("z", INCOMPLETE[name]())
+
+    with pytest.raises(ValueError, match="passes only a part of its gradient"):
+        AutoRelaxed(model)()
+    assert AutoRelaxed(relaxed(model))()["z"].shape[0] == 2

@@ -82,8 +82,18 @@ NOISY = row("noisy", noise=10.0)
         # A bias that the noise can hide is not significant.
         ([row("a", bias=0.011, noise=1.0), row("b", noise=1.0)], END, ["a", "b"]),
         ([row("a", bias=0.05, noise=1.0), row("b", noise=1.0)], END, ["b"]),
-        # Without any noise only rounding counts.
+        # Without any noise only rounding counts, and what is rounding is no bias.
         ([row("a", bias=1e-7, noise=0.0), row("b", bias=1e-3, noise=0.0)], END, ["a"]),
+        ([row("a", bias=5e-6, noise=1e-5), row("b")], END, ["a", "b"]),
+        # A mean gradient that goes the wrong way comes last, however little its noise.
+        (
+            [
+                row("back", bias=1.003, noise=1e-3, projection=-0.002),
+                row("a", bias=1.0, projection=0.1),
+            ],
+            END,
+            ["a", "back"],
+        ),
     ],
 )
 def test_the_rule(rows, steps, best):
@@ -111,15 +121,21 @@ def test_progress_is_the_decrease_of_a_round_loss():
 def test_the_progress_and_its_error_say_what_another_report_finds():
     """Rows measured on normal gradients, whose lengths vary by chance."""
     torch.manual_seed(0)
-    exact = ExactGradient(torch.ones(6).double(), 0.0, "")
-    mean = torch.tensor([1.3, 0.4, 1.0, 1.0, 0.8, 1.0]).double()
-    for steps in (1, 30, END):
+    unbiased = torch.ones(6).double()
+    exact = ExactGradient(unbiased, 0.0, "")
+    biased = torch.tensor([1.3, 0.4, 1.0, 1.0, 0.8, 1.0]).double()
+    for mean, scale, steps in (
+        (biased, 2, 1),
+        (biased, 2, 30),
+        (biased, 2, END),
+        (unbiased, 0.2, 1),
+    ):
         rule = Rule(math.sqrt(6), 50, steps)
-        rows = [measured(exact, mean, torch.full((6,), 2.0), 50) for _ in range(60)]
+        rows = [measured(exact, mean, torch.full((6,), scale), 50) for _ in range(60)]
         found = torch.tensor([rule.progress(each) for each in rows])
         claimed = torch.tensor([rule.error(each) for each in rows])
         assert 0.5 < claimed.mean() / found.std() < 2
-        noise = 24 / 6 / steps
+        noise = scale**2 / steps
         c = 1 / (1 + noise)
         true = 2 * c * mean.sum() / 6 - c**2 * (mean.square().sum() / 6 + noise)
         assert abs(found.mean() - true) < 5 * found.std() / math.sqrt(60)

@@ -203,6 +203,21 @@ def test_subsets_have_the_estimators_that_support_them():
         gradient_report(model, guide, estimators=["reinmax"], progress=False)
 
 
+def test_the_default_estimators_are_those_of_all_sites():
+    def model():
+        z = pyro.sample("z", SubsetStraightThrough(T, 2, logits=torch.zeros(3)))
+        b = pyro.sample("b", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z @ MEANS + b, 1.0), obs=DATA[0])
+
+    def guide():
+        pyro.sample("z", SubsetStraightThrough(T, 2, logits=parameter("logits", 3)))
+        pyro.sample("b", BernoulliStraightThrough(T, logits=torch.tensor(0.0)))
+
+    report = gradient_report(model, guide, num_samples=3, temperatures=[1.0], progress=False)
+    found = [row.estimator for row in report.rows]
+    assert found == ["second_order", "gumbel_rao", "gumbel_softmax", "straight_through"]
+
+
 def test_second_order_has_one_row_without_a_temperature():
     """The first by default. The sites have it whatever they were written with, and the reverse."""
     seen = []
