@@ -428,8 +428,8 @@ poisson-kl-of-rates-of-zero        distributions/test_counts.py -k divergences_a
     - torch.where((q.rate > 0) & (p.rate <= 0), torch.inf, 0.0)
     + torch.where(p.rate <= 0, torch.inf, 0.0)
 gamma-poisson-log-prob             distributions/test_counts.py -k log_prob_and_moments
-    - - (alpha + value) * self.rate.log1p()
-    + - alpha * self.rate.log1p()
+    - - value * self.rate.log1p()
+    + + value * self.rate.log1p()
 gamma-poisson-rate-detached        distributions/test_counts.py -k compounds
     - rate = gamma_variate(self.concentration, self.rate, sample_shape)
     + rate = gamma_variate(self.concentration, self.rate.detach(), sample_shape)
@@ -627,8 +627,8 @@ binomial-guide-excludes            infer/test_count_guides.py -k averaged
     - ((probs.sum(0) + 0.5) / (len(priors) + 1)).logit()
     + (probs.sum(0) / len(priors)).logit()
 beta-binomial-swapped              distributions/test_counts.py -k log_prob_and_moments
-    - _log_beta(k + a, n - k + b)
-    + _log_beta(k + b, n - k + a)
+    - log_rising(a, k) + log_rising(b, n - k)
+    + log_rising(b, k) + log_rising(a, n - k)
 beta-binomial-guide                infer/test_count_guides.py -k parameters
     - for x in (logits, -logits))
     + for x in (-logits, logits))
