@@ -104,6 +104,11 @@ def relax(
         if estimator is not None:
             named(estimator)  # raises for an unknown one
         return _defaults[-1](distribution, hard)
+    raise _not_relaxable(distribution)
+
+
+def _not_relaxable(distribution: Any) -> TypeError:
+    """The error for what has no counterpart."""
     owner = type(distribution).__name__
     *others, last = _discrete_classes
     expected = (
@@ -111,8 +116,8 @@ def relax(
         "distribution with a mean and a variance, or of a class that has been registered, got "
     )
     if not isinstance(distribution, Distribution):
-        raise TypeError(f"{expected}{owner}; write relaxed(model) for a model or a guide")
-    raise TypeError(
+        return TypeError(f"{expected}{owner}; write relaxed(model) for a model or a guide")
+    return TypeError(
         f"{expected}{owner}; write one of those, register a function with "
         f"@relax.register({owner}), or {LEFT_OUT}"
     )

@@ -165,9 +165,9 @@ def relaxed(
     the sites to relax. With `hard=False` a warning names, once, each site that becomes continuous
     in this way after an earlier call had data for it.
 
-    Sources: Maddison, Mnih and Teh, "The Concrete distribution: a continuous relaxation of discrete
-    random variables" (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole, "Categorical
-    reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+    Sources: Maddison, Mnih and Teh (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole
+    (2017), https://arxiv.org/abs/1611.01144; Liu, Dong, Liu, Yu and Gao (2023),
+    https://arxiv.org/abs/2304.08612.
 
     :param model: the model or guide; None for a decorator or a context manager.
     :param temperature: as in `relax`, for each site that is relaxed; a function is called at each.
@@ -182,6 +182,13 @@ def relaxed(
     :raises ValueError: for settings that do not fit together, as in `relax`; and at the end of the
         first complete run, for a name in `sites` that the model does not have.
     """
+    _require_model(model)
+    messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
+    return messenger if model is None else messenger(model)
+
+
+def _require_model(model: Any) -> None:
+    """Raise a TypeError unless this is a model, a guide or None."""
     if isinstance(model, TemperatureSchedule) or not (model is None or callable(model)):
         raise TypeError(
             f"relaxed: `model` must be a model or guide, got {model!r}; write relaxed(model), or "
@@ -192,8 +199,6 @@ def relaxed(
             "relaxed: `model` must be a model or guide, got a distribution, "
             f"{type(model).__name__}; write relax(distribution)"
         )
-    messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
-    return messenger if model is None else messenger(model)
 
 
 def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
