@@ -63,6 +63,6 @@ def quantiles_of(distribution: Any, q: Tensor) -> Tensor:
         return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
     try:
         return distribution.icdf(q)
-    except NotImplementedError:  # of a vector
+    except NotImplementedError:  # no formula
         rank = (q.flatten() * DRAWS).ceil().long() - 1
         return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
