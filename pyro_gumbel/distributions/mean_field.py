@@ -57,11 +57,12 @@ class MeanField:
         """Raise where the priors of several runs allow different values."""
 
     def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
-        """The parameters to start at where the prior differs from run to run.
+        """The parameters to start at where the prior differs from run to run: their means.
 
         :param priors: those of several runs, this one among them.
         """
-        raise NotImplementedError
+        starts = [type(self)(prior).start() for prior in priors]
+        return {name: torch.stack([start[name] for start in starts]).mean(0) for name in self.names}
 
     def distribution(
         self,

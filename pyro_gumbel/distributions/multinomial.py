@@ -243,11 +243,6 @@ class DirichletMultinomialMeanField(TrialsMeanField):
         total = concentration.sum(-1, keepdim=True)
         return {"logits": (concentration / total).log(), "log_concentration": total.log()}
 
-    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
-        """The means of the parameters."""
-        starts = [type(self)(prior).start() for prior in priors]
-        return {name: torch.stack([start[name] for start in starts]).mean(0) for name in self.names}
-
     def distribution(
         self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
     ) -> DirichletMultinomialStraightThrough:

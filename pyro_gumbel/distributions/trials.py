@@ -391,11 +391,6 @@ class BetaBinomialMeanField(TrialsMeanField):
         a, b = self.prior.concentration1.detach(), self.prior.concentration0.detach()
         return {"logits": a.log() - b.log(), "log_concentration": (a + b).log()}
 
-    def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
-        """The means of the parameters."""
-        starts = [type(self)(prior).start() for prior in priors]
-        return {name: torch.stack([start[name] for start in starts]).mean(0) for name in self.names}
-
     def distribution(
         self, parameters: dict[str, Tensor], temperature: Any, estimator: Any, event_dim: int
     ) -> BetaBinomialStraightThrough:
