@@ -13,6 +13,7 @@ from pyro_gumbel.distributions import (
     ExpRelaxedCategorical,
     GammaPoissonStraightThrough,
     GeometricStraightThrough,
+    IndexStraightThrough,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     MultinomialStraightThrough,
@@ -53,6 +54,7 @@ from pyro_gumbel.temperature import (
     LinearTemperature,
     TemperatureSchedule,
 )
+from pyro_gumbel.tensors.index_tensor import IndexTensor
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,8 @@ __all__ = [
     "GeometricStraightThrough",
     "GradientReport",
     "GradientRow",
+    "IndexStraightThrough",
+    "IndexTensor",
     "LearnableTemperature",
     "LinearTemperature",
     "LogitRelaxedBernoulli",

@@ -19,6 +19,7 @@ PACKAGE = Path(pyro_gumbel.__file__).parent
 LAYERS = [
     ("_tracing", False),
     ("ops", True),
+    ("tensors", True),
     ("links", False),
     ("constraints", False),
     ("_validation", False),
@@ -30,7 +31,7 @@ LAYERS = [
     ("infer", True),
 ]
 ORDER = [layer for layer, _ in LAYERS]
-FAMILIES = ("bernoulli", "categorical", "subset", "plackett_luce")
+FAMILIES = ("bernoulli", "categorical", "category_index", "subset", "plackett_luce")
 COUNTS = ("poisson", "trials", "multinomial")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [

@@ -13,6 +13,7 @@ from pyro_gumbel.distributions.categorical import (
     ExpRelaxedCategorical,
     RelaxedCategorical,
 )
+from pyro_gumbel.distributions.category_index import IndexStraightThrough
 from pyro_gumbel.distributions.multinomial import (
     DirichletMultinomialStraightThrough,
     MultinomialStraightThrough,
@@ -49,6 +50,7 @@ __all__ = [
     "ExpRelaxedCategorical",
     "GammaPoissonStraightThrough",
     "GeometricStraightThrough",
+    "IndexStraightThrough",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
     "MultinomialStraightThrough",

@@ -207,8 +207,7 @@ class FamilyDistribution:
         if self.takes_temperature:
             self._set_up_temperature(tau)
             self._cache_key = CacheKey()
-        if family.takes_size:
-            self._event_shape = family.event_shape(owner, self._event_shape, size)
+        self._event_shape = family.event_shape(owner, self._event_shape, size)
         self.link: Link = family.link(size) if isinstance(family.link, type) else family.link
         if validate_args is not None:
             self._validate_args = (

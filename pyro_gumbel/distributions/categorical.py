@@ -15,19 +15,19 @@ from pyro.distributions import OneHotCategorical, TorchDistribution
 from pyro.distributions.relaxed_straight_through import RelaxedOneHotCategoricalStraightThrough
 from pyro.distributions.torch import RelaxedOneHotCategorical
 from torch import Tensor
-from torch.distributions import Categorical, constraints
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
+from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform, Transform
 
 from pyro_gumbel._tracing import ends
-from pyro_gumbel._validation import Temperature, require
+from pyro_gumbel._validation import require
 from pyro_gumbel.constraints import log_simplex
 from pyro_gumbel.constraints import simplex as simplex_support
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import Family
 from pyro_gumbel.distributions.noise import StandardGumbel
-from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_relaxation, relax
+from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.relaxed import (
     NO_FORMULA,
     USE_DRAWS,
@@ -41,9 +41,9 @@ from pyro_gumbel.links import simplex
 from pyro_gumbel.ops.expectations import log_softmax_mean
 from pyro_gumbel.ops.logarithms import log_of_positive
 from pyro_gumbel.ops.noise import gumbel
-from pyro_gumbel.ops.one_hot import as_one_hot_sample
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import with_one_hot_gradient
+from pyro_gumbel.tensors.one_hot_sample import as_one_hot_sample
 
 __all__ = [
     "CategoricalFamily",
@@ -335,16 +335,6 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
 
     def _pathwise(self, sample: Tensor) -> Tensor:
         return as_one_hot_sample(super()._pathwise(sample))
-
-
-@relax.register(Categorical)
-def _(distribution: Any, temperature: Temperature | None = None, **options: Any) -> Any:
-    raise TypeError(
-        "relax: `distribution` must have values that can carry a gradient, got a "
-        f"{type(distribution).__name__}, whose values are integers; write "
-        "OneHotCategorical(probs=probs) for Categorical(probs=probs), and z @ table where its "
-        f"value z is an index, table[z]; or {LEFT_OUT}"
-    )
 
 
 # `relax` of a OneHotCategorical returns one of these.

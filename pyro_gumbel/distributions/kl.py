@@ -68,8 +68,14 @@ def _kl_of_relaxed(q: Any, p: Any) -> Tensor:
 
 def _kl_of_outcomes(family: Family, q: Distribution, p: Distribution) -> Tensor:
     _require_alike(q, p)
-    log_probs = (_log_probs(family, distribution) for distribution in (q, p))
-    return _over_joint_batch(kl_of_log_probs(*log_probs), q, p)
+    of_q, of_p = (_log_probs(family, distribution) for distribution in (q, p))
+    if of_q.shape[-1] != of_p.shape[-1]:
+        raise ValueError(
+            f"kl_divergence(q, p): {type(q).__name__} and {type(p).__name__} must have the same "
+            f"number of categories, got {of_q.shape[-1]} and {of_p.shape[-1]}; write both with "
+            "logits of the same last dimension"
+        )
+    return _over_joint_batch(kl_of_log_probs(of_q, of_p), q, p)
 
 
 def _log_probs(family: Family, distribution: Any) -> Tensor:

@@ -36,8 +36,8 @@ from pyro_gumbel._validation import broadcast, check_value, read_validate_args, 
 from pyro_gumbel.constraints import simplex
 from pyro_gumbel.distributions.base import expanded
 from pyro_gumbel.ops.autograd import zero_with_gradient
-from pyro_gumbel.ops.one_hot import plain
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["SelectedComponent"]
 

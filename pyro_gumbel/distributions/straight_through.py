@@ -30,8 +30,8 @@ from pyro_gumbel.estimators import (
     warn_of_temperature,
 )
 from pyro_gumbel.kernels import dispatch
-from pyro_gumbel.ops.one_hot import plain
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["PATHWISE", "FamilyStraightThrough", "StraightThrough", "StraightThroughOutcome"]
 
@@ -51,10 +51,14 @@ class StraightThrough:
         """A draw that carries the mark of `rsample`."""
         return remember(sample, PATHWISE, True)
 
+    def _is_pathwise(self: Any, value: Tensor) -> bool:
+        """Whether a value has a gradient, or `rsample` returned it."""
+        return value.requires_grad or bool(recall(value, PATHWISE))
+
     def score_parts(self: Any, value: Tensor) -> ScoreParts:
         """Pathwise for what `rsample` returned; the score function for an enumerated value."""
         log_prob = self.log_prob(value)
-        if value.requires_grad or recall(value, PATHWISE):
+        if self._is_pathwise(value):
             return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
         return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
 
@@ -64,6 +68,7 @@ class FamilyStraightThrough(FamilyDistribution):
 
     has_rsample = True
     _pathwise = StraightThrough._pathwise
+    _is_pathwise = StraightThrough._is_pathwise
     score_parts = StraightThrough.score_parts
 
     takes_temperature = True

@@ -19,7 +19,7 @@ from pyro_gumbel.kernels import cpu, reference
 from pyro_gumbel.kernels.formulas import FORMULAS
 from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.links import Link
-from pyro_gumbel.ops.one_hot import OneHotSample
+from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 
 __all__ = ["BY_DEVICE", "Draw", "draw", "log_density", "straight_through_draw"]
 

@@ -1,0 +1,153 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The categorical distribution of an index, Pyro's `Categorical`, with a gradient."""
+
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import Categorical
+from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import constraints
+
+from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.absent import absent
+from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
+from pyro_gumbel.distributions.relaxation import register_relaxation
+from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
+from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
+from pyro_gumbel.tensors.subclass import plain
+
+__all__ = ["IndexFamily", "IndexStraightThrough"]
+
+
+class IndexFamily(CategoricalFamily):
+    """The categorical family, with the index of a category as its value. Not a distribution."""
+
+    def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
+        return torch.Size()
+
+    def one_hot(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def from_one_hot(self, weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
+        return logits.argmax(-1)
+
+
+class IndexStraightThrough(StraightThroughOutcome, Categorical):
+    r"""A categorical distribution over indices whose `rsample` carries a gradient.
+
+    It is Pyro's `Categorical`, for models that write ``table[z]``. A sample is an `IndexTensor`: an
+    integer tensor, and what is looked up with it has a gradient. With :math:`D` the one-hot vector
+    of the index,
+
+    .. math:: t_z = \sum_i D_i t_i, \qquad \log P(z) = \sum_i D_i \log p_i,
+
+    and the gradient in :math:`D` of these sums is passed on to the logits as that of a
+    `CategoricalStraightThrough`: without a temperature by second order, which is unbiased for every
+    loss that is quadratic in :math:`D`; see there for the formula. A loss that is not, as
+    ``Normal(locs[z], scales[z])``, has a biased gradient; `SelectedComponent` has the remedy.
+    Sources: Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation" (2023),
+    https://arxiv.org/abs/2304.08612; Jang, Gu and Poole, "Categorical reparameterization with
+    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+
+    >>> logits = torch.zeros(5, 3, requires_grad=True)
+    >>> z = IndexStraightThrough(logits=logits).rsample()
+    >>> torch.tensor([-1.0, 0.0, 1.0])[z].sum().backward()
+    >>> logits.grad.shape
+    torch.Size([5, 3])
+
+    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
+        a tensor that broadcasts with the batch shape, or a function without arguments that returns
+        one, such as a temperature schedule; the constructor calls it once. None for second order.
+    :param probs: non-negative weights, one for each category in the last dimension; they need not
+        sum to 1.
+    :param logits: log weights x, which need not be normalised; -inf for a category that cannot
+        occur. It is never drawn, and its log_prob is -inf. Give exactly one of `probs` and
+        `logits`.
+    :param estimator: as in `CategoricalStraightThrough`.
+    :param validate_args: whether to check the values of the parameters, and of the argument of
+        `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
+        checked.
+    :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
+    :raises TypeError: for an argument of another type.
+    """
+
+    family = IndexFamily()
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = (
+        CategoricalStraightThrough.arg_constraints
+    )
+    _support_text = "an integer from 0 to the number of categories - 1"
+    _remedy = "write value.argmax(-1) for a one-hot value"
+
+    icdf: Any = absent("needs an order, and categories have none", "use `mode` or `probs`")
+
+    @property
+    def _num_events(self) -> int:
+        """The number of categories, as torch's Categorical reads it."""
+        return self._parameter.shape[-1]
+
+    @property
+    def _one_hot(self) -> CategoricalStraightThrough:
+        """The distribution of the one-hot vector of the index."""
+        new = object.__new__(CategoricalStraightThrough)
+        new.__dict__.update(self.__dict__)
+        new._event_shape = self._parameter.shape[-1:]
+        return new
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """An index, as an `IndexTensor`; a plain tensor where no gradient is asked for."""
+        one_hot = plain(self._one_hot.rsample(sample_shape))
+        return self._pathwise(drawn_index(one_hot, one_hot.argmax(-1)))
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """The draw that `rsample` makes from the same seed, without a gradient."""
+        return self._one_hot.sample(sample_shape).argmax(-1)
+
+    def _pathwise(self, sample: Tensor) -> Tensor:
+        return sample if isinstance(sample, IndexTensor) else super()._pathwise(sample)
+
+    def _is_pathwise(self, value: Tensor) -> bool:
+        return isinstance(value, IndexTensor) or super()._is_pathwise(value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p of the category; -inf for one of probability 0."""
+        self._validate_sample(plain(value))
+        impossible, log_probs = self._log_probs()
+        table = torch.where(impossible, -torch.inf, log_probs)
+        index, table = torch.broadcast_tensors(value.long().unsqueeze(-1), table)
+        return self._over_batch(table.gather(-1, index[..., :1]).squeeze(-1))
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN, as of torch's Categorical: categories are not numbers."""
+        return self.probs.new_full(self._batch_shape, torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """NaN, as of torch's Categorical."""
+        return self.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable category; of equals the first."""
+        return self.family.mode(self._logits).expand(self._batch_shape)
+
+
+def _no_relaxed_form(temperature: Any, **parameters: Any) -> Any:
+    raise TypeError(
+        "relax: `distribution` must have values that can be relaxed for hard=False, got a "
+        "Categorical, whose values are integers; leave out hard=False, or write "
+        "OneHotCategorical(probs=probs) for Categorical(probs=probs), and z @ table where its "
+        "value z is an index, table[z]"
+    )
+
+
+# `relax` of a Categorical returns one of these.
+register_relaxation(TorchCategorical, IndexStraightThrough, _no_relaxed_form)
+# Between straight-through and plain categorical distributions.
+kl.register_outcomes(IndexStraightThrough, TorchCategorical)

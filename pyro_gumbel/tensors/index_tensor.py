@@ -1,0 +1,101 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The integer tensors that categorical distributions draw, with their gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel._tracing import in_eager_mode, version_of
+from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
+from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain
+
+__all__ = ["IndexTensor", "OutcomeTensor", "carrying", "drawn_index", "outcomes_of"]
+
+
+class OutcomeTensor(PlainTensor):
+    """A tensor of integers or truth values that knows what it would have been for each category."""
+
+    _outcomes: Sequence[Outcomes]
+    _made_version: int  # to notice changes in place
+    _rule: Callable[..., Any]  # gives the result of an operation its outcomes
+
+    @classmethod
+    @torch._disable_dynamo  # it would reuse the code compiled for one `func` for another
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if not all(each is Tensor or issubclass(each, OutcomeTensor) for each in types):
+            return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
+        with torch._C.DisableTorchFunctionSubclass():
+            return OutcomeTensor._rule(func, args, kwargs or {})
+
+
+class IndexTensor(OutcomeTensor):
+    """The drawn category of each element, as an integer tensor whose lookups have a gradient.
+
+    `IndexStraightThrough` draws it. Its numbers are those of a plain integer tensor, and so is the
+    result of every operation, exactly. What depends on the category has a gradient besides: with D
+    the one-hot vectors of the draw, that of ``D @ table`` for ``table[z]``.
+
+    **What has the gradient.**
+
+    - Every lookup: ``table[z]``, with z alone or among slices, numbers, None, ``...``, masks,
+      lists, integer tensors and other index tensors, in any position; `Vindex`; `gather`, `take`,
+      `take_along_dim`, `index_select`, `embedding` and `one_hot`.
+    - Elementwise operations: ``z == k``, ``z == w``, ``~``, ``&``, `torch.where`; ``z.float()``,
+      ``1.5 * z``, ``z / 2``. Integers and truth values, as ``z + 1``, ``K * z + w`` or
+      ``int_table[z]``, are again index tensors or such.
+    - What moves elements: indices and slices of z itself, iteration, `reshape`, `expand`,
+      `unsqueeze`, `stack`, `cat`, `clone`, `to` and their kind.
+    - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`.
+
+    **What warns**, since its result cannot have one: masks made of z, as ``x[z == 1]``; writing, as
+    ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`, ``range(z)``, numpy,
+    and ``if z == 1``. The warning says what to write. ``z.detach()`` is a plain tensor and says that
+    no gradient is wanted.
+
+    **What torch does not tell us of**, and so does not warn: ``t.select(0, z)``,
+    ``torch.tensor(z)``, z as a key of a dict, and z as an argument of a function under
+    `torch.vmap` (a draw inside of the function is fine).
+
+    It prints, copies and is stored as a plain tensor. Derivatives of second order and in forward
+    mode raise an error. Inside of `torch.compile` the graph breaks at each operation.
+    """
+
+
+def drawn_index(one_hot: Tensor, index: Tensor) -> Tensor:
+    """The index of each one-hot vector, with the gradient of the vectors if they may have one."""
+    if torch.compiler.is_compiling() or (in_eager_mode() and not one_hot.requires_grad):
+        return index
+    return carrying(index, [CategoricalDraw(one_hot).outcomes])
+
+
+def outcomes_of(value: Any) -> Sequence[Outcomes]:
+    """The outcomes of a tensor; none for other things, and none where it was changed in place."""
+    if not isinstance(value, OutcomeTensor):
+        return ()
+    if version_of(value) != value._made_version:
+        warn_of_lost_gradient("a change in place")
+        return ()
+    return value._outcomes
+
+
+def carrying(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
+    """The same numbers with outcomes: as a gradient where they are floats."""
+    if not outcomes:
+        return value
+    if value.is_floating_point() or value.is_complex():
+        return with_gradient(value, outcomes)
+    if not isinstance(value, OutcomeTensor):
+        value = value.as_subclass(OutcomeTensor if value.dtype == torch.bool else IndexTensor)
+    value._outcomes, value._made_version = outcomes, version_of(value)
+    return value

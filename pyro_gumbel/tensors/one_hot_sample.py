@@ -1,0 +1,96 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""One-hot samples that keep their gradient where their index is asked for.
+
+`OneHotCategorical.log_prob` of torch and Pyro finds the index of a one-hot vector D by
+``D.max(-1)[1]`` and looks up its log probability:
+
+.. math:: \log P(D) = \log p_{i}, \qquad i = \operatorname{argmax}_j D_j.
+
+The lookup in a plain tensor passes no gradient to D. A sample with a gradient is a `OneHotSample`.
+Its `max(-1)` and `argmax(-1)` return an `IndexTensor`, and a lookup with that has the gradient of
+
+.. math:: \log P(D) = \sum_j D_j \log p_j
+
+in D. Every other operation behaves as on a plain tensor and returns one. A sample that was changed
+in place is treated as a plain tensor too.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel._tracing import in_eager_mode, version_of
+from pyro_gumbel.tensors.index_tensor import drawn_index
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain
+
+__all__ = ["OneHotSample", "as_one_hot_sample"]
+
+
+class OneHotSample(PlainTensor):
+    """A tensor of one-hot vectors, over the last dimension, that may have a gradient."""
+
+    drawn_version: int  # to notice changes in place
+
+    @classmethod
+    @torch._disable_dynamo  # it would reuse the code compiled for one `func` for another
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
+            return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            rule = None if kwargs or torch.compiler.is_compiling() else _RULES.get(func)
+            return result if rule is None else rule(result, *args)
+
+
+def as_one_hot_sample(value: Tensor) -> Tensor:
+    """Turn `value` into a `OneHotSample`, in place, if it may have a gradient; and return it.
+
+    Outside of eager mode every value may have one: within an inner transform of torch.func, and in
+    forward mode, `requires_grad` does not say. Under `torch.compile`, which would have to trace
+    through the subclass, the value stays a plain tensor.
+    """
+    if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
+        return value
+    value.drawn_version = version_of(value)  # type: ignore[attr-defined]
+    # `as_subclass` would return a view, and `detach_` does not accept views.
+    value.__class__ = OneHotSample
+    return value
+
+
+# The rules: each takes the plain result of an operation and its arguments.
+
+
+def _max(result: Any, value: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    if isinstance(dim, Tensor) or keepdim or not _is_over_categories(value, dim):
+        return result
+    index = drawn_index(value.plain, result.indices)  # type: ignore[attr-defined]
+    return torch.return_types.max((result.values, index))
+
+
+def _argmax(result: Tensor, value: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    if keepdim or not _is_over_categories(value, dim):
+        return result
+    return drawn_index(value.plain, result)  # type: ignore[attr-defined]
+
+
+def _is_over_categories(value: Tensor, dim: Any) -> bool:
+    """Whether this is an unchanged sample, and the dimension that of the categories."""
+    if not isinstance(value, OneHotSample) or dim not in (-1, value.dim() - 1):
+        return False
+    return version_of(value) == value.drawn_version
+
+
+_RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    **dict.fromkeys((Tensor.max, torch.max), _max),
+    **dict.fromkeys((Tensor.argmax, torch.argmax), _argmax),
+}

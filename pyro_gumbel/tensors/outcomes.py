@@ -1,0 +1,256 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""What a tensor would have been for every category of the draws that it was made of.
+
+Let D be the one-hot vectors of a categorical draw, in the graph of its parameters, and let a number
+v be made of element e of the draw: v = t(i), where i is the drawn category. Its *outcomes* are the
+numbers t(0), ..., t(K - 1). They give v a gradient:
+
+.. math:: v = t(i) + \sum_j (D_{ej} - \bar D_{ej}) \, t(j),
+
+with :math:`\bar D` equal to D and held constant. The sum is 0. Its derivative in D is the table of
+outcomes, as that of the product :math:`\langle D_e, t \rangle`, which has the same value.
+
+A tensor may depend on several draws, and on several elements of one. It has one `Outcomes` for each
+set of elements that varies on its own, the others held at what was drawn.
+
+**Shapes.** Of a tensor of shape S, the elements have a shape that broadcasts to S: 1 along the
+dimensions on which the element does not depend. The table has a shape that broadcasts to (K,) + S.
+Both have as many dimensions as these.
+
+An outcome that is infinite or NaN counts as 100 less than the least finite outcome of its element,
+so that the gradient points away from an impossible category.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.ops.autograd import zero_with_gradient
+
+__all__ = [
+    "NO_ELEMENT",
+    "CategoricalDraw",
+    "Outcomes",
+    "are_same",
+    "with_gradient",
+    "without_gradient",
+]
+
+NO_ELEMENT = -1  # where a tensor does not depend on a draw
+BELOW = 100.0  # nats from the least finite outcome to one that is impossible
+
+_numbers = itertools.count()  # of draws
+
+
+class CategoricalDraw:
+    """One draw of a categorical distribution.
+
+    :ivar one_hot: its one-hot vectors, over a last dimension, in the graph.
+    :ivar first: the number of its first element; no two elements of a process have the same.
+    :ivar elements: the numbers of all elements.
+    """
+
+    def __init__(self, one_hot: Tensor) -> None:
+        self.one_hot = one_hot
+        batch = one_hot.shape[:-1]
+        self.size = batch.numel()
+        self.first = (next(_numbers) & 0x7FFFFFFF) << 32
+        ends = self.first, self.first + self.size
+        self.elements = torch.arange(*ends, device=one_hot.device).reshape(batch)
+
+    @property
+    def outcomes(self) -> "Outcomes":
+        """Those of the drawn categories themselves."""
+        one_hot = self.one_hot
+        shape = one_hot.shape[-1:] + (1,) * (one_hot.dim() - 1)
+        table = torch.arange(one_hot.shape[-1], device=one_hot.device).reshape(shape)
+        return Outcomes((self,), self.elements, table, is_category=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What a tensor would have been for every category of some elements.
+
+    :ivar draws: that have these elements, all of K categories.
+    :ivar elements: the element on which each entry depends; `NO_ELEMENT` for none.
+    :ivar table: the value for each category, over a first dimension of size K.
+    :ivar is_category: whether the value of a category is its number, for all elements.
+    """
+
+    draws: tuple[CategoricalDraw, ...]
+    elements: Tensor
+    table: Tensor
+    is_category: bool = False
+
+    @property
+    def num_categories(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the value of a category is the same for all elements."""
+        return self.table.numel() == self.table.shape[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the elements are those of one draw, each once and in order."""
+        mine, theirs = self.elements, self.draws[0].elements
+        if len(self.draws) > 1 or mine.numel() != theirs.numel() or not mine.is_contiguous():
+            return False
+        return mine.data_ptr() == theirs.data_ptr()
+
+    def aligned(self, rank: int) -> "Outcomes":
+        """The same for a tensor of more dimensions, on the left."""
+        missing = rank - self.elements.dim()
+        if not missing:
+            return self
+        elements = self.elements.reshape((1,) * missing + self.elements.shape)
+        table = self.table
+        table = table.reshape(table.shape[:1] + (1,) * missing + table.shape[1:])
+        return Outcomes(self.draws, elements, table, self.is_category)
+
+
+def are_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors name the same elements."""
+    if a is b:
+        return True
+    if a.shape != b.shape:
+        return False
+    try:
+        return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+    except RuntimeError:  # under vmap
+        return False
+
+
+def without_gradient() -> Any:
+    """The mode in which outcomes are computed: without a graph, but for functorch transforms."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not in_eager_mode())
+
+
+def with_gradient(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
+    """The same numbers, with the gradient of the outcomes in the draws."""
+    one_hots = [draw.one_hot for each in outcomes for draw in each.draws]
+    if not in_eager_mode():
+        return _with_operations(value, outcomes)
+    if not torch.is_grad_enabled() or not any(one_hot.requires_grad for one_hot in one_hots):
+        return value
+    elements = [each.elements for each in outcomes]
+    tables = [each.table for each in outcomes]
+    return _WithGradient.apply(value, outcomes, *elements, *tables, *one_hots)
+
+
+def _with_operations(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
+    """The formula of this module, literally."""
+    for each in outcomes:
+        zeros = [zero_with_gradient(draw.one_hot) for draw in each.draws]
+        rows = torch.cat([zero.reshape(-1, each.num_categories) for zero in zeros])
+        rows = torch.cat([rows, torch.zeros_like(rows[:1])])
+        of_element = rows[_rows_of(each.elements, each.draws)].movedim(-1, 0)
+        table = _finite(each.table.to(rows.dtype))
+        value = value + (of_element * table).sum(0).to(value.dtype)
+    return value
+
+
+def _rows_of(elements: Tensor, draws: Sequence[CategoricalDraw]) -> Tensor:
+    """Where each element is among the rows of all draws, and one row more for no element."""
+    end = sum(draw.size for draw in draws)
+    rows, before = torch.full_like(elements, end), 0
+    for draw in draws:
+        own = (elements >= draw.first) & (elements < draw.first + draw.size)
+        rows = torch.where(own, elements - draw.first + before, rows)
+        before += draw.size
+    return rows
+
+
+def _finite(table: Tensor) -> Tensor:
+    """The outcomes, with those that are infinite or NaN below the finite ones."""
+    if not table.numel() or (in_eager_mode() and table.device.type == "cpu" and _is_finite(table)):
+        return table
+    finite = table.isfinite()
+    least = torch.where(finite, table, math.inf).amin(0)
+    return torch.where(finite, table, torch.where(least.isfinite(), least - BELOW, 0.0))
+
+
+def _is_finite(table: Tensor) -> bool:
+    return math.isfinite(table.sum().item())
+
+
+class _WithGradient(Function):
+    """The numbers of a tensor, with the gradient of outcomes in the draws."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, outcomes: Sequence[Outcomes], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[: 2 * len(outcomes)])
+        ctx.draws = [
+            [(draw.first, draw.size, draw.one_hot.shape, draw.one_hot.dtype) for draw in each.draws]
+            for each in outcomes
+        ]
+        ctx.are_whole = [each.is_whole for each in outcomes]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        count = len(ctx.draws)
+        wanted = iter(ctx.needs_input_grad[2 + 2 * count :])
+        of_draws: list[Tensor | None] = []
+        parts = zip(saved[:count], saved[count:], ctx.draws, ctx.are_whole, strict=True)
+        for elements, table, draws, is_whole in parts:
+            if not any([next(wanted) for _ in draws]):
+                of_draws += [None] * len(draws)
+                continue
+            rows = _of_elements(gradient, elements, table, draws[0][3])
+            if is_whole:
+                of_draws.append(rows.reshape(draws[0][2]).to(draws[0][3]))
+            else:
+                of_draws += _of_draws(rows, elements, draws)
+        return gradient, None, *[None] * (2 * count), *of_draws
+
+
+def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient in the one-hot vectors: of shape elements.shape + (K,).
+
+    .. math:: u_{ej} = \\sum_{s: e(s) = e} u_s \\, t_s(j)
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    table, gradient = _finite(table.to(dtype)), gradient.to(dtype)
+    kept = [size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape)]
+    summed = [d for d, keep in enumerate(kept) if not keep]
+    if not summed:
+        rows = gradient * table
+    elif all(table.shape[1 + d] == 1 for d, keep in enumerate(kept) if keep):
+        rest = [d for d, keep in enumerate(kept) if keep]
+        of_sums = gradient.permute(*rest, *summed)
+        u = of_sums.reshape(*of_sums.shape[: len(rest)], -1)
+        t = table.expand(-1, *[1 if keep else n for keep, n in zip(kept, gradient.shape)])
+        rows = u @ t.reshape(t.shape[0], -1).T
+        return rows.reshape(*elements.shape, -1)
+    else:
+        letters = "".join(chr(ord("a") + d) for d in range(gradient.dim()))
+        result = "".join(letter for letter, keep in zip(letters, kept) if keep)
+        rows = torch.einsum(f"{letters},z{letters}->z{result}", gradient, table)
+    return rows.movedim(0, -1).reshape(*elements.shape, -1)
+
+
+def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[Any]) -> list[Tensor]:
+    """The gradient in the one-hot vectors of each draw."""
+    k = rows.shape[-1]
+    rows, elements = rows.reshape(-1, k), elements.flatten()
+    result = []
+    for first, size, shape, dtype in draws:
+        total = rows.new_zeros(size + 1, k)
+        at = elements - first
+        at = torch.where((at >= 0) & (at < size), at, size)
+        result.append(total.index_add_(0, at, rows)[:size].reshape(shape).to(dtype))
+    return result

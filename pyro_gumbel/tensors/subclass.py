@@ -1,0 +1,61 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The base of our tensor classes: tensors in every respect, but for the operations with a rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PlainTensor", "as_plain", "plain"]
+
+
+class _EqualToTensor(torch._C._TensorMeta):
+    """The metaclass of a tensor class that compares equal to `Tensor`.
+
+    Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
+    call fails for a type that is not in the set. With this metaclass our classes are found there as
+    `Tensor`, for which the code was compiled.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    def __hash__(cls) -> int:
+        return hash(Tensor)
+
+
+class PlainTensor(Tensor, metaclass=_EqualToTensor):
+    """A tensor that is printed, copied and stored as a plain one."""
+
+    @property
+    def plain(self) -> Tensor:
+        """The same numbers and graph as a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.plain.__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.plain.__deepcopy__(memo)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return repr(self.plain)
+
+
+def plain(value: Any) -> Any:
+    """The same numbers and graph as a plain tensor, whose operations are faster."""
+    return value.plain if isinstance(value, PlainTensor) else value
+
+
+def as_plain(arguments: Any) -> Any:
+    """The arguments of an operation, with plain tensors in place of our classes."""
+    if isinstance(arguments, PlainTensor):
+        return arguments.plain
+    if isinstance(arguments, dict):
+        return {name: as_plain(each) for name, each in arguments.items()}
+    if type(arguments) in (tuple, list):
+        return type(arguments)(map(as_plain, arguments))
+    return arguments
