@@ -33,10 +33,15 @@ class OutcomeTensor(PlainTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not all(each is Tensor or issubclass(each, OutcomeTensor) for each in types):
+        if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
             return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             return OutcomeTensor._rule(func, args, kwargs or {})
+
+    @property
+    def kept(self) -> Sequence[Outcomes]:
+        """The outcomes; none if the numbers were changed in place."""
+        return self._outcomes if version_of(self) == self._made_version else ()
 
 
 class IndexTensor(OutcomeTensor):
