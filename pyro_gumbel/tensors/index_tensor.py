@@ -43,6 +43,10 @@ class OutcomeTensor(PlainTensor):
         """The outcomes; none if the numbers were changed in place."""
         return self._outcomes if version_of(self) == self._made_version else ()
 
+    def keep(self, outcomes: Sequence[Outcomes]) -> None:
+        """Take these for the outcomes of the present numbers."""
+        self._outcomes, self._made_version = outcomes, version_of(self)
+
 
 class IndexTensor(OutcomeTensor):
     """The drawn category of each element, as an integer tensor whose lookups have a gradient.
@@ -102,5 +106,5 @@ def carrying(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
         return with_gradient(value, outcomes)
     if not isinstance(value, OutcomeTensor):
         value = value.as_subclass(OutcomeTensor if value.dtype == torch.bool else IndexTensor)
-    value._outcomes, value._made_version = outcomes, version_of(value)
+    value.keep(outcomes)
     return value

@@ -176,6 +176,8 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         if not result.dim():
             each = list(map(_with_dimension, each))
         table = func(*each[:count], **dict(zip(names, each[count:], strict=True)))
+        if table.dim() != first.table.dim():
+            return None  # `max` of one tensor
         made.append(Outcomes(first.draws, first.elements, _as(table, result)))
     return made
 
@@ -195,18 +197,23 @@ def _as(table: Tensor, result: Tensor) -> Tensor:
 
 def _is_in_place(func: Any) -> bool:
     name = getattr(func, "__name__", "")
-    return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    is_operator = name in _IN_PLACE_OPERATORS or name == "__setitem__"
+    return is_operator or (name.endswith("_") and not name.endswith("__"))
 
 
 def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     """The change of a value of the draw itself. Into another tensor the gradient is lost."""
-    name = func.__name__
+    name, value = func.__name__, args[0] if args else None
     other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
-    if not isinstance(args[0], OutcomeTensor) or _rule_of(other) is None:
+    made = None
+    if isinstance(value, OutcomeTensor) and _rule_of(other) is _elementwise:
+        made = _made(_elementwise, other, args, kwargs, value)
+    result = func(*args, **kwargs)
+    if made is None:
         warn_of_lost_gradient(name)
-        return func(*args, **kwargs)
-    made = outcomes_of(_apply(other, args, kwargs))
-    return carrying(func(*args, **kwargs), made)
+    if isinstance(value, OutcomeTensor):
+        value.keep(made or ())
+    return result
 
 
 # Moving elements.
@@ -422,8 +429,8 @@ def _with(shape: Sequence[int], dim: int, size: int) -> list[int]:
 
 def _take(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index = _named(args, kwargs, "input", "index")
-    if _varies(table):
-        return _moving(func, args, kwargs, result)
+    if _varies(table):  # `torch.vmap` has no rule for `take`
+        return _moving(lambda each, index: each.reshape(-1)[index], (table, index), {}, result)
     return _by_getitem(table.flatten(), index, result)
 
 
@@ -490,6 +497,7 @@ _BY_NAME: dict[str, Rule | None] = {
             "narrow",
             "select",
             "flip",
+            "__reversed__",
             "fliplr",
             "flipud",
             "rot90",
@@ -572,8 +580,9 @@ _BY_NAME: dict[str, Rule | None] = {
             "retain_grad",
             "register_hook",
             "__hash__",
-            "__format__",
             "__dir__",
+            "__array_wrap__",
+            "__dlpack_device__",
             "__set__",
             "__delete__",
             "broadcast_shapes",

@@ -29,6 +29,9 @@ class PlainTensor(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.plain)
 
+    def __format__(self, spec: str) -> str:
+        return format(self.plain, spec)
+
 
 def plain(value: Any) -> Any:
     """The same numbers and graph as a plain tensor, whose operations are faster."""
