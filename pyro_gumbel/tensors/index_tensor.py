@@ -76,14 +76,16 @@ class IndexTensor(OutcomeTensor):
     ``torch.tensor(z)``, z as a key of a dict, and z as an argument of a function under
     `torch.vmap` (a draw inside of the function is fine).
 
-    It prints, copies and is stored as a plain tensor. Derivatives of second order and in forward
-    mode raise an error. Inside of `torch.compile` the graph breaks at each operation.
+    It prints, copies and is stored as a plain tensor. A second derivative raises an error, but for
+    the transforms of `torch.func`. `torch.compile` breaks its graph at the draw and at each of these
+    operations; with ``fullgraph=True`` it raises an error.
     """
 
 
+@torch._disable_dynamo  # a compiled graph has plain tensors only, without this gradient
 def drawn_index(one_hot: Tensor, index: Tensor) -> Tensor:
     """The index of each one-hot vector, with the gradient of the vectors if they may have one."""
-    if torch.compiler.is_compiling() or (in_eager_mode() and not one_hot.requires_grad):
+    if in_eager_mode() and not one_hot.requires_grad:
         return index
     return carrying(index, [CategoricalDraw(one_hot).outcomes])
 

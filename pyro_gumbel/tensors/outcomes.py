@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.ops.autograd import zero_with_gradient
@@ -190,7 +189,8 @@ class _WithGradient(Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, outcomes: Sequence[Outcomes], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[: 2 * len(outcomes)])
+        ctx.save_for_backward(*tensors[: 2 * len(outcomes)], value)
+        ctx.one_hots = tensors[2 * len(outcomes) :]  # which the user may change in place
         ctx.draws = [
             [(draw.first, draw.size, draw.one_hot.shape, draw.one_hot.dtype) for draw in each.draws]
             for each in outcomes
@@ -199,13 +199,21 @@ class _WithGradient(Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
+        saved, count = ctx.saved_tensors, len(ctx.draws)
+        with torch.no_grad():
+            of_draws = _WithGradient._of_draws(ctx, saved, gradient)
+        if torch.is_grad_enabled():
+            sources = (gradient, saved[-1], *ctx.one_hots)
+            of_draws = [None if each is None else _Once.apply(each, *sources) for each in of_draws]
+        return gradient, None, *[None] * (2 * count), *of_draws
+
+    @staticmethod
+    def _of_draws(ctx: Any, saved: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
         count = len(ctx.draws)
         wanted = iter(ctx.needs_input_grad[2 + 2 * count :])
         of_draws: list[Tensor | None] = []
-        parts = zip(saved[:count], saved[count:], ctx.draws, ctx.are_whole, strict=True)
+        parts = zip(saved[:count], saved[count:-1], ctx.draws, ctx.are_whole, strict=True)
         for elements, table, draws, is_whole in parts:
             if not any([next(wanted) for _ in draws]):
                 of_draws += [None] * len(draws)
@@ -215,7 +223,25 @@ class _WithGradient(Function):
                 of_draws.append(rows.reshape(draws[0][2]).to(draws[0][3]))
             else:
                 of_draws += _of_draws(rows, elements, draws)
-        return gradient, None, *[None] * (2 * count), *of_draws
+        return of_draws
+
+
+class _Once(Function):
+    """A derivative that cannot be taken again, since outcomes are constants in it.
+
+    It depends on the sources: torch would pass over an error that is on the way to no parameter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError(
+            "expected a first derivative of what an index tensor was used for, got a second one; "
+            "draw one-hot vectors instead, and write one_hot @ table for table[z]"
+        )
 
 
 def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,22 +251,21 @@ def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch
     """
     dtype = torch.promote_types(dtype, torch.float32)
     table, gradient = _finite(table.to(dtype)), gradient.to(dtype)
+    shape = *elements.shape, table.shape[0]
     kept = [size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape)]
     summed = [d for d, keep in enumerate(kept) if not keep]
     if not summed:
         rows = gradient * table
     elif all(table.shape[1 + d] == 1 for d, keep in enumerate(kept) if keep):
         rest = [d for d, keep in enumerate(kept) if keep]
-        of_sums = gradient.permute(*rest, *summed)
-        u = of_sums.reshape(*of_sums.shape[: len(rest)], -1)
+        u = gradient.permute(*rest, *summed).flatten(len(rest))
         t = table.expand(-1, *[1 if keep else n for keep, n in zip(kept, gradient.shape)])
-        rows = u @ t.reshape(t.shape[0], -1).T
-        return rows.reshape(*elements.shape, -1)
+        return (u @ t.flatten(1).T).reshape(shape)
     else:
         letters = "".join(chr(ord("a") + d) for d in range(gradient.dim()))
         result = "".join(letter for letter, keep in zip(letters, kept) if keep)
         rows = torch.einsum(f"{letters},z{letters}->z{result}", gradient, table)
-    return rows.movedim(0, -1).reshape(*elements.shape, -1)
+    return rows.movedim(0, -1).reshape(shape)
 
 
 def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[Any]) -> list[Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_gumbel._tracing import known
+from pyro_gumbel._tracing import in_eager_mode, known
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
 from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
@@ -44,7 +44,7 @@ Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and
 def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with the outcomes that it has."""
     rule = _rule_of(func)
-    if rule is _ask and not _varies(args[1:]):
+    if (rule is _ask and not _varies(args[1:])) or _is_without_gradient():
         return func(*args, **kwargs)
     if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
@@ -61,6 +61,11 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 OutcomeTensor._rule = staticmethod(_apply)
+
+
+def _is_without_gradient() -> bool:
+    """Whether torch records no gradient, as under `torch.no_grad`."""
+    return not torch.is_grad_enabled() and in_eager_mode()
 
 
 def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
