@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor
+from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor
 from pyro_gumbel.tensors.outcomes import Outcomes
 
 __all__ = ["Lookup", "covers", "gathered", "of_rows"]
+
+_ALL = slice(None)
 
 
 class Lookup:
@@ -33,24 +35,25 @@ class Lookup:
     """
 
     def __init__(self, table: Tensor, index: Any) -> None:
+        entries = index if isinstance(index, tuple) else (index,)
         basic: list[Any] = []
         self.tensors: list[Tensor] = []
         dims: list[int] = []  # of the view, one a tensor
-        dim = 0
-        for entry in _entries(table, index):
+        for entry in _without_ellipsis(table, [_entry(each) for each in entries]):
             if _is_basic(entry):
                 basic.append(entry)
-                dim += entry is None or isinstance(entry, slice)
                 continue
             parts = entry.nonzero(as_tuple=True) if _is_mask(entry) else (entry,)
+            start = sum(each is None or isinstance(each, slice) for each in basic)
+            dims += range(start, start + len(parts))
             self.tensors += parts
-            dims += range(dim, dim + len(parts))
-            dim += len(parts)
-            basic += [slice(None)] * len(parts)
-        view = table[tuple(basic)]
-        self.rank = max((each.dim() for each in self.tensors), default=0)
-        self.front = view.movedim(dims, list(range(len(dims)))) if dims != [0] else view
-        self.at = _place([each.dim() > 0 for each in self.tensors], dims)
+            basic += [_ALL] * len(parts)
+        view = table if all(each is _ALL for each in basic) else table[tuple(basic)]
+        in_front = dims[-1] + 1 == len(dims)
+        self.front = view if in_front else view.movedim(dims, list(range(len(dims))))
+        sizes = [each.dim() for each in self.tensors]
+        self.rank = max(sizes)
+        self.at = 0 if in_front else _place(sizes, dims)
 
     def outcomes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Outcomes:
         """Those of the result, for the elements on which some of its indices depend.
@@ -70,7 +73,7 @@ class Lookup:
             shape = front.shape
             return front.reshape(shape[: at + 1] + (1,) * rank + shape[at + 1 :])
         codes = tuple(
-            _within(tables[i], front.shape[i]) if i in tables else each
+            self._codes(i, elements, tables[i]) if i in tables else each
             for i, each in enumerate(self.tensors)
         )
         table = front[codes]
@@ -78,14 +81,21 @@ class Lookup:
             return table
         return table.movedim(list(range(1, rank + 1)), list(range(at + 1, at + rank + 1)))
 
+    def _codes(self, position: int, elements: Outcomes, table: Tensor) -> Tensor:
+        """What an index would have been, as indices that are not out of range."""
+        size = self.front.shape[position]
+        if elements.is_category and table is elements.table and len(table) <= size:
+            return table
+        return _within(table, size)
 
-def _place(have_dims: list[bool], dims: list[int]) -> int:
+
+def _place(sizes: list[int], dims: list[int]) -> int:
     """Where torch puts the dimensions of the indices: in their place if it is one, else in front.
 
-    :param have_dims: whether an index has dimensions; the others remove their dimension first.
+    :param sizes: how many dimensions each has. Those of none remove their dimension first.
     :param dims: the dimensions that they index, in ascending order.
     """
-    places = [dim - have_dims[:i].count(False) for i, dim in enumerate(dims) if have_dims[i]]
+    places = [dim - sizes[:i].count(0) for i, dim in enumerate(dims) if sizes[i]]
     together = bool(places) and places[-1] - places[0] + 1 == len(places)
     return places[0] if together else 0
 
@@ -140,23 +150,23 @@ def _is_mask(entry: Tensor) -> bool:
     return entry.dtype in (torch.bool, torch.uint8)
 
 
-def _entries(table: Tensor, index: Any) -> list[Any]:
-    """The entries between the brackets, tensors in place of lists, without an ellipsis."""
-    entries = [_entry(each) for each in (index if isinstance(index, tuple) else (index,))]
-    places = [i for i, each in enumerate(entries) if each is ...]
-    taken = sum(_dims_of(each) for each in entries)
-    rest: list[Any] = [slice(None)] * (table.dim() - taken)
-    if not places:
-        return entries + rest
-    return entries[: places[0]] + rest + entries[places[0] + 1 :]
+def _without_ellipsis(table: Tensor, entries: list[Any]) -> list[Any]:
+    for i, each in enumerate(entries):
+        if each is ...:
+            taken = sum(_dims_of(each) for each in entries)
+            return entries[:i] + [_ALL] * (table.dim() - taken) + entries[i + 1 :]
+    return entries
 
 
 def _entry(entry: Any) -> Any:
-    """:raises NotImplementedError: for a single truth value, which adds a dimension."""
-    if entry is None or entry is ... or isinstance(entry, slice):
+    """An entry between the brackets, a tensor in place of a list.
+
+    :raises NotImplementedError: for a single truth value, which adds a dimension.
+    """
+    if type(entry) in (IndexTensor, int) or entry is None or entry is ...:
         return entry
-    if isinstance(entry, int) and not isinstance(entry, bool):
-        return entry
+    if isinstance(entry, slice):
+        return _ALL if entry == _ALL else entry
     if not isinstance(entry, Tensor):
         entry = torch.as_tensor(entry)
         entry = entry if entry.numel() else entry.long()

@@ -70,17 +70,24 @@ def _is_without_gradient() -> bool:
 
 def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """The outcomes of a result, or of each of its tensors; None where they are lost."""
-    kwargs = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
+    if kwargs:
+        args, kwargs = _regular(rule, args, kwargs)
     if rule is None or "out" in kwargs:
         return None
-    first = {"input", "tensors"} & set(kwargs)
-    if first and not args and rule is not _elementwise:
-        args = (kwargs.pop(first.pop()),)
     try:
         with without_gradient():
             return rule(func, args, kwargs, result)
     except (RuntimeError, IndexError):  # not known here, or another category would be an error
         return None
+
+
+def _regular(rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments without an `out` of None, and with the first one not by its name."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
+    first = {"input", "tensors"} & set(kwargs)
+    if first and not args and rule is not _elementwise:
+        args = (kwargs.pop(first.pop()),)
+    return args, kwargs
 
 
 def _carrying(result: Any, outcomes: Any) -> Any:
