@@ -34,6 +34,7 @@ class OutcomeTensor(PlainTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
+            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             return OutcomeTensor._rule(func, args, kwargs or {})
@@ -65,20 +66,24 @@ class IndexTensor(OutcomeTensor):
       ``int_table[z]``, are again index tensors or such.
     - What moves elements: indices and slices of z itself, iteration, `reshape`, `expand`,
       `unsqueeze`, `stack`, `cat`, `clone`, `to` and their kind.
+    - Changes of z in place by an elementwise operation, as ``z += 1``.
     - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`.
 
-    **What warns**, since its result cannot have one: masks made of z, as ``x[z == 1]``; writing, as
-    ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`, ``range(z)``, numpy,
-    and ``if z == 1``. The warning says what to write. ``z.detach()`` is a plain tensor and says that
-    no gradient is wanted.
+    Floats are plain tensors, and torch differentiates what is made of them.
 
-    **What torch does not tell us of**, and so does not warn: ``t.select(0, z)``,
-    ``torch.tensor(z)``, z as a key of a dict, and z as an argument of a function under
-    `torch.vmap` (a draw inside of the function is fine).
+    **What warns**, since its result cannot have a gradient: masks made of z, as ``x[z == 1]``;
+    writing, as ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`,
+    ``range(z)``, numpy, and ``if z == 1``; and every other operation that is not named here. The
+    warning says what to write. ``z.detach()`` is plain and says that no gradient is wanted. Nothing warns under `torch.no_grad`, nor where Pyro and torch check their arguments.
+
+    **What torch does not tell us of**, and so does not warn: z as a number among the arguments of
+    a function, as in ``t.select(0, z)``, ``t.roll(z)``, ``torch.full(shape, z)`` and
+    ``torch.arange(z)``; ``torch.tensor(z)``; z as a key of a dict; and z as an argument of a
+    function under `torch.vmap` (a draw inside of the function is fine).
 
     It prints, copies and is stored as a plain tensor. A second derivative raises an error, but for
-    the transforms of `torch.func`. `torch.compile` breaks its graph at the draw and at each of these
-    operations; with ``fullgraph=True`` it raises an error.
+    the transforms of `torch.func`. `torch.compile` breaks its graph at the draw and at each
+    operation above; with ``fullgraph=True`` it raises an error.
     """
 
 

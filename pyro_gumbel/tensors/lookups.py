@@ -23,7 +23,7 @@ _ALL = slice(None)
 
 
 class Lookup:
-    """``table[index]`` as torch reads it: first slices and numbers, which make a view; then tensors.
+    """``table[index]`` as torch reads it: slices and numbers make a view, then come tensors.
 
     A tensor of one number, without dimensions, counts as a number: it removes a dimension. Those
     that depend on a draw are kept among the tensors.
@@ -62,8 +62,9 @@ class Lookup:
         :param tables: what these indices would have been, by their positions.
         """
         rest = self.front.dim() - len(self.tensors)
-        shape = elements.elements.shape
-        own = elements.elements.reshape((1,) * self.at + shape + (1,) * (rest - self.at))
+        own = elements.elements
+        if rest:
+            own = own.reshape((1,) * self.at + own.shape + (1,) * (rest - self.at))
         return Outcomes(elements.draws, own, self._table(elements, tables))
 
     def _table(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Tensor:

@@ -141,7 +141,7 @@ def with_gradient(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
     if not in_eager_mode():
         return _with_operations(value, outcomes)
     one_hots = [draw.one_hot for each in outcomes for draw in each.draws]
-    if not torch.is_grad_enabled() or not any([each.requires_grad for each in one_hots]):
+    if not torch.is_grad_enabled() or not any(each.requires_grad for each in one_hots):
         return value
     tables = [each.table for each in outcomes]
     return _WithGradient.apply(value, outcomes, *tables, *one_hots)
@@ -209,7 +209,8 @@ class _WithGradient(Function):
         wanted = iter(ctx.needs_input_grad[2 + len(tables) :])
         of_draws: list[Tensor | None] = []
         for (elements, is_whole, draws), table in zip(ctx.parts, tables, strict=True):
-            if not any([next(wanted) for _ in draws]):
+            needs = [next(wanted) for _ in draws]
+            if not any(needs):
                 of_draws += [None] * len(draws)
                 continue
             one_hot = draws[0].one_hot
@@ -247,18 +248,21 @@ def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch
     dtype = torch.promote_types(dtype, torch.float32)
     table, gradient = _finite(table.to(dtype)), gradient.to(dtype)
     shape = *elements.shape, table.shape[0]
-    kept = [size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape)]
+    kept = [
+        size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape, strict=True)
+    ]
     summed = [d for d, keep in enumerate(kept) if not keep]
     if not summed:
         rows = gradient * table
     elif all(table.shape[1 + d] == 1 for d, keep in enumerate(kept) if keep):
         rest = [d for d, keep in enumerate(kept) if keep]
         u = gradient.permute(*rest, *summed).flatten(len(rest))
-        t = table.expand(-1, *[1 if keep else n for keep, n in zip(kept, gradient.shape)])
+        sizes = [1 if keep else n for keep, n in zip(kept, gradient.shape, strict=True)]
+        t = table.expand(-1, *sizes)
         return (u @ t.flatten(1).T).reshape(shape)
     else:
-        letters = "".join(chr(ord("a") + d) for d in range(gradient.dim()))
-        result = "".join(letter for letter, keep in zip(letters, kept) if keep)
+        letters = "abcdefghijklmnopqrstuvwxy"[: gradient.dim()]
+        result = "".join(letters[d] for d, keep in enumerate(kept) if keep)
         rows = torch.einsum(f"{letters},z{letters}->z{result}", gradient, table)
     return rows.movedim(0, -1).reshape(shape)
 

@@ -29,7 +29,6 @@ from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import (
     NO_ELEMENT,
-    CategoricalDraw,
     Outcomes,
     are_same,
     without_gradient,
@@ -91,6 +90,8 @@ def _regular(rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, dict[str, 
 
 
 def _carrying(result: Any, outcomes: Any) -> Any:
+    if not outcomes:
+        return result
     if isinstance(result, Tensor):
         return carrying(result, outcomes)
     return type(result)(map(carrying, result, outcomes))
@@ -129,7 +130,9 @@ def _is_elementwise(name: str) -> bool:
 
 # Grouping: which outcomes belong together.
 
-Group = tuple[Outcomes, dict[int, Tensor]]  # those of one argument, and the tables of all, by position
+Group = tuple[
+    Outcomes, dict[int, Tensor]
+]  # those of one argument, and the tables of all, by position
 
 
 def _groups(arguments: Sequence[Any], rank: int) -> list[Group]:
@@ -142,7 +145,7 @@ def _groups(arguments: Sequence[Any], rank: int) -> list[Group]:
         for each in outcomes_of(argument):
             own = each.aligned(rank)
             for first, tables in groups:
-                if position not in tables and are_same(first.elements, own.elements):
+                if position not in tables and _are_alike(first, own):
                     tables[position] = own.table
                     break
             else:
@@ -155,8 +158,10 @@ def _joint(groups: list[Group], arguments: Sequence[Any]) -> list[Group]:
     for i, (first, tables) in enumerate(groups):
         for j in range(i + 1, len(groups)):
             other, others = groups[j]
+            if not _share(first, other):
+                continue
             common = first.elements == other.elements
-            if not _may_meet(first, other, common):
+            if not known((common & (first.elements != NO_ELEMENT)).any(), otherwise=True):
                 continue
             for position, table in others.items():
                 otherwise = tables.get(position, arguments[position])
@@ -166,11 +171,14 @@ def _joint(groups: list[Group], arguments: Sequence[Any]) -> list[Group]:
     return groups
 
 
-def _may_meet(a: Outcomes, b: Outcomes, common: Tensor) -> bool:
-    """Whether an element of a place is the same in both."""
-    if set(a.draws).isdisjoint(b.draws):
-        return False
-    return bool(known((common & (a.elements != NO_ELEMENT)).any(), otherwise=True))
+def _are_alike(a: Outcomes, b: Outcomes) -> bool:
+    """Whether both depend on the same element at each place."""
+    return _share(a, b) and are_same(a.elements, b.elements)
+
+
+def _share(a: Outcomes, b: Outcomes) -> bool:
+    """Whether both have elements of a draw in common, maybe."""
+    return any(draw in b.draws for draw in a.draws)
 
 
 # Elementwise.
@@ -184,7 +192,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     count = len(args)
     made = []
     for first, tables in _groups(arguments, result.dim()):
-        each = [tables[i] if i in tables else a for i, a in enumerate(arguments)]
+        each = [tables.get(i, a) for i, a in enumerate(arguments)]
         if not result.dim():
             each = list(map(_with_dimension, each))
         table = func(*each[:count], **dict(zip(names, each[count:], strict=True)))
@@ -364,7 +372,8 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         return None
     of_table = []
     if _varies(table):
-        if not _draws_of(table).isdisjoint(each for entry in entries for each in _draws_of(entry)):
+        varying = [each for entry in entries for each in outcomes_of(entry)]
+        if any(_share(a, b) for a in outcomes_of(table) for b in varying):
             return None
         of_table = _moving(func, (table, as_plain(index)), kwargs, result)
         table = plain(table)
@@ -378,10 +387,6 @@ def _cannot_vary(entry: Any) -> bool:
     if isinstance(entry, OutcomeTensor):
         return entry.dtype in (torch.bool, torch.uint8)
     return _varies(entry)
-
-
-def _draws_of(value: Any) -> set[CategoricalDraw]:
-    return {draw for each in outcomes_of(value) for draw in each.draws}
 
 
 def _is_row_lookup(table: Any, index: Any) -> bool:
@@ -486,7 +491,9 @@ def _properties(*names: str) -> Iterator[Any]:
     return (getattr(Tensor, name) for name in names)
 
 
-_MOVING_PROPERTIES: dict[Any, Rule] = dict.fromkeys(_properties("T", "mT", "H", "mH", "real"), _moving)
+_MOVING_PROPERTIES: dict[Any, Rule] = dict.fromkeys(
+    _properties("T", "mT", "H", "mH", "real"), _moving
+)
 
 _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(

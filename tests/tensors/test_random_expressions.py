@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Random expressions of index tensors: the numbers of plain ones, and the right gradient or a warning.
+"""Random expressions of index tensors: plain numbers, and the right gradient or a warning.
 
 An expression is a tree of operations. Its reference gradient is that of plain autograd, where each
 operation that makes floats of integers or truth values adds what literal substitution gives.
@@ -47,16 +47,20 @@ class Node:
         result = self.operation(*values)
         if not result.is_floating_point():
             return result
-        whole = [each if not value.is_floating_point() else None
-                 for each, value in zip(self.arguments, values, strict=True)]
+        whole = [
+            each if not value.is_floating_point() else None
+            for each, value in zip(self.arguments, values, strict=True)
+        ]
         for i in set().union(*(each.draws() for each in whole if each is not None)):
             one_hot = draws[i].one_hot
             zero = one_hot - one_hot.detach()
             for place, replaced in draws[i].replaced():
                 other = [*numbers[:i], replaced, *numbers[i + 1 :]]
                 result = result + zero[place] * self.operation(
-                    *[value.detach() if each is None else each.of(other)
-                      for each, value in zip(whole, values, strict=True)]
+                    *[
+                        value.detach() if each is None else each.of(other)
+                        for each, value in zip(whole, values, strict=True)
+                    ]
                 )
         return result
 
@@ -130,7 +134,7 @@ OF_ONE = {
     "interleaved": lambda x: x.repeat_interleave(2, 0),
     "chunk": lambda x: x.chunk(2)[-1],
     "unbind": lambda x: x.unbind()[-1],
-    "iterated": lambda x: list(x)[0],
+    "iterated": lambda x: next(iter(x)),
     "squeeze": lambda x: x.squeeze(),
     "diagonal": lambda x: x.diagonal(),
     # Lost.
@@ -281,8 +285,12 @@ def check(seed):
     if not expected.requires_grad:
         return False
     gradients = [
-        torch.autograd.grad((value * weights).sum(), [each.one_hot for each in own],
-                            allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            (value * weights).sum(),
+            [each.one_hot for each in own],
+            allow_unused=True,
+            materialize_grads=True,
+        )
         for value in (found, expected)
     ]
     for a, b in zip(*gradients, strict=True):
