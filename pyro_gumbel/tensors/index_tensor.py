@@ -74,7 +74,8 @@ class IndexTensor(OutcomeTensor):
     **What warns**, since its result cannot have a gradient: masks made of z, as ``x[z == 1]``;
     writing, as ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`,
     ``range(z)``, numpy, and ``if z == 1``; and every other operation that is not named here. The
-    warning says what to write. ``z.detach()`` is plain and says that no gradient is wanted. Nothing warns under `torch.no_grad`, nor where Pyro and torch check their arguments.
+    warning says what to write. ``z.detach()`` is plain and says that no gradient is wanted. Nothing
+    warns under `torch.no_grad`, nor where Pyro and torch check their arguments.
 
     **What torch does not tell us of**, and so does not warn: z as a number among the arguments of
     a function, as in ``t.select(0, z)``, ``t.roll(z)``, ``torch.full(shape, z)`` and

@@ -367,7 +367,7 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index = args
     if not _varies(index):
         return _moving(func, args, kwargs, result)
-    entries = index if isinstance(index, tuple) else (index,)
+    entries = tuple(map(_stacked, index)) if isinstance(index, tuple) else (index,)
     if any(map(_cannot_vary, entries)):
         return None
     of_table = []
@@ -377,9 +377,17 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
             return None
         of_table = _moving(func, (table, as_plain(index)), kwargs, result)
         table = plain(table)
-    lookup = Lookup(table, index)
+    lookup = Lookup(table, entries)
     groups = _groups(lookup.tensors, lookup.rank)
     return of_table + [lookup.outcomes(*group) for group in groups]
+
+
+def _stacked(entry: Any) -> Any:
+    """A list of numbers, some of which vary, as a tensor."""
+    if not isinstance(entry, list) or not any(isinstance(each, OutcomeTensor) for each in entry):
+        return entry
+    numbers = [each if isinstance(each, Tensor) else torch.tensor(each) for each in entry]
+    return _apply(torch.stack, (numbers,), {})
 
 
 def _cannot_vary(entry: Any) -> bool:

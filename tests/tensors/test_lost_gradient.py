@@ -25,7 +25,7 @@ WARNS = {
     "x[z == 1]": "torch.where(z == k, x, 0.0)",
     "x[z > 1]": "torch.where(z == k, x, 0.0)",
     "z[z == 1]": "torch.where(z == k, x, 0.0)",
-    "T[[s, 1], :]": "table[z]",
+    "T[[[s, 1]], :]": "table[z]",
     "torch.where(z == 1)": "torch.where(z == k, x, 0.0)",
     "(z == 1).nonzero()": "torch.where(z == k, x, 0.0)",
     "x.masked_select(z == 1)": "torch.where(z == k, x, 0.0)",
