@@ -387,7 +387,8 @@ def _stacked(entry: Any) -> Any:
     if not isinstance(entry, list) or not any(isinstance(each, OutcomeTensor) for each in entry):
         return entry
     numbers = [each if isinstance(each, Tensor) else torch.tensor(each) for each in entry]
-    return _apply(torch.stack, (numbers,), {})
+    result = torch.stack(numbers)
+    return carrying(result, _joined(torch.stack, (numbers,), {}, result))
 
 
 def _cannot_vary(entry: Any) -> bool:
