@@ -78,13 +78,14 @@ class IndexTensor(OutcomeTensor):
     warns under `torch.no_grad`, nor where Pyro and torch check their arguments.
 
     **What torch does not tell us of**, and so does not warn: z as a number among the arguments of
-    a function, as in ``t.select(0, z)``, ``t.roll(z)``, ``torch.full(shape, z)`` and
+    a function, as in ``t.select(0, z)``, ``torch.full(shape, z)`` and
     ``torch.arange(z)``; ``torch.tensor(z)``; z as a key of a dict; and z as an argument of a
     function under `torch.vmap` (a draw inside of the function is fine).
 
-    It prints, copies and is stored as a plain tensor. A second derivative raises an error, but for
-    the transforms of `torch.func`. `torch.compile` breaks its graph at the draw and at each
-    operation above; with ``fullgraph=True`` it raises an error.
+    It prints, copies and is stored as a plain tensor. A second derivative raises an error; under
+    the transforms of `torch.func` it does not, but holds the other draws of each operation
+    constant. `torch.compile` breaks its graph at the draw and at each operation above; with
+    ``fullgraph=True`` it raises an error.
     """
 
 

@@ -367,7 +367,7 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index = args
     if not _varies(index):
         return _moving(func, args, kwargs, result)
-    entries = tuple(map(_stacked, index)) if isinstance(index, tuple) else (index,)
+    entries = index if isinstance(index, tuple) else (index,)
     if any(map(_cannot_vary, entries)):
         return None
     of_table = []
@@ -377,18 +377,9 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
             return None
         of_table = _moving(func, (table, as_plain(index)), kwargs, result)
         table = plain(table)
-    lookup = Lookup(table, entries)
+    lookup = Lookup(table, index)
     groups = _groups(lookup.tensors, lookup.rank)
     return of_table + [lookup.outcomes(*group) for group in groups]
-
-
-def _stacked(entry: Any) -> Any:
-    """A list of numbers, some of which vary, as a tensor."""
-    if not isinstance(entry, list) or not any(isinstance(each, OutcomeTensor) for each in entry):
-        return entry
-    numbers = [each if isinstance(each, Tensor) else torch.tensor(each) for each in entry]
-    result = torch.stack(numbers)
-    return carrying(result, _joined(torch.stack, (numbers,), {}, result))
 
 
 def _cannot_vary(entry: Any) -> bool:
@@ -615,6 +606,8 @@ _BY_NAME: dict[str, Rule | None] = {
             "__delete__",
             "broadcast_shapes",
             "is_same_size",
+            "is_conj",
+            "is_neg",
             "_is_view",
             "is_pinned",
             "untyped_storage",

@@ -25,7 +25,7 @@ WARNS = {
     "x[z == 1]": "torch.where(z == k, x, 0.0)",
     "x[z > 1]": "torch.where(z == k, x, 0.0)",
     "z[z == 1]": "torch.where(z == k, x, 0.0)",
-    "T[[[s, 1]], :]": "table[z]",
+    "T[[s, 1], :]": "write",
     "torch.where(z == 1)": "torch.where(z == k, x, 0.0)",
     "(z == 1).nonzero()": "torch.where(z == k, x, 0.0)",
     "x.masked_select(z == 1)": "torch.where(z == k, x, 0.0)",
@@ -142,11 +142,10 @@ def test_what_loses_the_gradient_warns_once(text):
 SILENT = [
     # What torch does not tell of.
     "T.select(0, s)",
-    "x.roll(s, 0)",
     "torch.full((2,), s)",
     "torch.full_like(x, s)",
     "torch.arange(s)",
-    "{1: z} and torch.vmap(lambda i: T[i])(z)",
+    "{1: z} and torch.vmap(lambda i: T[i.unsqueeze(0)])(z)",
     # No gradient is asked for.
     "z.detach()",
     "z.detach()[z.detach() == 1].sum()",
