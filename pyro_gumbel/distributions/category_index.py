@@ -59,7 +59,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     and the gradient in :math:`D` of these sums is passed on to the logits as that of a
     `CategoricalStraightThrough`: without a temperature by second order, which is unbiased for every
     loss that is quadratic in :math:`D`; see there for the formula. A loss that is not, as
-    ``Normal(locs[z], scales[z])``, has a biased gradient; `SelectedComponent` has the remedy.
+    ``Normal(locs[z], scales[z])``, has a biased gradient. Write
+    ``SelectedComponent(z, Normal(locs, scales))``, which has an unbiased one.
     Sources: Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation" (2023),
     https://arxiv.org/abs/2304.08612; Jang, Gu and Poole, "Categorical reparameterization with
     Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
@@ -78,7 +79,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and its log_prob is -inf. Give exactly one of `probs` and
         `logits`.
-    :param estimator: as in `CategoricalStraightThrough`.
+    :param estimator: as in `CategoricalStraightThrough`; a function of yours returns a tensor of
+        the shape of the one-hot vectors.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

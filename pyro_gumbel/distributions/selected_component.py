@@ -230,7 +230,7 @@ class SelectedComponent(TorchDistribution):
 
     def _selected(self, draws: Tensor) -> Tensor:
         """The draw of one component, of those of all of them."""
-        z = plain(self.z).detach()
+        z = self.z.detach()
         index = z if self._is_index else z.argmax(-1)
         index = index.reshape(index.shape + (1,) * self.event_dim)
         return entry(self._components_last(draws), index)

@@ -59,8 +59,8 @@ def draw(distribution, sample_shape=(), seed=3):
 
 @both
 def test_it_is_pyros_categorical(parameter):
-    d, plain = make(parameter), dist.Categorical(**given(parameter))
-    assert isinstance(d, dist.Categorical)
+    d, plain = make(parameter).expand((3, 2)), CAT(**given(parameter)).expand((3, 2))
+    assert isinstance(d, CAT)
     assert (d.batch_shape, d.event_shape) == (plain.batch_shape, plain.event_shape)
     assert d.has_rsample
     assert d.has_enumerate_support
