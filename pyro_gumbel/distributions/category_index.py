@@ -29,9 +29,8 @@ class IndexFamily(CategoricalFamily):
     """The categorical family, with the index of a category as its value. Not a distribution."""
 
     without_relaxed = (
-        "whose values are integers; leave out hard=False, or write "
-        "OneHotCategorical(probs=d.probs) for this distribution d, and z @ table where its value z "
-        "is an index, table[z]"
+        "whose values are integers; leave out hard=False, write OneHotCategorical(probs=d.probs) "
+        "for this distribution d, and z @ table where its value z is an index, table[z]"
     )
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:

@@ -130,7 +130,7 @@ def _without_relaxed(distribution: Any, family: Family) -> TypeError:
     """The error for `hard=False` and a family that has discrete values only."""
     return TypeError(
         "relax: `distribution` must have values that can be relaxed for hard=False, got a "
-        f"{type(distribution).__name__}, {family.without_relaxed}"
+        f"{type(distribution).__name__}, {family.without_relaxed}, or {LEFT_OUT}"
     )
 
 
