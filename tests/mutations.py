@@ -216,7 +216,7 @@ families-expand-to-less            distributions/test_arguments.py -k expand
     - if broadcast(shape, batch_shape) != batch_shape:
     + if broadcast(shape, batch_shape) is None:
 families-temperature-dimensions    distributions/test_arguments.py
-    - return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
+    - return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
     + return tau
 families-one-element               distributions/test_arguments.py
     - return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
@@ -227,6 +227,9 @@ families-sure-entry                distributions/test_moments.py -k derivatives
 families-copied-cache              distributions/test_arguments.py -k pickle
     - state["_cache_key"] = CacheKey()
     + pass
+base-temperature-of-noise          distributions/test_category_index.py
+    - return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
+    + return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
 
 [distributions/bernoulli.py]
 families-log-odds                  distributions/test_arguments.py
@@ -258,6 +261,38 @@ families-differences-overflow      distributions/test_kl.py
 families-fewest-possible           distributions/test_arguments.py
     - ((value > 0).sum(-1) >= fewest)
     + ((value > 0).sum(-1) >= 1)
+
+[distributions/category_index.py]
+category-index-event               distributions/test_category_index.py
+    - return torch.Size()
+    + return categories
+category-index-noise               distributions/test_category_index.py
+    - return self._parameter.shape[-1:]
+    + return self._event_shape
+category-index-without-gradient    distributions/test_category_index.py
+    - return index if isinstance(index, IndexTensor) else super()._pathwise(index)
+    + return index
+category-index-not-pathwise        distributions/test_category_index.py
+    - return isinstance(value, IndexTensor) or super()._is_pathwise(value)
+    + return super()._is_pathwise(value)
+category-index-always-pathwise     distributions/test_category_index.py
+    - return isinstance(value, IndexTensor) or super()._is_pathwise(value)
+    + return True
+category-index-impossible          distributions/test_category_index.py
+    - table = torch.where(impossible, -torch.inf, log_probs)
+    + table = log_probs
+category-index-batch               distributions/test_category_index.py
+    - return self._over_batch(entry(table, value))
+    + return entry(table, value)
+category-index-mode                distributions/test_category_index.py
+    - return self.family.mode(self._logits).expand(self._batch_shape)
+    + return self.family.mode(self._logits)
+category-index-of-torch            distributions/test_category_index.py
+    - register_relaxation(TorchCategorical, IndexStraightThrough, None)
+    + register_relaxation(Categorical, IndexStraightThrough, None)
+category-index-divergence          distributions/test_category_index.py
+    - kl.register_outcomes(IndexStraightThrough, TorchCategorical)
+    + kl.register_outcomes(IndexStraightThrough, IndexStraightThrough)
 
 [distributions/counts.py]
 counts-impossible-values           distributions/test_counts.py -k impossible
@@ -473,6 +508,9 @@ relax-temperature-of-an-event      distributions/test_relaxation.py -k "temperat
 relax-any-count                    infer/test_count_guides.py -k part_of_the_gradient
     - return relax.dispatch(kind) is not relax.dispatch(object) or is_discrete(distribution)
     + return relax.dispatch(kind) is not relax.dispatch(object)
+relax-without-relaxed              distributions/test_category_index.py
+    - if not hard and relaxed is None:
+    + if not hard and relaxed is None and temperature is not None:
 
 [distributions/relaxed.py]
 relaxed-covariance                 distributions/test_moments.py
@@ -537,11 +575,23 @@ selected-flat-floor                distributions/test_selected_component.py
     - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
     + return torch.full_like(lowest, -BELOW_THE_LOWEST)
 selected-impossible-anywhere       distributions/test_selected_component.py
-    - infinite = torch.where(finite | (weights == 0), 0.0, table.detach()).sum(-1)
-    + infinite = torch.where(finite, 0.0, table.detach()).sum(-1)
+    - return total + torch.where(z == 0, 0.0, infinite).sum(-1)
+    + return total + infinite.sum(-1)
 selected-possible-everywhere       distributions/test_selected_component.py
-    - return total + infinite
+    - return total + torch.where(z == 0, 0.0, infinite).sum(-1)
     + return total
+selected-possible-index            distributions/test_selected_component.py
+    - return total + entry(infinite, plain(z))
+    + return total
+selected-plain-index               distributions/test_selected_component.py -k index
+    - return z if isinstance(z, IndexTensor) else plain(z)
+    + return plain(z)
+selected-index-twice               distributions/test_selected_component.py -k index
+    - z = self.z.detach()
+    + z = self.z
+selected-over-event                distributions/test_selected_component.py
+    - return z.reshape(batch + (1,) * self.event_dim + categories)
+    + return z
 selected-shared-draws              distributions/test_selected_component.py
     - return self.components.expand(torch.Size((*self._batch_shape, self._number)))
     + return self.components
@@ -561,11 +611,11 @@ selected-support                   distributions/test_selected_component.py
     - return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).any(-1)
     + return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).all(-1)
 selected-half-types                distributions/test_selected_component.py
-    - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
-    + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
+    - return (cast(z, torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
+    + return (z.to(torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
 selected-draws-in-z                distributions/test_selected_component.py
-    - return chosen + (weights * finite).sum(-1 - self.event_dim)
-    + return chosen
+    - return self._selected(draws) + zero_with_gradient(linear)
+    + return self._selected(draws)
 selected-infinite-draws            distributions/test_selected_component.py -k infinite_draw
     - finite = torch.where(draws.isfinite(), draws, 0.0).detach()
     + finite = draws.detach()
@@ -584,11 +634,14 @@ straight-through-any-estimator     distributions/test_straight_through.py
     - draw = self._estimated
     + draw = self._gumbel_softmax
 straight-through-mark              distributions/test_straight_through.py
-    - if value.requires_grad or recall(value, PATHWISE):
-    + if value.requires_grad:
+    - return value.requires_grad or bool(recall(value, PATHWISE))
+    + return value.requires_grad
 straight-through-forward-mode      distributions/test_second_order.py -k forward_mode
     - return self._gumbel_softmax(sample_shape).detach()
     + return self._gumbel_softmax(sample_shape)
+hard-plain-before-cast             distributions/test_category_index.py
+    - value = plain(cast(value, torch.promote_types(value.dtype, self._dtype)))
+    + value = cast(plain(value), torch.promote_types(value.dtype, self._dtype))
 
 [distributions/subset.py]
 subset-rest-by-maximum             distributions/test_without_replacement.py
@@ -1015,6 +1068,11 @@ integrals-kl-temperatures          distributions/test_kl.py
     - elementary = (k - 1) * (tau_q / tau_p).log()
     + elementary = (k - 1) * (tau_p / tau_q).log()
 
+[ops/lookup.py]
+lookup-types                       distributions/test_category_index.py
+    - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
+    + indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
+
 [ops/logarithms.py]
 logarithm-of-a-subnormal           distributions/test_arguments.py -k subnormal
     - return _log(value, finfo.tiny * finfo.eps)
@@ -1068,20 +1126,6 @@ noise-mirrored-edge                ops/test_noise.py -k ends
 noise-last-of-an-odd-number        ops/test_noise.py -k odd
     - flat[n - n % 2 :].view(torch.int32).random_(-(2**31), None)
     + flat[n:].view(torch.int32).random_(-(2**31), None)
-
-[ops/one_hot.py]
-index-infinite-entry               ops/test_one_hot.py
-    - finite = torch.where(table.isfinite(), table, 0.0)
-    + finite = table
-index-gradient-sign                ops/test_one_hot.py
-    - zero = (zero_with_gradient(one_hot) * finite).sum(-1, keepdim=True)
-    + zero = (-zero_with_gradient(one_hot) * finite).sum(-1, keepdim=True)
-index-changed-in-place             ops/test_one_hot.py
-    - return version_of(index) == index.made_version
-    + return True
-index-sample-changed-in-place      ops/test_one_hot.py
-    - dim not in (-1, value.dim() - 1) or version_of(value) != value.drawn_version:
-    + dim not in (-1, value.dim() - 1):
 
 [ops/precision.py]
 precision-not-clamped              ops/test_precision.py
@@ -1155,6 +1199,149 @@ subset-probability-integrand       ops/test_subset_probability.py
 kl-of-an-excluded-outcome          distributions/test_kl.py
     - return torch.where((possible & ~inside).any(-1), torch.inf, total)
     + return total
+
+[tensors/index_tensor.py]
+index-changed-in-place             tensors/test_lost_gradient.py -k by_another_name
+    - if version_of(value) != value._made_version:
+    + if False:
+index-kept-after-a-change          tensors/test_lost_gradient.py -k by_another_name
+    - return self._outcomes if version_of(self) == self._made_version else ()
+    + return self._outcomes
+index-of-a-compiled-draw           tensors/test_transforms.py -k full_graph
+    - @torch._disable_dynamo  # a compiled graph has plain tensors only, without this gradient
+    + # a compiled graph has plain tensors only, without this gradient
+index-without-a-gradient           tensors/test_lost_gradient.py -k without_a_gradient
+    - if in_eager_mode() and not one_hot.requires_grad:
+    + if False:
+index-other-type                   tensors/test_lost_gradient.py -k warns_once
+    - warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+    + pass
+
+[tensors/lookups.py]
+lookups-place-of-numbers           tensors/test_index_tensor.py -k literal
+    - places = [dim - sizes[:i].count(0) for i, dim in enumerate(dims) if sizes[i]]
+    + places = [dim for i, dim in enumerate(dims) if sizes[i]]
+lookups-apart                      tensors/test_index_tensor.py -k literal
+    - together = bool(places) and places[-1] - places[0] + 1 == len(places)
+    + together = bool(places)
+lookups-out-of-range               tensors/test_index_tensor.py -k few_rows
+    - return codes.clamp(-size, size - 1)
+    + return codes.clamp(0, size - 2)
+lookups-none                       tensors/test_index_tensor.py -k literal
+    - start = sum(each is None or isinstance(each, slice) for each in basic)
+    + start = sum(isinstance(each, slice) for each in basic)
+lookups-few-categories             tensors/test_index_tensor.py -k few_rows
+    - table = table[: outcomes.num_categories]
+    + table = table[-outcomes.num_categories :]
+lookups-gathered-rows              tensors/test_index_tensor.py -k literal
+    - table = table.narrow(d, 0, size)
+    + table = table.narrow(d, table.shape[d] - size, size)
+lookups-covers                     tensors/test_index_tensor.py -k literal
+    - return outcomes.is_category and has_dim and outcomes.num_categories <= table.shape[dim]
+    + return has_dim and outcomes.num_categories <= table.shape[dim]
+
+[tensors/lost_gradient.py]
+lost-questions-of-hosts            tensors/test_lost_gradient.py -k checks_of_distributions
+    - if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
+    + if False:
+lost-line                          tensors/test_lost_gradient.py -k warns_once
+    - stacklevel=user + 2,
+    + stacklevel=user + 1,
+lost-everything-silent             tensors/test_lost_gradient.py -k warns_once
+    - if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
+    + if name in _QUESTIONS:
+lost-line-in-pyro                  tensors/test_lost_gradient.py -k inside_of_pyro
+    - _HOSTS = {"torch", "pyro", "pyro_gumbel"}
+    + _HOSTS = {"torch", "pyro_gumbel"}
+
+[tensors/one_hot_sample.py]
+one-hot-changed-in-place           tensors/test_one_hot_sample.py -k every_other
+    - return version_of(value) == value.drawn_version
+    + return True
+one-hot-any-dimension              tensors/test_one_hot_sample.py
+    - if not isinstance(value, OneHotSample) or dim not in (-1, value.dim() - 1):
+    + if not isinstance(value, OneHotSample):
+one-hot-beside-an-index            tensors/test_index_tensor.py -k are_tables
+    - if any(issubclass(each, OutcomeTensor) for each in types):
+    + if False:
+one-hot-known-to-compiled-code     tensors/test_one_hot_sample.py -k compiled_function_takes
+    - return other is cls or other is Tensor
+    + return other is cls
+
+[tensors/outcomes.py]
+outcomes-sign                      tensors/test_index_tensor.py -k literal
+    - rows = gradient * table
+    + rows = -gradient * table
+outcomes-infinite                  tensors/test_index_tensor.py -k infinite
+    - return torch.where(finite, table, torch.where(least.isfinite(), least - BELOW, 0.0))
+    + return torch.where(finite, table, torch.where(least.isfinite(), least, 0.0))
+outcomes-nowhere-finite            tensors/test_index_tensor.py -k infinite
+    - return torch.where(finite, table, torch.where(least.isfinite(), least - BELOW, 0.0))
+    + return torch.where(finite, table, least - BELOW)
+outcomes-of-other-elements         tensors/test_index_tensor.py -k literal
+    - return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+    + return True
+outcomes-own-numbers               tensors/test_index_tensor.py -k numbers_of_its_own
+    - self.first = (next(_numbers) & 0x7FFFFFFF) << 32
+    + self.first = 0
+outcomes-whole                     tensors/test_index_tensor.py -k literal
+    - if len(self.draws) > 1 or mine.numel() != theirs.numel() or not mine.is_contiguous():
+    + if len(self.draws) > 1:
+outcomes-half-precision            tensors/test_index_tensor.py -k half_precision
+    - dtype = torch.promote_types(dtype, torch.float32)
+    + dtype = gradient.dtype
+outcomes-transformed-sign          tensors/test_transforms.py -k transforms_of_func
+    - value = value + (of_element * table).sum(0).to(value.dtype)
+    + value = value - (of_element * table).sum(0).to(value.dtype)
+outcomes-second-derivative         tensors/test_transforms.py -k second_derivative_is
+    - sources = (gradient, value, *ctx.one_hots)
+    + sources = (gradient, *ctx.one_hots)
+outcomes-second-derivative-of-none tensors/test_transforms.py -k second_derivative_is
+    - if torch.is_grad_enabled():
+    + if False:
+
+[tensors/rules.py]
+rules-same-element-twice           tensors/test_index_tensor.py -k literal
+    - return groups if len(groups) < 2 else _joint(groups, arguments)
+    + return groups
+rules-common-places-twice          tensors/test_index_tensor.py -k literal
+    - rest = torch.where(common, NO_ELEMENT, other.elements)
+    + rest = other.elements
+rules-no-element-in-common         tensors/test_random_expressions.py
+    - if not known((common & (first.elements != NO_ELEMENT)).any(), otherwise=True):
+    + if not known(common.any(), otherwise=True):
+rules-largest-of-one               tensors/test_lost_gradient.py -k warns_once
+    - if table.dim() != first.table.dim():
+    + if False:
+rules-dtype-of-numbers             tensors/test_index_tensor.py -k literal
+    - each = list(map(_with_dimension, each))
+    + pass
+rules-category-of-other-dtype      tensors/test_index_tensor.py -k literal
+    - is_category = each.is_category and result.dtype == torch.int64
+    + is_category = each.is_category
+rules-any-strides                  tensors/test_index_tensor.py -k literal
+    - _FOR_ANY_STRIDES = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+    + _FOR_ANY_STRIDES: dict[str, Any] = {}
+rules-masks                        tensors/test_lost_gradient.py -k warns_once
+    - return entry.dtype in (torch.bool, torch.uint8)
+    + return False
+rules-without-a-gradient           tensors/test_lost_gradient.py -k without_a_gradient
+    - return not torch.is_grad_enabled() and in_eager_mode()
+    + return False
+rules-changes-in-place             tensors/test_lost_gradient.py -k warns_once
+    - value.keep(made or ())
+    + pass
+rules-several-at-a-place           tensors/test_index_tensor.py -k literal
+    - found[k, sum(size == k for size, _ in found)] = each
+    + found[k, 0] = each
+
+[tensors/subclass.py]
+subclass-stored-as-plain           tensors/test_lost_gradient.py -k copies_are_plain
+    - return self.plain.__reduce_ex__(protocol)
+    + return super().__reduce_ex__(protocol)
+subclass-formatted-as-plain        tensors/test_lost_gradient.py -k what_is_silent
+    - return format(self.plain, spec)
+    + return super().__format__(spec)
 """
 
 # Mutants that no test is expected to notice, with the reason.

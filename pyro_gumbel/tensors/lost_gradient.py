@@ -13,6 +13,11 @@ __all__ = ["warn_of_lost_gradient"]
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
 _HOSTS = {"torch", "pyro", "pyro_gumbel"}
+_CONSTRAINTS = {
+    "torch.distributions.constraints",
+    "pyro.distributions.constraints",
+    "pyro_gumbel.constraints",
+}
 # Modules that pass on what was called.
 _TRANSPARENT = {
     "pyro_gumbel.tensors.index_tensor",
@@ -61,7 +66,7 @@ def warn_of_lost_gradient(name: str) -> None:
     """
     callers = list(_callers())
     asker = next((each for each in callers if each not in _TRANSPARENT), "")
-    if name in _QUESTIONS and _is_host(asker):
+    if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
         return
     user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
     warnings.warn(

@@ -424,14 +424,14 @@ def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     if dim is None:
         table, dim = table.flatten(), 0
         flat = index.flatten()
-        return [gathered(table, 0, flat, _flat(each, index.shape)) for each in outcomes_of(index)]
+        return [gathered(table, 0, flat, _without_shape(each, index.shape)) for each in outcomes_of(index)]
     shape = list(torch.broadcast_shapes(*(_with(each.shape, dim, 1) for each in (table, index))))
     table = table.expand(*_with(shape, dim, table.shape[dim]))
     at = index.expand(*_with(shape, dim, index.shape[dim]))
     return [gathered(table, dim, at, each) for each in outcomes_of(index)]
 
 
-def _flat(outcomes: Outcomes, shape: torch.Size) -> Outcomes:
+def _without_shape(outcomes: Outcomes, shape: torch.Size) -> Outcomes:
     elements = outcomes.elements.expand(shape).flatten()
     table = outcomes.table
     table = table.flatten(1) if outcomes.is_uniform else table.expand(-1, *shape).flatten(1)
