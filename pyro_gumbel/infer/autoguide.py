@@ -30,6 +30,7 @@ from pyro_gumbel.infer.guide_site import (
     over_plates,
     read_site,
     require_known,
+    require_plates,
     require_subsamples,
     start_of,
 )
@@ -236,7 +237,9 @@ class AutoRelaxed(AutoGuide):
             raise self._no_site()
         runs = [first, *self._runs(RUNS - 1, args, kwargs)]
         self._choice.check(stacklevel=4)
-        self._is_masked = any(site.masks for run in runs for site in run.values())
+        masked = [site for run in runs for site in run.values() if site.masks]
+        self._is_masked = bool(masked)
+        self._needs_model = any(site.is_subsampled for site in masked)
         if self._is_masked:
             require_known(self._runs(RUNS, args, kwargs, OneSubsample()))
         self._sites: dict[str, GuideSite] = {}
@@ -266,9 +269,7 @@ class AutoRelaxed(AutoGuide):
 
     def _add_sites(self, runs: list[dict[str, GuideSite]]) -> None:
         """The sites of some runs of the model, with parameters that start at their mean prior."""
-        sites: dict[str, GuideSite] = {}
-        for run in runs:
-            sites = {**run, **sites}
+        sites = {name: site for run in reversed(runs) for name, site in run.items()}
         initial = {name: _start_of(name, runs) for name in sites}
         kinds = {kind: getattr(self, kind) for kind in parameter_names()}
         is_loaded = any(parameters.is_loaded for parameters in kinds.values())
@@ -357,26 +358,25 @@ class AutoRelaxed(AutoGuide):
             return self._sites_without_a_model()
         subsample = OneSubsample({name: plate.indices for name, plate in plates.items()})
         (sites,) = self._runs(1, args, kwargs, subsample)
+        require_plates(sites, plates)
         if not sites.keys() <= self._sites.keys():
             runs = [sites, *self._runs(RUNS - 1, args, kwargs, subsample)]
             self._add_sites([_without(run, self._sites) for run in runs])
         return sites
 
     def _sites_without_a_model(self) -> dict[str, GuideSite]:
-        remedy = (
-            "a model, for the masks of this call, got none, which a pickle leaves out; write guide "
-            "= AutoRelaxed(model, temperature) and guide.load_state_dict(state)"
+        """Those of the first run. Masks of a subsample are no use for another."""
+        missing = (
+            "AutoRelaxed: expected a model, for the masks of this call, got none, which a pickle "
+            "leaves out"
         )
-        if any(site.is_subsampled for site in self._sites.values()):
-            raise ValueError(f"AutoRelaxed: expected {remedy}")
+        remedy = "write guide = AutoRelaxed(model, temperature) and guide.load_state_dict(state)"
+        if self._needs_model:
+            raise ValueError(f"{missing}; {remedy}")
         if not self._warned_of_masks:
             self._warned_of_masks = True
-            warnings.warn(
-                "AutoRelaxed: expected a model, for the masks of this call, got none, which a "
-                "pickle leaves out, and took those of the first run; where they change write guide "
-                "= AutoRelaxed(model, temperature) and guide.load_state_dict(state)",
-                stacklevel=4,
-            )
+            message = f"{missing}, and took those of the first run; where they change {remedy}"
+            warnings.warn(message, stacklevel=4)
         return self._sites
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 
 """A site of a mean-field guide: what it takes from the model, and its distribution."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "over_plates",
     "read_site",
     "require_known",
+    "require_plates",
     "require_subsamples",
     "start_of",
 ]
@@ -204,6 +206,19 @@ def require_subsamples(sites: dict[str, GuideSite], plates: set[str]) -> None:
             )
 
 
+def require_plates(sites: dict[str, GuideSite], plates: Collection[str]) -> None:
+    """Raise where the guide does not have all plates of the sites, by name."""
+    for name, site in sites.items():
+        for frame in site.frames:
+            if frame.name not in plates:
+                raise ValueError(
+                    f'AutoRelaxed: at pyro.sample("{name}", ...): expected plates of the first '
+                    f"run of the guide, {sorted(plates)}, got {frame.name!r}; write "
+                    f"create_plates=lambda *args: [pyro.plate({frame.name!r}, {frame.full_size}, "
+                    f"dim={frame.dim})]"
+                )
+
+
 def _are_equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
     return len(tensors) == len(others) and all(map(torch.equal, tensors, others))
 
@@ -214,9 +229,9 @@ def _of_a_latent_value(name: str, what: str, got: str, site: GuideSite) -> Value
         f'AutoRelaxed: at pyro.sample("{name}", ...): the {what} must be the same in all runs of '
         f"the model on the same data, got {got}, as where it depends on a latent value; write "
         "guide = AutoGuideList(model), "
-        f'guide.append(AutoRelaxed(poutine.block(model, hide=["{name}", ...]))) for the sites '
-        "that this one does not depend on, and guide.append(own), where own(...) draws the others "
-        "as the model does, with poutine.mask(mask=...) around "
+        f'guide.append(AutoRelaxed(poutine.block(model, hide=["{name}", ...]))) without the sites '
+        "that this one depends on, and guide.append(own), where own(...) draws them and this one "
+        "as the model does, inside guide.plates[...] and poutine.mask(mask=...), with "
         f'pyro.sample("{name}", {kind}(logits=pyro.param("{name}_logits", ...)))'
     )
 

@@ -74,8 +74,8 @@ class SiteChoice:
             raise ValueError(
                 f"{self._owner}: `sites` must be names of the model's sample sites, got {missing}, "
                 f"which it does not have; it has {sorted(self._met)}; write sites=None for all "
-                "that are latent, discrete and not enumerated, and for a model that enumerates none "
-                f"model = {UNMARKED}"
+                "that are latent, discrete and not enumerated, and for a model that enumerates "
+                f"none model = {UNMARKED}"
             )
         observed = names - self._chosen
         self.warn_once(
