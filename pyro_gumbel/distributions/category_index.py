@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
-from pyro_gumbel.distributions.relaxation import register_relaxation
+from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_relaxation
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
 from pyro_gumbel.tensors.subclass import plain
@@ -141,9 +141,9 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
 def _no_relaxed_form(temperature: Any, **parameters: Any) -> Any:
     raise TypeError(
         "relax: `distribution` must have values that can be relaxed for hard=False, got a "
-        "Categorical, whose values are integers; leave out hard=False, or write "
+        "Categorical, whose values are integers; leave out hard=False, write "
         "OneHotCategorical(probs=probs) for Categorical(probs=probs), and z @ table where its "
-        "value z is an index, table[z]"
+        f"value z is an index, table[z], or {LEFT_OUT}"
     )
 
 
