@@ -101,8 +101,8 @@ def read_site(
     :raises NotImplementedError: if it takes over from the model what it sees only a part of.
     """
     require_continuous_log_prob(node["fn"])
-    prior = _counterpart(node["fn"], hard)
-    _require_gradient(node["fn"], prior)
+    prior = _counterpart(node, hard)
+    _require_gradient(node, prior)
     site = GuideSite(prior, node["mask"], node["cond_indep_stack"])
     start = site.mean_field.start()
     site.with_parameters(start, temperature, estimator)  # raises if the settings do not fit
@@ -112,8 +112,9 @@ def read_site(
     return site
 
 
-def _counterpart(distribution: Any, hard: bool) -> Any:
+def _counterpart(node: Any, hard: bool) -> Any:
     """The guide's kind of distribution for a site of the model."""
+    distribution = node["fn"]
     base = innermost(distribution)
     name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
     if is_relaxed and hard:
@@ -134,8 +135,8 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
         raise ValueError(
             f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
             "one, a density against a probability; write soft = relaxed(model, temperature, "
-            "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
-            "leave out hard=False"
+            f"hard=False{_named_if_marked(node)}), then AutoRelaxed(soft, temperature, "
+            "hard=False), and train soft, or leave out hard=False"
         )
     new = relax(distribution, None if hard else 1.0, hard=hard)
     base = innermost(new)
@@ -148,19 +149,25 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
     return new
 
 
-def _require_gradient(distribution: Any, prior: Any) -> None:
+def _named_if_marked(node: Any) -> str:
+    """How `relaxed` is told of a site that the model enumerates."""
+    return f', sites=["{node["name"]}", ...]' if node["infer"].get("enumerate") else ""
+
+
+def _require_gradient(node: Any, prior: Any) -> None:
     """Raise for a plain distribution of the model that does not pass its gradient to a sample.
 
     A sparse one passes none to a value of 0.
     """
-    plain = innermost(distribution)
+    plain = innermost(node["fn"])
     passes = getattr(innermost(prior), "plain_passes_gradient", True)
     passes = passes and not getattr(plain, "is_sparse", False)
     if not passes and not is_straight_through(plain):
         raise ValueError(
             f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
-            "only a part of its gradient to a sample; write model = relaxed(model), then "
-            "AutoRelaxed(model), and train that model"
+            "only a part of its gradient to a sample; write "
+            f"model = relaxed(model{_named_if_marked(node)}), then AutoRelaxed(model), and train "
+            "that model"
         )
 
 

@@ -182,6 +182,23 @@ def test_a_model_with_marked_sites_alone_says_what_to_write():
             assert Trace_ELBO().loss(guide.model, guide) > 0
 
 
+def test_a_model_that_must_be_relaxed_says_how():
+    def model():
+        pyro.sample("n", dist.Binomial(5, 0.3), infer={"enumerate": "parallel"})
+        pyro.sample("z", dist.OneHotCategorical(START), infer={"enumerate": "parallel"})
+
+    with pytest.raises(
+        ValueError, match=r'write model = relaxed\(model, sites=\["n", ...\]\), then'
+    ):
+        AutoRelaxed(model, sites=["n"])()
+    handled = relaxed(model, sites=["n"])
+    assert list(AutoRelaxed(handled)()) == ["n"]
+    with pytest.raises(ValueError, match=r'temperature, hard=False, sites=\["z", ...\]\), then'):
+        AutoRelaxed(model, 0.5, hard=False, sites=["z"])()
+    soft = relaxed(model, 0.5, hard=False, sites=["z"])
+    assert list(AutoRelaxed(soft, 0.5, hard=False)()) == ["z"]
+
+
 def unlike(**keywords):
     def model():
         pyro.sample("z", dist.Bernoulli(0.5), **keywords)
