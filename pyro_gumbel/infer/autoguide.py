@@ -5,7 +5,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -244,7 +244,7 @@ class AutoRelaxed(AutoGuide):
             require_known(self._runs(RUNS, args, kwargs, OneSubsample()))
         self._sites: dict[str, GuideSite] = {}
         self._add_parameters()
-        self._add_sites(runs if self._is_masked else [_part(run, first) for run in runs])
+        self._add_sites(_names_in(runs) if self._is_masked else first, runs)
         self.prototype_trace = _without_graph(self.prototype_trace, first)
 
     def _no_site(self) -> ValueError:
@@ -267,9 +267,9 @@ class AutoRelaxed(AutoGuide):
             if not hasattr(self, kind):
                 setattr(self, kind, SiteParameters(kind))
 
-    def _add_sites(self, runs: list[dict[str, GuideSite]]) -> None:
-        """The sites of some runs of the model, with parameters that start at their mean prior."""
-        sites = {name: site for run in reversed(runs) for name, site in run.items()}
+    def _add_sites(self, names: Iterable[str], runs: list[dict[str, GuideSite]]) -> None:
+        """Sites of some runs of the model, with parameters that start at their mean prior."""
+        sites = {name: next(run[name] for run in runs if name in run) for name in names}
         initial = {name: _start_of(name, runs) for name in sites}
         kinds = {kind: getattr(self, kind) for kind in parameter_names()}
         is_loaded = any(parameters.is_loaded for parameters in kinds.values())
@@ -361,7 +361,7 @@ class AutoRelaxed(AutoGuide):
         require_plates(sites, plates)
         if not sites.keys() <= self._sites.keys():
             runs = [sites, *self._runs(RUNS - 1, args, kwargs, subsample)]
-            self._add_sites([_without(run, self._sites) for run in runs])
+            self._add_sites([n for n in _names_in(runs) if n not in self._sites], runs)
         return sites
 
     def _sites_without_a_model(self) -> dict[str, GuideSite]:
@@ -418,12 +418,9 @@ class AutoRelaxed(AutoGuide):
         return {name: quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
 
 
-def _part(run: dict[str, GuideSite], names: Collection[str]) -> dict[str, GuideSite]:
-    return {name: site for name, site in run.items() if name in names}
-
-
-def _without(run: dict[str, GuideSite], names: Collection[str]) -> dict[str, GuideSite]:
-    return {name: site for name, site in run.items() if name not in names}
+def _names_in(runs: list[dict[str, GuideSite]]) -> list[str]:
+    """The sites of all runs, each once."""
+    return list(dict.fromkeys(name for run in runs for name in run))
 
 
 def _start_of(name: str, runs: list[dict[str, GuideSite]]) -> dict[str, Tensor]:
