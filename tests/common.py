@@ -16,6 +16,7 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    IndexStraightThrough,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -53,6 +54,7 @@ STRAIGHT_THROUGH = [
 ]
 RELAXED = RELAXED_VALUES + RELAXED_LOGITS
 ALL = BERNOULLI + CATEGORICAL + SUBSETS + RANKINGS
+WITH_INDICES = [*ALL, IndexStraightThrough]  # whose values are integers
 # One of each family, and a straight-through one, for what all do alike and is slow to test.
 FEW = [*RELAXED_VALUES, CategoricalStraightThrough]
 SIZED = [*SUBSETS, *RANKINGS, *DISCRETE]
@@ -94,6 +96,8 @@ def with_sizes(classes, *numbers):
 
 def event_shape(cls, k=3):
     """The event shape of a class, with k categories where it has categories."""
+    if cls is IndexStraightThrough:
+        return ()
     rows = (size_for(k),) if cls in (PlackettLuce, *RANKINGS) else ()
     return (*rows, *param_shape(cls, k))
 

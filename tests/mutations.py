@@ -216,7 +216,7 @@ families-expand-to-less            distributions/test_arguments.py -k expand
     - if broadcast(shape, batch_shape) != batch_shape:
     + if broadcast(shape, batch_shape) is None:
 families-temperature-dimensions    distributions/test_arguments.py
-    - return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
+    - return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
     + return tau
 families-one-element               distributions/test_arguments.py
     - return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
@@ -227,6 +227,9 @@ families-sure-entry                distributions/test_moments.py -k derivatives
 families-copied-cache              distributions/test_arguments.py -k pickle
     - state["_cache_key"] = CacheKey()
     + pass
+base-temperature-of-noise          distributions/test_category_index.py
+    - return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
+    + return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
 
 [distributions/bernoulli.py]
 families-log-odds                  distributions/test_arguments.py
@@ -258,6 +261,38 @@ families-differences-overflow      distributions/test_kl.py
 families-fewest-possible           distributions/test_arguments.py
     - ((value > 0).sum(-1) >= fewest)
     + ((value > 0).sum(-1) >= 1)
+
+[distributions/category_index.py]
+category-index-event               distributions/test_category_index.py
+    - return torch.Size()
+    + return categories
+category-index-noise               distributions/test_category_index.py
+    - return self._parameter.shape[-1:]
+    + return self._event_shape
+category-index-without-gradient    distributions/test_category_index.py
+    - return index if isinstance(index, IndexTensor) else super()._pathwise(index)
+    + return index
+category-index-not-pathwise        distributions/test_category_index.py
+    - return isinstance(value, IndexTensor) or super()._is_pathwise(value)
+    + return super()._is_pathwise(value)
+category-index-always-pathwise     distributions/test_category_index.py
+    - return isinstance(value, IndexTensor) or super()._is_pathwise(value)
+    + return True
+category-index-impossible          distributions/test_category_index.py
+    - table = torch.where(impossible, -torch.inf, log_probs)
+    + table = log_probs
+category-index-batch               distributions/test_category_index.py
+    - return self._over_batch(entry(table, value))
+    + return entry(table, value)
+category-index-mode                distributions/test_category_index.py
+    - return self.family.mode(self._logits).expand(self._batch_shape)
+    + return self.family.mode(self._logits)
+category-index-of-torch            distributions/test_category_index.py
+    - register_relaxation(TorchCategorical, IndexStraightThrough, None)
+    + register_relaxation(Categorical, IndexStraightThrough, None)
+category-index-divergence          distributions/test_category_index.py
+    - kl.register_outcomes(IndexStraightThrough, TorchCategorical)
+    + kl.register_outcomes(IndexStraightThrough, IndexStraightThrough)
 
 [distributions/counts.py]
 counts-impossible-values           distributions/test_counts.py -k impossible
@@ -473,6 +508,9 @@ relax-temperature-of-an-event      distributions/test_relaxation.py -k "temperat
 relax-any-count                    infer/test_count_guides.py -k part_of_the_gradient
     - return relax.dispatch(kind) is not relax.dispatch(object) or is_discrete(distribution)
     + return relax.dispatch(kind) is not relax.dispatch(object)
+relax-without-relaxed              distributions/test_category_index.py
+    - if not hard and relaxed is None:
+    + if not hard and relaxed is None and temperature is not None:
 
 [distributions/relaxed.py]
 relaxed-covariance                 distributions/test_moments.py
@@ -537,11 +575,23 @@ selected-flat-floor                distributions/test_selected_component.py
     - return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
     + return torch.full_like(lowest, -BELOW_THE_LOWEST)
 selected-impossible-anywhere       distributions/test_selected_component.py
-    - infinite = torch.where(finite | (weights == 0), 0.0, table.detach()).sum(-1)
-    + infinite = torch.where(finite, 0.0, table.detach()).sum(-1)
+    - return total + torch.where(z == 0, 0.0, infinite).sum(-1)
+    + return total + infinite.sum(-1)
 selected-possible-everywhere       distributions/test_selected_component.py
-    - return total + infinite
+    - return total + torch.where(z == 0, 0.0, infinite).sum(-1)
     + return total
+selected-possible-index            distributions/test_selected_component.py
+    - return total + entry(infinite, plain(z))
+    + return total
+selected-plain-index               distributions/test_selected_component.py -k index
+    - return z if isinstance(z, IndexTensor) else plain(z)
+    + return plain(z)
+selected-index-twice               distributions/test_selected_component.py -k index
+    - z = self.z.detach()
+    + z = self.z
+selected-over-event                distributions/test_selected_component.py
+    - return z.reshape(batch + (1,) * self.event_dim + categories)
+    + return z
 selected-shared-draws              distributions/test_selected_component.py
     - return self.components.expand(torch.Size((*self._batch_shape, self._number)))
     + return self.components
@@ -561,11 +611,11 @@ selected-support                   distributions/test_selected_component.py
     - return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).any(-1)
     + return self.of_components.check(value.unsqueeze(-1 - self.event_dim)).all(-1)
 selected-half-types                distributions/test_selected_component.py
-    - return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
-    + return self.z.to(torch.promote_types(self.z.dtype, table.dtype))
+    - return (cast(z, torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
+    + return (z.to(torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
 selected-draws-in-z                distributions/test_selected_component.py
-    - return chosen + (weights * finite).sum(-1 - self.event_dim)
-    + return chosen
+    - return self._selected(draws) + zero_with_gradient(linear)
+    + return self._selected(draws)
 selected-infinite-draws            distributions/test_selected_component.py -k infinite_draw
     - finite = torch.where(draws.isfinite(), draws, 0.0).detach()
     + finite = draws.detach()
@@ -584,11 +634,14 @@ straight-through-any-estimator     distributions/test_straight_through.py
     - draw = self._estimated
     + draw = self._gumbel_softmax
 straight-through-mark              distributions/test_straight_through.py
-    - if value.requires_grad or recall(value, PATHWISE):
-    + if value.requires_grad:
+    - return value.requires_grad or bool(recall(value, PATHWISE))
+    + return value.requires_grad
 straight-through-forward-mode      distributions/test_second_order.py -k forward_mode
     - return self._gumbel_softmax(sample_shape).detach()
     + return self._gumbel_softmax(sample_shape)
+hard-plain-before-cast             distributions/test_category_index.py
+    - value = plain(cast(value, torch.promote_types(value.dtype, self._dtype)))
+    + value = cast(plain(value), torch.promote_types(value.dtype, self._dtype))
 
 [distributions/subset.py]
 subset-rest-by-maximum             distributions/test_without_replacement.py
@@ -1052,6 +1105,11 @@ integrals-entropy-constant         distributions/test_moments.py -k entropies
 integrals-kl-temperatures          distributions/test_kl.py
     - elementary = (k - 1) * (tau_q / tau_p).log()
     + elementary = (k - 1) * (tau_p / tau_q).log()
+
+[ops/lookup.py]
+lookup-types                       distributions/test_category_index.py
+    - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
+    + indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
 
 [ops/logarithms.py]
 logarithm-of-a-subnormal           distributions/test_arguments.py -k subnormal

@@ -32,7 +32,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.common import ALL, DISCRETE, build, param_shape
+from tests.common import ALL, DISCRETE, WITH_INDICES, build, param_shape
 
 HUGE = 10**400  # beyond the floats
 
@@ -286,7 +286,7 @@ def innermost_parameters(distribution):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", PARAMETERS)
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_a_distribution_with_parameters_of_pyro_is_pickled(cls, kind, form):
     """As every tensor: with the same numbers, and those with a gradient are leaves."""
     tau, logits = PARAMETERS[kind](param_shape(cls))
@@ -312,7 +312,7 @@ def test_a_distribution_with_parameters_of_pyro_is_pickled(cls, kind, form):
     assert [hasattr(raw, "unconstrained") for raw in innermost_parameters(distribution)[1]] == tied
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_a_deep_copy_does_not_drop_a_graph(cls):
     """torch refuses it, for its own distributions as for ours; leaves are copied."""
     learnt = build(cls, LearnableTemperature(0.7), logits=torch.zeros(param_shape(cls)))

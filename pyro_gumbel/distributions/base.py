@@ -57,6 +57,7 @@ class Family:
     :ivar takes_size: whether the distributions have the argument `size`.
     :ivar default_temperature: of the straight-through distribution that `relax` makes where it is
         given neither a temperature nor an estimator; None for second order.
+    :ivar without_relaxed: of a family without relaxed values, why, and the line to write instead.
     :ivar arg_constraints: the constraints of `probs` and `logits`.
     """
 
@@ -66,6 +67,7 @@ class Family:
     event_dim: ClassVar[int]
     takes_size: ClassVar[bool] = False
     default_temperature: ClassVar[float | None] = None
+    without_relaxed: ClassVar[str] = ""
     arg_constraints: ClassVar[Mapping[str, constraints.Constraint]]
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
@@ -434,14 +436,19 @@ class FamilyDistribution:
         if tau.dim() == 0 and tau.dtype == parameter.dtype == torch.float32:
             return tau if tau.device == parameter.device else tau.to(parameter.device)
         tau = cast(self.temperature, self._dtype)
-        return tau.reshape(tau.shape + (1,) * len(self._event_shape)) if tau.dim() else tau
+        return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
+
+    @property
+    def _noise_shape(self) -> torch.Size:
+        """The shape of the noise of one draw."""
+        return self._event_shape
 
     def _perturb(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """The logits x and z = x + noise; z has the full shape of a draw."""
+        """The logits x and z = x + noise; z has the full shape of the noise of a draw."""
         x = self.link.centred(self._logits)
-        if len(self._event_shape) > self.family.event_dim:
+        if len(self._noise_shape) > self.family.event_dim:
             x = x.unsqueeze(-2)
-        shape = self._extended_shape(sample_shape)
+        shape = self._sample_shape(sample_shape) + self._batch_shape + self._noise_shape
         return x, x + self.family.noise(shape, dtype=x.dtype, device=x.device)
 
     # Validation.

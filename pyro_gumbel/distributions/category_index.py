@@ -14,16 +14,24 @@ from torch.distributions import constraints
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
-from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_relaxation
+from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
+from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["IndexFamily", "IndexStraightThrough"]
 
+_NO_ORDER = "needs an order, and categories have none"
+
 
 class IndexFamily(CategoricalFamily):
     """The categorical family, with the index of a category as its value. Not a distribution."""
+
+    without_relaxed = (
+        "whose values are integers; leave out hard=False, write OneHotCategorical(probs=d.probs) "
+        "for this distribution d, and z @ table where its value z is an index, table[z]"
+    )
 
     def event_shape(self, owner: str, categories: torch.Size, size: Any) -> torch.Size:
         return torch.Size()
@@ -50,7 +58,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     and the gradient in :math:`D` of these sums is passed on to the logits as that of a
     `CategoricalStraightThrough`: without a temperature by second order, which is unbiased for every
     loss that is quadratic in :math:`D`; see there for the formula. A loss that is not, as
-    ``Normal(locs[z], scales[z])``, has a biased gradient; `SelectedComponent` has the remedy.
+    ``Normal(locs[z], scales[z])``, has a biased gradient. Write
+    ``SelectedComponent(z, Normal(locs, scales))``, which has an unbiased one.
     Sources: Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation" (2023),
     https://arxiv.org/abs/2304.08612; Jang, Gu and Poole, "Categorical reparameterization with
     Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
@@ -69,7 +78,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and its log_prob is -inf. Give exactly one of `probs` and
         `logits`.
-    :param estimator: as in `CategoricalStraightThrough`.
+    :param estimator: as in `CategoricalStraightThrough`; a function of yours returns a tensor of
+        the shape of the one-hot vectors.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
@@ -84,7 +94,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     _support_text = "an integer from 0 to the number of categories - 1"
     _remedy = "write value.argmax(-1) for a one-hot value"
 
-    icdf: Any = absent("needs an order, and categories have none", "use `mode` or `probs`")
+    cdf: Any = absent(_NO_ORDER, "write d.probs[..., : k + 1].sum(-1) for the categories up to k")
+    icdf: Any = absent(_NO_ORDER, "use `mode` or `probs`")
 
     @property
     def _num_events(self) -> int:
@@ -92,24 +103,21 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         return self._parameter.shape[-1]
 
     @property
-    def _one_hot(self) -> CategoricalStraightThrough:
-        """The distribution of the one-hot vector of the index."""
-        new = object.__new__(CategoricalStraightThrough)
-        new.__dict__.update(self.__dict__)
-        new._event_shape = self._parameter.shape[-1:]
-        return new
+    def _noise_shape(self) -> torch.Size:
+        return self._parameter.shape[-1:]
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """An index, as an `IndexTensor`; a plain tensor where no gradient is asked for."""
-        one_hot = plain(self._one_hot.rsample(sample_shape))
-        return self._pathwise(drawn_index(one_hot, one_hot.argmax(-1)))
+        return super().rsample(sample_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
-        return self._one_hot.sample(sample_shape).argmax(-1)
+        return super().sample(sample_shape).argmax(-1)
 
     def _pathwise(self, sample: Tensor) -> Tensor:
-        return sample if isinstance(sample, IndexTensor) else super()._pathwise(sample)
+        """The index of a one-hot vector."""
+        index = drawn_index(sample, sample.argmax(-1))
+        return index if isinstance(index, IndexTensor) else super()._pathwise(index)
 
     def _is_pathwise(self, value: Tensor) -> bool:
         return isinstance(value, IndexTensor) or super()._is_pathwise(value)
@@ -119,8 +127,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         self._validate_sample(plain(value))
         impossible, log_probs = self._log_probs()
         table = torch.where(impossible, -torch.inf, log_probs)
-        index, table = torch.broadcast_tensors(value.long().unsqueeze(-1), table)
-        return self._over_batch(table.gather(-1, index[..., :1]).squeeze(-1))
+        return self._over_batch(entry(table, value))
 
     @property
     def mean(self) -> Tensor:
@@ -138,16 +145,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         return self.family.mode(self._logits).expand(self._batch_shape)
 
 
-def _no_relaxed_form(temperature: Any, **parameters: Any) -> Any:
-    raise TypeError(
-        "relax: `distribution` must have values that can be relaxed for hard=False, got a "
-        "Categorical, whose values are integers; leave out hard=False, write "
-        "OneHotCategorical(probs=probs) for Categorical(probs=probs), and z @ table where its "
-        f"value z is an index, table[z], or {LEFT_OUT}"
-    )
-
-
 # `relax` of a Categorical returns one of these.
-register_relaxation(TorchCategorical, IndexStraightThrough, _no_relaxed_form)
+register_relaxation(TorchCategorical, IndexStraightThrough, None)
 # Between straight-through and plain categorical distributions.
 kl.register_outcomes(IndexStraightThrough, TorchCategorical)

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent
 from pyro_gumbel._tracing import known
 from pyro_gumbel._validation import Temperature, fitted, require
 from pyro_gumbel.constraints import simplex as simplex_constraint
+from pyro_gumbel.distributions.base import Family
 from pyro_gumbel.distributions.plain import parameter_of
 from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.sample_cache import cached, recall
@@ -66,14 +67,16 @@ def relax(
     ==================== ================================ =======================
     `Bernoulli`          `BernoulliStraightThrough`       `RelaxedBernoulli`
     `OneHotCategorical`  `CategoricalStraightThrough`     `RelaxedCategorical`
+    `Categorical`        `IndexStraightThrough`           none
     `Subset`             `SubsetStraightThrough`          `RelaxedSubset`
     `PlackettLuce`       `PlackettLuceStraightThrough`    `RelaxedPlackettLuce`
     `Poisson`            `PoissonStraightThrough`         none
     other counts         a class of that kind             none
     ==================== ================================ =======================
 
-    Counts are all other discrete distributions with a mean and a variance, of torch, Pyro or your
-    own. Their one estimator is second order: they take no notice of `temperature` and `estimator`.
+    An `OrderedLogistic` is a `Categorical`. Counts are all other discrete distributions with a mean
+    and a variance, of torch, Pyro or your own. Their one estimator is second order: they take no
+    notice of `temperature` and `estimator`.
 
     Distributions wrapped by `Independent`, `mask` or `expand` keep their wrappers. A distribution
     given by `probs` is relaxed with `probs`. One that is relaxed already is returned as it is. For
@@ -96,8 +99,8 @@ def relax(
         continuous one, which needs a temperature.
     :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
         `gumbel_softmax` with a temperature and second order without.
-    :raises TypeError: for a distribution that is continuous, or has no mean or variance; for a
-        `Categorical`, whose integer values cannot carry a gradient; for a count and `hard=False`.
+    :raises TypeError: for a distribution that is continuous, or has no mean or variance; for
+        `hard=False` and a `Categorical` or a count, whose values cannot be relaxed.
     :raises ValueError: for a wrong temperature or estimator.
     """
     if _defaults and is_discrete(distribution):
@@ -123,6 +126,14 @@ def _not_relaxable(distribution: Any) -> TypeError:
     )
 
 
+def _without_relaxed(distribution: Any, family: Family) -> TypeError:
+    """The error for `hard=False` and a family that has discrete values only."""
+    return TypeError(
+        "relax: `distribution` must have values that can be relaxed for hard=False, got a "
+        f"{type(distribution).__name__}, {family.without_relaxed}, or {LEFT_OUT}"
+    )
+
+
 def register_default(function: Callable[[Any, bool], Any]) -> Callable[[Any, bool], Any]:
     """Teach `relax` what to make of a discrete distribution whose class is not registered.
 
@@ -133,7 +144,10 @@ def register_default(function: Callable[[Any, bool], Any]) -> Callable[[Any, boo
 
 
 def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> None:
-    """Teach `relax` which classes a discrete class of their family becomes."""
+    """Teach `relax` which classes a discrete class of their family becomes.
+
+    :param relaxed: None for a family without relaxed values.
+    """
     _discrete_classes.append(discrete.__name__)
     family = straight_through.family
 
@@ -145,6 +159,8 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
         hard: bool = True,
         estimator: str | Estimator | None = None,
     ) -> Any:
+        if not hard and relaxed is None:
+            raise _without_relaxed(distribution, family)
         require_settings("relax", temperature, hard, estimator)
         arguments = parameter_of(distribution, family)
         if family.takes_size:

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""One of several distributions, chosen by a one-hot vector.
+r"""One of several distributions, chosen by a one-hot vector or by an index.
 
 A straight-through sample passes the derivative of the log likelihood back to the probabilities.
 That is accurate where the log likelihood is linear or quadratic in the one-hot vector z, and wrong
@@ -14,7 +14,8 @@ log likelihood has a linear form:
     \frac{\partial \log p(x \mid z)}{\partial z_k} = \log p_k(x).
 
 Its gradient in z is the table of the log probabilities under all components. With this gradient the
-second-order estimators are unbiased.
+second-order estimators are unbiased. An `IndexTensor` has the same gradient, in the one-hot vector
+of its draw.
 
 **Impossible values.** Where :math:`\log p_k(x) = -\infty`, the sum leaves the component out unless
 :math:`z_k > 0`, and is :math:`-\infty` if so. The gradient in z needs a finite number there. With 0
@@ -36,7 +37,9 @@ from pyro_gumbel._validation import broadcast, check_value, read_validate_args, 
 from pyro_gumbel.constraints import simplex
 from pyro_gumbel.distributions.base import expanded
 from pyro_gumbel.ops.autograd import zero_with_gradient
+from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.tensors.index_tensor import IndexTensor
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["SelectedComponent"]
@@ -50,14 +53,17 @@ class SelectedComponent(TorchDistribution):
     .. math:: \log p(x \mid z) = \sum_k z_k \log p_k(x)
 
     for a one-hot vector z, and :math:`\log p_z(x)` for an index z. It is linear in z, so a
-    straight-through sample z gets the log probabilities under all components as its gradient. With
-    the second-order estimators that gradient is unbiased, however the components differ.
-    ``Normal(z @ means, z @ scales)`` has the same values and a biased gradient.
+    straight-through sample z gets the log probabilities under all components as its gradient: one
+    of a `CategoricalStraightThrough`, or an index of an `IndexStraightThrough`. With the
+    second-order estimators that gradient is unbiased, however the components differ.
+    ``Normal(z @ means, z @ scales)`` and ``Normal(means[z], scales[z])`` have the same values and a
+    biased gradient.
 
-    >>> z = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 1])).float()
+    >>> z = torch.tensor([0, 2, 2, 1])
+    >>> one_hot = torch.nn.functional.one_hot(z).float()
     >>> components = pyro.distributions.Normal(torch.tensor([-2.0, 0.0, 2.0]), 0.5)
-    >>> SelectedComponent(z, components).batch_shape
-    torch.Size([4])
+    >>> [SelectedComponent(each, components).mean.tolist() for each in (z, one_hot)]
+    [[-2.0, 2.0, 2.0, 0.0], [-2.0, 2.0, 2.0, 0.0]]
 
     Components of vectors need an event dimension, so that their last batch dimension is K: with
     means of the shape (K, D), ``Normal(means, scales).to_event(1)``.
@@ -70,7 +76,8 @@ class SelectedComponent(TorchDistribution):
     probabilities is then not normalised.
 
     :param z: one-hot vectors, floats of the shape (..., K); or indices from 0 to K - 1, integers of
-        the shape (...). Integers are always indices.
+        the shape (...), which have a gradient if an `IndexStraightThrough` drew them. Floats are
+        always one-hot vectors, and integers always indices.
     :param components: a distribution with the components in its last batch dimension, of the batch
         shape (..., K). The batch shape without K broadcasts with that of z.
     :param validate_args: whether to check the values of z, and of the argument of `log_prob`; None
@@ -120,19 +127,19 @@ class SelectedComponent(TorchDistribution):
 
     def _check_values(self) -> None:
         """Raise a ValueError unless z selects components."""
-        owner, last = type(self).__name__, self._number - 1
+        owner, last, z = type(self).__name__, self._number - 1, plain(self.z)
         if self._is_index:
             require(
-                (self.z >= 0) & (self.z <= last),
+                (z >= 0) & (z <= last),
                 f"{owner}: an index `z` must be from 0 to {last}",
-                self.z,
+                z,
                 "write a float one-hot vector, z.float(), if these integers are one",
             )
         else:
             require(
-                simplex.check(self.z),
+                simplex.check(z),
                 f"{owner}: `z` must be one-hot over its last dimension, or not below 0 with sum 1",
-                self.z,
+                z,
                 "write z.softmax(-1) if these are logits",
             )
 
@@ -154,7 +161,7 @@ class SelectedComponent(TorchDistribution):
         """<z, log p(value)>, linear in z and differentiable in it."""
         self._validate_sample(value)
         log_probs = self._log_probs(value)
-        log_prob = _weighted_sum(self._weights(log_probs), log_probs, _floor(log_probs.detach()))
+        log_prob = _weighted_sum(self.z, log_probs, _floor(log_probs.detach()))
         return log_prob.expand(broadcast(log_prob.shape, self._batch_shape))  # type: ignore[arg-type]
 
     def _log_probs(self, value: Tensor) -> Tensor:
@@ -166,20 +173,13 @@ class SelectedComponent(TorchDistribution):
             return log_probs
         return torch.where(support.check(value), log_probs, -torch.inf)
 
-    def _weights(self, table: Tensor) -> Tensor:
-        """z as one-hot vectors of the table's dtype, or of its own if that is more precise."""
-        if self._is_index:
-            numbers = torch.arange(self._number, device=self.z.device)
-            return (self.z.unsqueeze(-1) == numbers).to(table.dtype)
-        return cast(self.z, torch.promote_types(self.z.dtype, table.dtype))
-
     def _validate_sample(self, value: Tensor) -> None:
         """Raise unless `value` has a legal type and shape; with validation, is in the support."""
         owner = type(self).__name__
         check_value(owner, value, self._batch_shape, self._event_shape, integers=True)
         if self._validate_args and not in_program():
             require(
-                self.support.check(value),
+                self.support.check(plain(value)),
                 f"{owner}: `value` must be in the support of a component",
                 value,
                 f"{owner}(..., validate_args=False) gives it the log_prob of the components",
@@ -196,11 +196,18 @@ class SelectedComponent(TorchDistribution):
         return self._moment(self.components.variance)
 
     def _moment(self, moments: Tensor) -> Tensor:
-        components_last = moments.movedim(-1 - self.event_dim, -1)
-        weights = self._weights(moments)
-        weights = weights.reshape((*weights.shape[:-1], *(1,) * self.event_dim, self._number))
-        selected = _weighted_sum(weights, components_last, 0.0)
+        selected = _weighted_sum(self._over_event(self.z), self._components_last(moments), 0.0)
         return selected.expand(self._batch_shape + self._event_shape)
+
+    def _components_last(self, values: Tensor) -> Tensor:
+        """Values of all components, with those as the last dimension, after the event."""
+        return values.movedim(-1 - self.event_dim, -1)
+
+    def _over_event(self, z: Tensor) -> Tensor:
+        """z with dimensions of size 1 for the event."""
+        categories = () if self._is_index else (self._number,)
+        batch = z.shape[: z.dim() - len(categories)]
+        return z.reshape(batch + (1,) * self.event_dim + categories)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw of the selected component. Draws all of them."""
@@ -213,13 +220,9 @@ class SelectedComponent(TorchDistribution):
         A draw that is not finite passes no gradient to z.
         """
         draws = self._wide_components().rsample(torch.Size(sample_shape))
-        chosen = self._selected(draws)
-        if self._is_index:
-            return chosen
-        weights = zero_with_gradient(self._weights(draws))
-        weights = weights.reshape((*weights.shape, *(1,) * self.event_dim))
         finite = torch.where(draws.isfinite(), draws, 0.0).detach()
-        return chosen + (weights * finite).sum(-1 - self.event_dim)
+        linear = _weighted(self._over_event(self.z), self._components_last(finite))
+        return self._selected(draws) + zero_with_gradient(linear)
 
     def _wide_components(self) -> Any:
         """The components over the whole batch, so that every element has its own draw."""
@@ -227,12 +230,10 @@ class SelectedComponent(TorchDistribution):
 
     def _selected(self, draws: Tensor) -> Tensor:
         """The draw of one component, of those of all of them."""
-        index = self.z if self._is_index else self.z.detach().argmax(-1)
-        index = index.expand(self._batch_shape)
-        index = index.reshape((*index.shape, *(1,) * (1 + self.event_dim)))
-        index = index.reshape((1,) * (draws.dim() - index.dim()) + index.shape)
-        dim = -1 - self.event_dim
-        return torch.take_along_dim(draws, index, dim).squeeze(dim)
+        z = self.z.detach()
+        index = z if self._is_index else z.argmax(-1)
+        index = index.reshape(index.shape + (1,) * self.event_dim)
+        return entry(self._components_last(draws), index)
 
 
 class _OfAComponent(constraints.Constraint):
@@ -282,15 +283,25 @@ def _floor(log_probs: Tensor) -> Tensor:
     return torch.where(lowest.isfinite(), lowest, 0.0) - BELOW_THE_LOWEST
 
 
-def _weighted_sum(weights: Tensor, table: Tensor, floor: Tensor | float) -> Tensor:
-    """The sum of weights * table over the last dimension, where 0 times infinity is 0.
+def _weighted_sum(z: Tensor, table: Tensor, floor: Tensor | float) -> Tensor:
+    """The sum of z * table over the last dimension, where 0 times infinity is 0.
 
-    :param floor: what stands for entries that are not finite, in the gradient of the weights.
+    :param z: one-hot vectors or indices.
+    :param floor: what stands for entries that are not finite, in the gradient of z.
     """
     finite = table.isfinite()
-    total = (weights * torch.where(finite, table, floor)).sum(-1)
-    infinite = torch.where(finite | (weights == 0), 0.0, table.detach()).sum(-1)
-    return total + infinite
+    total = _weighted(z, torch.where(finite, table, floor))
+    infinite = torch.where(finite, 0.0, table.detach())
+    if not z.is_floating_point():
+        return total + entry(infinite, plain(z))
+    return total + torch.where(z == 0, 0.0, infinite).sum(-1)
+
+
+def _weighted(z: Tensor, table: Tensor) -> Tensor:
+    """The sum of z * table over the last dimension of a finite table, for an index its entry."""
+    if not z.is_floating_point():
+        return entry(table, z)
+    return (cast(z, torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
 
 
 def _read_components(owner: str, components: Any) -> Distribution:
@@ -312,11 +323,14 @@ def _read_selection(owner: str, z: Any, number: int) -> Tensor:
     if not isinstance(z, Tensor):
         raise TypeError(f"{expected}, got {type(z).__name__}; write torch.as_tensor(z)")
     if z.is_complex() or z.dtype == torch.bool:
-        raise TypeError(f"{expected}, got a tensor of {z.dtype}; write z.float()")
+        raise TypeError(
+            f"{expected}, got a tensor of {z.dtype}; write z.float() for one-hot vectors, or "
+            "z.long() for indices"
+        )
     if z.is_floating_point() and z.shape[-1:] != (number,):
         raise ValueError(
             f"{owner}: one-hot `z` must have the {number} components of `components` in its last "
             f"dimension, got shape {tuple(z.shape)}; write z.long() if it is an index, or "
             ".to_event(1) after components whose last dimension is that of vectors"
         )
-    return plain(z)
+    return z if isinstance(z, IndexTensor) else plain(z)

@@ -176,9 +176,8 @@ class StraightThroughOutcome(FamilyStraightThrough):
         The log_prob of an outcome of probability 0 is -inf. Where the value is 0 there it adds 0,
         and it passes no gradient.
         """
-        value = plain(value)
-        self._validate_sample(value)
-        value = cast(value, torch.promote_types(value.dtype, self._dtype))
+        self._validate_sample(plain(value))
+        value = plain(cast(value, torch.promote_types(value.dtype, self._dtype)))
         weights = self.family.one_hot(value)
         impossible, log_probs = self._log_probs()
         log_prob = (weights * log_probs).sum(-1)

@@ -12,6 +12,11 @@ __all__ = ["warn_of_lost_gradient"]
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
 _HOSTS = ("torch.", "pyro.")
+_CONSTRAINTS = (
+    "torch.distributions.constraints",
+    "pyro.distributions.constraints",
+    "pyro_gumbel.constraints",
+)
 _TRANSPARENT = (
     "torch._compile",
     "torch._dynamo.eval_frame",
@@ -51,7 +56,7 @@ def warn_of_lost_gradient(name: str) -> None:
     :param name: of the operation.
     """
     depth, module = _caller()
-    if name in _QUESTIONS and module.startswith(_HOSTS):
+    if module in _CONSTRAINTS or (name in _QUESTIONS and module.startswith(_HOSTS)):
         return
     remedy = _REMEDIES.get(name, "write table[z], torch.where(z == k, a, b) or z.float()")
     warnings.warn(

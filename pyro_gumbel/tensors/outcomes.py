@@ -231,16 +231,15 @@ def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch
         rows = gradient * table
     elif all(table.shape[1 + d] == 1 for d, keep in enumerate(kept) if keep):
         rest = [d for d, keep in enumerate(kept) if keep]
-        of_sums = gradient.permute(*rest, *summed)
-        u = of_sums.reshape(*of_sums.shape[: len(rest)], -1)
+        u = gradient.permute(*rest, *summed).flatten(len(rest))
         t = table.expand(-1, *[1 if keep else n for keep, n in zip(kept, gradient.shape)])
         rows = u @ t.reshape(t.shape[0], -1).T
-        return rows.reshape(*elements.shape, -1)
+        return rows.reshape(*elements.shape, table.shape[0])
     else:
         letters = "".join(chr(ord("a") + d) for d in range(gradient.dim()))
         result = "".join(letter for letter, keep in zip(letters, kept) if keep)
         rows = torch.einsum(f"{letters},z{letters}->z{result}", gradient, table)
-    return rows.movedim(0, -1).reshape(*elements.shape, -1)
+    return rows.movedim(0, -1).reshape(*elements.shape, table.shape[0])
 
 
 def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[Any]) -> list[Tensor]:

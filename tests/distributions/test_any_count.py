@@ -308,10 +308,6 @@ MISSING = {
         lambda: dist.ExtendedBinomial(torch.tensor(-2), torch.tensor(0.3)),
         "ExtendedBinomial, whose `variance` is negative",
     ),
-    "ordered logistic": (
-        lambda: dist.OrderedLogistic(torch.tensor(0.0), torch.tensor([0.0, 1.0])),
-        "values are integers",
-    ),
 }
 
 

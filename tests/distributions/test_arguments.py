@@ -42,6 +42,7 @@ from tests.common import (
     SIZED,
     STRAIGHT_THROUGH,
     SUBSETS,
+    WITH_INDICES,
     build,
     event_shape,
     leaf_of,
@@ -52,7 +53,7 @@ from tests.common import (
 # Temperature.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_one_element_is_a_scalar(cls):
     logits = torch.randn(4, *param_shape(cls))
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def test_one_element_is_a_scalar(cls):
         assert d.log_prob(d.sample()).shape == (4,)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 @pytest.mark.parametrize(
     ("temperature", "batch", "joint"),
     [((4,), (), (4,)), ((4,), (3, 4), (3, 4)), ((3, 1), (3, 4), (3, 4)), ((2, 3), (3,), (2, 3))],
@@ -157,7 +158,7 @@ SCALARS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", SCALARS)
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_kinds_of_temperatures(cls, kind, dtype):
     logits = torch.randn(4, *param_shape(cls), dtype=dtype)
     d, expected = (build(cls, given, logits=logits) for given in (SCALARS[kind](2), 2.0))
@@ -179,7 +180,7 @@ def test_kinds_of_numbers_for_a_bit(cls, kind):
         assert d.log_prob(d.sample()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
     """It is kept, or where it would be lost the object is refused."""
     tau = torch.tensor(0.5, requires_grad=True)
@@ -192,7 +193,7 @@ def test_the_gradient_of_an_object_that_stands_for_a_tensor(cls):
         build(cls, Wrapped(tau), logits=logits)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_a_batch_of_integer_temperatures(cls):
     logits = torch.zeros(3, *param_shape(cls))
     for given in (torch.tensor([1, 2, 3]), Unwrapped(torch.tensor([1.0, 2.0, 3.0]))):
@@ -202,7 +203,7 @@ def test_a_batch_of_integer_temperatures(cls):
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_integer_parameters(cls, default):
     """Weights 1, 2, 3 are probabilities of 1/6, 1/3, 1/2, in torch's default dtype."""
     torch.set_default_dtype(default)
@@ -217,7 +218,7 @@ def test_integer_parameters(cls, default):
             assert d.log_prob(d.sample()).isfinite().all()
 
 
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_validation_is_the_argument_after_logits(cls):
     """As in the signatures of Pyro: RelaxedBernoulli(temperature, probs, logits, validate_args)."""
     names = list(inspect.signature(cls).parameters)
@@ -245,7 +246,7 @@ def test_a_number_takes_the_default_dtype(cls):
     assert build(cls, 0.5, logits=1).batch_shape == ()
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_default_device(cls):
     torch.set_default_device("meta")
     try:
@@ -261,7 +262,7 @@ def test_default_device(cls):
 # Shapes.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (3, 0), (4, 2)])
 def test_shapes(cls, batch):
     d = make(cls, batch_shape=batch)
@@ -287,7 +288,7 @@ def test_samples_of_a_batch_are_independent(cls):
 
 
 @pytest.mark.parametrize("parameter", ["probs", "logits"])
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_expand(cls, parameter):
     d = make(cls, torch.tensor([[0.3], [2.0]]), (2, 4), parameter=parameter)
     assert d.batch_shape == (2, 4)
@@ -320,7 +321,7 @@ def test_expanding_a_subclass_keeps_its_attributes():
     assert wide.name == "mine"
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_to_event(cls):
     d = make(cls, batch_shape=(4, 3, 2)).to_event(2)
     assert d.batch_shape == (4,)
@@ -330,7 +331,7 @@ def test_to_event(cls):
     assert d.expand([7, 4]).rsample().shape == (7, *d.shape())
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_mask(cls):
     mask = torch.tensor([True, False])
     d = make(cls, batch_shape=(2,))
@@ -340,7 +341,7 @@ def test_mask(cls):
     assert score[0] == d.log_prob(value)[0]
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_infer_shapes(cls):
     event, own = event_shape(cls), param_shape(cls)
     infer = partial(cls.infer_shapes, size=2) if cls in SIZED else cls.infer_shapes
@@ -376,7 +377,7 @@ def test_infer_shapes_from_shapes_alone(cls):
             cls.infer_shapes(size=size, logits=(4, 3))
 
 
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_shapes_that_infer_shapes_cannot_read(cls):
     infer = partial(cls.infer_shapes, size=2) if cls in SIZED else cls.infer_shapes
     with pytest.raises(TypeError, match=rf"{cls.__name__}.infer_shapes: `probs`.*got int; write"):
@@ -404,7 +405,7 @@ BAD_SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "error", "words"), BAD_SHAPES)
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_bad_shapes(cls, shape, error, words):
     d = build(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)))
     methods = ["sample", "__call__", "expand_by", "shape", "expand"]
@@ -419,7 +420,7 @@ def test_bad_shapes(cls, shape, error, words):
 @pytest.mark.parametrize(
     "shape", [(3, 1), [3, 1], torch.Size([3, 1]), (np.int64(3), 1), torch.tensor([3, 1]), range(3)]
 )
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_shapes_are_what_torch_takes_for_one(cls, shape):
     d = build(cls, 0.5, logits=torch.zeros(param_shape(cls)))
     expected = torch.Size([int(n) for n in shape])
@@ -434,7 +435,7 @@ def test_shapes_are_what_torch_takes_for_one(cls, shape):
 # Parameters.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_probs_and_logits_mean_what_they_mean_in_pyro(cls):
     plain = dist.Bernoulli if cls in BERNOULLI else dist.OneHotCategorical
     for parameter in ("probs", "logits"):
@@ -565,7 +566,7 @@ def with_a_subnormal(cls, dtype, small):
 
 
 @pytest.mark.parametrize(("dtype", "small"), SUBNORMAL)
-@pytest.mark.parametrize("cls", ALL + DISCRETE)
+@pytest.mark.parametrize("cls", WITH_INDICES + DISCRETE)
 def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
     probs, first = with_a_subnormal(cls, dtype, small)
     logit = build(cls, 0.5, probs=probs).logits.reshape(-1)[0]
@@ -575,7 +576,7 @@ def test_the_logarithm_of_a_subnormal_probability_is_exact(cls, dtype, small):
 @pytest.mark.parametrize(
     ("dtype", "small"), [case for case in SUBNORMAL if case[0] != torch.float16]
 )
-@pytest.mark.parametrize("cls", ALL + DISCRETE)
+@pytest.mark.parametrize("cls", WITH_INDICES + DISCRETE)
 def test_a_subnormal_probability_has_finite_gradients(cls, dtype, small):
     probs, _ = with_a_subnormal(cls, dtype, small)
     d = build(cls, 0.5, probs=probs.requires_grad_())
@@ -587,7 +588,7 @@ def test_a_subnormal_probability_has_finite_gradients(cls, dtype, small):
     assert slope.reshape(-1)[0] >= 2.0**-24 / torch.finfo(dtype).tiny
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_log_probs_of_half_parameters_are_float32(cls):
     for dtype in (torch.float16, torch.bfloat16):
         d = make(cls, 0.5, (4,), dtype=dtype)
@@ -670,9 +671,9 @@ BAD_FOR_HARD = [
 
 
 def bad_calls():
-    for cls in ALL:
+    for cls in WITH_INDICES:
         rows = BAD_ARGUMENTS + (BAD_FOR_CATEGORIES if cls not in BERNOULLI else BAD_FOR_A_BIT)
-        rows = rows + (BAD_FOR_HARD if cls in STRAIGHT_THROUGH else BAD_FOR_RELAXED)
+        rows = rows + (BAD_FOR_RELAXED if cls.needs_temperature else BAD_FOR_HARD)
         for i, row in enumerate(rows):
             yield pytest.param(cls, *row, id=f"{cls.__name__}-{i}")
 
@@ -725,7 +726,7 @@ def test_arguments_in_another_order(cls, arguments, words):
 @pytest.mark.parametrize(
     "number", [10**400, -(10**400), Fraction(10**400), 10**5000], ids=["int", "-", "/", "long"]
 )
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_numbers_that_no_float_can_hold(cls, number):
     logits = torch.zeros(param_shape(cls))
     for given in (number, lambda: number):
@@ -808,7 +809,7 @@ def test_bad_values(cls):
             assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("cls", [*ALL, *DISCRETE])
+@pytest.mark.parametrize("cls", [*WITH_INDICES, *DISCRETE])
 def test_a_value_that_is_no_tensor_is_a_value_error(cls):
     """As in torch, with validation and without, in each method that takes a value."""
     for checks in (True, False):
@@ -884,7 +885,7 @@ def test_a_surrogate_of_the_wrong_kind_is_an_error():
 # Ordinary life.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_repr_shows_temperature_and_shapes(cls):
     d = make(cls, 0.25, (4,))
     text = repr(d)
@@ -909,7 +910,7 @@ def test_copies(cls, parameter, through):
     assert repr(twin) == repr(distribution)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_a_pickle_leaves_the_graph_out(cls):
     """Of the parameters, and of what it keeps of them once it has drawn."""
     leaf = torch.zeros(2, *param_shape(cls), requires_grad=True)
@@ -919,7 +920,7 @@ def test_a_pickle_leaves_the_graph_out(cls):
     assert torch.equal(twin.logits, d.logits)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_a_distribution_with_a_learnt_temperature_can_be_copied(cls):
     for dtype in (torch.float32, torch.float64):
         tau = torch.nn.Parameter(torch.tensor([0.5], dtype=dtype))
@@ -940,7 +941,7 @@ def test_sample_and_rsample_draw_alike(cls):
     assert not drawn.requires_grad
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_own_samples_pass_validation_in_every_dtype(cls):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for temperature in (0.05, 1.0, 5.0):
@@ -948,7 +949,7 @@ def test_own_samples_pass_validation_in_every_dtype(cls):
             assert d.log_prob(d.sample()).shape == (100,)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_a_subclass_may_have_other_argument_constraints(cls):
     """They do not decide whether a class has a temperature."""
 

@@ -14,7 +14,12 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch.nn.functional import one_hot
 
-from pyro_gumbel import CategoricalStraightThrough, RelaxedCategorical, SelectedComponent
+from pyro_gumbel import (
+    CategoricalStraightThrough,
+    IndexStraightThrough,
+    RelaxedCategorical,
+    SelectedComponent,
+)
 from tests.common import assert_counts, assert_same_mean
 
 K = 3
@@ -492,6 +497,177 @@ def test_the_second_order_gradient_is_exact():
     assert bias.norm() > 0.5 * exact.norm()
 
 
+# An index with a gradient: as the one-hot vector of the same draw.
+
+
+def drawn(logits, cls, batch_shape=(BATCH,)):
+    pyro.set_rng_seed(5)
+    return cls(logits=logits).expand(batch_shape).rsample()
+
+
+def of_each_form(logits, function, batch_shape=(BATCH,), of_one_hot=None):
+    """The value of a function of z and its gradient in the logits, for an index and one-hot.
+
+    :param of_one_hot: the function of the one-hot vector, if it is another one.
+    """
+    found = []
+    for cls, of in (
+        (IndexStraightThrough, function),
+        (CategoricalStraightThrough, of_one_hot or function),
+    ):
+        z = drawn(logits, cls, batch_shape)
+        pyro.set_rng_seed(6)
+        value = of(z)
+        weights = numbers(*value.shape).to(value.dtype)
+        loss = torch.where(value.isfinite(), value * weights, 0.0).sum()
+        found.append((value.detach(), torch.autograd.grad(loss, logits)[0]))
+    return found
+
+
+@every_shape
+@everything
+def test_an_index_has_the_log_prob_and_gradient_of_its_one_hot_vector(name, shape):
+    logits, components = numbers(BATCH, K).requires_grad_(), COMPONENTS[name](shape)
+    value = components.expand((BATCH, K)).sample()[:, 0]
+
+    def log_prob(z, form=lambda d: d):
+        d = SelectedComponent(z, components)
+        assert (d.batch_shape, d.event_shape) == ((BATCH,), components.event_shape)
+        return form(d).log_prob(value)
+
+    mask = torch.arange(BATCH) > 1
+    for form in (
+        lambda d: d,
+        lambda d: d.expand((2, BATCH)),
+        lambda d: d.mask(mask).to_event(1),
+        copy.copy,
+    ):
+        index, one_hots = of_each_form(logits, lambda z, form=form: log_prob(z, form))
+        assert index[1].any()
+        torch.testing.assert_close(index, one_hots, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PATHWISE)
+def test_an_index_has_the_draws_and_moments_of_its_one_hot_vector(name):
+    logits, components = numbers(BATCH, K).requires_grad_(), COMPONENTS[name]((K,))
+    for of in (lambda d: d.rsample((7,)), lambda d: d.mean, lambda d: d.variance):
+        index, one_hots = of_each_form(
+            logits, lambda z, of=of: of(SelectedComponent(z, components))
+        )
+        assert index[1].any()
+        torch.testing.assert_close(index, one_hots, rtol=1e-12, atol=1e-12)
+    z = drawn(logits, IndexStraightThrough)
+    assert type(SelectedComponent(z, components).sample()) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch_shape", "shape", "name"),
+    [((), (K,), "independent"), ((4, 1), (BATCH, K), "independent"), ((0,), (K,), "normal")],
+)
+def test_an_index_broadcasts_with_the_components(batch_shape, shape, name):
+    logits, components = numbers(K).requires_grad_(), COMPONENTS[name](shape)
+    joint = torch.broadcast_shapes(batch_shape, shape[:-1])
+
+    def log_prob(z):
+        d = SelectedComponent(z, components)
+        assert d.batch_shape == joint
+        return d.log_prob(numbers(*joint, *components.event_shape))
+
+    index, one_hots = of_each_form(logits, log_prob, batch_shape)
+    torch.testing.assert_close(index, one_hots, rtol=1e-12, atol=1e-12)
+
+
+def test_an_index_of_a_component_that_is_impossible():
+    """The value is -inf where it is selected; the gradient leads away from it."""
+    logits = torch.zeros(20, K, requires_grad=True)
+    components = dist.Poisson(torch.tensor([0.0, 1.0, 400.0]))
+    index, one_hots = of_each_form(
+        logits, lambda z: SelectedComponent(z, components).log_prob(torch.tensor(3.0)), (20,)
+    )
+    assert index[0].isneginf().any()
+    torch.testing.assert_close(index, one_hots)
+    infinite = dist.Delta(torch.tensor([2.0, torch.inf, 1.0]))
+    for of in (lambda d: d.rsample(), lambda d: d.mean):
+        forms = of_each_form(logits, lambda z, of=of: of(SelectedComponent(z, infinite)), (20,))
+        assert forms[0][0].isinf().any()
+        torch.testing.assert_close(*forms)
+
+
+def test_what_is_made_of_an_index_selects_too():
+    """A looked-up index, and a truth value as an integer."""
+    logits, order = numbers(BATCH, K).requires_grad_(), torch.tensor([2, 0, 1])
+    components = {k: dist.Normal(numbers(k), numbers(k).exp()) for k in (2, 3)}
+
+    def log_prob(z, k):
+        return SelectedComponent(z, components[k]).log_prob(numbers(BATCH))
+
+    for found, expected in (
+        of_each_form(
+            logits,
+            lambda z: log_prob(order[z], 3),
+            of_one_hot=lambda z: log_prob(z @ EYE[order], 3),
+        ),
+        of_each_form(
+            logits,
+            lambda z: log_prob((z == 1).long(), 2),
+            of_one_hot=lambda z: log_prob(torch.stack([1 - z[:, 1], z[:, 1]], -1), 2),
+        ),
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_an_index_as_the_value():
+    """Of components that are distributions of indices."""
+    logits, which = numbers(BATCH, K).requires_grad_(), torch.arange(BATCH) % 2
+    words = dist.Categorical(logits=numbers(2, K))
+    found, expected = of_each_form(
+        logits,
+        lambda z: SelectedComponent(which, words, validate_args=True).log_prob(z),
+        of_one_hot=lambda z: (z * words.logits[which]).sum(-1),
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_second_order_gradient_of_an_index_is_exact():
+    """By enumeration."""
+    logits = numbers(K).requires_grad_()
+    d = IndexStraightThrough(logits=logits)
+    d._hard = lambda sample_shape: EYE  # all categories in place of random ones
+    log_prob = SelectedComponent(d.rsample(), dist.Normal(MEANS, SCALES)).log_prob(POINT)
+    (found,) = torch.autograd.grad((logits.detach().softmax(-1) * log_prob).sum(), logits)
+    torch.testing.assert_close(found, exact_gradient(logits), rtol=1e-12, atol=1e-12)
+
+
+def test_an_index_in_a_model_of_pyro():
+    """Enumerated, drawn without data, and by a guide: the gradient in expectation."""
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    components = dist.Normal(torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.3, 1.5, 0.7]))
+
+    def model(x=None, number=4):
+        with pyro.plate("points", number):
+            z = pyro.sample("z", dist.Categorical(weights))
+            return z, pyro.sample("x", SelectedComponent(z, components), obs=x)
+
+    def guide(x, logits):
+        with pyro.plate("points", len(x)):
+            pyro.sample("z", IndexStraightThrough(logits=logits))
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(model), lambda _: None, DATA)
+    assert loss == pytest.approx(-log_evidence(DATA).item(), abs=1e-5)
+    z, x = model(number=9)
+    assert z.shape == x.shape == (9,)
+    logits = torch.randn(len(DATA), K, requires_grad=True)
+    elbo = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+    losses, gradients = [], []
+    for _ in range(20):
+        loss = elbo.differentiable_loss(lambda x, _: model(x), guide, DATA, logits)
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, logits)[0])
+    exact = exact_elbo(DATA, logits)
+    assert_same_mean(-torch.stack(losses), exact.detach().double())
+    assert_same_mean(-torch.stack(gradients), torch.autograd.grad(exact, logits)[0].double())
+
+
 # Errors.
 
 NORMAL = dist.Normal(torch.zeros(K), 1.0)
@@ -529,7 +705,7 @@ ERRORS = {
     "a boolean": (
         lambda: SelectedComponent(torch.eye(K).bool(), NORMAL),
         TypeError,
-        r"got a tensor of torch.bool; write z.float\(\)",
+        r"got a tensor of torch.bool; write z.float\(\) for one-hot .* z.long\(\) for indices",
     ),
     "a list": (
         lambda: SelectedComponent([1.0, 0.0, 0.0], NORMAL),

@@ -22,6 +22,7 @@ from tests.common import (
     RELAXED_VALUES,
     STRAIGHT_THROUGH,
     SUBSETS,
+    WITH_INDICES,
     build,
     event_shape,
     param_shape,
@@ -62,7 +63,7 @@ def test_vmap_over_the_logits(cls):
     assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in STRAIGHT_THROUGH else 50)
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_vmap_where_the_logits_are_not_batched(cls):
     logits = torch.randn(40, *param_shape(cls))
     function = draw_and_score(cls)
@@ -86,7 +87,7 @@ def test_gradients_under_vmap(cls):
     assert (gradient != 0).any()
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_vmap_over_the_temperature(cls):
     logits = torch.randn(4, *param_shape(cls))
     temperature = torch.tensor([0.3, 1.0, 3.0])
@@ -224,7 +225,7 @@ def test_inductor(cls):
 
 
 @pytest.mark.filterwarnings(TRACER)
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_trace_of_rsample(cls):
     """The traced sampler draws anew at every call, for other logits too."""
     logits = torch.randn(50, *param_shape(cls))
@@ -238,7 +239,7 @@ def test_trace_of_rsample(cls):
 
 
 @pytest.mark.filterwarnings(TRACER)
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", WITH_INDICES)
 def test_trace_of_log_prob_bakes_in_no_cache(cls):
     """Traced with one own sample, it evaluates any other value as it is."""
     logits = torch.randn(50, *param_shape(cls))
