@@ -190,7 +190,7 @@ def test_errors_of_the_first_run():
             guide()
     with pytest.raises(ValueError, match="must have a latent discrete site"):
         AutoRelaxed(poutine.condition(chain, {"z": torch.eye(4)[0]}), T)()
-    with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=prob'):
+    with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=d.pro'):
         AutoRelaxed(lambda: pyro.sample("z", dist.Categorical(PROBS)), T, hard=False)()
     with pytest.raises(
         ValueError, match=r'"z".*relaxed distribution, RelaxedCategorical.*hard=False'

@@ -347,7 +347,7 @@ def test_errors_name_the_site():
         pyro.sample("z", distribution)
 
     with pytest.raises(
-        TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=probs\) for Categ'
+        TypeError, match=r'pyro.sample\("z", ...\).*OneHotCategorical\(probs=d.probs\) for'
     ):
         relaxed(model, T, hard=False)(dist.Categorical(PROBS))
     with pytest.raises(TypeError, match=r'pyro.sample\("z", ...\).*got a Poisson.*sites=\[...\]'):
