@@ -73,7 +73,7 @@ OBJECTIVES = {
 }
 EAGER = [objective for objective in OBJECTIVES if "Jit" not in objective]
 QUICK = {
-    *(("hmm 4", objective) for objective in EAGER),
+    *(("hmm 2", objective) for objective in EAGER),
     *(("mixture", objective) for objective in [*EAGER, "JitTrace_ELBO"]),
     *((name, "Trace_ELBO, vectorised") for name in EXAMPLES),
 }
@@ -167,7 +167,7 @@ def test_every_log_prob_is_that_of_plain_values(name, wrapped):
 
 
 @pytest.mark.parametrize("objective", [each for each in EAGER if "looped" not in each])
-@pytest.mark.parametrize("name", slow_unless(["lda", "hmm 2"].__contains__, PLAIN))
+@pytest.mark.parametrize("name", slow_unless(["lda", "hmm 4"].__contains__, PLAIN))
 def test_the_loss_of_a_draw_is_that_of_plain_pyro(name, objective):
     example = EXAMPLES[name]
     data, model = example.data(), without_marks(example.learnt)
@@ -375,7 +375,7 @@ def test_auto_relaxed_trains_under_every_objective(name, objective):
 @pytest.mark.parametrize(
     ("name", "objective"),
     slow_unless(
-        lambda case: case[1] == "Trace_ELBO" or case[0] == "hmm 4",
+        lambda case: case[1] == "Trace_ELBO" or case[0] == "features",
         [
             (name, objective)
             for name in WITH_TABLES
