@@ -33,10 +33,20 @@ class OutcomeTensor(PlainTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not all(each is Tensor or issubclass(each, OutcomeTensor) for each in types):
+        if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
+            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             return OutcomeTensor._rule(func, args, kwargs or {})
+
+    @property
+    def kept(self) -> Sequence[Outcomes]:
+        """The outcomes; none if the numbers were changed in place."""
+        return self._outcomes if version_of(self) == self._made_version else ()
+
+    def keep(self, outcomes: Sequence[Outcomes]) -> None:
+        """Take these for the outcomes of the present numbers."""
+        self._outcomes, self._made_version = outcomes, version_of(self)
 
 
 class IndexTensor(OutcomeTensor):
@@ -56,25 +66,33 @@ class IndexTensor(OutcomeTensor):
       ``int_table[z]``, are again index tensors or such.
     - What moves elements: indices and slices of z itself, iteration, `reshape`, `expand`,
       `unsqueeze`, `stack`, `cat`, `clone`, `to` and their kind.
+    - Changes of z in place by an elementwise operation, as ``z += 1``.
     - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`.
 
-    **What warns**, since its result cannot have one: masks made of z, as ``x[z == 1]``; writing, as
-    ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`, ``range(z)``, numpy,
-    and ``if z == 1``. The warning says what to write. ``z.detach()`` is a plain tensor and says that
-    no gradient is wanted.
+    Floats are plain tensors, and torch differentiates what is made of them.
 
-    **What torch does not tell us of**, and so does not warn: ``t.select(0, z)``,
-    ``torch.tensor(z)``, z as a key of a dict, and z as an argument of a function under
-    `torch.vmap` (a draw inside of the function is fine).
+    **What warns**, since its result cannot have a gradient: masks made of z, as ``x[z == 1]``;
+    writing, as ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`,
+    ``range(z)``, numpy, and ``if z == 1``; and every other operation that is not named here. The
+    warning says what to write. ``z.detach()`` is plain and says that no gradient is wanted. Nothing
+    warns under `torch.no_grad`, nor where Pyro and torch check their arguments.
 
-    It prints, copies and is stored as a plain tensor. Derivatives of second order and in forward
-    mode raise an error. Inside of `torch.compile` the graph breaks at each operation.
+    **What torch does not tell us of**, and so does not warn: z as a number among the arguments of
+    a function, as in ``t.select(0, z)``, ``torch.full(shape, z)`` and
+    ``torch.arange(z)``; ``torch.tensor(z)``; z as a key of a dict; and z as an argument of a
+    function under `torch.vmap` (a draw inside of the function is fine).
+
+    It prints, copies and is stored as a plain tensor. A second derivative raises an error; under
+    the transforms of `torch.func` it does not, but holds the other draws of each operation
+    constant. `torch.compile` breaks its graph at the draw and at each operation above; with
+    ``fullgraph=True`` it raises an error.
     """
 
 
+@torch._disable_dynamo  # a compiled graph has plain tensors only, without this gradient
 def drawn_index(one_hot: Tensor, index: Tensor) -> Tensor:
     """The index of each one-hot vector, with the gradient of the vectors if they may have one."""
-    if torch.compiler.is_compiling() or (in_eager_mode() and not one_hot.requires_grad):
+    if in_eager_mode() and not one_hot.requires_grad:
         return index
     return carrying(index, [CategoricalDraw(one_hot).outcomes])
 
@@ -97,5 +115,5 @@ def carrying(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
         return with_gradient(value, outcomes)
     if not isinstance(value, OutcomeTensor):
         value = value.as_subclass(OutcomeTensor if value.dtype == torch.bool else IndexTensor)
-    value._outcomes, value._made_version = outcomes, version_of(value)
+    value.keep(outcomes)
     return value

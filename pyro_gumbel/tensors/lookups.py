@@ -8,137 +8,122 @@ that of the categories. Where the index is the drawn category itself, the outcom
 with the dimension of the index moved to the front.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor
 from pyro_gumbel.tensors.outcomes import Outcomes
 
-__all__ = ["Lookup", "covers", "gathered", "looked_up"]
+__all__ = ["Lookup", "covers", "gathered", "of_rows"]
 
-Codes = Callable[[Any], "Outcomes | None"]  # the outcomes of an index that varies, else None
+_ALL = slice(None)
 
 
 class Lookup:
-    """An index as torch reads it: first slices and numbers, which make a view; then tensors.
+    """``table[index]`` as torch reads it: slices and numbers make a view, then come tensors.
 
-    :param table: the tensor that is indexed.
-    :param index: as written between the brackets.
-    :param varying: the outcomes of an index that depends on the category; None for any other.
-    :raises NotImplementedError: for an index of a kind that is not known here.
+    A tensor of one number, without dimensions, counts as a number: it removes a dimension. Those
+    that depend on a draw are kept among the tensors.
+
+    :ivar tensors: the indices that are tensors, masks as the indices of what they select.
+    :ivar rank: how many dimensions they have together.
+    :ivar front: the view, with the dimensions that they index moved to the front.
+    :ivar at: before which of the other dimensions the result has those of the indices.
     """
 
-    def __init__(self, table: Tensor, index: Any, varying: Codes) -> None:
-        self.varying = varying
-        self.basic: list[Any] = []
-        self.advanced: dict[int, Tensor] = {}  # by dimension of the view
-        self.numbers: dict[int, Outcomes] = {}  # 0-d indices that vary
-        dim = 0
-        for each in _entries(table, index):
-            dim += self._add(each, dim)
-        self.view = table[tuple(self.basic)]
+    def __init__(self, table: Tensor, index: Any) -> None:
+        entries = index if isinstance(index, tuple) else (index,)
+        basic: list[Any] = []
+        self.tensors: list[Tensor] = []
+        dims: list[int] = []  # of the view, one a tensor
+        for entry in _without_ellipsis(table, [_entry(each) for each in entries]):
+            if _is_basic(entry):
+                basic.append(entry)
+                continue
+            parts = entry.nonzero(as_tuple=True) if _is_mask(entry) else (entry,)
+            start = sum(each is None or isinstance(each, slice) for each in basic)
+            dims += range(start, start + len(parts))
+            self.tensors += parts
+            basic += [_ALL] * len(parts)
+        view = table if all(each is _ALL for each in basic) else table[tuple(basic)]
+        in_front = dims[-1] + 1 == len(dims)
+        self.front = view if in_front else view.movedim(dims, list(range(len(dims))))
+        sizes = [each.dim() for each in self.tensors]
+        self.rank = max(sizes)
+        self.at = 0 if in_front else _place(sizes, dims)
 
-    def _add(self, entry: Any, dim: int) -> int:
-        """Read one entry; returns how many dimensions of the view are its own."""
-        if not isinstance(entry, Tensor):
-            self.basic.append(entry)
-            return 1 if entry is None or isinstance(entry, slice) else 0
-        outcomes = self.varying(entry)
-        if entry.dim() == 0:
-            if outcomes is None:
-                self.basic.append(int(entry))
-                return 0
-            self.numbers[dim] = outcomes
-            parts = [entry]
-        elif entry.dtype in (torch.bool, torch.uint8):
-            parts = list(entry.nonzero(as_tuple=True))
-            self.advanced.update({dim + i: part for i, part in enumerate(parts)})
-        else:
-            self.advanced[dim] = entry
-            parts = [entry]
-        self.basic += [slice(None)] * len(parts)
-        return len(parts)
+    def outcomes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Outcomes:
+        """Those of the result, for the elements on which some of its indices depend.
 
-    def outcomes(self, elements: Outcomes) -> Outcomes:
-        """Those of the result.
-
-        :param elements: the outcomes of one of the indices that vary.
+        :param elements: the outcomes of one such index.
+        :param tables: what these indices would have been, by their positions.
         """
-        if self.numbers:
-            return self._of_numbers(elements)
-        rank = max(each.dim() for each in self.advanced.values())
-        first, last = min(self.advanced), max(self.advanced)
-        at = first if last - first + 1 == len(self.advanced) else 0
-        after = self.view.dim() - len(self.advanced) - at
-        own = elements.elements.reshape(
-            (1,) * (at + rank - elements.elements.dim()) + elements.elements.shape + (1,) * after
-        )
-        return Outcomes(elements.draws, own, self._table(rank, at))
-
-    def _table(self, rank: int, at: int) -> Tensor:
-        index: list[Any] = [slice(None)] * self.view.dim()
-        for dim, each in self.advanced.items():
-            outcomes = self.varying(each)
-            if outcomes is None:
-                index[dim] = each
-            elif len(self.advanced) == 1 and covers(outcomes, self.view, dim):
-                table = self.view.movedim(dim, 0)[: outcomes.num_categories]
-                shape = table.shape
-                return table.reshape(shape[: at + 1] + (1,) * rank + shape[at + 1 :])
-            else:
-                index[dim] = _within(outcomes.aligned(rank).table, self.view.shape[dim])
-        return self.view[tuple(index)].movedim(at, 0)
-
-    def _of_numbers(self, elements: Outcomes) -> Outcomes:
-        """For an index of one number, which removes a dimension."""
-        dims = list(self.numbers)
-        if any(self.varying(each) is not None for each in self.advanced.values()):
-            raise NotImplementedError
-        view = self.view.movedim(dims, list(range(len(dims))))
-        codes = tuple(
-            _within(each.table, size)
-            for each, size in zip(self.numbers.values(), view.shape, strict=False)
-        )
-        table = view[codes]
-        if self.advanced:
-            index: list[Any] = [slice(None)] * (self.view.dim() + 1)
-            for dim, each in self.advanced.items():
-                index[dim + 1] = each
-            table = table[tuple(index[:1] + [e for d, e in enumerate(index[1:]) if d not in dims])]
-        own = elements.elements.reshape((1,) * (table.dim() - 1))
-        return Outcomes(elements.draws, own, table)
-
-
-def looked_up(table: Tensor, index: Any, varying: Codes, elements: Outcomes) -> Outcomes:
-    """The outcomes of ``table[index]``, in which some indices vary with the same elements.
-
-    :param varying: the outcomes of an index that varies; None for any other.
-    :param elements: the outcomes of one index that varies.
-    """
-    if isinstance(index, Tensor) and index.dim() and covers(elements, table):
-        rest = table.dim() - 1
-        of_category = table[: elements.num_categories]
-        shape = of_category.shape
+        rest = self.front.dim() - len(self.tensors)
         own = elements.elements
-        own = own.reshape(own.shape + (1,) * rest) if rest else own
-        return Outcomes(
-            elements.draws, own, of_category.reshape(shape[:1] + (1,) * index.dim() + shape[1:])
+        if rest:
+            own = own.reshape((1,) * self.at + own.shape + (1,) * (rest - self.at))
+        return Outcomes(elements.draws, own, self._table(elements, tables))
+
+    def _table(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Tensor:
+        front, rank, at = self.front, self.rank, self.at
+        if len(self.tensors) == 1 and covers(elements, front):
+            front = front[: elements.num_categories]
+            shape = front.shape
+            return front.reshape(shape[: at + 1] + (1,) * rank + shape[at + 1 :])
+        codes = tuple(
+            self._codes(i, elements, tables[i]) if i in tables else each
+            for i, each in enumerate(self.tensors)
         )
-    return Lookup(table, index, varying).outcomes(elements)
+        table = front[codes]
+        if not at:
+            return table
+        return table.movedim(list(range(1, rank + 1)), list(range(at + 1, at + rank + 1)))
+
+    def _codes(self, position: int, elements: Outcomes, table: Tensor) -> Tensor:
+        """What an index would have been, as indices that are not out of range."""
+        size = self.front.shape[position]
+        if elements.is_category and table is elements.table and len(table) <= size:
+            return table
+        return _within(table, size)
+
+
+def _place(sizes: list[int], dims: list[int]) -> int:
+    """Where torch puts the dimensions of the indices: in their place if it is one, else in front.
+
+    :param sizes: how many dimensions each has. Those of none remove their dimension first.
+    :param dims: the dimensions that they index, in ascending order.
+    """
+    places = [dim - sizes[:i].count(0) for i, dim in enumerate(dims) if sizes[i]]
+    together = bool(places) and places[-1] - places[0] + 1 == len(places)
+    return places[0] if together else 0
+
+
+def of_rows(index: Tensor, outcomes: Outcomes, table: Tensor) -> Outcomes:
+    """The outcomes of ``table[index]``, for an index that is the drawn category itself."""
+    rest = table.dim() - 1
+    table = table[: outcomes.num_categories]
+    shape, own = table.shape, outcomes.elements
+    own = own.reshape(own.shape + (1,) * rest) if rest else own
+    table = table.reshape(shape[:1] + (1,) * index.dim() + shape[1:])
+    return Outcomes(outcomes.draws, own, table)
 
 
 def gathered(table: Tensor, dim: int, index: Tensor, outcomes: Outcomes) -> Outcomes:
     """The outcomes of ``table.gather(dim, index)``."""
-    dim = dim % max(index.dim(), 1)
-    if index.dim() and covers(outcomes, table, dim):
+    if not index.dim():
+        codes = table.reshape(-1)[_within(outcomes.table, table.numel())]
+        return Outcomes(outcomes.draws, outcomes.elements, codes)
+    dim = dim % index.dim()
+    if covers(outcomes, table, dim):
         for d, size in enumerate(index.shape):
             if d != dim:
                 table = table.narrow(d, 0, size)
         codes = table.movedim(dim, 0)[: outcomes.num_categories].unsqueeze(dim + 1)
     else:
-        at = _within(outcomes.table, table.shape[dim] if index.dim() else 1)
+        at = _within(outcomes.table, table.shape[dim])
         at = at.expand(-1, *index.shape)
         codes = table.expand(at.shape[0], *table.shape).gather(dim + 1, at)
     return Outcomes(outcomes.draws, outcomes.elements, codes)
@@ -155,32 +140,44 @@ def _within(codes: Tensor, size: int) -> Tensor:
     return codes.clamp(-size, size - 1)
 
 
-def _entries(table: Tensor, index: Any) -> list[Any]:
-    """The entries between the brackets, tensors in place of lists, without an ellipsis."""
-    entries = [_entry(each) for each in (index if isinstance(index, tuple) else (index,))]
-    places = [i for i, each in enumerate(entries) if each is ...]
-    if len(places) > 1:
-        raise NotImplementedError
-    taken = sum(_dims_of(each) for each in entries)
-    rest: list[Any] = [slice(None)] * (table.dim() - taken)
-    at = places[0] if places else len(entries)
-    return entries[:at] + rest + entries[at + 1 :]
+def _is_basic(entry: Any) -> bool:
+    """Whether an entry makes a view that is the same for every category."""
+    if not isinstance(entry, Tensor):
+        return True
+    return not entry.dim() and not isinstance(entry, OutcomeTensor)
+
+
+def _is_mask(entry: Tensor) -> bool:
+    return entry.dtype in (torch.bool, torch.uint8)
+
+
+def _without_ellipsis(table: Tensor, entries: list[Any]) -> list[Any]:
+    for i, each in enumerate(entries):
+        if each is ...:
+            taken = sum(_dims_of(each) for each in entries)
+            return entries[:i] + [_ALL] * (table.dim() - taken) + entries[i + 1 :]
+    return entries
 
 
 def _entry(entry: Any) -> Any:
-    if isinstance(entry, Tensor) or entry is None or entry is ... or isinstance(entry, slice):
+    """An entry between the brackets, a tensor in place of a list.
+
+    :raises NotImplementedError: for a single truth value, which adds a dimension.
+    """
+    if type(entry) in (IndexTensor, int) or entry is None or entry is ...:
         return entry
-    if isinstance(entry, bool):
+    if isinstance(entry, slice):
+        return _ALL if entry == _ALL else entry
+    if not isinstance(entry, Tensor):
+        entry = torch.as_tensor(entry)
+        entry = entry if entry.numel() else entry.long()
+    if not entry.dim() and _is_mask(entry):
         raise NotImplementedError
-    if isinstance(entry, int):
-        return entry
-    return torch.as_tensor(entry)
+    return entry
 
 
 def _dims_of(entry: Any) -> int:
     """How many dimensions of the table an entry reads."""
     if entry is None or entry is ...:
         return 0
-    if isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8):
-        return entry.dim()
-    return 1
+    return entry.dim() if isinstance(entry, Tensor) and _is_mask(entry) else 1

@@ -5,45 +5,54 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = ["warn_of_lost_gradient"]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
-_HOSTS = ("torch.", "pyro.")
-_CONSTRAINTS = (
+_HOSTS = {"torch", "pyro", "pyro_gumbel"}
+_CONSTRAINTS = {
     "torch.distributions.constraints",
     "pyro.distributions.constraints",
     "pyro_gumbel.constraints",
-)
-_TRANSPARENT = (
+}
+# Modules that pass on what was called.
+_TRANSPARENT = {
+    "pyro_gumbel.tensors.index_tensor",
+    "pyro_gumbel.tensors.rules",
     "torch._compile",
     "torch._dynamo.eval_frame",
+    "torch._jit_internal",
     "torch._tensor",
     "torch.functional",
     "torch.nn.functional",
     "torch.overrides",
-)
+}
 
 _FLOATS = "write z.float() first, as in z.float().sum()"
 _TABLE = "write table[z], with a table that has an entry for each category"
 _MASK = "write torch.where(z == k, x, 0.0) for the elements of category k"
+_COUNTS = "write torch.nn.functional.one_hot(z, k).float().sum(0) for the counts of k categories"
+_ONE_HOT = "write torch.where(torch.nn.functional.one_hot(z, k).bool(), value, t)"
+_LOG_PROB = "write -log_probs.gather(-1, z.unsqueeze(-1)).squeeze(-1)"
+_ANY = "write table[z], torch.where(z == k, a, b) or z.float()"
+
 _REMEDIES = {
     **dict.fromkeys(("sum", "mean", "prod", "cumsum", "cumprod", "count_nonzero"), _FLOATS),
     **dict.fromkeys(("max", "min", "amax", "amin", "sort", "argmax", "argmin"), _FLOATS),
+    **dict.fromkeys(("matmul", "dot", "outer", "einsum", "softmax", "logsumexp", "diff"), _FLOATS),
     **dict.fromkeys(("item", "__int__", "__float__", "__index__", "tolist"), _TABLE),
-    **dict.fromkeys(("numpy", "__array__"), _TABLE),
-    **dict.fromkeys(("__bool__", "__contains__"), "write torch.where(z == k, a, b)"),
+    **dict.fromkeys(("numpy", "__array__", "__complex__", "__dlpack__"), _TABLE),
+    **dict.fromkeys(("isin", "bucketize", "searchsorted"), _TABLE),
+    **dict.fromkeys(("__bool__", "is_nonzero", "__contains__"), "write torch.where(z == k, a, b)"),
     **dict.fromkeys(("all", "any"), "write (z == k).float().prod(-1) for all of them"),
-    **dict.fromkeys(("nonzero", "masked_select", "argwhere"), _MASK),
-    **dict.fromkeys(
-        ("bincount", "histc", "unique", "scatter_add", "scatter_add_"),
-        "write torch.nn.functional.one_hot(z, k).float().sum(0) for the counts of k categories",
-    ),
-    "__getitem__": _MASK,
-    "__setitem__": "write torch.where(one_hot.bool(), value, t), with the one-hot vectors "
-    "one_hot = torch.nn.functional.one_hot(z, k)",
+    **dict.fromkeys(("__getitem__", "where", "nonzero", "masked_select", "argwhere"), _MASK),
+    **dict.fromkeys(("bincount", "unique", "scatter_add", "scatter_add_"), _COUNTS),
+    **dict.fromkeys(("index_add", "index_add_"), _COUNTS),
+    **dict.fromkeys(("__setitem__", "scatter", "scatter_", "index_fill", "index_put_"), _ONE_HOT),
+    **dict.fromkeys(("cross_entropy", "nll_loss"), _LOG_PROB),
 }
 
 
@@ -55,25 +64,26 @@ def warn_of_lost_gradient(name: str) -> None:
 
     :param name: of the operation.
     """
-    depth, module = _caller()
-    if module in _CONSTRAINTS or (name in _QUESTIONS and module.startswith(_HOSTS)):
+    callers = list(_callers())
+    asker = next((each for each in callers if each not in _TRANSPARENT), "")
+    if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
         return
-    remedy = _REMEDIES.get(name, "write table[z], torch.where(z == k, a, b) or z.float()")
+    user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
     warnings.warn(
         f"expected an operation that passes on the gradient of a categorical draw z, got {name}, "
-        f"which returns a plain value without it; {remedy}; or write z.detach() if no gradient is "
-        "wanted",
-        stacklevel=depth + 1,
+        f"which returns a plain value without it; {_REMEDIES.get(name, _ANY)}; or write z.detach() "
+        "if no gradient is wanted",
+        stacklevel=user + 2,
     )
 
 
-def _caller() -> tuple[int, str]:
-    """How far above `warn_of_lost_gradient` the call of the operation is, and in which module."""
-    frame: Any = sys._getframe(1)
-    depth = 0
+def _callers() -> Iterator[str]:
+    """The modules of the calls under way, from the operation outwards."""
+    frame: Any = sys._getframe(2)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if not module.startswith("pyro_gumbel.tensors") and module not in _TRANSPARENT:
-            return depth, module
-        frame, depth = frame.f_back, depth + 1
-    return depth, ""
+        yield frame.f_globals.get("__name__", "")
+        frame = frame.f_back
+
+
+def _is_host(module: str) -> bool:
+    return module.partition(".")[0] in _HOSTS

@@ -24,13 +24,29 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode, version_of
-from pyro_gumbel.tensors.index_tensor import drawn_index
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, drawn_index
 from pyro_gumbel.tensors.subclass import PlainTensor, as_plain
 
 __all__ = ["OneHotSample", "as_one_hot_sample"]
 
 
-class OneHotSample(PlainTensor):
+class _EqualToTensor(torch._C._TensorMeta):
+    """The metaclass of a tensor class that compares equal to `Tensor`.
+
+    Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
+    call fails for a type that is not in the set. With this metaclass our classes are found there as
+    `Tensor`, for which the code was compiled. Functions of torch that are written in Python then
+    miss the class beside a plain tensor. None of them has a rule here.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    def __hash__(cls) -> int:
+        return hash(Tensor)
+
+
+class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
     """A tensor of one-hot vectors, over the last dimension, that may have a gradient."""
 
     drawn_version: int  # to notice changes in place
@@ -44,6 +60,8 @@ class OneHotSample(PlainTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(issubclass(each, OutcomeTensor) for each in types):
+            return NotImplemented  # their rules are asked next
         if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
             return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():

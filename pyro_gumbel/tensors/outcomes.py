@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.ops.autograd import zero_with_gradient
@@ -139,14 +138,13 @@ def without_gradient() -> Any:
 
 def with_gradient(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
     """The same numbers, with the gradient of the outcomes in the draws."""
-    one_hots = [draw.one_hot for each in outcomes for draw in each.draws]
     if not in_eager_mode():
         return _with_operations(value, outcomes)
-    if not torch.is_grad_enabled() or not any(one_hot.requires_grad for one_hot in one_hots):
+    one_hots = [draw.one_hot for each in outcomes for draw in each.draws]
+    if not torch.is_grad_enabled() or not any(each.requires_grad for each in one_hots):
         return value
-    elements = [each.elements for each in outcomes]
     tables = [each.table for each in outcomes]
-    return _WithGradient.apply(value, outcomes, *elements, *tables, *one_hots)
+    return _WithGradient.apply(value, outcomes, *tables, *one_hots)
 
 
 def _with_operations(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
@@ -190,32 +188,56 @@ class _WithGradient(Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, outcomes: Sequence[Outcomes], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[: 2 * len(outcomes)])
-        ctx.draws = [
-            [(draw.first, draw.size, draw.one_hot.shape, draw.one_hot.dtype) for draw in each.draws]
-            for each in outcomes
-        ]
-        ctx.are_whole = [each.is_whole for each in outcomes]
+        count = len(outcomes)
+        ctx.save_for_backward(*tensors[:count], value)
+        ctx.one_hots = tensors[count:]  # which the user may change in place
+        ctx.parts = [(each.elements, each.is_whole, each.draws) for each in outcomes]
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        count = len(ctx.draws)
-        wanted = iter(ctx.needs_input_grad[2 + 2 * count :])
+        *tables, value = ctx.saved_tensors
+        with torch.no_grad():
+            of_draws = _WithGradient._of_draws(ctx, tables, gradient)
+        if torch.is_grad_enabled():
+            sources = (gradient, value, *ctx.one_hots)
+            of_draws = [None if each is None else _Once.apply(each, *sources) for each in of_draws]
+        return gradient, None, *[None] * len(tables), *of_draws
+
+    @staticmethod
+    def _of_draws(ctx: Any, tables: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
+        wanted = iter(ctx.needs_input_grad[2 + len(tables) :])
         of_draws: list[Tensor | None] = []
-        parts = zip(saved[:count], saved[count:], ctx.draws, ctx.are_whole, strict=True)
-        for elements, table, draws, is_whole in parts:
-            if not any([next(wanted) for _ in draws]):
+        for (elements, is_whole, draws), table in zip(ctx.parts, tables, strict=True):
+            needs = [next(wanted) for _ in draws]
+            if not any(needs):
                 of_draws += [None] * len(draws)
                 continue
-            rows = _of_elements(gradient, elements, table, draws[0][3])
+            one_hot = draws[0].one_hot
+            rows = _of_elements(gradient, elements, table, one_hot.dtype)
             if is_whole:
-                of_draws.append(rows.reshape(draws[0][2]).to(draws[0][3]))
+                of_draws.append(rows.reshape(one_hot.shape).to(one_hot.dtype))
             else:
                 of_draws += _of_draws(rows, elements, draws)
-        return gradient, None, *[None] * (2 * count), *of_draws
+        return of_draws
+
+
+class _Once(Function):
+    """A derivative that cannot be taken again, since outcomes are constants in it.
+
+    It depends on the sources: torch would pass over an error that is on the way to no parameter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError(
+            "expected a first derivative of what an index tensor was used for, got a second one; "
+            "draw one-hot vectors instead, and write one_hot @ table for table[z]"
+        )
 
 
 def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,31 +247,35 @@ def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch
     """
     dtype = torch.promote_types(dtype, torch.float32)
     table, gradient = _finite(table.to(dtype)), gradient.to(dtype)
-    kept = [size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape)]
+    shape = *elements.shape, table.shape[0]
+    kept = [
+        size != 1 or full == 1 for size, full in zip(elements.shape, gradient.shape, strict=True)
+    ]
     summed = [d for d, keep in enumerate(kept) if not keep]
     if not summed:
         rows = gradient * table
     elif all(table.shape[1 + d] == 1 for d, keep in enumerate(kept) if keep):
         rest = [d for d, keep in enumerate(kept) if keep]
         u = gradient.permute(*rest, *summed).flatten(len(rest))
-        t = table.expand(-1, *[1 if keep else n for keep, n in zip(kept, gradient.shape)])
-        rows = u @ t.reshape(t.shape[0], -1).T
-        return rows.reshape(*elements.shape, table.shape[0])
+        sizes = [1 if keep else n for keep, n in zip(kept, gradient.shape, strict=True)]
+        t = table.expand(-1, *sizes)
+        return (u @ t.flatten(1).T).reshape(shape)
     else:
-        letters = "".join(chr(ord("a") + d) for d in range(gradient.dim()))
-        result = "".join(letter for letter, keep in zip(letters, kept) if keep)
+        letters = "abcdefghijklmnopqrstuvwxy"[: gradient.dim()]
+        result = "".join(letters[d] for d, keep in enumerate(kept) if keep)
         rows = torch.einsum(f"{letters},z{letters}->z{result}", gradient, table)
-    return rows.movedim(0, -1).reshape(*elements.shape, table.shape[0])
+    return rows.movedim(0, -1).reshape(shape)
 
 
-def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[Any]) -> list[Tensor]:
+def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[CategoricalDraw]) -> list[Tensor]:
     """The gradient in the one-hot vectors of each draw."""
     k = rows.shape[-1]
     rows, elements = rows.reshape(-1, k), elements.flatten()
     result = []
-    for first, size, shape, dtype in draws:
-        total = rows.new_zeros(size + 1, k)
-        at = elements - first
-        at = torch.where((at >= 0) & (at < size), at, size)
-        result.append(total.index_add_(0, at, rows)[:size].reshape(shape).to(dtype))
+    for draw in draws:
+        total = rows.new_zeros(draw.size + 1, k)
+        at = elements - draw.first
+        at = torch.where((at >= 0) & (at < draw.size), at, draw.size)
+        total = total.index_add_(0, at, rows)[: draw.size]
+        result.append(total.reshape(draw.one_hot.shape).to(draw.one_hot.dtype))
     return result

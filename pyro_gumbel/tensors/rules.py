@@ -16,16 +16,24 @@ Every other operation loses the gradient, with a warning.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_gumbel._tracing import in_eager_mode, known
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
-from pyro_gumbel.tensors.lookups import covers, gathered, looked_up
+from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
-from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, are_same, without_gradient
+from pyro_gumbel.tensors.outcomes import (
+    NO_ELEMENT,
+    Outcomes,
+    are_same,
+    without_gradient,
+)
+from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__: list[str] = []
 
@@ -35,37 +43,55 @@ Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and
 def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with the outcomes that it has."""
     rule = _rule_of(func)
-    if rule is _ask:
+    if (rule is _ask and not _varies(args[1:])) or _is_without_gradient():
         return func(*args, **kwargs)
-    if rule is _elementwise and _is_in_place(func):
+    if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
-    result = _selected(*args) if rule is _getitem else func(*args, **kwargs)
-    if rule is not None and "out" not in kwargs:
-        try:
-            with without_gradient():
-                made = rule(func, args, kwargs, result)
-        except NotImplementedError:
-            made = None
-        if made is not None:
-            return _carrying(result, made)
-    warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
-    return result
+    if rule is _getitem and _is_row_lookup(*args):
+        return _rows(*args)
+    result = func(*args, **kwargs)
+    if args and result is args[0]:
+        return result
+    made = _made(rule, func, args, kwargs, result)
+    if made is None:
+        warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+        return result
+    return _carrying(result, made)
 
 
 OutcomeTensor._rule = staticmethod(_apply)
 
 
-def _selected(table: Tensor, index: Any) -> Tensor:
-    """``table[index]``. torch is many times faster where the index selects whole rows."""
-    if isinstance(index, IndexTensor) and index.dim() and not isinstance(table, OutcomeTensor):
-        outcomes = outcomes_of(index)
-        if len(outcomes) == 1 and covers(outcomes[0], table):
-            shape = index.shape + table.shape[1:]
-            return table.index_select(0, index.flatten()).reshape(shape)
-    return table[index]
+def _is_without_gradient() -> bool:
+    """Whether torch records no gradient, as under `torch.no_grad`."""
+    return not torch.is_grad_enabled() and in_eager_mode()
+
+
+def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """The outcomes of a result, or of each of its tensors; None where they are lost."""
+    if kwargs:
+        args, kwargs = _regular(rule, args, kwargs)
+    if rule is None or "out" in kwargs:
+        return None
+    try:
+        with without_gradient():
+            return rule(func, args, kwargs, result)
+    except (RuntimeError, IndexError):  # not known here, or another category would be an error
+        return None
+
+
+def _regular(rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments without an `out` of None, and with the first one not by its name."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
+    first = {"input", "tensors"} & set(kwargs)
+    if first and not args and rule is not _elementwise:
+        args = (kwargs.pop(first.pop()),)
+    return args, kwargs
 
 
 def _carrying(result: Any, outcomes: Any) -> Any:
+    if not outcomes:
+        return result
     if isinstance(result, Tensor):
         return carrying(result, outcomes)
     return type(result)(map(carrying, result, outcomes))
@@ -90,9 +116,7 @@ def _find_rule(func: Any) -> Rule | None:
         return _BY_NAME[name]
     stem = name.strip("_")
     stem = _OPERATORS.get(stem, stem)
-    if not _is_elementwise(stem):
-        return None
-    return _elementwise
+    return _elementwise if stem in _ALSO_ELEMENTWISE or _is_elementwise(stem) else None
 
 
 @functools.cache
@@ -106,23 +130,55 @@ def _is_elementwise(name: str) -> bool:
 
 # Grouping: which outcomes belong together.
 
+Group = tuple[
+    Outcomes, dict[int, Tensor]
+]  # those of one argument, and the tables of all, by position
 
-def _groups(arguments: Sequence[Any], rank: int) -> Iterator[tuple[Outcomes, dict[int, Outcomes]]]:
-    """For each set of elements one of its outcomes, and all by the position of the argument.
+
+def _groups(arguments: Sequence[Any], rank: int) -> list[Group]:
+    """For each set of elements what the arguments that depend on it would have been.
 
     :param rank: of the result. The outcomes are those of tensors of so many dimensions.
     """
-    groups: list[tuple[Outcomes, dict[int, Outcomes]]] = []
+    groups: list[Group] = []
     for position, argument in enumerate(arguments):
         for each in outcomes_of(argument):
             own = each.aligned(rank)
-            for first, members in groups:
-                if position not in members and are_same(first.elements, own.elements):
-                    members[position] = own
+            for first, tables in groups:
+                if position not in tables and _are_alike(first, own):
+                    tables[position] = own.table
                     break
             else:
-                groups.append((own, {position: own}))
-    return iter(groups)
+                groups.append((own, {position: own.table}))
+    return groups if len(groups) < 2 else _joint(groups, arguments)
+
+
+def _joint(groups: list[Group], arguments: Sequence[Any]) -> list[Group]:
+    """The groups, where places that have an element in common vary together, in the first group."""
+    for i, (first, tables) in enumerate(groups):
+        for j in range(i + 1, len(groups)):
+            other, others = groups[j]
+            if not _share(first, other):
+                continue
+            common = first.elements == other.elements
+            if not known((common & (first.elements != NO_ELEMENT)).any(), otherwise=True):
+                continue
+            for position, table in others.items():
+                otherwise = tables.get(position, arguments[position])
+                tables[position] = torch.where(common, table, otherwise)
+            rest = torch.where(common, NO_ELEMENT, other.elements)
+            groups[j] = replace(other, elements=rest), others
+    return groups
+
+
+def _are_alike(a: Outcomes, b: Outcomes) -> bool:
+    """Whether both depend on the same element at each place."""
+    return _share(a, b) and are_same(a.elements, b.elements)
+
+
+def _share(a: Outcomes, b: Outcomes) -> bool:
+    """Whether both have elements of a draw in common, maybe."""
+    return any(draw in b.draws for draw in a.draws)
 
 
 # Elementwise.
@@ -135,28 +191,49 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     arguments = [*args, *kwargs.values()]
     count = len(args)
     made = []
-    for first, members in _groups(arguments, result.dim()):
-        each = [members[i].table if i in members else a for i, a in enumerate(arguments)]
+    for first, tables in _groups(arguments, result.dim()):
+        each = [tables.get(i, a) for i, a in enumerate(arguments)]
+        if not result.dim():
+            each = list(map(_with_dimension, each))
         table = func(*each[:count], **dict(zip(names, each[count:], strict=True)))
+        if table.dim() != first.table.dim():
+            return None  # `max` of one tensor
         made.append(Outcomes(first.draws, first.elements, _as(table, result)))
     return made
+
+
+def _with_dimension(argument: Any) -> Any:
+    """A tensor with a dimension: torch gives the dtype of others more weight in a result."""
+    is_number = isinstance(argument, Tensor) and not argument.dim()
+    return argument.reshape(1) if is_number else argument
 
 
 def _as(table: Tensor, result: Tensor) -> Tensor:
     return table if table.dtype == result.dtype else table.to(result.dtype)
 
 
+# Changes in place.
+
+
 def _is_in_place(func: Any) -> bool:
-    return func.__name__.endswith("_") and not func.__name__.endswith("__")
+    name = getattr(func, "__name__", "")
+    is_operator = name in _IN_PLACE_OPERATORS or name == "__setitem__"
+    return is_operator or (name.endswith("_") and not name.endswith("__"))
 
 
 def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     """The change of a value of the draw itself. Into another tensor the gradient is lost."""
-    if not isinstance(args[0], OutcomeTensor):
-        warn_of_lost_gradient(func.__name__)
-        return func(*args, **kwargs)
-    made = outcomes_of(_apply(getattr(Tensor, func.__name__[:-1]), args, kwargs))
-    return carrying(func(*args, **kwargs), made)
+    name, value = func.__name__, args[0] if args else None
+    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
+    made = None
+    if isinstance(value, OutcomeTensor) and _rule_of(other) is _elementwise:
+        made = _made(_elementwise, other, args, kwargs, value)
+    result = func(*args, **kwargs)
+    if made is None:
+        warn_of_lost_gradient(name)
+    if isinstance(value, OutcomeTensor):
+        value.keep(made or ())
+    return result
 
 
 # Moving elements.
@@ -164,8 +241,9 @@ def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _moving(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     value, *rest = args
-    if any(map(_varies, rest)):
+    if any(map(_varies, rest)) or any(isinstance(each, torch.dtype) for each in rest):
         return None
+    func = _FOR_ANY_STRIDES.get(getattr(func, "__name__", ""), func)
     made: list[Any] = [[] for _ in result] if not isinstance(result, Tensor) else []
     for each in outcomes_of(value):
         elements = func(each.elements.expand(value.shape), *rest, **kwargs)
@@ -175,6 +253,15 @@ def _moving(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
             for i, own in enumerate(elements):
                 made[i].append(_moved(func, each, value, rest, kwargs, own, i))
     return made
+
+
+_FOR_ANY_STRIDES = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+
+
+def _moving_like(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """To the shape of another tensor, whatever its numbers."""
+    value, *rest = args
+    return _moving(func, (value, *as_plain(rest)), as_plain(kwargs), result)
 
 
 def _moved(
@@ -208,36 +295,35 @@ def _varies(argument: Any) -> bool:
 
 
 def _converted(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """To another dtype or device."""
-    if result is args[0]:
-        return outcomes_of(result)
-    if not isinstance(args[0], OutcomeTensor):
-        return None
+    """To another dtype or device, maybe that of another tensor."""
+    if not isinstance(result, Tensor):
+        return ()
     made = []
     for each in outcomes_of(args[0]):
         elements = each.elements.to(result.device)
         table = each.table.to(result.device, result.dtype)
-        made.append(Outcomes(each.draws, elements, table, each.is_category))
+        is_category = each.is_category and result.dtype == torch.int64
+        made.append(Outcomes(each.draws, elements, table, is_category))
     return made
 
 
 def _joined(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """`stack` and `cat`."""
     parts, *rest = args
-    per_part = [_parts_by_size(part) for part in parts]
+    per_part = [_places(part) for part in parts]
     made = []
-    for k in dict.fromkeys(k for each in per_part for k in each):
-        made.append(_joined_outcomes(func, parts, [each.get(k) for each in per_part], rest, kwargs))
+    for place in dict.fromkeys(place for each in per_part for place in each):
+        of_parts = [each.get(place) for each in per_part]
+        made.append(_joined_outcomes(func, parts, of_parts, rest, kwargs))
     return made
 
 
-def _parts_by_size(part: Any) -> dict[int, Outcomes]:
-    """The outcomes of a part by the number of categories."""
-    found: dict[int, Outcomes] = {}
+def _places(part: Any) -> dict[tuple[int, int], Outcomes]:
+    """The outcomes of a part by the number of categories, and a count of those that have it."""
+    found: dict[tuple[int, int], Outcomes] = {}
     for each in outcomes_of(part):
-        if each.num_categories in found:
-            raise NotImplementedError  # two elements at one place
-        found[each.num_categories] = each
+        k = each.num_categories
+        found[k, sum(size == k for size, _ in found)] = each
     return found
 
 
@@ -281,53 +367,78 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index = args
     if not _varies(index):
         return _moving(func, args, kwargs, result)
+    entries = index if isinstance(index, tuple) else (index,)
+    if any(map(_cannot_vary, entries)):
+        return None
+    of_table = []
     if _varies(table):
-        return None
-    indices = [each for each in (index if isinstance(index, tuple) else (index,))]
-    if any(isinstance(each, list) and _varies(each) for each in indices):
-        return None
-    if any(_varies(each) and each.dtype == torch.bool for each in indices):
-        return None
-    rank = max((each.dim() for each in indices if isinstance(each, Tensor)), default=0)
-    made = []
-    for first, members in _groups(indices, rank):
-        of_index = {id(indices[i]): each for i, each in members.items()}
-        made.append(
-            looked_up(table, index, lambda each, known=of_index: known.get(id(each)), first)
-        )
-    return made
+        varying = [each for entry in entries for each in outcomes_of(entry)]
+        if any(_share(a, b) for a in outcomes_of(table) for b in varying):
+            return None
+        of_table = _moving(func, (table, as_plain(index)), kwargs, result)
+        table = plain(table)
+    lookup = Lookup(table, index)
+    groups = _groups(lookup.tensors, lookup.rank)
+    return of_table + [lookup.outcomes(*group) for group in groups]
 
 
-def _by_getitem(args: Any, result: Any, table: Any, index: Any) -> Any:
+def _cannot_vary(entry: Any) -> bool:
+    """Whether an entry selects other numbers of elements for other categories, or is a list."""
+    if isinstance(entry, OutcomeTensor):
+        return entry.dtype in (torch.bool, torch.uint8)
+    return _varies(entry)
+
+
+def _is_row_lookup(table: Any, index: Any) -> bool:
+    """Whether the index is the drawn category itself, and selects rows of a plain table."""
+    if type(index) is not IndexTensor or isinstance(table, OutcomeTensor) or not index.dim():
+        return False
+    outcomes = index.kept
+    return len(outcomes) == 1 and covers(outcomes[0], table)
+
+
+def _rows(table: Tensor, index: IndexTensor) -> Tensor:
+    """``table[index]``. torch is many times faster where an index selects whole rows."""
+    shape = index.shape + table.shape[1:]
+    result = table.index_select(0, index.flatten()).reshape(shape)
+    with without_gradient():
+        made = of_rows(index, index.kept[0], table)
+    return carrying(result, [made])
+
+
+def _by_getitem(table: Any, index: Any, result: Any) -> Any:
     return _getitem(Tensor.__getitem__, (table, index), {}, result)
 
 
 def _gather(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, dim, index = _named(args, kwargs, "input", "dim", "index")
     if _varies(table):
-        return None
+        return _moving(func, args, kwargs, result)
     return [gathered(table, dim, index, each) for each in outcomes_of(index)]
 
 
 def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index, dim = _named(args, kwargs, "input", "indices", "dim")
     if _varies(table):
-        return None
+        return _moving(func, args, kwargs, result)
     if dim is None:
-        return [gathered(table.flatten(), 0, index, each) for each in outcomes_of(index)]
-    shape = list(torch.broadcast_shapes(*(_without(each, dim) for each in (table, index))))
-    whole = table.expand(*_with(shape, dim, table.shape[dim]))
+        table, dim = table.flatten(), 0
+        flat = index.flatten()
+        return [gathered(table, 0, flat, _without_shape(each, index.shape)) for each in outcomes_of(index)]
+    shape = list(torch.broadcast_shapes(*(_with(each.shape, dim, 1) for each in (table, index))))
+    table = table.expand(*_with(shape, dim, table.shape[dim]))
     at = index.expand(*_with(shape, dim, index.shape[dim]))
-    return [gathered(whole, dim, at, each) for each in outcomes_of(index)]
+    return [gathered(table, dim, at, each) for each in outcomes_of(index)]
 
 
-def _without(tensor: Tensor, dim: int) -> list[int]:
-    shape = list(tensor.shape)
-    shape[dim] = 1
-    return shape
+def _without_shape(outcomes: Outcomes, shape: torch.Size) -> Outcomes:
+    elements = outcomes.elements.expand(shape).flatten()
+    table = outcomes.table
+    table = table.flatten(1) if outcomes.is_uniform else table.expand(-1, *shape).flatten(1)
+    return replace(outcomes, elements=elements, table=table)
 
 
-def _with(shape: list[int], dim: int, size: int) -> list[int]:
+def _with(shape: Sequence[int], dim: int, size: int) -> list[int]:
     shape = list(shape)
     shape[dim] = size
     return shape
@@ -335,7 +446,9 @@ def _with(shape: list[int], dim: int, size: int) -> list[int]:
 
 def _take(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, index = _named(args, kwargs, "input", "index")
-    return None if _varies(table) else _by_getitem(args, result, table.flatten(), index)
+    if _varies(table):  # `torch.vmap` has no rule for `take`
+        return _moving(lambda each, index: each.reshape(-1)[index], (table, index), {}, result)
+    return _by_getitem(table.flatten(), index, result)
 
 
 def _index_select(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -343,15 +456,15 @@ def _index_select(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     if not _varies(index):
         return _moving(func, args, kwargs, result)
     if not index.dim():
-        index = index.unsqueeze(0)
-    dim = dim % max(table.dim(), 1)
-    return _by_getitem(args, result, table, (*[slice(None)] * dim, index))
+        index = carrying(index.unsqueeze(0), [each.aligned(1) for each in outcomes_of(index)])
+    return _by_getitem(table, (*[slice(None)] * (dim % max(table.dim(), 1)), index), result)
 
 
 def _embedding(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    first, second = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
+    names = ("input", "weight") if func is F.embedding else ("weight", "indices")
+    first, second = _named(args, kwargs, *names)
     index, table = (first, second) if func is F.embedding else (second, first)
-    return _by_getitem(args, result, table, (index,))
+    return _by_getitem(table, index, result)
 
 
 def _of_one_hot(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -378,7 +491,9 @@ def _properties(*names: str) -> Iterator[Any]:
     return (getattr(Tensor, name) for name in names)
 
 
-_MOVING_PROPERTIES: dict[Any, Rule] = dict.fromkeys(_properties("T", "mT", "H", "mH"), _moving)
+_MOVING_PROPERTIES: dict[Any, Rule] = dict.fromkeys(
+    _properties("T", "mT", "H", "mH", "real"), _moving
+)
 
 _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(
@@ -386,9 +501,6 @@ _BY_NAME: dict[str, Rule | None] = {
             "reshape",
             "view",
             "expand",
-            "expand_as",
-            "view_as",
-            "reshape_as",
             "unsqueeze",
             "squeeze",
             "permute",
@@ -404,6 +516,7 @@ _BY_NAME: dict[str, Rule | None] = {
             "narrow",
             "select",
             "flip",
+            "__reversed__",
             "fliplr",
             "flipud",
             "rot90",
@@ -443,6 +556,7 @@ _BY_NAME: dict[str, Rule | None] = {
             "byte",
             "bool",
             "to",
+            "type",
             "type_as",
             "cpu",
             "cuda",
@@ -466,7 +580,6 @@ _BY_NAME: dict[str, Rule | None] = {
             "is_signed",
             "is_contiguous",
             "is_inference",
-            "is_nonzero_",
             "result_type",
             "can_cast",
             "__len__",
@@ -486,12 +599,15 @@ _BY_NAME: dict[str, Rule | None] = {
             "retain_grad",
             "register_hook",
             "__hash__",
-            "__format__",
             "__dir__",
+            "__array_wrap__",
+            "__dlpack_device__",
             "__set__",
             "__delete__",
             "broadcast_shapes",
             "is_same_size",
+            "is_conj",
+            "is_neg",
             "_is_view",
             "is_pinned",
             "untyped_storage",
@@ -501,7 +617,9 @@ _BY_NAME: dict[str, Rule | None] = {
         ],
         _ask,
     ),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _moving_like),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
+    **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),
     "__getitem__": _getitem,
     "gather": _gather,
@@ -511,6 +629,14 @@ _BY_NAME: dict[str, Rule | None] = {
     "embedding": _embedding,
     "one_hot": _of_one_hot,
 }
+
+_IN_PLACE_OPERATORS = {
+    f"__i{name}__": f"__{name}__"
+    for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
+}
+
+# Those that torch does not tag.
+_ALSO_ELEMENTWISE = {"floor_divide", "isclose", "isreal"}
 
 _OPERATORS = {
     **{f"r{name}": name for name in ("add", "sub", "mul", "pow")},

@@ -11,22 +11,7 @@ from torch import Tensor
 __all__ = ["PlainTensor", "as_plain", "plain"]
 
 
-class _EqualToTensor(torch._C._TensorMeta):
-    """The metaclass of a tensor class that compares equal to `Tensor`.
-
-    Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
-    call fails for a type that is not in the set. With this metaclass our classes are found there as
-    `Tensor`, for which the code was compiled.
-    """
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls or other is Tensor
-
-    def __hash__(cls) -> int:
-        return hash(Tensor)
-
-
-class PlainTensor(Tensor, metaclass=_EqualToTensor):
+class PlainTensor(Tensor):
     """A tensor that is printed, copied and stored as a plain one."""
 
     @property
@@ -43,6 +28,9 @@ class PlainTensor(Tensor, metaclass=_EqualToTensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.plain)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.plain, spec)
 
 
 def plain(value: Any) -> Any:

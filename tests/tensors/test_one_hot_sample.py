@@ -7,14 +7,14 @@ import copy
 import io
 import pickle
 
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 from pyro_gumbel import CategoricalStraightThrough
-from pyro_gumbel.ops.one_hot import OneHotIndex, OneHotSample, as_one_hot_sample
+from pyro_gumbel.tensors.index_tensor import IndexTensor
+from pyro_gumbel.tensors.one_hot_sample import OneHotSample, as_one_hot_sample
 
 K = 4
 
@@ -90,16 +90,23 @@ def test_an_impossible_category_passes_no_gradient():
     assert (found != 0).any()
 
 
-def test_second_derivatives_are_those_of_the_sum():
+def test_a_second_derivative_is_an_error():
     value, logits = drawn(dtype=torch.float64)
     x = torch.randn(3, K, dtype=torch.float64).requires_grad_()
+    log_prob = dist.OneHotCategorical(logits=x).log_prob(value)
+    (first,) = torch.autograd.grad(log_prob.sum(), logits, create_graph=True)
+    for wanted in (x, logits):
+        with pytest.raises(RuntimeError, match="expected a first derivative"):
+            torch.autograd.grad((first**2).sum(), wanted, retain_graph=True)
+
+
+def test_second_derivatives_in_torch_func_are_those_of_the_sum():
+    x, logits = torch.randn(2, 3, K, dtype=torch.float64)
     mixed = []
-    for log_prob in (
-        dist.OneHotCategorical(logits=x).log_prob(value),
-        (without_index(value) * x.log_softmax(-1)).sum(-1),
-    ):
-        (first,) = torch.autograd.grad(log_prob.sum(), logits, create_graph=True)
-        mixed.append(torch.autograd.grad((first**2).sum(), (x, logits), retain_graph=True))
+    for function in (of_logits, linear_of):
+        torch.manual_seed(1)
+        first = torch.func.grad(function, argnums=1)
+        mixed.append(torch.func.jacrev(first, argnums=(0, 1))(x, logits))
     torch.testing.assert_close(*mixed)
 
 
@@ -114,7 +121,6 @@ OPERATIONS = {
     "view": lambda z: z.view(-1),
     "dtype": lambda z: z.double(),
     "long": lambda z: z.long(),
-    "argmax": lambda z: z.argmax(-1),
     "the largest": lambda z: z.max(),
     "largest over the batch": lambda z: z.max(0).indices,
     "largest, kept": lambda z: z.max(-1, keepdim=True).indices,
@@ -124,26 +130,9 @@ OPERATIONS = {
     "cat": lambda z: torch.cat([z, z]),
     "comparison": lambda z: z == 1,
     "linear": lambda z: torch.nn.functional.linear(z, torch.ones(2, K)),
-    "index arithmetic": lambda z: z.max(-1)[1] + 1,
-    "index as a table's": lambda z: torch.arange(K)[z.max(-1)[1]],
-    "index, compared": lambda z: z.max(-1)[1] % 1 == 0,
-    "index, one-hot": lambda z: torch.nn.functional.one_hot(z.max(-1)[1], K),
-    "index, sliced": lambda z: z.max(-1)[1][:1],
-    "index, elsewhere": lambda z: z.max(-1)[1].unsqueeze(0),
-    "index, of the batch": lambda z: torch.ones(K, K).gather(0, z.max(-1)[1].unsqueeze(-1)),
     "largest, by axis": lambda z: z.max(axis=-1).indices,
     "largest, by names": lambda z: torch.max(input=z, dim=-1).indices,
     "maximum, by name": lambda z: torch.max(z, other=torch.zeros(K)),
-    "column, by names": lambda z: torch.unsqueeze(input=z.max(-1)[1], dim=-1),
-    "column, by a list": lambda z: column(z)[np.array([0, 2, 0, 1])],
-    "column, by a pair": lambda z: column(z)[np.array([0, 2]), :],
-    "looked up, by names": lambda z: torch.gather(input=TABLE, dim=-1, index=column(z)),
-    "looked up, of integers": lambda z: (2**30 + TABLE.long()).gather(-1, column(z)),
-    "looked up, of the first rows": lambda z: torch.randn(
-        5, K, generator=torch.manual_seed(1)
-    ).gather(-1, column(z)),
-    "index, changed in place": lambda z: TABLE.gather(-1, next_column(z)),
-    "column, changed in place": lambda z: TABLE.gather(-1, column(z).zero_()),
     "sample, changed in place": lambda z: TABLE.gather(-1, column(z.mul_(2))),
     "cut off in place": lambda z: z.detach_() + 0,
 }
@@ -154,13 +143,6 @@ TABLE = torch.arange(3.0 * K).reshape(3, K)
 def column(z):
     """The index as `Categorical.log_prob` computes it."""
     return z.max(-1)[1].unsqueeze(-1)
-
-
-def next_column(z):
-    index = z.max(-1)[1]
-    index += 1
-    index %= K
-    return index.unsqueeze(-1)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -217,11 +199,19 @@ def test_other_types_have_their_own_way(operation):
 def test_the_index_is_one_of_integers(function, dim):
     value, _ = drawn()
     largest = function(value, dim)
-    assert type(largest.indices) is OneHotIndex
+    assert type(largest.indices) is IndexTensor
     assert type(largest.values) is torch.Tensor
     assert largest.indices.dtype == torch.int64
     assert not largest.indices.requires_grad
-    torch.testing.assert_close(largest[1].tolist(), value.argmax(-1).tolist())
+    assert torch.equal(largest[1].plain, value.plain.argmax(-1))
+
+
+def test_argmax_is_an_index_tensor():
+    value, _ = drawn()
+    assert type(value.argmax(-1)) is type(torch.argmax(value, 1)) is IndexTensor
+    assert type(value.argmax()) is type(value.argmax(0)) is torch.Tensor
+    assert torch.equal(value.argmax(-1).plain, value.plain.argmax(-1))
+    assert type(value.argmax(-1, keepdim=True)) is torch.Tensor
 
 
 def saved_and_loaded(value):

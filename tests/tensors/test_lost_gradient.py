@@ -1,0 +1,291 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where the gradient of an index tensor ends: one warning, at the user's line, or silence."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from pyro_gumbel import IndexStraightThrough
+from pyro_gumbel.tensors.index_tensor import IndexTensor
+
+from .substitution import Draw, assert_equal
+
+# An expression in z, an index tensor, or s, one of a single number; and a word of the remedy.
+WARNS = {
+    "x[z == 1]": "torch.where(z == k, x, 0.0)",
+    "x[z > 1]": "torch.where(z == k, x, 0.0)",
+    "z[z == 1]": "torch.where(z == k, x, 0.0)",
+    "T[[s, 1], :]": "write",
+    "torch.where(z == 1)": "torch.where(z == k, x, 0.0)",
+    "(z == 1).nonzero()": "torch.where(z == k, x, 0.0)",
+    "x.masked_select(z == 1)": "torch.where(z == k, x, 0.0)",
+    "written(x, z, 1.0)": "one_hot(z, k).bool()",
+    "written(x, 0, s)": "one_hot(z, k).bool()",
+    "x.scatter(0, z, 1.0)": "one_hot(z, k).bool()",
+    "x.clone().index_put_((z,), x)": "one_hot(z, k).bool()",
+    "x.index_fill(0, z, 1.0)": "one_hot(z, k).bool()",
+    "z.bincount()": "one_hot(z, k).float().sum(0)",
+    "torch.bincount(z)": "one_hot(z, k).float().sum(0)",
+    "z.unique()": "one_hot(z, k).float().sum(0)",
+    "torch.unique(z, return_counts=True)": "one_hot(z, k).float().sum(0)",
+    "x.scatter_add(0, z, x)": "one_hot(z, k).float().sum(0)",
+    "x.index_add(0, z, x)": "one_hot(z, k).float().sum(0)",
+    "z.sum()": "z.float().sum()",
+    "torch.sum(z, -1)": "z.float().sum()",
+    "(z == 1).sum()": "z.float().sum()",
+    "z.cumsum(0)": "z.float().sum()",
+    "z.prod()": "z.float().sum()",
+    "z.max()": "z.float().sum()",
+    "z.max(0)": "z.float().sum()",
+    "z.min(0).values": "z.float().sum()",
+    "z.argmax()": "z.float().sum()",
+    "z.sort()": "z.float().sum()",
+    "z @ z": "z.float().sum()",
+    "torch.einsum('i,i->', z, z)": "z.float().sum()",
+    "(z == 1).all()": "(z == k).float().prod(-1)",
+    "(z == 1).any()": "(z == k).float().prod(-1)",
+    "int(s)": "table[z]",
+    "float(s)": "table[z]",
+    "s.item()": "table[z]",
+    "z.tolist()": "table[z]",
+    "range(s)": "table[z]",
+    "[5, 6, 7, 8][s]": "table[z]",
+    "z.numpy()": "table[z]",
+    "np.asarray(z)": "table[z]",
+    "torch.isin(z, torch.arange(2))": "table[z]",
+    "torch.bucketize(z, torch.arange(2))": "table[z]",
+    "1 if s == 1 else 2": "torch.where(z == k, a, b)",
+    "bool(s)": "torch.where(z == k, a, b)",
+    "1 in z": "torch.where(z == k, a, b)",
+    "torch.equal(z, z)": "z.float()",
+    "F.cross_entropy(torch.ones(4, 4), z)": "log_probs.gather",
+    "F.nll_loss(torch.ones(4, 4), z)": "log_probs.gather",
+    "F.pad(z, (1, 0))": "z.float()",
+    "torch.add(x, z, out=torch.empty(4))": "z.float()",
+    "x.clone().add_(z)": "z.float()",
+    "x.clone().copy_(z)": "z.float()",
+    "x.repeat_interleave(z)": "z.float()",
+    "z.view(torch.float64)": "z.float()",
+    "z.clone().zero_()": "z.float()",
+    "z.clone().fill_(1)": "z.float()",
+    "z.clone().fill_(1) + x": "z.float()",
+    "z + other(x)": "z.float()",
+}
+
+
+class Marked(torch.Tensor):
+    """A user's tensors, with operations of their own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def written(t, index, value):
+    t = t.clone()
+    t[index] = value
+    return t
+
+
+def evaluated(text, **values):
+    known = {"torch": torch, "F": F, "np": np, "written": written, "copy": copy}
+    known |= {"x": torch.tensor([1.0, -2.0, 3.0, 0.5]), "T": torch.arange(8.0).reshape(4, 2)}
+    known |= {"other": lambda x: x.as_subclass(Marked), "N": torch.arange(4)}
+    return eval(compile(text, __file__, "eval"), known | values)
+
+
+def both(text):
+    """With index tensors and with plain ones; and the warnings of the former."""
+    z, s = Draw(4, dtype=torch.float32), Draw(dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = evaluated(text, z=z.index, s=s.index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return found, evaluated(text, z=z.numbers, s=s.numbers), caught
+
+
+def assert_same(found, expected):
+    if isinstance(expected, torch.Tensor):
+        assert_equal(found, expected)
+    elif isinstance(expected, tuple):
+        for each in zip(found, expected, strict=True):
+            assert_same(*each)
+    else:
+        assert type(found) is type(expected)
+        np.testing.assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("text", WARNS)
+def test_what_loses_the_gradient_warns_once(text):
+    found, expected, caught = both(text)
+    assert_same(found, expected)
+    assert len(caught) == 1
+    (warning,) = caught
+    assert warning.category is UserWarning
+    assert warning.filename == __file__
+    assert WARNS[text] in str(warning.message)
+    assert "z.detach()" in str(warning.message)
+
+
+SILENT = [
+    # What torch does not tell of.
+    "T.select(0, s)",
+    "torch.full((2,), s)",
+    "torch.full_like(x, s)",
+    "torch.arange(s)",
+    "{1: z} and torch.vmap(lambda i: T[i.unsqueeze(0)])(z)",
+    # No gradient is asked for.
+    "z.detach()",
+    "z.detach()[z.detach() == 1].sum()",
+    "z.data",
+    "z.shape",
+    "z.device",
+    "z.ndim",
+    "z.numel()",
+    "len(z)",
+    "z.type()",
+    "z.requires_grad",
+    "z.is_floating_point()",
+    "torch.zeros_like(z)",
+    "z.new_zeros(3)",
+    "x.type_as(x).view_as(z)",
+    "x.expand_as(z)",
+    "x.to(z)",
+    "torch.is_tensor(z)",
+    "torch.result_type(z, 1.0)",
+    # It prints and copies as a plain tensor.
+    "str(z)",
+    "repr(z)",
+    "repr(z == 1)",
+    "f'{z}'",
+    "f'{s}'",
+    "f'{s:03d}'",
+    "copy.copy(z)",
+    "copy.deepcopy(z)",
+]
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+@pytest.mark.parametrize("text", [*SILENT, "torch.tensor(z)", "x.new_tensor(z)"])
+def test_what_is_silent(text):
+    found, expected, caught = both(text)
+    assert not [each for each in caught if "gradient" in str(each.message)]
+    assert_same(found, expected)
+    assert type(found) is type(expected)
+
+
+def saved_and_loaded(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+COPIES = {
+    "pickle": lambda z: pickle.loads(pickle.dumps(z)),
+    "file": saved_and_loaded,
+    "deepcopy": copy.deepcopy,
+    "state dict": lambda z: saved_and_loaded({"z": [z]})["z"][0],
+}
+
+
+@pytest.mark.parametrize("made", COPIES)
+def test_copies_are_plain(made):
+    z = Draw(3)
+    for value, plain in ((z.index, z.numbers), (z.index == 1, z.numbers == 1)):
+        found = COPIES[made](value)
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, plain)
+
+
+def test_a_key_of_a_dict():
+    z = Draw(3).index
+    assert {z: 1}[z] == 1
+    assert hash(z) == id(z)
+
+
+def test_a_data_loader_stacks_index_tensors():
+    z, w = Draw(3), Draw(3)
+    batch = default_collate([{"z": z.index}, {"z": w.index}])["z"]
+    assert type(batch) is IndexTensor
+    assert torch.equal(batch.plain, torch.stack([z.numbers, w.numbers]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_a_gradient_all_is_plain_and_silent(mode):
+    logits = torch.zeros(3, 4).requires_grad_()
+    z = IndexStraightThrough(logits=logits).rsample()
+    with mode():
+        assert type(IndexStraightThrough(logits=logits).rsample()) is torch.Tensor
+        for made in (z + 1, z == 1, z[0], torch.stack([z, z]), z[z == 1]):
+            assert type(made) is torch.Tensor
+        assert not torch.randn(4, 2)[z].requires_grad
+        assert z.sum() >= 0
+
+
+PRIORS = {
+    "Pyro's": lambda x: dist.Categorical(logits=x, validate_args=True),
+    "torch's": lambda x: torch.distributions.Categorical(logits=x, validate_args=True),
+    "ours": lambda x: IndexStraightThrough(logits=x, validate_args=True),
+    "probs": lambda x: dist.Categorical(x.softmax(-1), validate_args=True),
+    "expanded": lambda x: dist.Categorical(logits=x, validate_args=True).expand([2, 3]),
+    "independent": lambda x: dist.Categorical(logits=x, validate_args=True).to_event(1),
+    "masked": lambda x: dist.Categorical(logits=x).mask(torch.tensor([True, False, True])),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_checks_of_distributions_do_not_warn(prior):
+    z = Draw(3, dtype=torch.float32)
+    x = torch.randn(3, 4).requires_grad_()
+    found = PRIORS[prior](x).log_prob(z.index)
+    expected = PRIORS[prior](x).log_prob(z.numbers)
+    torch.testing.assert_close(found, expected)
+    linear = (z.one_hot * x.log_softmax(-1)).sum(-1)
+    if prior == "masked":
+        linear = linear * torch.tensor([1.0, 0.0, 1.0])
+    factor = 2 if prior == "expanded" else 1
+    gradients = [
+        torch.autograd.grad(each.sum() * n, (z.one_hot, x), retain_graph=True)
+        for each, n in ((found, 1), (linear, factor))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_checks_still_find_a_wrong_index():
+    z = Draw(3, dtype=torch.float32).index
+    for module in (dist, torch.distributions):
+        with pytest.raises(ValueError, match="within the support"):
+            module.Categorical(torch.ones(4), validate_args=True).log_prob(z + 4)
+
+
+def test_a_change_in_place_by_another_name_warns_where_it_is_used():
+    """A view shares the numbers, and cannot know of the tensor that it is a view of."""
+    z = Draw(3)
+    index = z.index
+    index.view(-1).add_(1)
+    with pytest.warns(UserWarning, match="a change in place") as caught:
+        found = torch.arange(5)[index]
+    assert len(caught) == 1
+    assert torch.equal(found, z.numbers + 1)
+
+
+def test_a_warning_inside_of_pyro_names_the_line_of_the_model():
+    z = Draw(3, dtype=torch.float32).index
+    poisson = dist.Poisson(torch.ones(3))
+    with pytest.warns(UserWarning, match="lgamma|xlogy|gradient") as caught:
+        dist.Delta(torch.zeros(3)).log_prob(z.cumsum(0))
+    assert {each.filename for each in caught} == {__file__}
+    poisson.log_prob(z)
