@@ -646,7 +646,7 @@ def test_forms_of_integer_sites(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     forms = json.loads((tmp_path / "x.json").read_text())["forms"]
-    assert len(forms) == 8
+    assert len(forms) == 9
     for row in forms:
         found = row["by concentration"]["0.5"]
         if re.search(r"factor|1\.0|SelectedComponent", row["form"]):
