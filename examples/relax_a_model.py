@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
+from pyro.ops.indexing import Vindex
 from pyro.optim import ClippedAdam
 from sklearn.datasets import load_wine
 from sklearn.metrics import adjusted_rand_score
@@ -54,8 +55,8 @@ def mixture(x: Tensor) -> None:
     means = pyro.sample("means", dist.Normal(torch.zeros(CLUSTERS, x.shape[-1]), 1.0).to_event(2))
     scale = pyro.sample("scale", dist.LogNormal(torch.zeros(x.shape[-1]), 1.0).to_event(1))
     with pyro.plate("wines", len(x)):
-        z = pyro.sample("z", dist.OneHotCategorical(torch.ones(CLUSTERS)))
-        mean = (z.unsqueeze(-1) * means).sum(-2)
+        z = pyro.sample("z", dist.Categorical(torch.ones(CLUSTERS)))
+        mean = Vindex(means)[..., z, :]  # means[z], for every particle its own means
         pyro.sample("x", dist.Normal(mean, scale).to_event(1), obs=x)
 
 

@@ -637,6 +637,43 @@ def test_chains(tmp_path):
 
 
 @pytest.mark.slow
+def test_forms_of_integer_sites(tmp_path):
+    """Forms that are linear or quadratic in every one-hot vector have no bias; others have much."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "index_bias.py"),
+         "--repeats", "3", "--concentrations", "0.5", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    forms = json.loads((tmp_path / "x.json").read_text())["forms"]
+    assert len(forms) == 9
+    for row in forms:
+        found = row["by concentration"]["0.5"]
+        if re.search(r"factor|1\.0|SelectedComponent", row["form"]):
+            assert found["largest error"] < 1e-12
+            assert found["smallest cosine"] > 1 - 1e-12
+        elif "logits" in row["form"]:
+            assert 0.001 < found["error"] < 0.5
+        else:
+            assert found["error"] > 0.1
+
+
+@pytest.mark.slow
+def test_costs_of_integer_sites(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "indices.py"),
+         "--repeats", "1", "--categories", "50", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert len(record["lookup"]) == 2
+    assert len(record["large table"]) == 3
+    assert all(both["index"] > 0 for both in record["microseconds"].values())
+    assert "| `t[z]` | " in done.stdout
+
+
+@pytest.mark.slow
 def test_topics(tmp_path):
     """Sums over the topic of each word find the topics that the words were drawn from."""
     done = subprocess.run(

@@ -151,6 +151,97 @@ def test_the_example_of_a_report_prints_its_table(capsys):
     assert output.splitlines()[3 + 11].startswith("recommended for training to the end: ")
 
 
+INDICES = ROOT / "docs" / "indices.md"
+
+
+def lines_of_code(header):
+    """The pairs of lines in the tables of `indices.md` with this header."""
+    start = re.escape(f"| {header} |\n|---|---|\n")
+    tables = re.findall(rf"^{start}((?:\|.*\n)+)", INDICES.read_text(), re.MULTILINE)
+    return re.findall(r"^\| `(.*)` \| `(.*)` \|$", "".join(tables), re.MULTILINE)
+
+
+@functools.cache
+def names_of_indices():
+    """The names of the tables of `indices.md`."""
+    (block,) = (block for block in python_blocks(INDICES) if "D, E = " in block)
+    scope = {"torch": torch, "dist": pyro.distributions}
+    pyro.set_rng_seed(0)
+    exec(compile(block, INDICES.name, "exec"), scope)
+    return scope
+
+
+def value_and_gradient(line):
+    """Of a line of `indices.md`. The gradient is None where the value has none."""
+    names = names_of_indices()
+    value = eval(line, names)
+    if not getattr(value, "requires_grad", False):
+        return value, None
+    weights = torch.linspace(1, 2, value.numel()).reshape(value.shape)
+    (gradient,) = torch.autograd.grad((value * weights).sum(), names["logits"], retain_graph=True)
+    return value, gradient
+
+
+@pytest.mark.parametrize(
+    ("line", "of_one_hot"), lines_of_code("with integers | the same with one-hot vectors")
+)
+def test_lines_with_an_index_and_with_a_one_hot_vector(line, of_one_hot):
+    value, gradient = value_and_gradient(line)
+    expected, expected_gradient = value_and_gradient(of_one_hot)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize(("line", "instead"), lines_of_code("this warns | write instead"))
+def test_lines_that_lose_the_gradient(line, instead):
+    with pytest.warns(UserWarning, match=r"z\.detach\(\) if no gradient is wanted"):
+        value, gradient = value_and_gradient(line)
+    expected, expected_gradient = value_and_gradient(instead)
+    assert gradient is None
+    assert (expected_gradient is None) == ("detach" in instead)
+    expected = torch.as_tensor(expected)
+    torch.testing.assert_close(torch.as_tensor(value).to(expected.dtype), expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"), lines_of_code("no gradient, no warning | write instead")
+)
+def test_lines_that_lose_the_gradient_silently(line, instead):
+    value, gradient = value_and_gradient(line)
+    expected, expected_gradient = value_and_gradient(instead)
+    assert gradient is None
+    assert expected_gradient is not None
+    torch.testing.assert_close(value, expected.detach())
+
+
+def test_the_lines_of_indices_are_found():
+    headers = re.findall(r"^\| (.*) \|\n\|---\|---\|$", INDICES.read_text(), re.MULTILINE)
+    assert len(headers) == 6
+    assert sum(len(list(lines_of_code(header))) for header in set(headers)) > 50
+
+
+def test_the_examples_of_indices_run():
+    assert len(list(run_blocks(INDICES, steps=2))) == 3
+
+
+@pytest.mark.slow
+def test_the_examples_of_indices_do_what_they_say():
+    stated = [-2.0, 0.2, 1.9]  # the means of the clusters
+
+    def assert_clusters(probs, means):
+        order = means.argsort()
+        torch.testing.assert_close(means[order], torch.tensor(stated), atol=0.15, rtol=0)
+        assert order.argsort()[probs.argmax(-1)].tolist() == [0, 0, 1, 1, 2, 2]
+
+    blocks = run_blocks(INDICES)
+    scope = next(blocks)
+    assert_clusters(scope["guide"].distribution("z").probs, pyro.param("means").detach())
+    next(blocks)
+    scope = next(blocks)
+    of_means, of_z = scope["guide"]
+    assert_clusters(of_z.distribution("z").probs, of_means.median()["means"].detach())
+
+
 def test_every_linked_file_exists():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

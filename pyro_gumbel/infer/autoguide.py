@@ -5,7 +5,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -13,14 +13,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.mean_field import parameter_names
-from pyro_gumbel.distributions.relaxation import is_relaxable, require_settings
+from pyro_gumbel.distributions.relaxation import require_settings
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator, resolved
 from pyro_gumbel.infer.guide_site import (
@@ -29,11 +29,16 @@ from pyro_gumbel.infer.guide_site import (
     brief_site,
     over_plates,
     read_site,
+    require_known,
+    require_plates,
+    require_subsamples,
     start_of,
 )
 from pyro_gumbel.infer.handlers import at_site
+from pyro_gumbel.infer.site_choice import UNMARKED, SiteChoice
 from pyro_gumbel.infer.site_parameters import SiteParameters
 from pyro_gumbel.infer.site_values import most_probable, quantiles_of, read_quantiles
+from pyro_gumbel.infer.traces import OneSubsample
 
 __all__ = ["AutoRelaxed"]
 
@@ -47,7 +52,8 @@ class AutoRelaxed(AutoGuide):
 
     The sites are independent. The distribution of site i is the counterpart of its prior under
     `relax`, with the plates and masks of the site. With `hard=True` it is discrete and its samples
-    carry a surrogate gradient; with `hard=False` it is a continuous relaxation.
+    carry a surrogate gradient; with `hard=False` it is a continuous relaxation. The values of a
+    `Categorical` site are integers with a gradient, for models that write ``table[z]``.
 
     No setting is needed: samples then carry the second-order gradient, which is unbiased for every
     loss that is quadratic in them. Subsets and rankings have `gumbel_softmax` at temperature 1.
@@ -86,11 +92,16 @@ class AutoRelaxed(AutoGuide):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", CategoricalStraightThrough(logits=network(x)))
 
-    The guide leaves continuous sites, and sites that the model enumerates, to other guides::
+    The guide leaves continuous sites to other guides::
 
         guide = AutoGuideList(model)
         guide.append(AutoNormal(poutine.block(model, hide=["z"])))
         guide.append(AutoRelaxed(poutine.block(model, expose=["z"])))
+
+    It leaves sites marked ``infer={"enumerate": ...}`` to `TraceEnum_ELBO`, which sums over them,
+    unless `sites` names them. The guide draws what it names, whatever the mark in the model says:
+    write ``AutoRelaxed(model, sites=["z"])``. Where the model must be relaxed, as below, write
+    ``model = relaxed(model, sites=["z"])``, which takes off the mark, and ``AutoRelaxed(model)``.
 
     With `hard=True` the model may be relaxed or not: the samples get the gradient of a plain prior
     too. Relax a model that you compile, since `torch.compile` does not carry that gradient, and one
@@ -98,8 +109,13 @@ class AutoRelaxed(AutoGuide):
     `log_prob` of those drops a part of it.
     With `hard=False` the model must be ``relaxed(model, temperature, hard=False)``.
 
-    If a discrete site has a mask, each call runs the model once more to find its masks. The guide
-    does not copy a `poutine.scale` inside the model; put it around both, model and guide.
+    If a discrete site has a mask, each call runs the model once more to find the masks, on the
+    subsample of the guide. A mask must not depend on latent values. Masked sites may differ between
+    subsamples, as where a loop ends at the longest sequence: a call draws the sites that the model
+    has on its subsample. A site gets its parameters in the first call that has it. Pyro's
+    optimisers find them then; to one of torch, give them by `add_param_group`.
+
+    The guide does not copy a `poutine.scale` inside the model; put it around both, model and guide.
 
     Sources: Maddison, Mnih and Teh, "The Concrete distribution: a continuous relaxation of discrete
     random variables" (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole, "Categorical
@@ -113,16 +129,19 @@ class AutoRelaxed(AutoGuide):
         continuous values, which needs a temperature.
     :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
         `gumbel_softmax` with a temperature and second order without.
+    :param sites: the names of the sites of the guide, marked or not, as in `relaxed`; None for all
+        that are latent, discrete and not marked.
     :param create_plates: as in every `AutoGuide`.
     :raises ValueError: for settings that do not fit together; in the first run, for a model without
-        latent discrete sites; for `hard=True` and a relaxed site of the model; for `hard=False` and
-        a discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
-        for a `total_count` that differs from run to run.
+        latent discrete sites, or with marked ones only; for a name in `sites` that the model
+        does not have; for `hard=True` and a relaxed site of the model; for `hard=False` and a
+        discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
+        for a `total_count` that differs from run to run; for a mask that does so on the same data.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
-        for `hard=False` and a count.
-    :raises NotImplementedError: in the first run, for a mask or a `total_count` of several elements
-        in a subsampled plate.
+        for `hard=False` and a count or a `Categorical`.
+    :raises NotImplementedError: in the first run, for a `total_count` of several elements in a
+        subsampled plate.
     """
 
     prototype_trace: Any
@@ -136,6 +155,7 @@ class AutoRelaxed(AutoGuide):
         *,
         hard: bool = True,
         estimator: str | Estimator | None = None,
+        sites: Collection[str] | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not callable(model) or isinstance(model, Distribution):
@@ -144,7 +164,9 @@ class AutoRelaxed(AutoGuide):
                 "AutoRelaxed(model), or AutoRelaxed(model, 0.5) for a temperature"
             )
         require_settings("AutoRelaxed", temperature, hard, estimator)
+        choice = SiteChoice("AutoRelaxed", sites)
         super().__init__(model, create_plates=create_plates)
+        self._choice = choice
         self._add_parameters()
         self._warned_of_masks = False
         self.temperature = temperature
@@ -183,11 +205,17 @@ class AutoRelaxed(AutoGuide):
             new._model = (memo.get(id(model), model),)
         return new
 
-    @staticmethod
-    def _prototype_hide_fn(msg: Any) -> bool:
-        if prototype_hide_fn(msg) or msg["infer"].get("enumerate"):
+    def _hides(self, msg: Any) -> bool:
+        """Whether a message of the model is none of a site of the guide."""
+        if msg["type"] != "sample" or site_is_subsample(msg):
             return True
-        return not is_relaxable(msg["fn"])
+        return not self._choice.chooses(msg)
+
+    def _prototype_hide_fn(self, msg: Any) -> bool:
+        """The same in the first run. An `AutoGuideList` must have met the site in its own."""
+        master = None if self.master is None else self.master()
+        known = master is None or msg["name"] in master.prototype_trace.nodes
+        return self._hides(msg) or not known
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self._model is None:
@@ -204,28 +232,52 @@ class AutoRelaxed(AutoGuide):
             raise
 
     def _setup_sites(self, *args: Any, **kwargs: Any) -> None:
-        self._sites = self._sites_of(self.prototype_trace)
-        if not self._sites:
-            raise ValueError(
-                "AutoRelaxed: `model` must have a latent discrete site, and has none; write "
-                "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
-            )
-        self._masked = any(site.masks for site in self._sites.values())
-        initial = self._initial_parameters(*args, **kwargs)
+        first = self._sites_of(self.prototype_trace)
+        if not first:
+            raise self._no_site()
+        runs = [first, *self._runs(RUNS - 1, args, kwargs)]
+        self._choice.check(stacklevel=4)
+        masked = [site for run in runs for site in run.values() if site.masks]
+        self._is_masked = bool(masked)
+        self._needs_model = any(site.is_subsampled for site in masked)
+        if self._is_masked:
+            require_known(self._runs(RUNS, args, kwargs, OneSubsample()))
+        self._sites: dict[str, GuideSite] = {}
         self._add_parameters()
-        kinds = {kind: getattr(self, kind) for kind in parameter_names()}
-        is_loaded = any(parameters.is_loaded for parameters in kinds.values())
-        for kind, parameters in kinds.items():
-            of_kind = {name: start[kind] for name, start in initial.items() if kind in start}
-            dims = {name: self._sites[name].event_dim for name in of_kind}
-            parameters.set_up(of_kind, dims, is_loaded)
-        self.prototype_trace = _without_graph(self.prototype_trace, self._sites)
+        self._add_sites(_names_in(runs) if self._is_masked else first, runs)
+        self.prototype_trace = _without_graph(self.prototype_trace, first)
+
+    def _no_site(self) -> ValueError:
+        """The error for a model without a site for the guide."""
+        if self._choice.enumerated:
+            names = self._choice.enumerated
+            return ValueError(
+                "AutoRelaxed: `model` must have a latent discrete site that it does not enumerate, "
+                'and has only sites with infer={"enumerate": ...}; to draw them write '
+                f"AutoRelaxed(model, sites={names}), or model = {UNMARKED} for all sites"
+            )
+        return ValueError(
+            "AutoRelaxed: `model` must have a latent discrete site, and has none; write "
+            "AutoNormal(model) for continuous ones, or AutoGuideList for several guides"
+        )
 
     def _add_parameters(self) -> None:
         """A module for each name of a parameter; for those registered since, if called again."""
         for kind in parameter_names():
             if not hasattr(self, kind):
                 setattr(self, kind, SiteParameters(kind))
+
+    def _add_sites(self, names: Iterable[str], runs: list[dict[str, GuideSite]]) -> None:
+        """Sites of some runs of the model, with parameters that start at their mean prior."""
+        sites = {name: next(run[name] for run in runs if name in run) for name in names}
+        initial = {name: _start_of(name, runs) for name in sites}
+        kinds = {kind: getattr(self, kind) for kind in parameter_names()}
+        is_loaded = any(parameters.is_loaded for parameters in kinds.values())
+        for kind, parameters in kinds.items():
+            of_kind = {name: start[kind] for name, start in initial.items() if kind in start}
+            dims = {name: sites[name].event_dim for name in of_kind}
+            parameters.set_up(of_kind, dims, is_loaded, may_grow=self._is_masked)
+        self._sites.update((name, site.over_whole_plates()) for name, site in sites.items())
 
     def _sites_of(self, trace: Any) -> dict[str, GuideSite]:
         """The sites of a run of the model, with their priors."""
@@ -235,24 +287,18 @@ class AutoRelaxed(AutoGuide):
                 sites[name] = read_site(node, self.hard, self.temperature, self.estimator)
         return sites
 
-    def _sites_in_another_run(self, *args: Any, **kwargs: Any) -> dict[str, GuideSite]:
-        model = poutine.block(self.model, self._prototype_hide_fn)
+    def _runs(
+        self, count: int, args: Any, kwargs: Any, subsample: OneSubsample | None = None
+    ) -> list[dict[str, GuideSite]]:
+        """The sites of some more runs of the model, perhaps all on one subsample."""
+        model = self.model if subsample is None else subsample(self.model)
+        run = poutine.block(poutine.trace(poutine.block(model, self._hides)).get_trace)
         with torch.no_grad():
-            trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
-        return self._sites_of(trace)
-
-    def _initial_parameters(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Tensor]]:
-        """The prior's parameters, or those of its mean where it differs from run to run."""
-        others = [self._sites_in_another_run(*args, **kwargs) for _ in range(RUNS - 1)]
-        initial = {}
-        for name, site in self._sites.items():
-            runs = [run[name] for run in (self._sites, *others) if name in run]
-            with at_site("AutoRelaxed", name):
-                start = start_of(runs)
-            initial[name] = {
-                kind: over_plates(each, site.frames, site.event_dim) for kind, each in start.items()
-            }
-        return initial
+            runs = [self._sites_of(run(*args, **kwargs)) for _ in range(count)]
+        if subsample is not None:
+            for sites in runs:
+                require_subsamples(sites, subsample.plates)
+        return runs
 
     def _current(self, name: str, site: GuideSite) -> Any:
         """The distribution of a site at the present parameters and temperature."""
@@ -269,7 +315,8 @@ class AutoRelaxed(AutoGuide):
         tensor(0.2500)
 
         It has the wrappers of the site's own: where the model writes `.to_event`, the probabilities
-        are those of its `.base_dist`.
+        are those of its `.base_dist`. In a subsampled plate it has no mask, as the guide knows only
+        that of a subsample.
 
         :param name: of a latent discrete site.
         :raises ValueError: for any other name, and before the first run of the guide.
@@ -291,8 +338,8 @@ class AutoRelaxed(AutoGuide):
         """Draw each site; returns the values by the name of the site."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        sites = self._sites_of_this_call(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
+        sites = self._sites_of_this_call(plates, args, kwargs) if self._is_masked else self._sites
         result = {}
         for name, site in sites.items():
             with ExitStack() as stack:
@@ -303,20 +350,33 @@ class AutoRelaxed(AutoGuide):
                 result[name] = pyro.sample(name, self._current(name, site))
         return result
 
-    def _sites_of_this_call(self, *args: Any, **kwargs: Any) -> dict[str, GuideSite]:
-        """The sites with their masks in this call."""
-        if not self._masked:
-            return self._sites
-        if self._model is not None:
-            return self._sites_in_another_run(*args, **kwargs)
+    def _sites_of_this_call(
+        self, plates: Mapping[str, Any], args: Any, kwargs: Any
+    ) -> dict[str, GuideSite]:
+        """The sites and masks that the model has on the data and the subsample of this call."""
+        if self._model is None:
+            return self._sites_without_a_model()
+        subsample = OneSubsample({name: plate.indices for name, plate in plates.items()})
+        (sites,) = self._runs(1, args, kwargs, subsample)
+        require_plates(sites, plates)
+        if not sites.keys() <= self._sites.keys():
+            runs = [sites, *self._runs(RUNS - 1, args, kwargs, subsample)]
+            self._add_sites([n for n in _names_in(runs) if n not in self._sites], runs)
+        return sites
+
+    def _sites_without_a_model(self) -> dict[str, GuideSite]:
+        """Those of the first run. Masks of a subsample are no use for another."""
+        missing = (
+            "AutoRelaxed: expected a model, for the masks of this call, got none, which a pickle "
+            "leaves out"
+        )
+        remedy = "write guide = AutoRelaxed(model, temperature) and guide.load_state_dict(state)"
+        if self._needs_model:
+            raise ValueError(f"{missing}; {remedy}")
         if not self._warned_of_masks:
             self._warned_of_masks = True
-            warnings.warn(
-                "AutoRelaxed: expected a model, for the masks of this call, got none, which a "
-                "pickle leaves out, and took those of the first run; where they change write guide "
-                "= AutoRelaxed(model, temperature) and guide.load_state_dict(state)",
-                stacklevel=3,
-            )
+            message = f"{missing}, and took those of the first run; where they change {remedy}"
+            warnings.warn(message, stacklevel=4)
         return self._sites
 
     @torch.no_grad()
@@ -324,7 +384,8 @@ class AutoRelaxed(AutoGuide):
         """The most probable value of each site, by name.
 
         At a site of multinomial or beta-binomial counts it is the most probable of 1,000 draws. It
-        is discrete; at a site in logit space it is the logit-space form of that value.
+        is discrete; at a site in logit space it is the logit-space form of that value. At an
+        integer `Categorical` site it is the most probable category.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -338,6 +399,9 @@ class AutoRelaxed(AutoGuide):
 
         An entry of a discrete value is 0 or 1. Its quantile at q is 1 where its mean is above
         1 - q, and else 0. So the quantiles of a one-hot vector need not be one-hot; see `median`.
+        An integer category counts as a number: its quantile at q is the least possible k for which
+        the categories 0 to k have a probability of q or more. That says something only where the
+        categories have an order; where they have none, read `guide.distribution(name).probs`.
         For relaxed Bernoulli sites the quantiles are exact. For other relaxed sites and counts they
         are those of 1,000 draws, which are quantiles at q with a standard error of
 
@@ -352,6 +416,20 @@ class AutoRelaxed(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
+
+
+def _names_in(runs: list[dict[str, GuideSite]]) -> list[str]:
+    """The sites of all runs, each once."""
+    return list(dict.fromkeys(name for run in runs for name in run))
+
+
+def _start_of(name: str, runs: list[dict[str, GuideSite]]) -> dict[str, Tensor]:
+    """Where the parameters of a site start, over the whole of its plates."""
+    of_site = [run[name] for run in runs if name in run]
+    site = of_site[0]
+    with at_site("AutoRelaxed", name):
+        start = start_of(of_site)
+    return {kind: over_plates(each, site.frames, site.event_dim) for kind, each in start.items()}
 
 
 def _without_graph(trace: Any, sites: dict[str, GuideSite]) -> Trace:

@@ -3,6 +3,7 @@
 
 """A site of a mean-field guide: what it takes from the model, and its distribution."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyro_gumbel.distributions.counts import CountStraightThrough
 from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of
 from pyro_gumbel.distributions.relaxation import is_straight_through, relax
 from pyro_gumbel.distributions.relaxed import Relaxed
-from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped
+from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped, unmasked
 from pyro_gumbel.estimators import Estimator, second_order
 from pyro_gumbel.infer.handlers import require_continuous_log_prob
 
@@ -26,6 +27,9 @@ __all__ = [
     "brief_site",
     "over_plates",
     "read_site",
+    "require_known",
+    "require_plates",
+    "require_subsamples",
     "start_of",
 ]
 
@@ -69,6 +73,23 @@ class GuideSite:
         masks = (self.mask, *masks_of(self.distribution))
         return [mask for mask in masks if isinstance(mask, Tensor)]
 
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether the model shows a part of a plate only."""
+        return bool(self.subsampled_plates)
+
+    @property
+    def subsampled_plates(self) -> set[str]:
+        """Their names."""
+        frames = self.frames
+        return {frame.name for frame in frames if frame.full_size not in (None, frame.size)}
+
+    def over_whole_plates(self) -> "GuideSite":
+        """The same without the masks of a subsample."""
+        if not (self.is_subsampled and self.masks):
+            return self
+        return replace(self, distribution=unmasked(self.distribution), mask=None)
+
 
 def read_site(
     node: Any, hard: bool, temperature: Temperature | None, estimator: str | Estimator | None
@@ -80,19 +101,20 @@ def read_site(
     :raises NotImplementedError: if it takes over from the model what it sees only a part of.
     """
     require_continuous_log_prob(node["fn"])
-    prior = _counterpart(node["fn"], hard)
-    _require_gradient(node["fn"], prior)
+    prior = _counterpart(node, hard)
+    _require_gradient(node, prior)
     site = GuideSite(prior, node["mask"], node["cond_indep_stack"])
     start = site.mean_field.start()
     site.with_parameters(start, temperature, estimator)  # raises if the settings do not fit
     prior = site.with_parameters(start, None if hard else 1.0, None)
     site = replace(site, distribution=prior)
-    _require_whole_plates(site)
+    _require_whole_total_count(site)
     return site
 
 
-def _counterpart(distribution: Any, hard: bool) -> Any:
+def _counterpart(node: Any, hard: bool) -> Any:
     """The guide's kind of distribution for a site of the model."""
+    distribution = node["fn"]
     base = innermost(distribution)
     name, is_relaxed = type(base).__name__, isinstance(base, Relaxed)
     if is_relaxed and hard:
@@ -109,11 +131,12 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
                 "guide.append(AutoRelaxed(poutine.block(model, expose=[...]))) with the counts "
                 "alone"
             )
+        relax(distribution, 1.0, hard=False)  # raises where there is no relaxed form
         raise ValueError(
             f"the model has a discrete distribution, {name}, and the guide would have a relaxed "
             "one, a density against a probability; write soft = relaxed(model, temperature, "
-            "hard=False), then AutoRelaxed(soft, temperature, hard=False), and train soft, or "
-            "leave out hard=False"
+            f"hard=False{_named_if_marked(node)}), then AutoRelaxed(soft, temperature, "
+            "hard=False), and train soft, or leave out hard=False"
         )
     new = relax(distribution, None if hard else 1.0, hard=hard)
     base = innermost(new)
@@ -126,32 +149,98 @@ def _counterpart(distribution: Any, hard: bool) -> Any:
     return new
 
 
-def _require_gradient(distribution: Any, prior: Any) -> None:
+def _named_if_marked(node: Any) -> str:
+    """How `relaxed` is told of a site that the model enumerates."""
+    return f', sites=["{node["name"]}", ...]' if node["infer"].get("enumerate") else ""
+
+
+def _require_gradient(node: Any, prior: Any) -> None:
     """Raise for a plain distribution of the model that does not pass its gradient to a sample.
 
     A sparse one passes none to a value of 0.
     """
-    plain = innermost(distribution)
+    plain = innermost(node["fn"])
     passes = getattr(innermost(prior), "plain_passes_gradient", True)
     passes = passes and not getattr(plain, "is_sparse", False)
     if not passes and not is_straight_through(plain):
         raise ValueError(
             f"the model must be relaxed, as the log_prob of Pyro's {type(plain).__name__} passes "
-            "only a part of its gradient to a sample; write model = relaxed(model), then "
-            "AutoRelaxed(model), and train that model"
+            "only a part of its gradient to a sample; write "
+            f"model = relaxed(model{_named_if_marked(node)}), then AutoRelaxed(model), and train "
+            "that model"
         )
 
 
-def _require_whole_plates(site: GuideSite) -> None:
-    """Raise if the guide sees only a part of what it takes over from the model."""
-    subsampled = any(frame.full_size not in (None, frame.size) for frame in site.frames)
-    for what, tensors in (("mask", site.masks), ("total_count", site.mean_field.taken_over)):
-        if subsampled and any(tensor.dim() for tensor in tensors):
-            raise NotImplementedError(
-                f"expected no {what} of several elements in a subsampled plate, got one, and the "
-                "guide sees only the part of it in the subsample; write poutine.block(model, "
-                "hide=[...]) and a guide of its own for this site"
+def _require_whole_total_count(site: GuideSite) -> None:
+    """Raise if the guide sees only a part of the `total_count` that it takes over."""
+    if site.is_subsampled and any(tensor.dim() for tensor in site.mean_field.taken_over):
+        raise NotImplementedError(
+            "expected no total_count of several elements in a subsampled plate, got one, and the "
+            "guide sees only the part of it in the subsample; write poutine.block(model, "
+            "hide=[...]) and a guide of its own for this site"
+        )
+
+
+def require_known(runs: list[dict[str, GuideSite]]) -> None:
+    """Raise where masked sites or their masks depend on the latent values of the model.
+
+    :param runs: the sites of several runs of the model on the same subsample, by name.
+    :raises ValueError: where a run has other sites or other masks.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for name in sorted(first.keys() ^ run.keys()):
+            site = first[name] if name in first else run[name]
+            raise _of_a_latent_value(name, "site", "one that is in some only", site)
+        for name, site in run.items():
+            if not _are_equal(site.masks, first[name].masks):
+                raise _of_a_latent_value(name, "mask of the site", "two masks", site)
+
+
+def require_subsamples(sites: dict[str, GuideSite], plates: set[str]) -> None:
+    """Raise where a subsample of the model could not be set, as a handler hides it.
+
+    :param plates: the names of those whose subsample was set.
+    """
+    for name, site in sites.items():
+        hidden = sorted(site.subsampled_plates - plates)
+        if hidden:
+            raise ValueError(
+                f'AutoRelaxed: at pyro.sample("{name}", ...): `model` must show the subsamples of '
+                f"its plates where a site has a mask, got one that hides that of {hidden}; write "
+                "poutine.block(model, hide=[...]) with the names of the other sites, or "
+                f"poutine.block(model, expose={[name, *hidden]})"
             )
+
+
+def require_plates(sites: dict[str, GuideSite], plates: Collection[str]) -> None:
+    """Raise where the guide does not have all plates of the sites, by name."""
+    for name, site in sites.items():
+        for frame in site.frames:
+            if frame.name not in plates:
+                raise ValueError(
+                    f'AutoRelaxed: at pyro.sample("{name}", ...): expected plates of the first '
+                    f"run of the guide, {sorted(plates)}, got {frame.name!r}; write "
+                    f"create_plates=lambda *args: [pyro.plate({frame.name!r}, {frame.full_size}, "
+                    f"dim={frame.dim})]"
+                )
+
+
+def _are_equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    return len(tensors) == len(others) and all(map(torch.equal, tensors, others))
+
+
+def _of_a_latent_value(name: str, what: str, got: str, site: GuideSite) -> ValueError:
+    kind = type(innermost(site.distribution)).__name__
+    return ValueError(
+        f'AutoRelaxed: at pyro.sample("{name}", ...): the {what} must be the same in all runs of '
+        f"the model on the same data, got {got}, as where it depends on a latent value; write "
+        "guide = AutoGuideList(model), "
+        f'guide.append(AutoRelaxed(poutine.block(model, hide=["{name}", ...]))) without the sites '
+        "that this one depends on, and guide.append(own), where own(...) draws them and this one "
+        "as the model does, inside guide.plates[...] and poutine.mask(mask=...), with "
+        f'pyro.sample("{name}", {kind}(logits=pyro.param("{name}_logits", ...)))'
+    )
 
 
 def start_of(runs: list[GuideSite]) -> dict[str, Tensor]:

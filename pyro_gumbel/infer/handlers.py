@@ -4,8 +4,7 @@
 """The handler that makes the latent discrete sites of a model differentiable."""
 
 import functools
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +14,10 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
-from pyro_gumbel.distributions.relaxation import is_relaxable, relax, require_settings
+from pyro_gumbel.distributions.relaxation import relax, require_settings
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
+from pyro_gumbel.infer.site_choice import SiteChoice
 from pyro_gumbel.temperature import TemperatureSchedule
 
 __all__ = ["RelaxedMessenger", "at_site", "relaxed", "require_continuous_log_prob"]
@@ -38,91 +38,40 @@ class RelaxedMessenger(Messenger):
         require_settings("relaxed", temperature, hard, estimator)
         self.temperature = temperature
         self.options: dict[str, Any] = {"hard": hard, "estimator": estimator}
-        self.sites = _read_sites(sites)
-        # Names of sites, collected over all calls so far.
-        self._met: set[str] = set()
-        self._observed: set[str] = set()
-        self._latent: set[str] = set()  # neither observed nor enumerated, and discrete
-        self._relaxed: set[str] = set()  # those of `sites` that were relaxed
-        self._warned: set[str] = set()
+        self.choice = SiteChoice("relaxed", sites)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return functools.update_wrapper(super().__call__(fn), fn, updated=())
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
+        if site_is_subsample(msg) or not self.choice.chooses(msg):
             return
-        name = msg["name"]
-        self._met.add(name)
-        if msg["is_observed"]:
-            self._observed.add(name)
-        if msg["is_observed"] or msg["infer"].get("enumerate"):
-            return
-        relaxable = is_relaxable(msg["fn"])
-        if relaxable:
-            self._latent.add(name)
-        chosen = relaxable if self.sites is None else self._is_in_sites(name)
-        if chosen:
-            with at_site("relaxed", name):
-                require_continuous_log_prob(msg["fn"])
-                new = relax(msg["fn"], self.temperature, **self.options)
-            if new is not msg["fn"]:
-                self._warn_if_once_observed(name)
-            msg["fn"] = new
-
-    def _is_in_sites(self, name: str) -> bool:
-        """Whether `sites` names this site, which then counts as relaxed."""
-        found = (self.sites or frozenset()) & self._names_of(name)
-        self._relaxed |= found
-        return bool(found)
-
-    def _names_of(self, name: str) -> set[str]:
-        """The names by which a user may choose a site.
-
-        With `obs_mask`, Pyro splits the site "y" into "y_observed" and "y_unobserved"; "y" then
-        chooses the latent part.
-        """
-        stem = name.removesuffix("_unobserved")
-        return {name, stem} if f"{stem}_observed" in self._met else {name}
+        with at_site("relaxed", msg["name"]):
+            require_continuous_log_prob(msg["fn"])
+            new = relax(msg["fn"], self.temperature, **self.options)
+        if new is not msg["fn"]:
+            self._warn_if_once_observed(msg["name"])
+        msg["fn"] = new
+        msg["infer"] = {key: each for key, each in msg["infer"].items() if key != "enumerate"}
 
     def _warn_if_once_observed(self, name: str) -> None:
         """Warn, once, that a site becomes continuous which had data in an earlier call."""
-        if self.options["hard"] or self.sites is not None or name not in self._observed:
+        choice = self.choice
+        if self.options["hard"] or choice.names is not None or name not in choice.observed:
             return
-        self._warn_once(
+        choice.warn_once(
             {name},
             f'relaxed: at pyro.sample("{name}", ...): expected data, as in an earlier call, got '
             "none, so that the site is continuous in this call; to predict write Predictive(model, "
             "guide=guide) of the model that is not relaxed, or name the sites to relax with "
             "relaxed(..., sites=[...])",
+            stacklevel=3,
         )
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        if exception[0] is None and self.sites is not None:
-            self._check_sites(self.sites)
-
-    def _check_sites(self, sites: frozenset[str]) -> None:
-        missing = sorted(sites - self._met)
-        if missing:
-            raise ValueError(
-                f"relaxed: `sites` must be names of the model's sample sites, got {missing}, which "
-                f"it does not have; it has {sorted(self._met)}; write sites=None for all that are "
-                "latent and discrete"
-            )
-        not_relaxed = sites - self._relaxed
-        self._warn_once(
-            not_relaxed,
-            "relaxed: `sites` must be names of latent discrete sites, got "
-            f"{sorted(not_relaxed)}, which are observed or enumerated and were not relaxed in any "
-            f"call so far; the latent discrete sites are {sorted(self._latent)}; write sites=None "
-            "for all of them",
-        )
-
-    def _warn_once(self, names: Collection[str], message: str) -> None:
-        if not self._warned.issuperset(names):
-            self._warned.update(names)
-            warnings.warn(message, stacklevel=4)
+        if exception[0] is None:
+            self.choice.check(stacklevel=2)
 
 
 def relaxed(
@@ -139,7 +88,12 @@ def relaxed(
     from `relax`: one that draws discrete values and has a surrogate gradient (`hard=True`), or a
     continuous relaxation (`hard=False`), which needs a temperature. Without settings the gradient
     is the second-order one; subsets and rankings have `gumbel_softmax` at temperature 1. Observed
-    sites, continuous sites and sites with `infer={"enumerate": ...}` are left alone.
+    and continuous sites are left alone.
+
+    So are sites marked ``infer={"enumerate": ...}``, which `TraceEnum_ELBO` sums over, unless
+    `sites` names them. A site that it names loses the mark and is drawn. To draw all, write::
+
+        relaxed(poutine.infer_config(model, lambda site: {"enumerate": None}))
 
     Three ways to write it::
 
@@ -173,9 +127,10 @@ def relaxed(
     :param temperature: as in `relax`, for each site that is relaxed; a function is called at each.
     :param hard: as in `relax`.
     :param estimator: as in `relax`.
-    :param sites: the names of the sites to relax; None for all. With `obs_mask`, Pyro splits a site
-        "y" into an observed and a latent part; "y" and "y_unobserved" both name the latent one. A
-        warning names, once, those that were observed or enumerated in every call so far.
+    :param sites: the names of the sites to relax, marked or not; None for all that are latent,
+        discrete and not marked. With `obs_mask`, Pyro splits a site "y" into an observed and a
+        latent part; "y" and "y_unobserved" both name the latent one. A warning names, once, those
+        that were observed in every call so far.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.
@@ -199,18 +154,6 @@ def _require_model(model: Any) -> None:
             "relaxed: `model` must be a model or guide, got a distribution, "
             f"{type(model).__name__}; write relax(distribution)"
         )
-
-
-def _read_sites(sites: Collection[str] | None) -> frozenset[str] | None:
-    if sites is None:
-        return None
-    names = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else [sites]
-    if names == [sites] or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            "relaxed: `sites` must be a collection of names of sample sites, got "
-            f'{sites!r}; write sites=["z"]'
-        )
-    return frozenset(names)
 
 
 def require_continuous_log_prob(distribution: Any) -> None:

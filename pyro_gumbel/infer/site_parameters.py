@@ -33,6 +33,7 @@ class SiteParameters(PyroModule):
         super().__init__()
         self._kind = kind
         self._paths: dict[str, str] = {}
+        self._may_grow = False
 
     def of_site(self, name: str) -> Tensor:
         """The parameter of a site."""
@@ -44,18 +45,29 @@ class SiteParameters(PyroModule):
         return next(self.parameters(), None) is not None
 
     def set_up(
-        self, initial: Mapping[str, Tensor], event_dims: Mapping[str, int], is_loaded: bool
+        self,
+        initial: Mapping[str, Tensor],
+        event_dims: Mapping[str, int],
+        is_loaded: bool,
+        may_grow: bool = False,
     ) -> None:
         """Make a parameter for each site, with the values of a `state_dict` if one was loaded.
 
         :param initial: where the parameter of each site starts, by name.
         :param event_dims: how many of its dimensions, from the right, are not of the batch.
         :param is_loaded: whether a `state_dict` was loaded, with parameters of this kind or others.
+        :param may_grow: whether there may be more sites in other calls. They are added by another
+            call of this method. A `state_dict` may have more sites then, or fewer.
         :raises ValueError: if the loaded `state_dict` has other sites or other shapes.
         """
-        paths = _paths(initial)
+        self._may_grow = may_grow
+        others = {name: path for name, path in self._paths.items() if name not in initial}
+        paths = _paths(initial, others)
         loaded = {name.removesuffix(SUFFIX): p.shape for name, p in self.named_parameters()}
         expected = {paths[name]: start.shape for name, start in initial.items()}
+        if may_grow:
+            loaded = {path: loaded[path] for path in loaded if path in expected}
+            expected = {path: expected[path] for path in expected if path in loaded}
         if is_loaded and loaded != expected:
             wanted, got = (_brief(shapes) or "no site" for shapes in (expected, loaded))
             raise ValueError(
@@ -64,9 +76,9 @@ class SiteParameters(PyroModule):
                 "and then guide.load_state_dict(state, strict=False) for a part of them"
             )
         for name, start in initial.items():
-            make = self._complete if is_loaded else self._make
+            make = self._complete if paths[name] in loaded else self._make
             make(paths[name], start, event_dims[name])
-        self._paths = paths
+        self._paths.update(paths)
 
     def _make(self, path: str, start: Tensor, event_dim: int) -> None:
         deep_setattr(self, path, PyroParam(start.clone(), constraints.real, event_dim))
@@ -84,18 +96,24 @@ class SiteParameters(PyroModule):
         if not self._paths:
             for entries in (self._modules, self._parameters, self._pyro_params):
                 entries.clear()
+        if not self._paths or self._may_grow:
+            known = dict(self.named_parameters())
             for key, value in state_dict.items():
                 path = key.removeprefix(prefix).removesuffix(SUFFIX)
                 ours = key == prefix + path + SUFFIX and isinstance(value, Tensor)
-                if ours and all(map(_is_plain, path.split("."))):
+                new = ours and path + SUFFIX not in known
+                if new and all(map(_is_plain, path.split("."))):
                     deep_setattr(self, path, PyroParam(value.clone(), constraints.real))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def _paths(names: Iterable[str]) -> dict[str, str]:
-    """Where the parameter of each site is: under its name, or a similar one that is free."""
-    leaves: set[str] = set()
-    inner: set[str] = set()
+def _paths(names: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
+    """Where the parameter of each site is: under its name, or a similar one that is free.
+
+    :param known: where those of other sites are.
+    """
+    leaves: set[str] = set(known.values())
+    inner: set[str] = set().union(*map(_modules_of, leaves))
     paths = {}
     for name in sorted(names):
         path = name

@@ -59,10 +59,25 @@ def quantiles_of(distribution: Any, q: Tensor) -> Tensor:
     )
     q = q.to(like.device).reshape(-1, *[1] * len(distribution.shape()))
     if isinstance(distribution, FamilyStraightThrough):
-        mean = distribution.mean
-        return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
+        return _outcome_quantiles(distribution, q)
     try:
         return distribution.icdf(q)
     except NotImplementedError:  # no formula
         rank = (q.flatten() * DRAWS).ceil().long() - 1
         return distribution.sample((DRAWS,)).sort(0).values[rank.clamp(min=0)]
+
+
+def _outcome_quantiles(distribution: Any, q: Tensor) -> Tensor:
+    """Of zeros and ones, or of integer categories, which have fewer dimensions than `probs`."""
+    if distribution.family.event_dim > distribution.event_dim:
+        return _category_quantiles(distribution.probs, q)
+    mean = distribution.mean
+    return ((mean > 1 - q) | (mean >= 1)).to(mean.dtype)
+
+
+def _category_quantiles(probs: Tensor, q: Tensor) -> Tensor:
+    """The least possible category k such that those up to k have a probability of q or more."""
+    probs = probs.double()
+    up_to, from_here = probs.cumsum(-1), probs.flip(-1).cumsum(-1).flip(-1)
+    above = torch.cat([from_here[..., 1:], torch.zeros_like(probs[..., :1])], -1)
+    return ((above > 1 - q.unsqueeze(-1)) | (up_to == 0)).sum(-1)

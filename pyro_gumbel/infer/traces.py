@@ -3,6 +3,7 @@
 
 """Handlers that a model and its guide are measured under, and what is read off their traces."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -24,11 +25,16 @@ __all__ = [
 
 
 class OneSubsample(Messenger):
-    """Every plate keeps the subsample that it drew the first time."""
+    """Every plate keeps the subsample that it is given here, or that it drew the first time.
 
-    def __init__(self) -> None:
+    :param given: subsamples by the name of the plate.
+    :ivar plates: the names of all plates so far.
+    """
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, Any] = dict(given or {})
+        self.plates: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] in self._kept:
@@ -36,6 +42,7 @@ class OneSubsample(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
+            self.plates.add(msg["name"])
             self._kept.setdefault(msg["name"], msg["value"])
 
 
