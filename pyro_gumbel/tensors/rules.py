@@ -406,6 +406,8 @@ def _rows(table: Tensor, index: IndexTensor) -> Tensor:
 
 
 def _by_getitem(table: Any, index: Any, result: Any) -> Any:
+    if _is_row_lookup(table, index):
+        return [of_rows(index, index.kept[0], table)]
     return _getitem(Tensor.__getitem__, (table, index), {}, result)
 
 
@@ -459,7 +461,8 @@ def _index_select(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         return _moving(func, args, kwargs, result)
     if not index.dim():
         index = carrying(index.unsqueeze(0), [each.aligned(1) for each in outcomes_of(index)])
-    return _by_getitem(table, (*[slice(None)] * (dim % max(table.dim(), 1)), index), result)
+    dim = dim % max(table.dim(), 1)
+    return _by_getitem(table, (*[slice(None)] * dim, index) if dim else index, result)
 
 
 def _embedding(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
