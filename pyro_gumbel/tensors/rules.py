@@ -130,9 +130,8 @@ def _is_elementwise(name: str) -> bool:
 
 # Grouping: which outcomes belong together.
 
-Group = tuple[
-    Outcomes, dict[int, Tensor]
-]  # those of one argument, and the tables of all, by position
+# The outcomes of one argument, and the tables of all, by position.
+Group = tuple[Outcomes, dict[int, Tensor]]
 
 
 def _groups(arguments: Sequence[Any], rank: int) -> list[Group]:
@@ -161,7 +160,7 @@ def _joint(groups: list[Group], arguments: Sequence[Any]) -> list[Group]:
             if not _share(first, other):
                 continue
             common = first.elements == other.elements
-            if not known((common & (first.elements != NO_ELEMENT)).any(), otherwise=True):
+            if not known(common.any(), otherwise=True):
                 continue
             for position, table in others.items():
                 otherwise = tables.get(position, arguments[position])
@@ -424,7 +423,10 @@ def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     if dim is None:
         table, dim = table.flatten(), 0
         flat = index.flatten()
-        return [gathered(table, 0, flat, _without_shape(each, index.shape)) for each in outcomes_of(index)]
+        return [
+            gathered(table, 0, flat, _without_shape(each, index.shape))
+            for each in outcomes_of(index)
+        ]
     shape = list(torch.broadcast_shapes(*(_with(each.shape, dim, 1) for each in (table, index))))
     table = table.expand(*_with(shape, dim, table.shape[dim]))
     at = index.expand(*_with(shape, dim, index.shape[dim]))

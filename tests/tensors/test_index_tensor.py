@@ -125,6 +125,7 @@ T(4, 4)[N(4, 3)[z[0]], w]
 T(4)[N(4)[N(4)[z]]]
 T(2, 4)[:, N(4)[z]]
 T(4, 4)[z, z // 2]
+T(4)[z.bool().long()]
 T(2)[(z == 1).long()]
 T(2)[(z == w).long()]
 T(2, 4)[(z > 1).long(), w]
@@ -609,7 +610,16 @@ def test_the_order_of_arguments_does_not_matter(dtype):
         torch.nn.functional.cross_entropy(x.expand(3, 3), z.index.clamp(max=2))
 
 
-# Numbers of half precision.
+# Numbers of other precision.
+
+
+def test_a_single_number_takes_the_precision_of_another():
+    """torch gives tensors without dimensions less weight in the dtype of a result."""
+    z = Draw()
+    found = z.index.short() * torch.tensor(100_000)
+    assert_equal(found, z.numbers.short() * torch.tensor(100_000))
+    (gradient,) = torch.autograd.grad(found.double(), z.one_hot)
+    assert gradient.tolist() == [0.0, 1e5, 2e5, 3e5]
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

@@ -283,9 +283,9 @@ def test_a_change_in_place_by_another_name_warns_where_it_is_used():
 
 
 def test_a_warning_inside_of_pyro_names_the_line_of_the_model():
-    z = Draw(3, dtype=torch.float32).index
-    poisson = dist.Poisson(torch.ones(3))
-    with pytest.warns(UserWarning, match="lgamma|xlogy|gradient") as caught:
-        dist.Delta(torch.zeros(3)).log_prob(z.cumsum(0))
+    z = Draw(3, dtype=torch.float32)
+    multinomial = dist.Multinomial(1, torch.ones(4), validate_args=True)
+    with pytest.warns(UserWarning, match="gradient of a categorical draw") as caught:
+        found = multinomial.log_prob(F.one_hot(z.index, 4))
     assert {each.filename for each in caught} == {__file__}
-    poisson.log_prob(z)
+    assert torch.equal(found, multinomial.log_prob(F.one_hot(z.numbers, 4)))
