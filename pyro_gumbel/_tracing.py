@@ -20,6 +20,7 @@ __all__ = [
     "in_eager_mode",
     "in_forward_mode",
     "in_program",
+    "in_transform",
     "known",
     "version_of",
 ]
@@ -67,6 +68,11 @@ def in_eager_mode() -> bool:
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func or forward mode is active."""
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
 
 
 def in_forward_mode() -> bool:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 import pyro_gumbel
+from pyro_gumbel.tensors.index_tensor import as_derivative
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,7 +170,8 @@ def names_of_indices():
     scope = {"torch": torch, "dist": pyro.distributions}
     pyro.set_rng_seed(0)
     exec(compile(block, INDICES.name, "exec"), scope)
-    return scope
+    scope |= {name: as_derivative(scope[name]) for name in ("z", "w")}
+    return scope | {"D": one_hot(scope["z"], 3).float(), "E": one_hot(scope["w"], 3).float()}
 
 
 def value_and_gradient(line):

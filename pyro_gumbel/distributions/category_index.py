@@ -116,7 +116,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
 
     def _pathwise(self, sample: Tensor) -> Tensor:
         """The index of a one-hot vector."""
-        index = drawn_index(sample, sample.argmax(-1))
+        index = drawn_index(sample, sample.argmax(-1), lambda: self.probs)
         return index if isinstance(index, IndexTensor) else super()._pathwise(index)
 
     def _is_pathwise(self, value: Tensor) -> bool:

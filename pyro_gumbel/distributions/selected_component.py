@@ -90,6 +90,8 @@ class SelectedComponent(TorchDistribution):
     has_enumerate_support = False
     has_rsample = False  # in an instance that of the components
 
+    linear_in = ("z",)  # whose outcomes its log_prob passes on
+
     def __init__(
         self, z: Tensor | int, components: Distribution, validate_args: bool | None = None
     ) -> None:

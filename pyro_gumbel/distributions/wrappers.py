@@ -17,7 +17,8 @@ def innermost(distribution: Any) -> Any:
     """The distribution inside all wrappers."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
-    return distribution
+    plain = getattr(distribution, "plain_distribution", distribution)
+    return distribution if plain is distribution else innermost(plain)
 
 
 def rewrapped(distribution: Any, base: Any) -> Any:

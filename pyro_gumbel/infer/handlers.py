@@ -5,7 +5,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pyro.distributions import ZeroInflatedDistribution
@@ -14,11 +14,13 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
+from pyro_gumbel.distributions.outcome_distribution import outcome_distributions
 from pyro_gumbel.distributions.relaxation import relax, require_settings
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
 from pyro_gumbel.temperature import TemperatureSchedule
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, as_derivative
 
 __all__ = ["RelaxedMessenger", "at_site", "relaxed", "require_continuous_log_prob"]
 
@@ -33,15 +35,29 @@ class RelaxedMessenger(Messenger):
         hard: bool = True,
         estimator: str | Estimator | None = None,
         sites: Collection[str] | None = None,
+        outcomes: bool = True,
     ) -> None:
         super().__init__()
         require_settings("relaxed", temperature, hard, estimator)
         self.temperature = temperature
+        self.outcomes = outcomes
+        self._contexts: list[ExitStack] = []  # of the runs that are under way
         self.options: dict[str, Any] = {"hard": hard, "estimator": estimator}
         self.choice = SiteChoice("relaxed", sites)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return functools.update_wrapper(super().__call__(fn), fn, updated=())
+
+    def __enter__(self) -> Any:
+        context = ExitStack()
+        if self.outcomes:
+            context.enter_context(outcome_distributions())
+        self._contexts.append(context)
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not self.outcomes and isinstance(msg["value"], OutcomeTensor):
+            msg["value"] = as_derivative(msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or not self.choice.chooses(msg):
@@ -70,6 +86,7 @@ class RelaxedMessenger(Messenger):
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self._contexts.pop().close()
         if exception[0] is None:
             self.choice.check(stacklevel=2)
 
@@ -81,6 +98,7 @@ def relaxed(
     hard: bool = True,
     estimator: str | Estimator | None = None,
     sites: Collection[str] | None = None,
+    outcomes: bool = True,
 ) -> Any:
     """Make the latent discrete sites of a model or guide differentiable.
 
@@ -138,7 +156,8 @@ def relaxed(
         first complete run, for a name in `sites` that the model does not have.
     """
     _require_model(model)
-    messenger = RelaxedMessenger(temperature, hard=hard, estimator=estimator, sites=sites)
+    settings: dict[str, Any] = {"hard": hard, "estimator": estimator, "sites": sites}
+    messenger = RelaxedMessenger(temperature, **settings, outcomes=outcomes)
     return messenger if model is None else messenger(model)
 
 

@@ -3,23 +3,36 @@
 
 """The integer tensors that categorical distributions draw, with their gradient."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import in_eager_mode, version_of
+from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain
 
-__all__ = ["IndexTensor", "OutcomeTensor", "carrying", "drawn_index", "outcomes_of"]
+__all__ = [
+    "IndexTensor",
+    "OutcomeTensor",
+    "as_derivative",
+    "carrying",
+    "collapsed",
+    "drawn_index",
+    "outcomes_of",
+]
+
+MOST = 2**26  # outcomes of a tensor
 
 
 class OutcomeTensor(PlainTensor):
     """A tensor of integers or truth values that knows what it would have been for each category."""
 
+    compares_floats = False  # for truth values: whether they are of floats, and so may end
     _outcomes: Sequence[Outcomes]
     _made_version: int  # to notice changes in place
     _rule: Callable[..., Any]  # gives the result of an operation its outcomes
@@ -34,8 +47,9 @@ class OutcomeTensor(PlainTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
+            args, kwargs = collapsed(args), collapsed(kwargs or {})
             warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
-            return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
+            return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             return OutcomeTensor._rule(func, args, kwargs or {})
 
@@ -90,11 +104,17 @@ class IndexTensor(OutcomeTensor):
 
 
 @torch._disable_dynamo  # a compiled graph has plain tensors only, without this gradient
-def drawn_index(one_hot: Tensor, index: Tensor) -> Tensor:
-    """The index of each one-hot vector, with the gradient of the vectors if they may have one."""
+def drawn_index(
+    one_hot: Tensor, index: Tensor, probs: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """The index of each one-hot vector, with the gradient of the vectors if they may have one.
+
+    :param probs: computes the probabilities of the categories; None where they are not known.
+        Floats then have no outcomes, but the derivative in the one-hot vectors.
+    """
     if in_eager_mode() and not one_hot.requires_grad:
         return index
-    return carrying(index, [CategoricalDraw(one_hot).outcomes])
+    return carrying(index, [CategoricalDraw(one_hot, probs).outcomes])
 
 
 def outcomes_of(value: Any) -> Sequence[Outcomes]:
@@ -111,9 +131,56 @@ def carrying(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
     """The same numbers with outcomes: as a gradient where they are floats."""
     if not outcomes:
         return value
-    if value.is_floating_point() or value.is_complex():
-        return with_gradient(value, outcomes)
+    is_float = value.is_floating_point() or value.is_complex()
+    if is_float and not _are_kept(outcomes):
+        return with_gradient(plain(value), outcomes, linear=False)
     if not isinstance(value, OutcomeTensor):
-        value = value.as_subclass(OutcomeTensor if value.dtype == torch.bool else IndexTensor)
+        is_index = not is_float and value.dtype != torch.bool
+        value = value.as_subclass(IndexTensor if is_index else OutcomeTensor)
     value.keep(outcomes)
+    return value
+
+
+def _are_kept(outcomes: Sequence[Outcomes]) -> bool:
+    """Whether floats keep these outcomes; with a warning if they would be too many.
+
+    A transform of torch reads its results behind our back, so they have the derivative there.
+    """
+    if in_transform() or not all(draw.keeps_outcomes for each in outcomes for draw in each.draws):
+        return False
+    most = max(each.table.numel() for each in outcomes)
+    if most <= MOST:
+        return True
+    warnings.warn(
+        f"expected at most {MOST:,} outcomes of a tensor made of categorical draws, got {most:,}, "
+        "and took the derivative in their place, which is biased; write smaller batches of data, "
+        "or relaxed(model, outcomes=False)",
+        stacklevel=2,
+    )
+    return False
+
+
+def as_derivative(value: Tensor) -> Tensor:
+    """The same numbers, of which floats have no outcomes, but the derivative."""
+    outcomes = [
+        replace(each, draws=tuple(draw.as_derivative() for draw in each.draws))
+        for each in outcomes_of(value)
+    ]
+    return carrying(plain(value), outcomes)
+
+
+def collapsed(value: Any, *, linear: bool = False) -> Any:
+    """The arguments of an operation, with gradients in place of the outcomes of floats.
+
+    :param linear: whether the loss is linear in them.
+    """
+    if isinstance(value, OutcomeTensor):
+        if not (value.is_floating_point() or value.is_complex()):
+            return value
+        outcomes = outcomes_of(value)
+        return with_gradient(value.plain, outcomes, linear=linear) if outcomes else value.plain
+    if isinstance(value, dict):
+        return {name: collapsed(each, linear=linear) for name, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(collapsed(each, linear=linear) for each in value)
     return value

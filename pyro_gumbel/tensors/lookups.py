@@ -48,12 +48,25 @@ class Lookup:
             dims += range(start, start + len(parts))
             self.tensors += parts
             basic += [_ALL] * len(parts)
-        view = table if all(each is _ALL for each in basic) else table[tuple(basic)]
-        in_front = dims[-1] + 1 == len(dims)
-        self.front = view if in_front else view.movedim(dims, list(range(len(dims))))
+        self._basic, self._dims = basic, dims
+        self.front = self._front_of(table, 0)
         sizes = [each.dim() for each in self.tensors]
         self.rank = max(sizes)
-        self.at = 0 if in_front else _place(sizes, dims)
+        self.at = 0 if dims[-1] + 1 == len(dims) else _place(sizes, dims)
+
+    def _front_of(self, table: Tensor, offset: int) -> Tensor:
+        """The view of a table that has more dimensions on the left, which stay there."""
+        basic, dims = self._basic, self._dims
+        if any(each is not _ALL for each in basic):
+            table = table[(*[_ALL] * offset, *basic)]
+        if dims[-1] + 1 == len(dims):
+            return table
+        return table.movedim([d + offset for d in dims], [offset + i for i in range(len(dims))])
+
+    def is_constant(self, elements: Tensor) -> bool:
+        """Whether elements of the shape of the table do not differ along what is indexed."""
+        front = self._front_of(elements, 0)
+        return all(front.stride(i) == 0 or front.shape[i] == 1 for i in range(len(self.tensors)))
 
     def outcomes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Outcomes:
         """Those of the result, for the elements on which some of its indices depend.
@@ -67,20 +80,41 @@ class Lookup:
             own = own.reshape((1,) * self.at + own.shape + (1,) * (rest - self.at))
         return Outcomes(elements.draws, own, self._table(elements, tables))
 
+    def in_tables(
+        self, elements: Outcomes, tables: Mapping[int, Tensor], of_table: Tensor
+    ) -> Outcomes:
+        """The same, for a table that depends on the same elements.
+
+        :param of_table: what the table would have been.
+        """
+        categories = torch.arange(len(of_table), device=of_table.device)
+        codes = self._all_codes(elements, tables)
+        front = self._front_of(of_table, 1)
+        table = front[(categories.reshape(-1, *[1] * self.rank), *codes)]
+        made = self.outcomes(elements, tables)
+        return Outcomes(made.draws, made.elements, self._in_place(table))
+
     def _table(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Tensor:
         front, rank, at = self.front, self.rank, self.at
         if len(self.tensors) == 1 and covers(elements, front):
             front = front[: elements.num_categories]
             shape = front.shape
             return front.reshape(shape[: at + 1] + (1,) * rank + shape[at + 1 :])
-        codes = tuple(
+        return self._in_place(front[self._all_codes(elements, tables)])
+
+    def _in_place(self, table: Tensor) -> Tensor:
+        """A table with the dimensions of the indices where the result has them."""
+        if not self.at:
+            return table
+        before, after = 1 + self.rank, 1 + self.rank + self.at
+        return table.movedim(list(range(1, before)), list(range(1 + self.at, after)))
+
+    def _all_codes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """The indices, of every category where they vary."""
+        return tuple(
             self._codes(i, elements, tables[i]) if i in tables else each
             for i, each in enumerate(self.tensors)
         )
-        table = front[codes]
-        if not at:
-            return table
-        return table.movedim(list(range(1, rank + 1)), list(range(at + 1, at + rank + 1)))
 
     def _codes(self, position: int, elements: Outcomes, table: Tensor) -> Tensor:
         """What an index would have been, as indices that are not out of range."""

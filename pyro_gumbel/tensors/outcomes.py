@@ -23,9 +23,11 @@ An outcome that is infinite or NaN counts as 100 less than the least finite outc
 so that the gradient points away from an impossible category.
 """
 
+import copy
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +56,40 @@ _numbers = itertools.count()  # of draws
 class CategoricalDraw:
     """One draw of a categorical distribution.
 
-    :ivar one_hot: its one-hot vectors, over a last dimension, in the graph.
+    :ivar one_hot: its one-hot vectors, over a last dimension, with the gradient of an estimator.
+    :ivar keeps_outcomes: whether floats that are made of the draw have outcomes. If not, they have
+        the derivative in the one-hot vectors.
     :ivar first: the number of its first element; no two elements of a process have the same.
     :ivar elements: the numbers of all elements.
     """
 
-    def __init__(self, one_hot: Tensor) -> None:
+    def __init__(self, one_hot: Tensor, probs: Callable[[], Tensor] | None = None) -> None:
         self.one_hot = one_hot
+        self._probs = probs
+        self.keeps_outcomes = probs is not None
         batch = one_hot.shape[:-1]
         self.size = batch.numel()
         self.first = (next(_numbers) & 0x7FFFFFFF) << 32
         ends = self.first, self.first + self.size
         self.elements = torch.arange(*ends, device=one_hot.device).reshape(batch)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same draw, with outcomes of floats or without."""
+        return isinstance(other, CategoricalDraw) and other.first == self.first
+
+    def __hash__(self) -> int:
+        return hash(self.first)
+
+    @functools.cached_property
+    def probs(self) -> Tensor:
+        """The probabilities of the categories, of the shape of the one-hot vectors."""
+        return self.one_hot if self._probs is None else self._probs().expand(self.one_hot.shape)
+
+    def as_derivative(self) -> "CategoricalDraw":
+        """The same draw, without outcomes of floats."""
+        new = copy.copy(self)
+        new.keeps_outcomes = False
+        return new
 
     @property
     def outcomes(self) -> "Outcomes":
@@ -136,21 +160,30 @@ def without_gradient() -> Any:
     return torch.set_grad_enabled(torch.is_grad_enabled() and not in_eager_mode())
 
 
-def with_gradient(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
-    """The same numbers, with the gradient of the outcomes in the draws."""
+def with_gradient(value: Tensor, outcomes: Sequence[Outcomes], *, linear: bool) -> Tensor:
+    """The same numbers, with the gradient of the outcomes in the draws.
+
+    :param linear: whether the loss is linear in the numbers, as a log density is: the gradient then
+        goes to the probabilities, and else to the one-hot vectors, with that of the estimator.
+    """
     if not in_eager_mode():
-        return _with_operations(value, outcomes)
-    one_hots = [draw.one_hot for each in outcomes for draw in each.draws]
+        return _with_operations(value, outcomes, linear)
+    one_hots = [one_hot for each in outcomes for one_hot in _sources(each, linear)]
     if not torch.is_grad_enabled() or not any(each.requires_grad for each in one_hots):
         return value
     tables = [each.table for each in outcomes]
     return _WithGradient.apply(value, outcomes, *tables, *one_hots)
 
 
-def _with_operations(value: Tensor, outcomes: Sequence[Outcomes]) -> Tensor:
+def _sources(outcomes: Outcomes, linear: bool) -> list[Tensor]:
+    """What has the gradient of outcomes, one tensor a draw."""
+    return [draw.probs if linear else draw.one_hot for draw in outcomes.draws]
+
+
+def _with_operations(value: Tensor, outcomes: Sequence[Outcomes], linear: bool) -> Tensor:
     """The formula of this module, literally."""
     for each in outcomes:
-        zeros = [zero_with_gradient(draw.one_hot) for draw in each.draws]
+        zeros = [zero_with_gradient(one_hot) for one_hot in _sources(each, linear)]
         rows = torch.cat([zero.reshape(-1, each.num_categories) for zero in zeros])
         rows = torch.cat([rows, torch.zeros_like(rows[:1])])
         of_element = rows[_rows_of(each.elements, each.draws)].movedim(-1, 0)

@@ -24,15 +24,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_gumbel._tracing import in_eager_mode, known
-from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
+from pyro_gumbel.tensors.grouping import grouped, share
+from pyro_gumbel.tensors.index_tensor import (
+    IndexTensor,
+    OutcomeTensor,
+    carrying,
+    collapsed,
+    outcomes_of,
+)
 from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
-from pyro_gumbel.tensors.outcomes import (
-    NO_ELEMENT,
-    Outcomes,
-    are_same,
-    without_gradient,
-)
+from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, without_gradient
 from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__: list[str] = []
@@ -45,21 +47,65 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule = _rule_of(func)
     if (rule is _ask and not _varies(args[1:])) or _is_without_gradient():
         return func(*args, **kwargs)
+    if rule is _ask_for_gradient:
+        return func(*args) or _has_gradient(args[0])
+    if rule is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
     if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
+    if rule is _reduced:
+        return _reduce(func, args, kwargs)
     if rule is _getitem and _is_row_lookup(*args):
         return _rows(*args)
     result = func(*args, **kwargs)
     if args and result is args[0]:
         return result
     made = _made(rule, func, args, kwargs, result)
+    if made is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
+    compares = _compares_floats(args)
     if made is None:
-        warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+        if not compares:
+            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
         return result
-    return _carrying(result, made)
+    result = _carrying(result, made)
+    if compares and isinstance(result, OutcomeTensor) and result.dtype == torch.bool:
+        result.compares_floats = True
+    return result
 
 
 OutcomeTensor._rule = staticmethod(_apply)
+
+
+def _compares_floats(args: Any) -> bool:
+    """Whether an argument is a float, or the result of comparing floats.
+
+    The gradient of a float ends where it is compared, as in torch, without a warning.
+    """
+    values = [each for each in args if isinstance(each, OutcomeTensor)]
+    return any(each.compares_floats or each.is_floating_point() for each in values)
+
+
+# The operations that end a computation: the loss is a linear function of what they are called with.
+_ENDS = {"backward", "grad"}
+
+
+def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation on plain floats, with gradients in place of their outcomes."""
+    name = getattr(func, "__name__", repr(func))
+    args, kwargs = collapsed((args, kwargs), linear=name in _ENDS)
+    if _varies((args, kwargs)):
+        warn_of_lost_gradient(name)
+    return func(*args, **kwargs)
+
+
+def _has_floats(arguments: Any) -> bool:
+    """Whether floats with outcomes are among the arguments."""
+    if isinstance(arguments, dict):
+        return any(map(_has_floats, arguments.values()))
+    if isinstance(arguments, tuple | list):
+        return any(map(_has_floats, arguments))
+    return isinstance(arguments, OutcomeTensor) and arguments.is_floating_point()
 
 
 def _is_without_gradient() -> bool:
@@ -110,6 +156,8 @@ def _rule_of(func: Any) -> Rule | None:
 
 def _find_rule(func: Any) -> Rule | None:
     name = getattr(func, "__name__", "")
+    if name == "__get__" and getattr(func, "__self__", None) is Tensor.requires_grad:
+        return _ask_for_gradient
     if name == "__get__":
         return _MOVING_PROPERTIES.get(getattr(func, "__self__", None), _ask)
     if name in _BY_NAME:
@@ -128,58 +176,6 @@ def _is_elementwise(name: str) -> bool:
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
-# Grouping: which outcomes belong together.
-
-# The outcomes of one argument, and the tables of all, by position.
-Group = tuple[Outcomes, dict[int, Tensor]]
-
-
-def _groups(arguments: Sequence[Any], rank: int) -> list[Group]:
-    """For each set of elements what the arguments that depend on it would have been.
-
-    :param rank: of the result. The outcomes are those of tensors of so many dimensions.
-    """
-    groups: list[Group] = []
-    for position, argument in enumerate(arguments):
-        for each in outcomes_of(argument):
-            own = each.aligned(rank)
-            for first, tables in groups:
-                if position not in tables and _are_alike(first, own):
-                    tables[position] = own.table
-                    break
-            else:
-                groups.append((own, {position: own.table}))
-    return groups if len(groups) < 2 else _joint(groups, arguments)
-
-
-def _joint(groups: list[Group], arguments: Sequence[Any]) -> list[Group]:
-    """The groups, where places that have an element in common vary together, in the first group."""
-    for i, (first, tables) in enumerate(groups):
-        for j in range(i + 1, len(groups)):
-            other, others = groups[j]
-            if not _share(first, other):
-                continue
-            common = first.elements == other.elements
-            if not known(common.any(), otherwise=True):
-                continue
-            for position, table in others.items():
-                otherwise = tables.get(position, arguments[position])
-                tables[position] = torch.where(common, table, otherwise)
-            rest = torch.where(common, NO_ELEMENT, other.elements)
-            groups[j] = replace(other, elements=rest), others
-    return groups
-
-
-def _are_alike(a: Outcomes, b: Outcomes) -> bool:
-    """Whether both depend on the same element at each place."""
-    return _share(a, b) and are_same(a.elements, b.elements)
-
-
-def _share(a: Outcomes, b: Outcomes) -> bool:
-    """Whether both have elements of a draw in common, maybe."""
-    return any(draw in b.draws for draw in a.draws)
-
-
 # Elementwise.
 
 
@@ -190,14 +186,14 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     arguments = [*args, *kwargs.values()]
     count = len(args)
     made = []
-    for first, tables in _groups(arguments, result.dim()):
-        each = [tables.get(i, a) for i, a in enumerate(arguments)]
+    for group in grouped(arguments, result.dim()):
+        each = [group.tables.get(i, a) for i, a in enumerate(arguments)]
         if not result.dim():
             each = list(map(_with_dimension, each))
         table = func(*each[:count], **dict(zip(names, each[count:], strict=True)))
-        if table.dim() != first.table.dim():
+        if table.dim() != group.first.table.dim():
             return None  # `max` of one tensor
-        made.append(Outcomes(first.draws, first.elements, _as(table, result)))
+        made.append(group.outcomes(_as(table, result)))
     return made
 
 
@@ -209,6 +205,54 @@ def _with_dimension(argument: Any) -> Any:
 
 def _as(table: Tensor, result: Tensor) -> Tensor:
     return table if table.dtype == result.dtype else table.to(result.dtype)
+
+
+# Reductions.
+
+
+def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For `sum`, `mean`, `logsumexp`, `softmax` and `log_softmax`, see `_reduce`."""
+    raise NotImplementedError
+
+
+def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
+    """A reduction: of outcomes over the dimensions of an event, and else of plain floats.
+
+    A sum over several elements of a draw is a linear function of each.
+    """
+    if kwargs:
+        args, kwargs = _regular(_reduced, args, kwargs)
+    value, dims = args[0], _reduced_dims(args, kwargs)
+    if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
+        warn_of_lost_gradient(func.__name__)
+        return func(*args, **kwargs)
+    outcomes = outcomes_of(value)
+    if dims is None or any(each.elements.shape[d] != 1 for each in outcomes for d in dims):
+        linear = func.__name__ in ("sum", "mean")
+        return func(collapsed(value, linear=linear), *args[1:], **kwargs)
+    result = func(*args, **kwargs)
+    with without_gradient():
+        made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in outcomes]
+    return carrying(result, made)
+
+
+def _reduced_dims(args: Any, kwargs: Any) -> list[int] | None:
+    """The dimensions of a reduction; None for all."""
+    given = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    dims = [given] if isinstance(given, int) else given
+    rank = args[0].dim()
+    return [d % rank for d in dims] if rank and dims is not None and len(dims) else None
+
+
+def _reduced_outcomes(
+    func: Any, args: Any, kwargs: Any, each: Outcomes, dims: list[int], result: Tensor
+) -> Outcomes:
+    value = args[0]
+    sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
+    whole = each.table.expand(-1, *sizes)
+    table = torch.vmap(lambda t: func(t, *args[1:], **kwargs))(whole)
+    elements = each.elements if result.dim() == value.dim() else each.elements.squeeze(dims)
+    return Outcomes(each.draws, elements, _as(table, result))
 
 
 # Changes in place.
@@ -227,6 +271,8 @@ def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     made = None
     if isinstance(value, OutcomeTensor) and _rule_of(other) is _elementwise:
         made = _made(_elementwise, other, args, kwargs, value)
+    if made is None and _has_floats((args, kwargs)) and not isinstance(value, OutcomeTensor):
+        return _collapse(func, args, kwargs)
     result = func(*args, **kwargs)
     if made is None:
         warn_of_lost_gradient(name)
@@ -266,7 +312,7 @@ def _moving_like(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 def _moved(
     func: Any, each: Outcomes, value: Tensor, rest: Any, kwargs: Any, elements: Tensor, place: int
 ) -> Outcomes:
-    elements = _tightened(elements)
+    elements = _narrowed(_tightened(elements), each.elements, value)
     if each.is_uniform:
         table = each.table.reshape(-1, *[1] * elements.dim())
         return Outcomes(each.draws, elements, table, each.is_category)
@@ -287,9 +333,25 @@ def _tightened(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _narrowed(elements: Tensor, before: Tensor, value: Tensor) -> Tensor:
+    """Of size 1 along dimensions along which they do not vary, also where they were copied.
+
+    :param before: the elements of the value before it was moved.
+    """
+    if before.shape == value.shape or not in_eager_mode():
+        return elements
+    for dim, size in enumerate(elements.shape):
+        if size > 1:
+            first = elements.narrow(dim, 0, 1)
+            elements = first if torch.equal(first.expand_as(elements), elements) else elements
+    return elements
+
+
 def _varies(argument: Any) -> bool:
     if isinstance(argument, tuple | list):
         return any(map(_varies, argument))
+    if isinstance(argument, dict):
+        return any(map(_varies, argument.values()))
     return isinstance(argument, OutcomeTensor)
 
 
@@ -339,6 +401,8 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         *rest,
         **kwargs,
     )
+    part, each = next(pair for pair in zip(parts, of_parts, strict=True) if pair[1])
+    elements = _narrowed(elements, each.elements, part)
     k = present[0].num_categories
     if all(each.is_category and each.is_uniform for each in present):
         table = present[0].table.reshape(k, *[1] * elements.dim())
@@ -369,16 +433,43 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     entries = index if isinstance(index, tuple) else (index,)
     if any(map(_cannot_vary, entries)):
         return None
-    of_table = []
-    if _varies(table):
-        varying = [each for entry in entries for each in outcomes_of(entry)]
-        if any(_share(a, b) for a in outcomes_of(table) for b in varying):
-            return None
-        of_table = _moving(func, (table, as_plain(index)), kwargs, result)
-        table = plain(table)
-    lookup = Lookup(table, index)
-    groups = _groups(lookup.tensors, lookup.rank)
-    return of_table + [lookup.outcomes(*group) for group in groups]
+    lookup = Lookup(plain(table), index)
+    groups = grouped(lookup.tensors, lookup.rank)
+    made = [lookup.outcomes(group.first, group.tables) for group in groups]
+    if not _varies(table):
+        return made
+    of_table = _moving(func, (table, as_plain(index)), kwargs, result)
+    for before, own in zip(outcomes_of(table), of_table, strict=True):
+        if not lookup.is_constant(before.elements.expand(table.shape)):
+            _require_other_draws(before, made)
+        place = _same_place(made, own)
+        if place is None:
+            made.append(own)
+            continue
+        group, whole = groups[place], before.table.expand(-1, *table.shape)
+        made[place] = lookup.in_tables(group.first, group.tables, whole)
+    return made
+
+
+def _require_other_draws(own: Outcomes, others: Sequence[Outcomes]) -> None:
+    """Raise where an index may lead to an entry that depends on the same element as the index."""
+    if any(share(own, other) for other in others):
+        raise NotImplementedError
+
+
+def _same_place(made: Sequence[Outcomes], own: Outcomes) -> int | None:
+    """Which of several outcomes of a result are of the same elements at each place.
+
+    :raises NotImplementedError: where they are of the same elements at some places only.
+    """
+    for place, each in enumerate(made):
+        if share(each, own):
+            common = each.elements == own.elements
+            if known(common.all(), otherwise=False):
+                return place
+            if known(common.any(), otherwise=True):
+                raise NotImplementedError
+    return None
 
 
 def _cannot_vary(entry: Any) -> bool:
@@ -413,9 +504,23 @@ def _by_getitem(table: Any, index: Any, result: Any) -> Any:
 
 def _gather(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     table, dim, index = _named(args, kwargs, "input", "dim", "index")
-    if _varies(table):
+    if not _varies(index):
         return _moving(func, args, kwargs, result)
-    return [gathered(table, dim, index, each) for each in outcomes_of(index)]
+    made = [gathered(plain(table), dim, index, each) for each in outcomes_of(index)]
+    if not _varies(table):
+        return made
+    codes = [each.table for each in outcomes_of(index)]
+    of_table = _moving(func, (table, dim, plain(index)), {}, result)
+    for before, own in zip(outcomes_of(table), of_table, strict=True):
+        if before.elements.shape[dim] != 1:
+            _require_other_draws(before, made)
+        place = _same_place(made, own)
+        if place is None:
+            made.append(own)
+            continue
+        whole, at = before.table.expand(-1, *table.shape), codes[place].expand(-1, *index.shape)
+        made[place] = replace(made[place], table=whole.gather(dim % table.dim() + 1, at))
+    return made
 
 
 def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -490,6 +595,17 @@ def _named(args: Any, kwargs: Any, *names: str) -> list[Any]:
 def _ask(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For what does not depend on the numbers, and for what asks for a plain tensor."""
     return None
+
+
+def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For `requires_grad`, see `_has_gradient`."""
+    return None
+
+
+def _has_gradient(value: OutcomeTensor) -> bool:
+    """Whether floats will have a gradient in a draw."""
+    draws = [draw for each in value.kept for draw in each.draws]
+    return value.is_floating_point() and any(draw.one_hot.requires_grad for draw in draws)
 
 
 def _properties(*names: str) -> Iterator[Any]:
@@ -623,6 +739,7 @@ _BY_NAME: dict[str, Rule | None] = {
         _ask,
     ),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _moving_like),
+    **dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), _reduced),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),

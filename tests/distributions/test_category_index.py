@@ -30,6 +30,7 @@ from pyro_gumbel import (
     estimators,
     relax,
 )
+from pyro_gumbel.tensors.index_tensor import as_derivative
 from tests.common import assert_counts, on_a_face
 
 CAT = dist.Categorical
@@ -50,8 +51,10 @@ def make(parameter="logits", temperature=None, **options):
 
 
 def draw(distribution, sample_shape=(), seed=3):
+    """A draw; of an index, one whose floats have the derivative in the one-hot vectors."""
     pyro.set_rng_seed(seed)
-    return distribution.rsample(sample_shape)
+    value = distribution.rsample(sample_shape)
+    return as_derivative(value) if isinstance(value, IndexTensor) else value
 
 
 # It is Pyro's class.

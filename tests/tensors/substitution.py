@@ -14,7 +14,7 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch.nn import functional as F
 
-from pyro_gumbel.tensors.index_tensor import drawn_index
+from pyro_gumbel.tensors.index_tensor import as_derivative, drawn_index
 
 
 class Draw:
@@ -27,7 +27,13 @@ class Draw:
 
     @property
     def index(self):
-        return drawn_index(self.one_hot, self.numbers.clone())
+        """An index whose floats have the derivative in the one-hot vectors."""
+        return as_derivative(self.with_outcomes)
+
+    @property
+    def with_outcomes(self):
+        """An index whose floats have outcomes."""
+        return drawn_index(self.one_hot, self.numbers.clone(), lambda: self.one_hot)
 
     def replaced(self):
         """For each element and category, their place and the numbers."""

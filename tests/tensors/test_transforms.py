@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from pyro_gumbel import CategoricalStraightThrough, IndexStraightThrough
-from pyro_gumbel.tensors.index_tensor import drawn_index
+from pyro_gumbel.tensors.index_tensor import as_derivative, drawn_index
 
 K = 4
 TABLE = torch.arange(12.0, dtype=torch.float64).reshape(K, 3).sin()
@@ -17,8 +17,8 @@ TABLE = torch.arange(12.0, dtype=torch.float64).reshape(K, 3).sin()
 
 def of_index(logits, table):
     """Lookups, questions, codes, two draws and a plain prior."""
-    z = IndexStraightThrough(0.5, logits=logits, validate_args=False).rsample()
-    w = IndexStraightThrough(0.5, logits=logits + 1, validate_args=False).rsample()
+    z = as_derivative(IndexStraightThrough(0.5, logits=logits, validate_args=False).rsample())
+    w = as_derivative(IndexStraightThrough(0.5, logits=logits + 1, validate_args=False).rsample())
     chosen = torch.where((w == 1) | (z == 2), 2.0, 3.0).to(table.dtype)
     prior = dist.Categorical(logits=table.sum(-1), validate_args=False).log_prob(z)
     return (table[z].sum(-1) * chosen).sum() + table[:, 0][(z + w) // 2].sum() + prior.sum()
@@ -117,7 +117,7 @@ def test_a_second_derivative_is_an_error(logits):
     """In each parameter, also by a way that does not lead through the logits."""
     logits.requires_grad_()
     table = TABLE.clone().requires_grad_()
-    z = IndexStraightThrough(0.5, logits=logits).rsample()
+    z = as_derivative(IndexStraightThrough(0.5, logits=logits).rsample())
     (first,) = torch.autograd.grad(table[z].sum(), logits, create_graph=True)
     for leaf in (logits, table):
         with pytest.raises(RuntimeError, match="write one_hot @ table for table"):
@@ -126,7 +126,7 @@ def test_a_second_derivative_is_an_error(logits):
 
 def test_a_first_derivative_may_make_a_graph(logits):
     logits.requires_grad_()
-    z = IndexStraightThrough(0.5, logits=logits).rsample()
+    z = as_derivative(IndexStraightThrough(0.5, logits=logits).rsample())
     total = TABLE[z].sum()
     found = [
         torch.autograd.grad(total, logits, create_graph=create, retain_graph=True)[0].detach()
@@ -142,7 +142,9 @@ def test_functional_call(logits):
             self.embedding = torch.nn.Embedding(K, 3, dtype=torch.float64)
 
         def forward(self, logits):
-            z = IndexStraightThrough(0.5, logits=logits, validate_args=False).rsample()
+            z = as_derivative(
+                IndexStraightThrough(0.5, logits=logits, validate_args=False).rsample()
+            )
             return self.embedding(z).sum()
 
     def of_table(logits, table):
@@ -189,7 +191,7 @@ def test_a_compiled_function_takes_an_index_tensor(backend, logits):
     compiled = torch.compile(total, backend=backend)
     logits.requires_grad_()
     for _ in range(2):
-        z = IndexStraightThrough(0.5, logits=logits).rsample()
+        z = as_derivative(IndexStraightThrough(0.5, logits=logits).rsample())
         found, expected = compiled(z, TABLE), total(z, TABLE)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(

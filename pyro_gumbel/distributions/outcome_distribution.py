@@ -1,0 +1,318 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Distributions whose parameters are made of categorical draws.
+
+Let a log density be :math:`\ell(z) = \log p(x \mid \theta_z)`, with parameters looked up by an
+index z, as in ``Normal(locs[z], scales[z])``. It is evaluated for every category j of z, which
+gives the table of outcomes :math:`\ell(j)`. With D the one-hot vector of z,
+
+.. math:: \ell = \sum_j D_j \, \ell(j),
+
+and the gradient in D is the table. The expectation of a linear function of D is that of its mean,
+:math:`E \, \ell = \sum_j p_j \, \ell(j)`, so the gradient in the probabilities p is exact for a
+single site, and for any loss and independent sites it is exact on average over draws. A derivative
+of :math:`\ell` in the parameters, in place of the table, is not: :math:`\ell` is curved in them.
+
+Inside of `relaxed(model)` a distribution that is constructed from values with outcomes is an
+`OutcomeDistribution`: it keeps how it was made. Its log_prob makes it again, with the categories
+as one more dimension of the batch on the left. No operation inside of torch's distributions sees
+our tensors, so all of them work, whatever they do.
+
+Local expectation gradients (Titsias and Lázaro-Gredilla, "Local expectation gradients for black
+box variational inference" (2015), https://arxiv.org/abs/1503.01494) evaluate the same tables, by
+running the model for each category. StochasticAD carries such alternatives through a program (Arya,
+Schauer, Schäfer and Rackauckas, "Automatic differentiation of programs with discrete randomness"
+(2022), https://arxiv.org/abs/2210.08572).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.distribution import COERCIONS
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Transform, kl_divergence, register_kl
+
+from pyro_gumbel.distributions.relaxation import is_discrete, relax
+from pyro_gumbel.distributions.wrappers import WRAPPERS, wrapped_like
+from pyro_gumbel.tensors.grouping import Group, grouped
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
+from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
+from pyro_gumbel.tensors.subclass import plain
+
+__all__ = ["OutcomeDistribution", "outcome_distributions"]
+
+# What to put in place of a tensor, given how many of its dimensions are not of the batch.
+Replace = Callable[[Tensor, int], Any]
+# Makes a distribution with other tensors; with False, without validation.
+Make = Callable[[Replace, bool], Any]
+
+
+class OutcomeDistribution(TorchDistribution):
+    """A distribution that is evaluated for every category of the draws it is made of.
+
+    It has the shapes, the support and the values of the distribution at what was drawn. Its other
+    attributes, as ``loc``, have the derivative of the draws as their gradient.
+
+    :param make: makes the distribution, with what a function returns in place of each tensor.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._tensors: list[tuple[Tensor, int]] = []
+        self.plain_distribution = make(self._read, True)
+        now = self.plain_distribution
+        super().__init__(now.batch_shape, now.event_shape, validate_args=False)
+        self.has_rsample = now.has_rsample
+        self.has_enumerate_support = now.has_enumerate_support
+
+    def _read(self, tensor: Tensor, tail: int) -> Tensor:
+        """Note a tensor that has outcomes, and return it without."""
+        if isinstance(tensor, OutcomeTensor):
+            self._tensors.append((tensor, tail))
+        return plain(tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "plain_distribution" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._with_derivatives, name)
+
+    @property
+    def _with_derivatives(self) -> Any:
+        """The distribution with derivatives in place of outcomes."""
+        return self._make(lambda tensor, tail: collapsed(tensor), True)
+
+    def __repr__(self) -> str:
+        return f"OutcomeDistribution({self.plain_distribution})"
+
+    @property
+    def support(self) -> Any:
+        """That of the distribution at what was drawn."""
+        return self.plain_distribution.support
+
+    @property
+    def arg_constraints(self) -> Any:
+        """Those of the distribution at what was drawn."""
+        return self.plain_distribution.arg_constraints
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, with the derivative of the draws."""
+        return self._with_derivatives.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, with the derivative of the draws."""
+        return self._with_derivatives.variance
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "OutcomeDistribution":
+        """The same over a larger batch."""
+        shape = torch.Size(batch_shape)
+
+        def make(replace: Replace, checks: bool) -> Any:
+            # The tables of outcomes broadcast to a larger batch as they are.
+            new = self._make(replace, checks)
+            return new if len(new.batch_shape) > len(shape) else new.expand(shape)
+
+        return self if shape == self.batch_shape else OutcomeDistribution(make)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A draw without a gradient."""
+        with torch.no_grad():
+            return self.plain_distribution.sample(sample_shape)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """A draw; of a family of location and scale it has outcomes, with the same noise."""
+        if is_discrete(self):
+            return self._with_derivatives.rsample(sample_shape)
+        with _unchecked():
+            return self._make(lambda tensor, tail: tensor, False).rsample(sample_shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """That of the distribution at what was drawn."""
+        return self.plain_distribution.enumerate_support(expand)
+
+    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """As those of the distribution at what was drawn, with outcomes."""
+        log_prob = self.log_prob(value)
+        is_pathwise = getattr(self.plain_distribution, "_is_pathwise", lambda value: True)
+        if self.has_rsample and is_pathwise(value):
+            return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
+        return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density, linear in the one-hot vectors of the draws."""
+        event_dim = len(self.event_shape)
+        return self.of_every_category(lambda d, value: d.log_prob(value), (value, event_dim))
+
+    def entropy(self) -> Tensor:
+        """The entropy, linear in the one-hot vectors of the draws."""
+        return self.of_every_category(lambda d: d.entropy())
+
+    def of_every_category(self, function: Any, *values: tuple[Tensor, int]) -> Tensor:
+        """A number of each element of the batch, linear in the one-hot vectors.
+
+        :param function: of the distribution and the values.
+        :param values: tensors, and how many of their dimensions are not of the batch.
+        """
+        result = function(self.plain_distribution, *(plain(value) for value, _ in values))
+        tensors, tails = zip(*self._tensors, *values, strict=True)
+        try:
+            groups = grouped(tensors, result.dim(), tails)
+        except NotImplementedError:  # an event depends on several elements
+            return function(self._with_derivatives, *(collapsed(value) for value, _ in values))
+        made = [self._outcomes(function, values, tensors, group, result) for group in groups]
+        return with_gradient(result, made, linear=True)
+
+    def _outcomes(
+        self, function: Any, values: Any, tensors: Any, group: Group, result: Tensor
+    ) -> Outcomes:
+        """What the number would have been, by the tables of the tensors that vary."""
+        tables = {id(tensors[place]): table for place, table in group.tables.items()}
+        with without_gradient(), _unchecked():
+            new = self._make(lambda tensor, tail: tables.get(id(tensor), plain(tensor)), False)
+            table = function(new, *(tables.get(id(value), plain(value)) for value, _ in values))
+        missing = (1,) * (result.dim() + 1 - table.dim())
+        return group.outcomes(table.reshape(table.shape[:1] + missing + table.shape[1:]))
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """A category that was not drawn may have parameters that are not legal."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@relax.register(OutcomeDistribution)
+def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
+    def make(replace: Replace, checks: bool) -> Any:
+        return relax(distribution._make(replace, checks), temperature, **options)
+
+    return OutcomeDistribution(make)
+
+
+@register_kl(Distribution, OutcomeDistribution)
+def _kl_to_outcomes(q: Any, p: Any) -> Tensor:
+    return p.of_every_category(lambda p: kl_divergence(q, p))
+
+
+@register_kl(OutcomeDistribution, Distribution)
+def _kl_from_outcomes(q: Any, p: Any) -> Tensor:
+    return q.of_every_category(lambda q: kl_divergence(q, p))
+
+
+@register_kl(OutcomeDistribution, OutcomeDistribution)
+def _kl_of_two_with_outcomes(q: Any, p: Any) -> Tensor:
+    raise NotImplementedError
+
+
+# How distributions are constructed inside of `relaxed(model)`.
+
+
+@contextmanager
+def outcome_distributions() -> Iterator[None]:
+    """Pyro's distributions that are constructed from values with outcomes keep how."""
+    COERCIONS.append(_coerce)
+    try:
+        yield
+    finally:
+        COERCIONS.remove(_coerce)
+
+
+def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeDistribution | None:
+    """An `OutcomeDistribution`, where an argument has outcomes; called by Pyro's metaclass."""
+    if not any(map(_has_outcomes, args)) and not any(map(_has_outcomes, kwargs.values())):
+        return None
+    given = cls.__signature__.bind(*args, **kwargs).arguments
+    if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
+        return None
+
+    def make(replace: Replace, checks: bool) -> Any:
+        new = {
+            name: _replaced(each, replace, checks, _tail(cls, name, given))
+            for name, each in given.items()
+        }
+        if not checks and "validate_args" in new:
+            new["validate_args"] = False
+        with _plain_constructors():
+            return cls(**new)
+
+    return OutcomeDistribution(make)
+
+
+def _is_linear(cls: Any, name: str) -> bool:
+    """Whether the log_prob passes on the outcomes of an argument by itself."""
+    if issubclass(cls, WRAPPERS):  # the sum of the log_prob of the base, or a part of it
+        return name in ("base_distribution", "base_dist")
+    return name in getattr(cls, "linear_in", ())
+
+
+@contextmanager
+def _plain_constructors() -> Iterator[None]:
+    before = COERCIONS[:]
+    COERCIONS[:] = [each for each in before if each is not _coerce]
+    try:
+        yield
+    finally:
+        COERCIONS[:] = before
+
+
+def _has_outcomes(argument: Any) -> bool:
+    """Whether there are outcomes anywhere in an argument."""
+    if isinstance(argument, OutcomeTensor | OutcomeDistribution):
+        return True
+    if isinstance(argument, WRAPPERS):
+        return _has_outcomes(argument.base_dist)
+    if isinstance(argument, Transform):
+        return any(_has_outcomes(each) for name, each in vars(argument).items() if name != "_inv")
+    return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
+
+
+def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:
+    """How many dimensions of an argument are not of the batch."""
+    if name == "component_distribution":
+        return 1
+    if name == "v":
+        return given.get("event_dim", 0)
+    try:
+        return cls.arg_constraints[name].event_dim
+    except (AttributeError, KeyError, NotImplementedError, TypeError):
+        return 0
+
+
+def _replaced(argument: Any, replace: Replace, checks: bool, tail: int) -> Any:
+    """An argument with other tensors in it."""
+    if isinstance(argument, Tensor):
+        return replace(argument, tail)
+    if isinstance(argument, OutcomeDistribution):
+        return argument._make(lambda tensor, own: replace(tensor, own + tail), checks)
+    if isinstance(argument, WRAPPERS) and _has_outcomes(argument):
+        taken = getattr(argument, "reinterpreted_batch_ndims", 0)
+        base = _replaced(argument.base_dist, replace, checks, tail + taken)
+        return base if _is_expanded(argument, base) else wrapped_like(argument, base)
+    if isinstance(argument, Transform) and _has_outcomes(argument):
+        new = copy.copy(argument)
+        new._inv = None
+        for name, each in vars(argument).items():
+            if name != "_inv":
+                new.__dict__[name] = _replaced(each, replace, checks, tail)
+        return new
+    if isinstance(argument, list | tuple):
+        return type(argument)(_replaced(each, replace, checks, tail) for each in argument)
+    return argument
+
+
+def _is_expanded(wrapper: Any, base: Any) -> bool:
+    """Whether the tables of a base broadcast to the batch of a wrapper that expands it."""
+    is_larger = len(base.batch_shape) > len(wrapper.batch_shape)
+    return isinstance(wrapper, ExpandedDistribution) and is_larger

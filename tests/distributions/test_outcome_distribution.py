@@ -1,0 +1,234 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Distributions made of categorical draws: the gradient of each log_prob is exact on average."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
+from torch.nn import functional as F
+
+from pyro_gumbel.distributions.outcome_distribution import (
+    OutcomeDistribution,
+    outcome_distributions,
+)
+from tests.states import drawn, relative_error
+
+SITES, K = 2, 3
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def uniform(*shape):
+    return torch.rand(shape, generator=GENERATOR, dtype=torch.float64)
+
+
+# Tables: of any number, of a positive one, of a probability; of vectors of three.
+L, S, Q = normal(K), uniform(K) + 0.4, uniform(K) * 0.8 + 0.1
+V, W = normal(K, 3), uniform(K, 3) + 0.3
+TRIL = normal(K, 3, 3).tril(-1) + torch.eye(3, dtype=torch.float64) * (uniform(K, 3, 1) + 0.5)
+COV = TRIL @ TRIL.mT
+
+# Values.
+X, POSITIVE, UNIT, VECTORS = normal(SITES), uniform(SITES) + 0.2, uniform(SITES), normal(SITES, 3)
+COUNTS, BITS = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])
+SIMPLEX = uniform(SITES, 3).softmax(-1)
+ONE_HOT, M_HOT = torch.eye(3)[:2], torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]])
+CORRELATIONS = torch.tensor([[[1.0, 0.3], [0.3, 1.0]], [[1.0, -0.2], [-0.2, 1.0]]])
+CHOLESKY = torch.linalg.cholesky(CORRELATIONS.double())
+
+
+def transformed(base, *transforms):
+    return dist.TransformedDistribution(base, list(transforms))
+
+
+def mixture(weights, components):
+    return dist.MixtureSameFamily(weights, components)
+
+
+DISTRIBUTIONS = {
+    "normal": (lambda z: dist.Normal(L[z], S[z]), X),
+    "normal, its loc": (lambda z: dist.Normal(L[z], 1.0), X),
+    "normal, its scale": (lambda z: dist.Normal(0.0, S[z]), X),
+    "normal, by name": (lambda z: dist.Normal(scale=S[z], loc=L[z]), X),
+    "normal, computed": (lambda z: dist.Normal(L[z].exp(), F.softplus(L)[z]), X),
+    "log-normal": (lambda z: dist.LogNormal(L[z], S[z]), POSITIVE),
+    "student": (lambda z: dist.StudentT(S[z] + 2, L[z], S[z]), X),
+    "cauchy": (lambda z: dist.Cauchy(L[z], S[z]), X),
+    "half-cauchy": (lambda z: dist.HalfCauchy(S[z]), POSITIVE),
+    "laplace": (lambda z: dist.Laplace(L[z], S[z]), X),
+    "asymmetric laplace": (lambda z: dist.AsymmetricLaplace(L[z], S[z], S[z] + 1), X),
+    "soft laplace": (lambda z: dist.SoftLaplace(L[z], S[z]), X),
+    "logistic": (lambda z: dist.Logistic(L[z], S[z]), X),
+    "gumbel": (lambda z: dist.Gumbel(L[z], S[z]), X),
+    "weibull": (lambda z: dist.Weibull(S[z], S[z] + 1), POSITIVE),
+    "pareto": (lambda z: dist.Pareto(0.1 * S[z], S[z]), POSITIVE + 1),
+    "gamma": (lambda z: dist.Gamma(S[z], S[z] + 1), POSITIVE),
+    "inverse gamma": (lambda z: dist.InverseGamma(S[z], S[z] + 1), POSITIVE),
+    "chi2": (lambda z: dist.Chi2(S[z]), POSITIVE),
+    "beta": (lambda z: dist.Beta(S[z], S[z] + 1), UNIT),
+    "kumaraswamy": (lambda z: dist.Kumaraswamy(S[z], S[z] + 1), UNIT),
+    "exponential": (lambda z: dist.Exponential(S[z]), POSITIVE),
+    "half-normal": (lambda z: dist.HalfNormal(S[z]), POSITIVE),
+    "uniform": (lambda z: dist.Uniform(-S[z], S[z] + 1), 0.3 * UNIT),
+    "von mises": (lambda z: dist.VonMises(L[z], S[z]), X),
+    "poisson": (lambda z: dist.Poisson(S[z]), COUNTS),
+    "binomial, by probs": (lambda z: dist.Binomial(5, probs=Q[z]), COUNTS),
+    "binomial, by logits": (lambda z: dist.Binomial(5, logits=L[z]), COUNTS),
+    "negative binomial, by probs": (lambda z: dist.NegativeBinomial(5.0, probs=Q[z]), COUNTS),
+    "negative binomial, by logits": (lambda z: dist.NegativeBinomial(S[z], logits=L[z]), COUNTS),
+    "geometric, by probs": (lambda z: dist.Geometric(Q[z]), COUNTS),
+    "geometric, by logits": (lambda z: dist.Geometric(logits=L[z]), COUNTS),
+    "bernoulli, by probs": (lambda z: dist.Bernoulli(Q[z]), BITS),
+    "bernoulli, by logits": (lambda z: dist.Bernoulli(logits=L[z]), BITS),
+    "continuous bernoulli": (lambda z: dist.ContinuousBernoulli(Q[z]), UNIT),
+    "categorical, by probs": (lambda z: dist.Categorical(W[z]), COUNTS.long()),
+    "categorical, by logits": (lambda z: dist.Categorical(logits=V[z]), COUNTS.long()),
+    "categorical, by softmax": (lambda z: dist.Categorical(V[z].softmax(-1)), COUNTS.long()),
+    "one-hot, by probs": (lambda z: dist.OneHotCategorical(W[z]), ONE_HOT),
+    "one-hot, by logits": (lambda z: dist.OneHotCategorical(logits=V[z]), ONE_HOT),
+    "multinomial, by probs": (lambda z: dist.Multinomial(3, W[z]), M_HOT),
+    "multinomial, by logits": (lambda z: dist.Multinomial(3, logits=V[z]), M_HOT),
+    "dirichlet": (lambda z: dist.Dirichlet(W[z]), SIMPLEX),
+    "dirichlet-multinomial": (lambda z: dist.DirichletMultinomial(W[z], 3), M_HOT),
+    "multivariate, by tril": (
+        lambda z: dist.MultivariateNormal(V[z], scale_tril=TRIL[z]),
+        VECTORS,
+    ),
+    "multivariate, by covariance": (lambda z: dist.MultivariateNormal(V[z], COV[z]), VECTORS),
+    "multivariate, by precision": (
+        lambda z: dist.MultivariateNormal(V[z], precision_matrix=COV[z]),
+        VECTORS,
+    ),
+    "multivariate, its loc": (
+        lambda z: dist.MultivariateNormal(V[z], scale_tril=torch.eye(3)),
+        VECTORS,
+    ),
+    "low rank": (
+        lambda z: dist.LowRankMultivariateNormal(V[z], TRIL[z][..., :1], W[z]),
+        VECTORS,
+    ),
+    "mixture": (lambda z: mixture(dist.Categorical(W[z]), dist.Normal(V[z], W[z])), X),
+    "mixture, its components": (
+        lambda z: mixture(dist.Categorical(torch.ones(SITES, 3)), dist.Normal(V[z], W[z])),
+        X,
+    ),
+    "mixture, its weights": (
+        lambda z: mixture(dist.Categorical(W[z]), dist.Normal(V[:SITES], W[:SITES])),
+        X,
+    ),
+    "mixture of vectors": (
+        lambda z: mixture(
+            dist.Categorical(W[z]),
+            dist.Normal(V[z].unsqueeze(-1) + V, W[z].unsqueeze(-1)).to_event(1),
+        ),
+        VECTORS,
+    ),
+    "exp of a normal": (lambda z: transformed(dist.Normal(L[z], S[z]), ExpTransform()), POSITIVE),
+    "sigmoid of a normal": (
+        lambda z: transformed(dist.Normal(L[z], 1.0), SigmoidTransform()),
+        UNIT,
+    ),
+    "affine in the draw": (
+        lambda z: transformed(dist.Normal(0.0, 1.0), AffineTransform(L[z], S[z])),
+        X,
+    ),
+    "independent": (lambda z: dist.Normal(V[z], W[z]).to_event(1), VECTORS),
+    "independent, by its class": (lambda z: dist.Independent(dist.Normal(V[z], W[z]), 1), VECTORS),
+    "independent over the draws": (lambda z: dist.Normal(L[z], S[z]).to_event(1), X),
+    "masked": (lambda z: dist.Normal(L[z], S[z]).mask(torch.tensor([True, False])), X),
+    "masked by the draw": (lambda z: dist.Normal(L[z], S[z]).mask(z == 1), X),
+    "masked by the draw, an event": (lambda z: dist.Normal(L[z], S[z]).mask(z == 1).to_event(1), X),
+    "expanded": (lambda z: dist.Normal(L[z], S[z]).expand([2, SITES]), X),
+    "expanded by": (lambda z: dist.Normal(L[z], S[z]).expand_by([2]), X),
+    "pairs with a diagonal": (lambda z: dist.Normal(L[z[:, None]], S[z[None]]), X),
+    "zero-inflated, by gate": (lambda z: dist.ZeroInflatedPoisson(S[z], gate=Q[z]), COUNTS),
+    "zero-inflated, by logits": (
+        lambda z: dist.ZeroInflatedPoisson(S[z], gate_logits=L[z]),
+        torch.zeros(SITES),
+    ),
+    "zero-inflated": (
+        lambda z: dist.ZeroInflatedDistribution(dist.Poisson(S[z]), gate=Q[z]),
+        torch.zeros(SITES),
+    ),
+    "gamma-poisson": (lambda z: dist.GammaPoisson(S[z], S[z] + 1), COUNTS),
+    "beta-binomial": (lambda z: dist.BetaBinomial(S[z], S[z] + 1, 5), COUNTS),
+    "ordered logistic": (
+        lambda z: dist.OrderedLogistic(L[z], torch.tensor([-1.0, 1.0])),
+        COUNTS.long(),
+    ),
+    "lkj": (lambda z: dist.LKJCholesky(2, S[z]), CHOLESKY),
+    "projected normal": (lambda z: dist.ProjectedNormal(V[z]), F.normalize(VECTORS, dim=-1)),
+    "delta, its density": (lambda z: dist.Delta(torch.zeros(SITES), L[z]), torch.zeros(SITES)),
+    "unit": (lambda z: dist.Unit(L[z] * S[z]), torch.zeros(SITES, 0)),
+}
+
+
+def log_prob(name, z):
+    make, value = DISTRIBUTIONS[name]
+    with outcome_distributions():
+        distribution = make(z)
+    return distribution.log_prob(value.to(X) if value.is_floating_point() else value).sum()
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_mean_gradient_is_exact(name):
+    logits = normal(SITES, K).requires_grad_()
+    assert relative_error(lambda z: log_prob(name, z), logits) < 1e-10
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_value_is_that_of_plain_integers(name):
+    state = torch.tensor([2, 0])
+    value = drawn(state, normal(SITES, K).requires_grad_())
+    found = log_prob(name, value)
+    torch.testing.assert_close(found.detach(), log_prob(name, state), rtol=1e-12, atol=1e-12)
+    assert type(found) is torch.Tensor
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_shapes_and_support_are_those_of_plain_integers(name):
+    make, _ = DISTRIBUTIONS[name]
+    state = torch.tensor([2, 0])
+    with outcome_distributions():
+        found = make(drawn(state, normal(SITES, K).requires_grad_()))
+    plain = make(state)
+    assert (found.batch_shape, found.event_shape) == (plain.batch_shape, plain.event_shape)
+    assert found.has_rsample == plain.has_rsample
+    assert found.has_enumerate_support == plain.has_enumerate_support
+    torch.manual_seed(0)
+    draw = found.sample()
+    torch.manual_seed(0)
+    assert torch.equal(draw, plain.sample())
+
+
+def test_an_illegal_parameter_of_another_category_does_not_raise():
+    scales = torch.tensor([1.0, 2.0, -1.0])
+    value = drawn(torch.tensor([0, 1]), normal(SITES, K).requires_grad_())
+    with outcome_distributions():
+        distribution = dist.Normal(L[value], scales[value], validate_args=True)
+    assert isinstance(distribution, OutcomeDistribution)
+    assert distribution.log_prob(X).isfinite().all()
+    with pytest.raises(ValueError, match="scale"), outcome_distributions():
+        dist.Normal(0.0, scales[drawn(torch.tensor([0, 2]), normal(SITES, K))])
+
+
+def test_the_hook_is_removed():
+    from pyro.distributions.distribution import COERCIONS
+
+    before = list(COERCIONS)
+    with pytest.raises(RuntimeError), outcome_distributions(), outcome_distributions():
+        raise RuntimeError
+    assert before == COERCIONS
