@@ -49,10 +49,10 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
-    if rule is None and _has_floats((args, kwargs)):
-        return _collapse(func, args, kwargs)
     if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
+    if rule is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
     if rule is _reduced:
         return _reduce(func, args, kwargs)
     if rule is _getitem and _is_row_lookup(*args):
@@ -265,20 +265,62 @@ def _is_in_place(func: Any) -> bool:
 
 
 def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """The change of a value of the draw itself. Into another tensor the gradient is lost."""
+    """The change of a value with outcomes. Into another tensor of integers the gradient is lost."""
     name, value = func.__name__, args[0] if args else None
+    if not isinstance(value, OutcomeTensor):
+        if _has_floats((args, kwargs)):
+            return _collapse(func, args, kwargs)
+        warn_of_lost_gradient(name)
+        return func(*args, **kwargs)
     other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
     made = None
-    if isinstance(value, OutcomeTensor) and _rule_of(other) is _elementwise:
+    if name == "__setitem__" and value.is_floating_point():
+        made = _made(_written, func, args, kwargs, value)
+    elif _rule_of(other) is _elementwise:
         made = _made(_elementwise, other, args, kwargs, value)
-    if made is None and _has_floats((args, kwargs)) and not isinstance(value, OutcomeTensor):
-        return _collapse(func, args, kwargs)
+    if made is None and _has_floats((args, kwargs)):
+        return _changed_to_derivative(func, args, kwargs)
     result = func(*args, **kwargs)
     if made is None:
         warn_of_lost_gradient(name)
-    if isinstance(value, OutcomeTensor):
-        value.keep(made or ())
+    value.keep(made or ())
     return result
+
+
+def _changed_to_derivative(func: Any, args: Any, kwargs: Any) -> Any:
+    """A change without a rule: of a copy that has the derivative, which is then the value."""
+    value, *rest = args
+    new = collapsed(value)
+    result = _collapse(func, (new, *rest), kwargs)
+    value.copy_(new)
+    value.keep(())
+    return value if result is new else result
+
+
+def _written(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """The outcomes of a value after ``value[index] = new``."""
+    value, index, new = args
+    if _varies(index):
+        return None
+    made = []
+    for each in outcomes_of(value):
+        elements = each.elements.expand(value.shape).clone()
+        elements[index] = NO_ELEMENT
+        made.append(replace(each, elements=elements))
+    rank = value.plain[index].dim()
+    for each in outcomes_of(new):
+        own = each.aligned(rank)
+        elements = torch.full_like(value.plain, NO_ELEMENT, dtype=torch.int64)
+        elements[index] = own.elements
+        zeros = torch.zeros_like(value.plain).expand(own.num_categories, *value.shape).clone()
+        table = torch.vmap(lambda t, new: _put(t, index, new))(zeros, own.table)
+        made.append(Outcomes(own.draws, elements, table))
+    return made
+
+
+def _put(tensor: Tensor, index: Any, new: Tensor) -> Tensor:
+    tensor[index] = new
+    return tensor
 
 
 # Moving elements.
