@@ -209,16 +209,18 @@ def _as(table: Tensor, result: Tensor) -> Tensor:
 
 # Reductions.
 
+MOST_PARTS = 16  # of a reduction over several elements
+
 
 def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """For `sum`, `mean`, `logsumexp`, `softmax` and `log_softmax`, see `_reduce`."""
+    """For `sum`, `logsumexp`, `softmax` and their kind, see `_reduce`."""
     raise NotImplementedError
 
 
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
-    """A reduction: of outcomes over the dimensions of an event, and else of plain floats.
+    """A reduction: of outcomes over the dimensions of an event, and over a few elements of a draw.
 
-    A sum over several elements of a draw is a linear function of each.
+    Over more of them it is of plain floats. A sum of them is a linear function of each.
     """
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
@@ -227,21 +229,38 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
         warn_of_lost_gradient(func.__name__)
         return func(*args, **kwargs)
     outcomes = outcomes_of(value)
-    if dims is None or any(each.elements.shape[d] != 1 for each in outcomes for d in dims):
+    vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
+    if len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary):
         linear = func.__name__ in ("sum", "mean")
         return func(collapsed(value, linear=linear), *args[1:], **kwargs)
     result = func(*args, **kwargs)
+    groups = _parts(value, vary.pop()) if vary else outcomes
     with without_gradient():
-        made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in outcomes]
+        made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
     return carrying(result, made)
 
 
-def _reduced_dims(args: Any, kwargs: Any) -> list[int] | None:
-    """The dimensions of a reduction; None for all."""
+def _reduced_dims(args: Any, kwargs: Any) -> list[int]:
+    """The dimensions of a reduction."""
     given = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
     dims = [given] if isinstance(given, int) else given
     rank = args[0].dim()
-    return [d % rank for d in dims] if rank and dims is not None and len(dims) else None
+    return [d % rank for d in dims] if rank and dims else list(range(rank))
+
+
+def _parts(value: Tensor, dim: int) -> list[Outcomes]:
+    """The outcomes of a value as those of its parts along a dimension, each on its own."""
+    parts = _apply(Tensor.unbind, (value, dim), {})
+    made = []
+    for group in grouped(parts, value.dim() - 1):
+        k = group.first.num_categories
+        tables = [
+            group.tables.get(i, plain(part).detach().unsqueeze(0)).expand(k, *part.shape)
+            for i, part in enumerate(parts)
+        ]
+        elements = group.first.elements.unsqueeze(dim)
+        made.append(Outcomes(group.first.draws, elements, torch.stack(tables, 1 + dim)))
+    return made
 
 
 def _reduced_outcomes(
@@ -484,12 +503,12 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     for before, own in zip(outcomes_of(table), of_table, strict=True):
         if not lookup.is_constant(before.elements.expand(table.shape)):
             _require_other_draws(before, made)
-        place = _same_place(made, own)
-        if place is None:
-            made.append(own)
-            continue
-        group, whole = groups[place], before.table.expand(-1, *table.shape)
-        made[place] = lookup.in_tables(group.first, group.tables, whole)
+        whole = before.table.expand(-1, *table.shape)
+        _join(
+            made,
+            own,
+            [functools.partial(lookup.in_tables, g.first, g.tables, whole) for g in groups],
+        )
     return made
 
 
@@ -499,19 +518,21 @@ def _require_other_draws(own: Outcomes, others: Sequence[Outcomes]) -> None:
         raise NotImplementedError
 
 
-def _same_place(made: Sequence[Outcomes], own: Outcomes) -> int | None:
-    """Which of several outcomes of a result are of the same elements at each place.
+def _join(made: list[Outcomes], own: Outcomes, both: Sequence[Callable[[], Tensor]]) -> None:
+    """Add outcomes to those of a result. Places that have an element in common vary together.
 
-    :raises NotImplementedError: where they are of the same elements at some places only.
+    :param both: for each of the first of those, what makes the table where the own ones vary too.
     """
-    for place, each in enumerate(made):
-        if share(each, own):
-            common = each.elements == own.elements
-            if known(common.all(), otherwise=False):
-                return place
-            if known(common.any(), otherwise=True):
-                raise NotImplementedError
-    return None
+    for place, (each, table) in enumerate(zip(made, both, strict=False)):
+        common = each.elements == own.elements
+        if not share(each, own) or not known(common.any(), otherwise=True):
+            continue
+        if known(common.all(), otherwise=False):
+            made[place] = replace(each, table=table())
+            return
+        made[place] = replace(each, table=torch.where(common, table(), each.table))
+        own = replace(own, elements=torch.where(common, NO_ELEMENT, own.elements))
+    made.append(own)
 
 
 def _cannot_vary(entry: Any) -> bool:
@@ -556,13 +577,16 @@ def _gather(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     for before, own in zip(outcomes_of(table), of_table, strict=True):
         if before.elements.shape[dim] != 1:
             _require_other_draws(before, made)
-        place = _same_place(made, own)
-        if place is None:
-            made.append(own)
-            continue
-        whole, at = before.table.expand(-1, *table.shape), codes[place].expand(-1, *index.shape)
-        made[place] = replace(made[place], table=whole.gather(dim % table.dim() + 1, at))
+        whole = before.table.expand(-1, *table.shape)
+        _join(
+            made, own, [functools.partial(_in_gathered, whole, dim, index, each) for each in codes]
+        )
     return made
+
+
+def _in_gathered(whole: Tensor, dim: int, index: Tensor, codes: Tensor) -> Tensor:
+    """What ``table.gather(dim, index)`` would have been, for tables and codes of each category."""
+    return whole.gather(dim % index.dim() + 1, codes.expand(-1, *index.shape))
 
 
 def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -782,6 +806,7 @@ _BY_NAME: dict[str, Rule | None] = {
     ),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _moving_like),
     **dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), _reduced),
+    **dict.fromkeys(("prod", "amax", "amin", "cumsum", "cumprod", "logcumsumexp"), _reduced),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),

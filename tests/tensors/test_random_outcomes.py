@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 import torch
+from pyro.ops.indexing import Vindex
 from torch.nn import functional as F
 
 from pyro_gumbel.tensors import index_tensor, outcomes
@@ -97,6 +98,12 @@ ALSO_OF_FLOATS = {
     "diagonal of floats": lambda f: f.diagonal(dim1=0, dim2=-1),
     "float": lambda f: f.float().double(),
     "matmul": lambda f: f.reshape(1, -1) @ table(f.numel()),
+    "sum of all": lambda f: f.sum(),
+    "mean of all": lambda f: as_rows(f).exp().mean(),
+    "product of rows": lambda f: as_rows(f).prod(-1),
+    "largest of rows": lambda f: as_rows(f).amax((0, -1), keepdim=True),
+    "logsumexp of the first": lambda f: f.logsumexp(0),
+    "cumulated rows": lambda f: as_rows(f).cumsum(dim=-1)[..., 1],
     "cumulated floats": lambda f: f.cumsum(-1),
 }
 ALSO_OF_TWO_FLOATS = {
@@ -126,6 +133,9 @@ ALSO_OF_FLOATS_AND_WHOLE = {
         -1, within(x, f.shape[-1]).unsqueeze(-1)
     ),
     "gathered of rows": lambda f, x: as_rows(f).gather(-1, within(x, 3).unsqueeze(-1)).squeeze(-1),
+    "Vindex of rows": lambda f, x: Vindex(as_rows(f))[..., within(x, 3)],
+    "Vindex of floats": lambda f, x: Vindex(f)[..., within(x, f.shape[-1])],
+    "cells of rows": lambda f, x: as_rows(f)[torch.arange(f.shape[0]), ..., within(x, 3)],
     "entry of rows": lambda f, x: as_rows(f)[..., within(x, 3)],
     "floats, taken": lambda f, x: f.take(within(x, f.numel())),
     "floats, selected": lambda f, x: f.index_select(-1, within(x, f.shape[-1]).flatten()),
