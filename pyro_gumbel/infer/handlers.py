@@ -60,6 +60,9 @@ class RelaxedMessenger(Messenger):
             msg["value"] = as_derivative(msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self.outcomes and isinstance(msg["mask"], OutcomeTensor):
+            # Pyro would multiply two functions of a draw, of which a part of the gradient is lost.
+            msg["fn"], msg["mask"] = msg["fn"].mask(msg["mask"]), None
         if site_is_subsample(msg) or not self.choice.chooses(msg):
             return
         with at_site("relaxed", msg["name"]):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_gumbel._tracing import in_eager_mode, known
-from pyro_gumbel.tensors.grouping import grouped, share
+from pyro_gumbel.tensors.grouping import MOST_PARTS, grouped, in_parts, share
 from pyro_gumbel.tensors.index_tensor import (
     IndexTensor,
     OutcomeTensor,
@@ -49,6 +49,8 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
+    if rule is _hook and not args[0].requires_grad:
+        return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
     if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
     if rule is None and _has_floats((args, kwargs)):
@@ -209,8 +211,6 @@ def _as(table: Tensor, result: Tensor) -> Tensor:
 
 # Reductions.
 
-MOST_PARTS = 16  # of a reduction over several elements
-
 
 def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For `sum`, `logsumexp`, `softmax` and their kind, see `_reduce`."""
@@ -230,11 +230,11 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     outcomes = outcomes_of(value)
     vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
-    if len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary):
+    if len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary):
         linear = func.__name__ in ("sum", "mean")
         return func(collapsed(value, linear=linear), *args[1:], **kwargs)
     result = func(*args, **kwargs)
-    groups = _parts(value, vary.pop()) if vary else outcomes
+    groups = in_parts(value, vary.pop()) if vary else outcomes
     with without_gradient():
         made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
     return carrying(result, made)
@@ -246,21 +246,6 @@ def _reduced_dims(args: Any, kwargs: Any) -> list[int]:
     dims = [given] if isinstance(given, int) else given
     rank = args[0].dim()
     return [d % rank for d in dims] if rank and dims else list(range(rank))
-
-
-def _parts(value: Tensor, dim: int) -> list[Outcomes]:
-    """The outcomes of a value as those of its parts along a dimension, each on its own."""
-    parts = _apply(Tensor.unbind, (value, dim), {})
-    made = []
-    for group in grouped(parts, value.dim() - 1):
-        k = group.first.num_categories
-        tables = [
-            group.tables.get(i, plain(part).detach().unsqueeze(0)).expand(k, *part.shape)
-            for i, part in enumerate(parts)
-        ]
-        elements = group.first.elements.unsqueeze(dim)
-        made.append(Outcomes(group.first.draws, elements, torch.stack(tables, 1 + dim)))
-    return made
 
 
 def _reduced_outcomes(
@@ -668,6 +653,14 @@ def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     return None
 
 
+def _hook(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For a hook on a gradient. Outcomes take the place of that of their value: it is not called.
+
+    Pyro's validation has one that looks for NaN.
+    """
+    return None
+
+
 def _has_gradient(value: OutcomeTensor) -> bool:
     """Whether floats will have a gradient in a draw."""
     draws = [draw for each in value.kept for draw in each.draws]
@@ -784,7 +777,6 @@ _BY_NAME: dict[str, Rule | None] = {
             "detach",
             "requires_grad_",
             "retain_grad",
-            "register_hook",
             "__hash__",
             "__dir__",
             "__array_wrap__",
@@ -810,6 +802,7 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),
+    "register_hook": _hook,
     "__getitem__": _getitem,
     "gather": _gather,
     "take_along_dim": _take_along_dim,
