@@ -489,7 +489,7 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         if not lookup.is_constant(before.elements.expand(table.shape)):
             _require_other_draws(before, made)
         whole = before.table.expand(-1, *table.shape)
-        _join(
+        _add_joined(
             made,
             own,
             [functools.partial(lookup.in_tables, g.first, g.tables, whole) for g in groups],
@@ -503,7 +503,7 @@ def _require_other_draws(own: Outcomes, others: Sequence[Outcomes]) -> None:
         raise NotImplementedError
 
 
-def _join(made: list[Outcomes], own: Outcomes, both: Sequence[Callable[[], Tensor]]) -> None:
+def _add_joined(made: list[Outcomes], own: Outcomes, both: Sequence[Callable[[], Tensor]]) -> None:
     """Add outcomes to those of a result. Places that have an element in common vary together.
 
     :param both: for each of the first of those, what makes the table where the own ones vary too.
@@ -563,7 +563,7 @@ def _gather(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         if before.elements.shape[dim] != 1:
             _require_other_draws(before, made)
         whole = before.table.expand(-1, *table.shape)
-        _join(
+        _add_joined(
             made, own, [functools.partial(_in_gathered, whole, dim, index, each) for each in codes]
         )
     return made
