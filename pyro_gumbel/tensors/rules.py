@@ -197,6 +197,12 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     return made
 
 
+def _loss(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For a loss that torch gives element by element, if it is asked to."""
+    is_elementwise = kwargs.get("reduction") == "none"
+    return _elementwise(func, args, kwargs, result) if is_elementwise else None
+
+
 def _with_dimension(argument: Any) -> Any:
     """A tensor with a dimension: torch gives the dtype of others more weight in a result."""
     is_number = isinstance(argument, Tensor) and not argument.dim()
@@ -774,6 +780,7 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),
+    **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), _loss),
     "__getitem__": _getitem,
     "gather": _gather,
     "take_along_dim": _take_along_dim,

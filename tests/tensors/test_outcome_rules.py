@@ -49,6 +49,7 @@ FUNCTIONS = {
         BernoulliStraightThrough(logits=X).log_prob((z == 1).long()).sum()
     ),
     "binary prior": lambda z: dist.Bernoulli(logits=X).log_prob((z == 1).double()).sum(),
+    "binary likelihood": lambda z: dist.Bernoulli(logits=A[z]).log_prob((X > 0).double()).sum(),
     "selected component": lambda z: SelectedComponent(z, dist.Normal(A[:K], S)).log_prob(X).sum(),
     "selected component, one-hot": lambda z: (
         SelectedComponent(one_hot(z), dist.Normal(A[:K], S)).log_prob(X).sum()
