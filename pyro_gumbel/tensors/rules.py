@@ -122,7 +122,11 @@ def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> 
     try:
         with without_gradient():
             return rule(func, args, kwargs, result)
-    except (RuntimeError, IndexError):  # not known here, or another category would be an error
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+    ):  # not known here, or another category would be an error
         return None
 
 
@@ -199,8 +203,17 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 
 def _loss(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For a loss that torch gives element by element, if it is asked to."""
-    is_elementwise = kwargs.get("reduction") == "none"
-    return _elementwise(func, args, kwargs, result) if is_elementwise else None
+    if kwargs.get("reduction") != "none" or _varies(kwargs):
+        return None
+
+    def of_category(tables: dict[int, Tensor]) -> Any:
+        return func(*[tables.get(i, plain(each)) for i, each in enumerate(args)], **kwargs)
+
+    made = []
+    for group in grouped(args, result.dim()):
+        whole = {i: table.expand(-1, *args[i].shape) for i, table in group.tables.items()}
+        made.append(group.outcomes(torch.vmap(of_category)(whole)))
+    return made
 
 
 def _with_dimension(argument: Any) -> Any:
