@@ -39,6 +39,7 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import (
     Cauchy,
     Distribution,
@@ -52,6 +53,7 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
@@ -59,7 +61,7 @@ from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
 from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["OutcomeDistribution", "outcome_distributions"]
+__all__ = ["OutcomeDistribution", "evaluated_whole", "outcome_distributions"]
 
 # What to put in place of a tensor, given how many of its dimensions are not of the batch.
 Replace = Callable[[Tensor, int], Any]
@@ -261,6 +263,18 @@ def _fit(shapes: Sequence[torch.Size], whole: torch.Size) -> bool:
 
 
 _LOCK = threading.RLock()  # of the default of torch, which all threads have in common
+
+
+def evaluated_whole(distribution: Any) -> Any:
+    """The distribution, such that its log_prob is evaluated for every category of a value.
+
+    A categorical distribution is linear in its value already.
+    """
+    base = innermost(distribution)
+    own = isinstance(distribution, OutcomeDistribution) or isinstance(base, FamilyDistribution)
+    if own or isinstance(base, TorchCategorical):
+        return distribution
+    return OutcomeDistribution(lambda replace, checks: distribution)
 
 
 @contextmanager
