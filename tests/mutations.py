@@ -440,7 +440,7 @@ outcome-distribution-hook          distributions/test_outcome_distribution.py -k
 outcome-distribution-own-noise     distributions/test_outcome_distribution.py -k draw_has_outcomes
     - return isinstance(base, _LOCATION_SCALE)
     + return False
-outcome-distribution-other-noise   distributions/test_outcome_distribution.py -k draw_has_the_derivative
+outcome-distribution-other-noise   distributions/test_outcome_distribution.py -k the_derivative
     - return isinstance(base, _LOCATION_SCALE)
     + return True
 outcome-distribution-copies        distributions/test_outcome_distribution.py -k copies_are_plain

@@ -102,6 +102,10 @@ def share(a: Outcomes, b: Outcomes) -> bool:
 
 def in_parts(value: Tensor, dim: int) -> list[Outcomes]:
     """The outcomes of a tensor as those of its parts along a dimension, which vary on their own."""
+    outcomes = outcomes_of(value)
+    if _are_distinct([each.elements.expand(value.shape) for each in outcomes], dim):
+        places = range(value.shape[dim])
+        return [_one_part(value, dim, each, place) for each in outcomes for place in places]
     parts = OutcomeTensor._rule(Tensor.unbind, (value, dim), {})
     made = []
     for group in grouped(parts, value.dim() - 1):
@@ -113,6 +117,24 @@ def in_parts(value: Tensor, dim: int) -> list[Outcomes]:
         elements = group.first.elements.unsqueeze(dim)
         made.append(Outcomes(group.first.draws, elements, torch.stack(tables, 1 + dim)))
     return made
+
+
+def _are_distinct(elements: Sequence[Tensor], dim: int) -> bool:
+    """Whether no element is at two places along a dimension."""
+    ordered = torch.cat(list(elements), dim).sort(dim).values
+    size = ordered.shape[dim] - 1
+    before, after = ordered.narrow(dim, 0, size), ordered.narrow(dim, 1, size)
+    twice = (before == after) & (after != NO_ELEMENT)
+    return not known(twice.any(), otherwise=True)
+
+
+def _one_part(value: Tensor, dim: int, outcomes: Outcomes, place: int) -> Outcomes:
+    """The outcomes at one place along a dimension, with the value at the others."""
+    table = plain(value).detach().expand(outcomes.num_categories, *value.shape).clone()
+    own = outcomes.table.expand_as(table)
+    table.select(1 + dim, place).copy_(own.select(1 + dim, place))
+    elements = outcomes.elements.narrow(dim, place, 1)
+    return Outcomes(outcomes.draws, elements, table)
 
 
 def in_parts_of_events(tensor: Any, tail: int) -> Any:

@@ -171,6 +171,17 @@ DISTRIBUTIONS = {
         ),
         VECTORS,
     ),
+    "mixture, one number for all components": (
+        lambda z: mixture(dist.Categorical(torch.ones(SITES, 3)), dist.Normal(L[z[0]], W[:SITES])),
+        X,
+    ),
+    "mixture of vectors, one number for all": (
+        lambda z: mixture(
+            dist.Categorical(torch.ones(SITES, 3)),
+            dist.Normal(L[z[0]], W.expand(SITES, 3, 3)).to_event(1),
+        ),
+        VECTORS,
+    ),
     "exp of a normal": (lambda z: transformed(dist.Normal(L[z], S[z]), ExpTransform()), POSITIVE),
     "sigmoid of a normal": (
         lambda z: transformed(dist.Normal(L[z], 1.0), SigmoidTransform()),
@@ -256,11 +267,12 @@ def test_shapes_and_support_are_those_of_plain_integers(name):
     assert torch.equal(draw, plain.sample())
 
 
-def test_an_illegal_parameter_of_another_category_does_not_raise():
+@pytest.mark.parametrize("validate_args", [True, None])
+def test_an_illegal_parameter_of_another_category_does_not_raise(validate_args):
     scales = torch.tensor([1.0, 2.0, -1.0])
     value = drawn(torch.tensor([0, 1]), normal(SITES, K).requires_grad_())
     with outcome_distributions():
-        distribution = dist.Normal(L[value], scales[value], validate_args=True)
+        distribution = dist.Normal(L[value], scales[value], validate_args=validate_args)
     assert isinstance(distribution, OutcomeDistribution)
     assert distribution.log_prob(X).isfinite().all()
     with pytest.raises(ValueError, match="scale"), outcome_distributions():
