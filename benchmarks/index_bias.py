@@ -18,15 +18,15 @@ states, in float64, so nothing is sampled.
 
 The first table has the relative error of the mean, |mean - exact| / |exact|, and for the derivative
 the cosine of the angle between both. The second has the noise of one draw with outcomes,
-sqrt(E |gradient - mean|^2) / |exact|, under `Trace_ELBO` and under `TraceMeanField_ELBO`. Each entry
-is the median over 20 random models, and in parentheses the worst of them.
+sqrt(E |gradient - mean|^2) / |exact|, under `Trace_ELBO` and under `TraceMeanField_ELBO`. Each
+entry is the median over 20 random models, and in parentheses the worst of them.
 """
 
 import argparse
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -213,20 +213,33 @@ def relative(difference: Tensor, exact: Tensor) -> float:
     return (difference.norm() / exact.norm()).item()
 
 
-def summary(values: Iterable[float], digits: str, worst: Callable[..., float] = max) -> str:
-    values = list(values)
-    return f"{statistics.median(values):{digits}} ({worst(values):{digits}})"
-
-
-def cells_of_errors(form: Form, models: list[Tables]) -> list[str]:
+def compare(form: Form, models: list[Tables]) -> dict[str, float]:
     errors, cosines, with_outcomes = zip(*(errors_of(form, each) for each in models), strict=True)
-    of_cosines = summary(cosines, ".3f", min)
-    return [summary(errors, ".2g"), of_cosines, summary(with_outcomes, ".1g")]
+    by_trace, by_mean_field = zip(*(noise_of(form, each) for each in models), strict=True)
+    return {
+        **summary("error", errors),
+        **summary("cosine", cosines, min),
+        **summary("error with outcomes", with_outcomes),
+        **summary("noise by Trace_ELBO", by_trace),
+        **summary("noise by TraceMeanField_ELBO", by_mean_field),
+    }
 
 
-def cells_of_noise(form: Form, models: list[Tables]) -> list[str]:
-    by_objective = zip(*(noise_of(form, each) for each in models), strict=True)
-    return [summary(each, ".2g") for each in by_objective]
+def summary(
+    name: str, values: Sequence[float], worst: Callable[..., float] = max
+) -> dict[str, float]:
+    return {name: statistics.median(values), f"worst {name}": worst(values)}
+
+
+TABLES = {
+    "errors": {"error": ".2g", "cosine": ".3f", "error with outcomes": ".1g"},
+    "noise": {"noise by Trace_ELBO": ".2g", "noise by TraceMeanField_ELBO": ".2g"},
+}
+
+
+def cells(found: dict[str, float], columns: dict[str, str]) -> str:
+    pairs = ((found[name], found[f"worst {name}"], digits) for name, digits in columns.items())
+    return " | ".join(f"{median:{digits}} ({worst:{digits}})" for median, worst, digits in pairs)
 
 
 def main() -> None:
@@ -236,16 +249,19 @@ def main() -> None:
     options: argparse.Namespace = read_options(parser)
     torch.set_default_dtype(torch.float64)
     models = {c: [random_tables(c) for _ in range(options.repeats)] for c in options.concentrations}
-    tables: dict[str, list[dict[str, object]]] = {}
-    for name, cells_of in {"error": cells_of_errors, "noise": cells_of_noise}.items():
-        print(name)
-        for (model, text), form in FORMS.items():
-            found = {c: cells_of(form, each) for c, each in models.items()}
-            row = {"model": model, "form": text, "by concentration": found}
-            tables.setdefault(name, []).append(row)
-            cells = [cell for each in found.values() for cell in each]
-            print(f"| {model} | `{text}` | {' | '.join(cells)} |", flush=True)
-    write(options, tables)
+    found = {
+        name: {c: compare(form, each) for c, each in models.items()} for name, form in FORMS.items()
+    }
+    for title, columns in TABLES.items():
+        print(f"\n{title}: for each concentration {', '.join(columns)}")
+        for (model, text), by_concentration in found.items():
+            row = (cells(each, columns) for each in by_concentration.values())
+            print(f"| {model} | `{text}` | {' | '.join(row)} |")
+    rows = [
+        {"model": model, "form": text, "by concentration": each}
+        for (model, text), each in found.items()
+    ]
+    write(options, {"forms": rows})
 
 
 if __name__ == "__main__":
