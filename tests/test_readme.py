@@ -18,6 +18,7 @@ import pyro_gumbel
 from pyro_gumbel.distributions.outcome_distribution import outcome_distributions
 from pyro_gumbel.tensors.index_tensor import as_derivative, collapsed
 from pyro_gumbel.tensors.subclass import plain
+from tests.states import relative_error
 from tests.tensors.substitution import Draw, centred, substituted
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +172,33 @@ def test_the_example_of_outcomes_is_exact_for_every_draw():
         torch.testing.assert_close(scope["estimate"], scope["exact"])
         drawn.add(int(scope["z"].detach()))
     assert drawn == {0, 1, 2}
+
+
+NOT_EXACT = {
+    "dist.Normal(t[z], net(inputs[z]))": "dist.Normal(t[z], net(inputs)[z])",
+    "dist.Normal(t[z].sum(-1), 1.0)": "dist.Normal(t[z] @ torch.ones(3, dtype=t.dtype), 1.0)",
+}
+
+
+@pytest.mark.parametrize(("line", "instead"), NOT_EXACT.items())
+def test_what_outcomes_are_not_exact_for(line, instead):
+    torch.manual_seed(0)
+    numbers = {"dtype": torch.float64}
+    t, inputs, x = (torch.randn(3, **numbers) for _ in range(3))
+    logits = torch.randn(3, 3, **numbers).requires_grad_()
+    layer = torch.nn.Linear(1, 1).double().requires_grad_(False)
+
+    def net(inputs):
+        return layer(inputs.unsqueeze(-1)).squeeze(-1).exp()
+
+    names = {"dist": pyro.distributions, "torch": torch, "t": t, "inputs": inputs, "net": net}
+
+    def error(line):
+        with outcome_distributions():
+            return relative_error(lambda z: eval(line, names | {"z": z}).log_prob(x).sum(), logits)
+
+    assert error(line) > 0.01
+    assert error(instead) < 1e-12
 
 
 INDICES = ROOT / "docs" / "indices.md"

@@ -59,7 +59,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     exact on average, whatever the loss. Inside of ``relaxed(model)`` the log density of every
     distribution made of z has outcomes, as ``Normal(locs[z], scales[z])``.
 
-    Values that pass through a matrix product or another function that mixes elements have the
+    Values that pass through a layer of a network or another function that mixes elements have the
     derivative in :math:`D`. It is passed on to the logits as that of a
     `CategoricalStraightThrough`: without a temperature by second order, which is unbiased for every
     loss that is linear or quadratic in :math:`D`; see there for the formula. `temperature` and

@@ -95,10 +95,10 @@ class IndexTensor(OutcomeTensor):
     - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`; inside of
       `relaxed(model)`, of every distribution whose parameters are made of z.
 
-    **Where floats have the derivative.** A function that mixes elements, as a matrix product, a
-    convolution or another layer of a network, takes a plain tensor. Its gradient is the derivative
-    at what was drawn, passed on by the estimator of the distribution. So it is where a tensor would
-    have more than 2^26 outcomes, with a warning, under the transforms of `torch.func`, and with
+    **Where floats have the derivative.** `linear`, convolutions and other functions that mix
+    elements take a plain tensor. Its gradient is the derivative at what was drawn, passed on by the
+    estimator of the distribution. The same holds where a tensor would have more than 2^26 outcomes,
+    with a warning; under the transforms of `torch.func`; and with
     ``relaxed(model, outcomes=False)``.
 
     **What warns**, since its result cannot have a gradient: masks made of z, as ``x[z == 1]``;
