@@ -44,7 +44,7 @@ from pyro_gumbel.distributions.wrappers import WRAPPERS, wrapped_like
 from pyro_gumbel.tensors.grouping import Group, grouped
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
-from pyro_gumbel.tensors.subclass import plain
+from pyro_gumbel.tensors.subclass import PlainTensor, plain
 
 __all__ = ["OutcomeDistribution", "outcome_distributions"]
 
@@ -237,11 +237,12 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
     if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
         return None
 
+    tails = {name: _tail(cls, name, given) for name, each in given.items() if _varies(each)}
+
     def make(replace: Replace, checks: bool) -> Any:
-        new = {
-            name: _replaced(each, replace, checks, _tail(cls, name, given))
-            for name, each in given.items()
-        }
+        new = dict(given)
+        for name, tail in tails.items():
+            new[name] = _replaced(given[name], replace, checks, tail)
         if not checks and "validate_args" in new:
             new["validate_args"] = False
         with _plain_constructors():
@@ -276,6 +277,11 @@ def _has_outcomes(argument: Any) -> bool:
     if isinstance(argument, Transform):
         return any(_has_outcomes(each) for name, each in vars(argument).items() if name != "_inv")
     return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
+
+
+def _varies(argument: Any) -> bool:
+    """Whether an argument must be replaced: it has outcomes, or is not a plain tensor."""
+    return isinstance(argument, PlainTensor) or _has_outcomes(argument)
 
 
 def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:
