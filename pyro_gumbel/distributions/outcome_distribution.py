@@ -66,9 +66,13 @@ class OutcomeDistribution(TorchDistribution):
     def __init__(self, make: Make) -> None:
         self._make = make
         self._tensors: list[tuple[Tensor, int]] = []
-        self.plain_distribution = make(self._read, True)
-        now = self.plain_distribution
+        now = make(self._read, True)
         super().__init__(now.batch_shape, now.event_shape, validate_args=False)
+        self._keep(now)
+
+    def _keep(self, now: Any) -> None:
+        """Take this for the distribution at what was drawn."""
+        self.plain_distribution = now
         self.has_rsample = now.has_rsample
         self.has_enumerate_support = now.has_enumerate_support
 
@@ -198,7 +202,10 @@ def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
     def make(replace: Replace, checks: bool) -> Any:
         return relax(distribution._make(replace, checks), temperature, **options)
 
-    return OutcomeDistribution(make)
+    new = copy.copy(distribution)
+    new._make = make
+    new._keep(relax(distribution.plain_distribution, temperature, **options))
+    return new
 
 
 @register_kl(Distribution, OutcomeDistribution)
