@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_gumbel._tracing import in_eager_mode
+
 __all__ = [
     "clamped_log",
     "exact_log",
@@ -51,6 +53,8 @@ def finite_log(log: Tensor) -> Tensor:
 
 
 def _log(value: Tensor, least: float) -> Tensor:
+    if in_eager_mode() and not (torch.is_grad_enabled() and value.requires_grad):
+        return value.clamp(min=least).log()
     floor = torch.finfo(value.dtype).tiny * 2.0**24
     above = value.clamp(min=floor).log()
     extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
