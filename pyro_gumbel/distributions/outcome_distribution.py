@@ -39,6 +39,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, kl_divergence, register_kl
 
+from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_discrete, relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, wrapped_like
 from pyro_gumbel.tensors.grouping import Group, grouped
@@ -179,11 +180,26 @@ class OutcomeDistribution(TorchDistribution):
     ) -> Outcomes:
         """What the number would have been, by the tables of the tensors that vary."""
         tables = {id(tensors[place]): table for place, table in group.tables.items()}
+        varies = any(place < len(self._tensors) for place in group.tables)
         with without_gradient(), _unchecked():
-            new = self._make(lambda tensor, tail: tables.get(id(tensor), plain(tensor)), False)
+            new = self._made(tables) if varies else self._without_checks
             table = function(new, *(tables.get(id(value), plain(value)) for value, _ in values))
         missing = (1,) * (result.dim() + 1 - table.dim())
         return group.outcomes(table.reshape(table.shape[:1] + missing + table.shape[1:]))
+
+
+    def _made(self, tables: dict[int, Tensor]) -> Any:
+        """The distribution at other tensors, by the ids of those that they replace."""
+        return self._make(lambda tensor, tail: tables.get(id(tensor), plain(tensor)), False)
+
+    @property
+    def _without_checks(self) -> Any:
+        """The distribution at what was drawn, without validation."""
+        if not isinstance(self.plain_distribution, FamilyDistribution):
+            return self._made({})
+        new = copy.copy(self.plain_distribution)
+        new._validate_args = False
+        return new
 
 
 @contextmanager
@@ -244,7 +260,7 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
     if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
         return None
 
-    tails = {name: _tail(cls, name, given) for name, each in given.items() if _varies(each)}
+    tails = {name: _tail(cls, name, given) for name, each in given.items() if _is_replaced(each)}
 
     def make(replace: Replace, checks: bool) -> Any:
         new = dict(given)
@@ -286,7 +302,7 @@ def _has_outcomes(argument: Any) -> bool:
     return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
 
 
-def _varies(argument: Any) -> bool:
+def _is_replaced(argument: Any) -> bool:
     """Whether an argument must be replaced: it has outcomes, or is not a plain tensor."""
     return isinstance(argument, PlainTensor) or _has_outcomes(argument)
 
