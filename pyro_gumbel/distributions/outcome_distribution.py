@@ -187,7 +187,6 @@ class OutcomeDistribution(TorchDistribution):
         missing = (1,) * (result.dim() + 1 - table.dim())
         return group.outcomes(table.reshape(table.shape[:1] + missing + table.shape[1:]))
 
-
     def _made(self, tables: dict[int, Tensor]) -> Any:
         """The distribution at other tensors, by the ids of those that they replace."""
         return self._make(lambda tensor, tail: tables.get(id(tensor), plain(tensor)), False)

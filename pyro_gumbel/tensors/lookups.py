@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.ops.lookup import entry
+from pyro_gumbel.ops.lookup import entry as entry_of
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
 from pyro_gumbel.tensors.outcomes import Outcomes, without_gradient
 from pyro_gumbel.tensors.subclass import plain
@@ -173,8 +173,8 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
         dimension.
     """
     if not isinstance(index, IndexTensor) or isinstance(table, OutcomeTensor):
-        return entry(table, index)
-    result = entry(table, plain(index))
+        return entry_of(table, index)
+    result = entry_of(table, plain(index))
     if in_eager_mode() and not torch.is_grad_enabled():
         return result
     with without_gradient():
@@ -189,7 +189,7 @@ def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:
         shape = codes.shape
         codes = codes.reshape(shape[:1] + (1,) * (rank + 1 - len(shape)) + shape[1:])
     else:
-        codes = entry(table, _within(outcomes.table, table.shape[-1]))
+        codes = entry_of(table, _within(outcomes.table, table.shape[-1]))
     return Outcomes(outcomes.draws, outcomes.elements, codes)
 
 
