@@ -292,6 +292,8 @@ def _plain_constructors() -> Iterator[None]:
 
 def _has_outcomes(argument: Any) -> bool:
     """Whether there are outcomes anywhere in an argument."""
+    if type(argument) is Tensor:  # which most are
+        return False
     if isinstance(argument, OutcomeTensor | OutcomeDistribution):
         return True
     if isinstance(argument, WRAPPERS):
