@@ -681,6 +681,21 @@ def test_costs_of_integer_sites(tmp_path):
 
 
 @pytest.mark.slow
+def test_costs_of_outcomes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "outcomes.py"),
+         "--repeats", "1", "--size", "0.05", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert len(record["mixture"]) == len(record["topics"]) == len(record["megabytes"]) == 2
+    assert len(record["hidden Markov model"]) == 3
+    assert all(both["outcomes"] > 0 for both in record["microseconds"].values())
+    assert "| `a[z]` | " in done.stdout
+
+
+@pytest.mark.slow
 def test_topics(tmp_path):
     """Sums over the topic of each word find the topics that the words were drawn from."""
     done = subprocess.run(

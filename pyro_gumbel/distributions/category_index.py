@@ -16,8 +16,8 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
+from pyro_gumbel.tensors.lookups import entries
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["IndexFamily", "IndexStraightThrough"]
@@ -134,7 +134,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         self._validate_sample(plain(value))
         impossible, log_probs = self._log_probs()
         table = torch.where(impossible, -torch.inf, log_probs)
-        return self._over_batch(entry(table, value))
+        return self._over_batch(entries(table, value))
 
     @property
     def mean(self) -> Tensor:

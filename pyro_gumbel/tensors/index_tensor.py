@@ -61,11 +61,17 @@ class OutcomeTensor(PlainTensor):
     @property
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
-        return self._outcomes if version_of(self) == self._made_version else ()
+        return self._outcomes if _version_of(self) == self._made_version else ()
 
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
-        self._outcomes, self._made_version = outcomes, version_of(self)
+        self._outcomes, self._made_version = outcomes, _version_of(self)
+
+
+def _version_of(value: OutcomeTensor) -> int:
+    """That of the numbers, not asked of the rules, which takes longer."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return version_of(value)
 
 
 class IndexTensor(OutcomeTensor):
@@ -137,7 +143,7 @@ def outcomes_of(value: Any) -> Sequence[Outcomes]:
     """The outcomes of a tensor; none for other things, and none where it was changed in place."""
     if not isinstance(value, OutcomeTensor):
         return ()
-    if version_of(value) != value._made_version:
+    if _version_of(value) != value._made_version:
         warn_of_lost_gradient("a change in place")
         return ()
     return value._outcomes
