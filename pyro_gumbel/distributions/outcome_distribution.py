@@ -308,7 +308,8 @@ def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
     def make(replace: Replace, checks: bool) -> Any:
         return relax(distribution._make(replace, checks), temperature, **options)
 
-    new = copy.copy(distribution)
+    new = object.__new__(OutcomeDistribution)  # a copy would be a plain distribution
+    new.__dict__.update(distribution.__dict__)
     new._make = make
     new._keep(relax(distribution.plain_distribution, temperature, **options))
     return new
