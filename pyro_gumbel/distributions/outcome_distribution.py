@@ -124,6 +124,10 @@ class OutcomeDistribution(TorchDistribution):
 
         return self if shape == self.batch_shape else OutcomeDistribution(make)
 
+    def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
+        """What a function makes of the distribution, for every category."""
+        return OutcomeDistribution(lambda replace, checks: function(self._make(replace, checks)))
+
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw without a gradient."""
         with torch.no_grad():
@@ -209,10 +213,7 @@ def _unchecked() -> Iterator[None]:
 
 @relax.register(OutcomeDistribution)
 def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
-    def make(replace: Replace, checks: bool) -> Any:
-        return relax(distribution._make(replace, checks), temperature, **options)
-
-    return OutcomeDistribution(make)
+    return distribution.mapped(lambda each: relax(each, temperature, **options))
 
 
 @register_kl(Distribution, OutcomeDistribution)

@@ -34,7 +34,12 @@ from pyro_gumbel.tensors.index_tensor import (
 )
 from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
-from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, without_gradient
+from pyro_gumbel.tensors.outcomes import (
+    NO_ELEMENT,
+    Outcomes,
+    of_every_category,
+    without_gradient,
+)
 from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__: list[str] = []
@@ -212,7 +217,7 @@ def _loss(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     made = []
     for group in grouped(args, result.dim()):
         whole = {i: table.expand(-1, *args[i].shape) for i, table in group.tables.items()}
-        made.append(group.outcomes(torch.vmap(of_category)(whole)))
+        made.append(group.outcomes(of_every_category(of_category, whole)))
     return made
 
 
@@ -273,7 +278,7 @@ def _reduced_outcomes(
     value = args[0]
     sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
     whole = each.table.expand(-1, *sizes)
-    tables = torch.vmap(lambda t: _parts(func(t, *args[1:], **kwargs)))(whole)
+    tables = of_every_category(lambda t: _parts(func(t, *args[1:], **kwargs)), whole)
     parts = _parts(result)
     is_kept = parts[0].dim() == value.dim()
     elements = each.elements if is_kept else each.elements.squeeze(dims)
@@ -365,7 +370,7 @@ def _moved(
         table = each.table.reshape(-1, *[1] * elements.dim())
         return Outcomes(each.draws, elements, table, each.is_category)
     whole = each.table.expand(-1, *value.shape)
-    table = torch.vmap(lambda t: _part(func(t, *rest, **kwargs), place))(whole)
+    table = of_every_category(lambda t: _part(func(t, *rest, **kwargs), place), whole)
     return Outcomes(each.draws, elements, _tightened(table))
 
 
@@ -459,7 +464,7 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         (part.unsqueeze(0) if each is None else each.table).expand(k, *part.shape)
         for part, each in zip(parts, of_parts, strict=True)
     ]
-    table = torch.vmap(lambda *each: func(each, *rest, **kwargs))(*tables)
+    table = of_every_category(lambda *each: func(each, *rest, **kwargs), *tables)
     dim = rest[0] if rest else kwargs.get("dim", kwargs.get("axis", 0))
     pairs = zip(parts, of_parts, strict=True)
     if table.is_floating_point() and all(each or not _varies(part) for part, each in pairs):

@@ -159,14 +159,11 @@ def test_gradients_of_a_subsample(name, objective):
     assert_close(found.sampled_gradient(objective), found.exact_gradient())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "objective"),
-    [*itertools.product(["mixture", "chain", "lda"], OBJECTIVES), ("hmm 4", TraceMeanField_ELBO)],
-)
-def test_gradients_of_draws_in_a_loop(name, objective):
+@pytest.mark.parametrize("name", ["mixture", "lda"])
+def test_gradients_of_draws_in_a_loop(name):
     found = whole(name, "peaked")
-    assert_close(found.sampled_gradient(objective, vectorised=False), found.exact_gradient())
+    gradient = found.sampled_gradient(TraceMeanField_ELBO, draws=10, vectorised=False)
+    assert_close(gradient, found.exact_gradient())
 
 
 @pytest.mark.parametrize("name", ["chain", "lda", "hmm 1"])
