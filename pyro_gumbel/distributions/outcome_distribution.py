@@ -151,6 +151,10 @@ class OutcomeDistribution(TorchDistribution):
         larger._tensors = self._tensors
         return larger
 
+    def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
+        """What a function makes of the distribution, for every category."""
+        return OutcomeDistribution(lambda replace, checks: function(self._make(replace, checks)))
+
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw without a gradient."""
         with torch.no_grad():
@@ -305,14 +309,7 @@ def _unchecked() -> Iterator[None]:
 
 @relax.register(OutcomeDistribution)
 def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
-    def make(replace: Replace, checks: bool) -> Any:
-        return relax(distribution._make(replace, checks), temperature, **options)
-
-    new = object.__new__(OutcomeDistribution)  # a copy would be a plain distribution
-    new.__dict__.update(distribution.__dict__)
-    new._make = make
-    new._keep(relax(distribution.plain_distribution, temperature, **options))
-    return new
+    return distribution.mapped(lambda each: relax(each, temperature, **options))
 
 
 @register_kl(Distribution, OutcomeDistribution)

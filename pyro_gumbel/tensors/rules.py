@@ -512,7 +512,23 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         for part, each in zip(parts, of_parts, strict=True)
     ]
     table = batched_join(func, tables, rest, kwargs)
+    dim = rest[0] if rest else kwargs.get("dim", kwargs.get("axis", 0))
+    pairs = zip(parts, of_parts, strict=True)
+    if table.is_floating_point() and all(each or not _varies(part) for part, each in pairs):
+        elements = _common(elements, dim % elements.dim())
     return Outcomes(draws, elements, table)
+
+
+def _common(elements: Tensor, dim: int) -> Tensor:
+    """Of size 1 along a dimension, if the parts that were joined depend on the same elements.
+
+    A part that depends on no element may count as one that is the same for all categories.
+    """
+    if elements.shape[dim] <= 1:
+        return elements
+    greatest = elements.amax(dim, keepdim=True)
+    is_common = (elements == greatest) | (elements == NO_ELEMENT)
+    return greatest if known(is_common.all(), otherwise=False) else elements
 
 
 def _broadcast(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
