@@ -59,7 +59,7 @@ from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
-from pyro_gumbel.tensors.subclass import plain
+from pyro_gumbel.tensors.subclass import PlainTensor, plain
 
 __all__ = ["OutcomeDistribution", "evaluated_whole", "outcome_distributions"]
 
@@ -81,11 +81,15 @@ class OutcomeDistribution(TorchDistribution):
     def __init__(self, make: Make) -> None:
         self._make = make
         self._tensors: list[tuple[Tensor, int]] = []
-        self.plain_distribution = make(self._read, True)
-        now = self.plain_distribution
+        now = make(self._read, True)
         super().__init__(now.batch_shape, now.event_shape, validate_args=False)
         batch = len(self._batch_shape)  # a parameter without a constraint may have more dimensions
         self._tensors = [(t, max(tail, t.dim() - batch)) for t, tail in self._tensors]
+        self._keep(now)
+
+    def _keep(self, now: Any) -> None:
+        """Take this for the distribution at what was drawn."""
+        self.plain_distribution = now
         self.has_rsample = now.has_rsample
         self.has_enumerate_support = now.has_enumerate_support
 
@@ -146,6 +150,10 @@ class OutcomeDistribution(TorchDistribution):
         larger = OutcomeDistribution(make)
         larger._tensors = self._tensors
         return larger
+
+    def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
+        """What a function makes of the distribution, for every category."""
+        return OutcomeDistribution(lambda replace, checks: function(self._make(replace, checks)))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw without a gradient."""
@@ -225,10 +233,20 @@ class OutcomeDistribution(TorchDistribution):
         def replaced(tensor: Tensor, tail: int) -> Any:
             return tables.get(id(tensor), plain(tensor))
 
+        varies = any(id(tensor) in tables for tensor, _ in self._tensors)
         with without_gradient(), _unchecked():
-            new = self._make(replaced, False)
+            new = self._make(replaced, False) if varies else self._without_checks
             table: Tensor = function(new, *(replaced(*value) for value in values))
         return table
+
+    @property
+    def _without_checks(self) -> Any:
+        """The distribution at what was drawn, without validation."""
+        if not isinstance(self.plain_distribution, FamilyDistribution):
+            return self._make(lambda tensor, tail: plain(tensor), False)
+        new = copy.copy(self.plain_distribution)
+        new._validate_args = False
+        return new
 
     def _warn_of_derivative(self, error: Exception) -> None:
         warnings.warn(
@@ -291,10 +309,7 @@ def _unchecked() -> Iterator[None]:
 
 @relax.register(OutcomeDistribution)
 def _(distribution: Any, temperature: Any = None, **options: Any) -> Any:
-    def make(replace: Replace, checks: bool) -> Any:
-        return relax(distribution._make(replace, checks), temperature, **options)
-
-    return OutcomeDistribution(make)
+    return distribution.mapped(lambda each: relax(each, temperature, **options))
 
 
 @register_kl(Distribution, OutcomeDistribution)
@@ -336,12 +351,13 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
     if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
         return None
 
+    tails = {name: _tail(cls, name, given) for name, each in given.items() if _is_replaced(each)}
+
     def make(replace: Replace, checks: bool) -> Any:
         new = copy.copy(bound)
-        new.arguments = {
-            name: _replaced(each, replace, checks, _tail(cls, name, given))
-            for name, each in given.items()
-        }
+        new.arguments = dict(given)
+        for name, tail in tails.items():
+            new.arguments[name] = _replaced(given[name], replace, checks, tail)
         if not checks and "validate_args" in given:
             new.arguments["validate_args"] = False
         with _plain_constructors():
@@ -376,6 +392,8 @@ def _plain_constructors() -> Iterator[None]:
 
 def _has_outcomes(argument: Any) -> bool:
     """Whether there are outcomes anywhere in an argument."""
+    if type(argument) is Tensor:  # which most are
+        return False
     if isinstance(argument, OutcomeTensor | OutcomeDistribution):
         return True
     if isinstance(argument, WRAPPERS):
@@ -385,6 +403,11 @@ def _has_outcomes(argument: Any) -> bool:
     if isinstance(argument, dict):
         return any(map(_has_outcomes, argument.values()))
     return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
+
+
+def _is_replaced(argument: Any) -> bool:
+    """Whether an argument must be replaced: it has outcomes, or is not a plain tensor."""
+    return isinstance(argument, PlainTensor) or _has_outcomes(argument)
 
 
 def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:

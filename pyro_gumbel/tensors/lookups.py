@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor
-from pyro_gumbel.tensors.outcomes import Outcomes
+from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.ops.lookup import entry as entry_of
+from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
+from pyro_gumbel.tensors.outcomes import Outcomes, without_gradient
+from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["Lookup", "covers", "gathered", "of_rows"]
+__all__ = ["Lookup", "covers", "entries", "gathered", "of_rows"]
 
 _ALL = slice(None)
 
@@ -159,6 +162,33 @@ def gathered(table: Tensor, dim: int, index: Tensor, outcomes: Outcomes) -> Outc
         at = _within(outcomes.table, table.shape[dim])
         at = at.expand(-1, *index.shape)
         codes = table.expand(at.shape[0], *table.shape).gather(dim + 1, at)
+    return Outcomes(outcomes.draws, outcomes.elements, codes)
+
+
+def entries(table: Tensor, index: Tensor) -> Tensor:
+    """The entry of the last dimension of a plain table that an index selects, as one operation.
+
+    :param index: integers; their shape broadcasts with that of the table without its last
+        dimension.
+    """
+    if not isinstance(index, IndexTensor) or isinstance(table, OutcomeTensor):
+        return entry_of(table, index)
+    result = entry_of(table, plain(index))
+    if in_eager_mode() and not torch.is_grad_enabled():
+        return result
+    with without_gradient():
+        made = [_entries(table, each.aligned(result.dim())) for each in outcomes_of(index)]
+    return carrying(result, made)
+
+
+def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:
+    rank = outcomes.elements.dim()
+    if covers(outcomes, table, -1):
+        codes = table.movedim(-1, 0)[: outcomes.num_categories]
+        shape = codes.shape
+        codes = codes.reshape(shape[:1] + (1,) * (rank + 1 - len(shape)) + shape[1:])
+    else:
+        codes = entry_of(table, _within(outcomes.table, table.shape[-1]))
     return Outcomes(outcomes.draws, outcomes.elements, codes)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_gumbel._tracing import in_eager_mode, known
+from pyro_gumbel.tensors.batching import batched, batched_join
 from pyro_gumbel.tensors.grouping import MOST_PARTS, grouped, in_parts, share
 from pyro_gumbel.tensors.index_tensor import (
     IndexTensor,
@@ -282,7 +283,7 @@ def _reduced_outcomes(
     value = args[0]
     sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
     whole = each.table.expand(-1, *sizes)
-    tables = of_every_category(lambda t: _parts(func(t, *args[1:], **kwargs)), whole)
+    tables = _parts(batched(func, whole, args[1:], kwargs))
     parts = _parts(result)
     is_kept = parts[0].dim() == value.dim()
     elements = each.elements if is_kept else each.elements.squeeze(dims)
@@ -416,7 +417,7 @@ def _moved(
         table = each.table.reshape(-1, *[1] * elements.dim())
         return Outcomes(each.draws, elements, table, each.is_category)
     whole = each.table.expand(-1, *value.shape)
-    table = of_every_category(lambda t: _part(func(t, *rest, **kwargs), place), whole)
+    table = _part(batched(func, whole, rest, kwargs), place)
     return Outcomes(each.draws, elements, _tightened(table))
 
 
@@ -510,8 +511,24 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         (part.unsqueeze(0) if each is None else each.table).expand(k, *part.shape)
         for part, each in zip(parts, of_parts, strict=True)
     ]
-    table = of_every_category(lambda *each: func(each, *rest, **kwargs), *tables)
+    table = batched_join(func, tables, rest, kwargs)
+    dim = rest[0] if rest else kwargs.get("dim", kwargs.get("axis", 0))
+    pairs = zip(parts, of_parts, strict=True)
+    if table.is_floating_point() and all(each or not _varies(part) for part, each in pairs):
+        elements = _common(elements, dim % elements.dim())
     return Outcomes(draws, elements, table)
+
+
+def _common(elements: Tensor, dim: int) -> Tensor:
+    """Of size 1 along a dimension, if the parts that were joined depend on the same elements.
+
+    A part that depends on no element may count as one that is the same for all categories.
+    """
+    if elements.shape[dim] <= 1:
+        return elements
+    greatest = elements.amax(dim, keepdim=True)
+    is_common = (elements == greatest) | (elements == NO_ELEMENT)
+    return greatest if known(is_common.all(), otherwise=False) else elements
 
 
 def _broadcast(func: Any, args: Any, kwargs: Any, result: Any) -> Any:

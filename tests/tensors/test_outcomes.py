@@ -56,6 +56,10 @@ FUNCTIONS = {
     "pairs with a diagonal": lambda z: (M[z[:, None], z[None, :]] ** 2).exp().sum(),
     "a sum over pairs": lambda z: ((A[z[:, None]] + B[z[None, :]]) ** 2).exp().sum(),
     "stacked values": lambda z: normal(X, torch.stack([A[each] for each in z]), S[z]),
+    "values side by side": lambda z: torch.stack([A[z], B[z]], -1).logsumexp(-1).sum(),
+    "a value beside a constant": lambda z: (
+        torch.cat([A[z][:, None], torch.ones(SITES, 1)], -1).logsumexp(-1).sum()
+    ),
     "a copy of values": lambda z: normal(X, A[z].clone(), S[z].flip(0).flip(0)),
     "logsumexp over an event": lambda z: WIDE[z].logsumexp(-1).sum(),
     "softmax over an event": lambda z: WIDE[z].softmax(-1)[:, 1].log().sum(),
