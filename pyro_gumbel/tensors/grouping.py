@@ -144,7 +144,9 @@ def in_parts_of_events(tensor: Any, tail: int) -> Any:
     :raises NotImplementedError: if they would be many.
     """
     shapes = [each.elements.shape for each in outcomes_of(tensor)]
-    vary = {d for shape in shapes for d in range(len(shape) - tail, len(shape)) if shape[d] != 1}
+    vary = {
+        d for shape in shapes for d in range(max(len(shape) - tail, 0), len(shape)) if shape[d] != 1
+    }
     if not vary:
         return tensor
     if len(vary) > 1 or any(tensor.shape[d] > MOST_PARTS for d in vary):
