@@ -17,8 +17,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
+from pyro_gumbel.distributions.outcome_distribution import OutcomeDistribution
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
-from pyro_gumbel.distributions.wrappers import innermost, rewrapped
+from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.exact_gradient import (
     DRAWS,
@@ -308,11 +309,18 @@ class _Replaced(Messenger):
         self._temperature = temperature
 
     def _pyro_sample(self, msg: Any) -> None:
-        base: Any = innermost(msg["fn"])
+        msg["fn"] = self._replaced(msg["fn"])
+
+    def _replaced(self, distribution: Any) -> Any:
+        base: Any = innermost(distribution)
         if not isinstance(base, FamilyStraightThrough):
-            return
+            return distribution
+        if isinstance(distribution, OutcomeDistribution):
+            return distribution.mapped(self._replaced)
+        if isinstance(distribution, WRAPPERS):
+            return wrapped_like(distribution, self._replaced(distribution.base_dist))
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
         tau = self._temperature
         new._temperature = None if tau is None else base._parameter.new_tensor(tau)
-        msg["fn"] = rewrapped(msg["fn"], new)
+        return new

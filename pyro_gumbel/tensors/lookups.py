@@ -67,9 +67,10 @@ class Lookup:
         return table.movedim([d + offset for d in dims], [offset + i for i in range(len(dims))])
 
     def is_constant(self, elements: Tensor) -> bool:
-        """Whether elements of the shape of the table do not differ along what is indexed."""
+        """Whether elements of the shape of the table do not differ along what a draw indexes."""
         front = self._front_of(elements, 0)
-        return all(front.stride(i) == 0 or front.shape[i] == 1 for i in range(len(self.tensors)))
+        drawn = [i for i, each in enumerate(self.tensors) if isinstance(each, OutcomeTensor)]
+        return all(front.stride(i) == 0 or front.shape[i] == 1 for i in drawn)
 
     def outcomes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Outcomes:
         """Those of the result, for the elements on which some of its indices depend.
@@ -85,17 +86,15 @@ class Lookup:
 
     def in_tables(
         self, elements: Outcomes, tables: Mapping[int, Tensor], of_table: Tensor
-    ) -> Outcomes:
-        """The same, for a table that depends on the same elements.
+    ) -> Tensor:
+        """The table of those outcomes, where what is looked into depends on the same elements.
 
         :param of_table: what the table would have been.
         """
         categories = torch.arange(len(of_table), device=of_table.device)
         codes = self._all_codes(elements, tables)
         front = self._front_of(of_table, 1)
-        table = front[(categories.reshape(-1, *[1] * self.rank), *codes)]
-        made = self.outcomes(elements, tables)
-        return Outcomes(made.draws, made.elements, self._in_place(table))
+        return self._in_place(front[(categories.reshape(-1, *[1] * self.rank), *codes)])
 
     def _table(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Tensor:
         front, rank, at = self.front, self.rank, self.at
