@@ -690,7 +690,7 @@ def test_costs_of_outcomes(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "x.json").read_text())
     assert len(record["mixture"]) == len(record["topics"]) == len(record["megabytes"]) == 2
-    assert len(record["hidden Markov model"]) == 3
+    assert len(record["hidden Markov model"]) == 4
     assert all(both["outcomes"] > 0 for both in record["microseconds"].values())
     assert "| `a[z]` | " in done.stdout
 

@@ -599,7 +599,7 @@ def _cannot_vary(entry: Any) -> bool:
 
 def _is_row_lookup(table: Any, index: Any) -> bool:
     """Whether the index is the drawn category itself, and selects rows of a plain table."""
-    if type(index) is not IndexTensor or isinstance(table, OutcomeTensor) or not index.dim():
+    if type(index) is not IndexTensor or isinstance(table, OutcomeTensor):
         return False
     outcomes = index.kept
     return len(outcomes) == 1 and covers(outcomes[0], table)
@@ -607,8 +607,11 @@ def _is_row_lookup(table: Any, index: Any) -> bool:
 
 def _rows(table: Tensor, index: IndexTensor) -> Tensor:
     """``table[index]``. torch is many times faster where an index selects whole rows."""
-    shape = index.shape + table.shape[1:]
-    result = table.index_select(0, index.flatten()).reshape(shape)
+    if index.dim():
+        shape = index.shape + table.shape[1:]
+        result = table.index_select(0, index.flatten()).reshape(shape)
+    else:
+        result = table[index]  # a view
     with without_gradient():
         made = of_rows(index, index.kept[0], table)
     return carrying(result, [made])
