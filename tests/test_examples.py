@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import scipy.stats
 import torch
+from pyro import poutine
 
 from pyro_gumbel import GradientReport, GradientRow
 from tests.common import first_fast
@@ -203,6 +205,69 @@ def test_a_few_steps_of_mixture(tmp_path, run, data):
         assert math.isfinite(number(line + r" +(\S+) +\S+ +\S+$", done.stdout))
     assert number(r".* gains (\S+) nats$", done.stdout) > 0
     assert_picture(tmp_path / "x.png")
+
+
+def test_a_few_steps_of_hidden_markov(tmp_path, run):
+    done = run("hidden_markov", "--steps", 2, "--months", 3, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("40 histories of 3 months ")
+    evidence = row("log evidence of the parameters, nats", done.stdout)
+    elbos = row("ELBO, nats", done.stdout)
+    assert elbos[0] == evidence[0]  # of the true parameters
+    assert all(elbo < value for elbo, value in zip(elbos[2:], evidence[2:], strict=True))
+    assert all(0 <= found <= 100 for found in row("months whose state is found, %", done.stdout))
+    assert_picture(tmp_path / "x.png")
+
+
+def row(label, output):
+    """The numbers of the line that starts with `label`."""
+    (line,) = re.findall(f"^{re.escape(label)} (.*)$", output, re.MULTILINE)
+    return [float(word) for word in line.split()]
+
+
+def test_the_forward_algorithm_of_hidden_markov():
+    """Against sums over all paths."""
+    example = load("hidden_markov")
+    returns = torch.tensor([[1.0, -9.0, 2.0, 0.5], [12.0, 3.0, -4.0, 1.0]])
+    parameters = example.Parameters(*(value.double() for value in example.HARDY))
+    observed = example.log_densities(parameters, returns.double())
+    paths = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    steps = parameters.transitions.log()[paths[:, :-1], paths[:, 1:]].sum(-1)
+    log_joint = math.log(0.5) + steps + observed[:, torch.arange(4), paths].sum(-1)
+    expected = log_joint.logsumexp(-1)
+    torch.testing.assert_close(example.log_evidence(parameters, observed), expected)
+    volatile = log_joint.softmax(-1) @ paths.double()
+    torch.testing.assert_close(example.volatile_given(parameters, returns.double()), volatile)
+
+
+def test_the_vectorised_chain_has_the_density_of_the_loop():
+    example = load("hidden_markov")
+    pyro.clear_param_store()
+    returns, states = example.histories(5)
+    values = {f"z{month}": states[:, month] for month in range(5)}
+    loop = poutine.trace(poutine.condition(example.model, data=values)).get_trace(returns)
+    chain = poutine.condition(example.vectorised, data={"z": states})
+    chain = poutine.trace(chain).get_trace(returns)
+    torch.testing.assert_close(chain.log_prob_sum(), loop.log_prob_sum())
+
+
+def test_a_few_steps_of_topics(tmp_path, run):
+    done = run("topics", "--steps", 2, "--topics", 2, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\d+ documents of \d+ modules, 2 topics\n", done.stdout)
+    for label in ("held-out log likelihood, nats a word", "ELBO, nats a word"):
+        assert all(-20 < value < 0 for value in row(label, done.stdout))
+    assert len(re.findall(r"^  (\w+ ){7} +\(\S+, \S+\)$", done.stdout, re.MULTILINE)) == 2
+    assert_picture(tmp_path / "x.png")
+
+
+def test_the_words_of_topics():
+    """Every word is one of the vocabulary; a fifth of each document is held out."""
+    data = load("topics").corpus()
+    assert len(data.vocabulary) == 250
+    assert data.words.shape == (len(data.modules), 40)
+    assert data.held_out.shape == (len(data.modules), 10)
+    assert 0 <= data.words.min() <= data.words.max() < 250
 
 
 @pytest.mark.parametrize("decorrelate", [[], pytest.param(["--decorrelate"], marks=SLOW)])
@@ -419,6 +484,16 @@ BAD_OPTIONS = {
         ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 1500)),
         ("--data roses", "argument --data: invalid choice: 'roses'"),
         ("--out x", "got 'x'; write e.g. mixture.png"),
+    ],
+    "hidden_markov": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 300)),
+        ("--months 1", "argument --months: " + WHOLE.format(2, 1, 24)),
+        ("--out x", "got 'x'; write e.g. hidden_markov.png"),
+    ],
+    "topics": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 200)),
+        ("--topics 1", "argument --topics: " + WHOLE.format(2, 1, 6)),
+        ("--out x", "got 'x'; write e.g. topics.png"),
     ],
     "ranking": [
         ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
