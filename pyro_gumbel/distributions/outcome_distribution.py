@@ -37,16 +37,18 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, Transform, kl_divergence, register_kl
 
+from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_discrete, relax
-from pyro_gumbel.distributions.wrappers import WRAPPERS, wrapped_like
+from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.grouping import Group, grouped
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
 from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["OutcomeDistribution", "outcome_distributions"]
+__all__ = ["OutcomeDistribution", "evaluated_whole", "outcome_distributions"]
 
 # What to put in place of a tensor, given how many of its dimensions are not of the batch.
 Replace = Callable[[Tensor, int], Any]
@@ -180,6 +182,18 @@ class OutcomeDistribution(TorchDistribution):
             table = function(new, *(tables.get(id(value), plain(value)) for value, _ in values))
         missing = (1,) * (result.dim() + 1 - table.dim())
         return group.outcomes(table.reshape(table.shape[:1] + missing + table.shape[1:]))
+
+
+def evaluated_whole(distribution: Any) -> Any:
+    """The distribution, such that its log_prob is evaluated for every category of a value.
+
+    A categorical distribution is linear in its value already.
+    """
+    base = innermost(distribution)
+    own = isinstance(distribution, OutcomeDistribution) or isinstance(base, FamilyDistribution)
+    if own or isinstance(base, TorchCategorical):
+        return distribution
+    return OutcomeDistribution(lambda replace, checks: distribution)
 
 
 @contextmanager

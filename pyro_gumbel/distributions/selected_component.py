@@ -39,7 +39,7 @@ from pyro_gumbel.distributions.base import expanded
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.ops.precision import cast
-from pyro_gumbel.tensors.index_tensor import IndexTensor
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["SelectedComponent"]
@@ -335,4 +335,4 @@ def _read_selection(owner: str, z: Any, number: int) -> Tensor:
             f"dimension, got shape {tuple(z.shape)}; write z.long() if it is an index, or "
             ".to_event(1) after components whose last dimension is that of vectors"
         )
-    return z if isinstance(z, IndexTensor) else plain(z)
+    return z if isinstance(z, OutcomeTensor) else plain(z)

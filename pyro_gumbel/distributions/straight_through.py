@@ -31,9 +31,17 @@ from pyro_gumbel.estimators import (
 )
 from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.precision import cast
+from pyro_gumbel.tensors.index_tensor import MOST, carrying, collapsed
+from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes
 from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["PATHWISE", "FamilyStraightThrough", "StraightThrough", "StraightThroughOutcome"]
+__all__ = [
+    "PATHWISE",
+    "FamilyStraightThrough",
+    "StraightThrough",
+    "StraightThroughOutcome",
+    "with_outcomes",
+]
 
 PATHWISE = "returned by rsample"  # the key of the cache of such a sample
 
@@ -165,6 +173,10 @@ class FamilyStraightThrough(FamilyDistribution):
 class StraightThroughOutcome(FamilyStraightThrough):
     """For a family with a table of outcomes, binary or categorical."""
 
+    def _pathwise(self, sample: Tensor) -> Tensor:
+        """A draw with the mark of `rsample`, which says how to give it outcomes."""
+        return remember(sample, PATHWISE, _Drawn(self))
+
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
         with torch.no_grad():
             hard = self._hard(sample_shape)
@@ -177,7 +189,8 @@ class StraightThroughOutcome(FamilyStraightThrough):
         and it passes no gradient.
         """
         self._validate_sample(plain(value))
-        value = plain(cast(value, torch.promote_types(value.dtype, self._dtype)))
+        value = cast(value, torch.promote_types(value.dtype, self._dtype))
+        value = plain(collapsed(value, linear=True))
         weights = self.family.one_hot(value)
         impossible, log_probs = self._log_probs()
         log_prob = (weights * log_probs).sum(-1)
@@ -219,3 +232,30 @@ class StraightThroughOutcome(FamilyStraightThrough):
     def _param(self) -> Tensor:
         """The given parameter over the whole batch, as torch's discrete classes read it."""
         return self._parameter.expand(self._parameter_shape)
+
+
+class _Drawn:
+    """The mark of a draw of binary or one-hot values, by the distribution that drew it."""
+
+    def __init__(self, distribution: StraightThroughOutcome) -> None:
+        self._distribution = distribution
+
+    def with_outcomes(self, value: Tensor) -> Tensor:
+        """The draw with outcomes; as it is if they would be too many."""
+        d, value = self._distribution, plain(value)
+        one_hot = d.family.one_hot(value)
+        k, rank = one_hot.shape[-1], one_hot.dim() - 1
+        if k * k > MOST or not value.requires_grad:
+            return value
+        draw = CategoricalDraw(one_hot, lambda: d.family.log_probs(d._logits).exp())
+        every = torch.eye(k, dtype=value.dtype, device=value.device)
+        table = d.family.from_one_hot(every).reshape(k, *[1] * rank, *value.shape[rank:])
+        elements = draw.elements.reshape(draw.elements.shape + (1,) * (value.dim() - rank))
+        # The draw has the gradient now, and the numbers have none.
+        return carrying(value.detach(), [Outcomes((draw,), elements, table)])
+
+
+def with_outcomes(value: Any) -> Any:
+    """A binary or one-hot draw of `rsample` with outcomes; any other value as it is."""
+    mark = recall(value, PATHWISE) if isinstance(value, Tensor) else None
+    return mark.with_outcomes(value) if isinstance(mark, _Drawn) else value

@@ -14,8 +14,12 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
-from pyro_gumbel.distributions.outcome_distribution import outcome_distributions
+from pyro_gumbel.distributions.outcome_distribution import (
+    evaluated_whole,
+    outcome_distributions,
+)
 from pyro_gumbel.distributions.relaxation import relax, require_settings
+from pyro_gumbel.distributions.straight_through import with_outcomes
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
@@ -35,7 +39,7 @@ class RelaxedMessenger(Messenger):
         hard: bool = True,
         estimator: str | Estimator | None = None,
         sites: Collection[str] | None = None,
-        outcomes: bool = True,
+        outcomes: bool | None = None,
     ) -> None:
         super().__init__()
         require_settings("relaxed", temperature, hard, estimator)
@@ -50,16 +54,21 @@ class RelaxedMessenger(Messenger):
 
     def __enter__(self) -> Any:
         context = ExitStack()
-        if self.outcomes:
+        if self.outcomes is not False:
             context.enter_context(outcome_distributions())
         self._contexts.append(context)
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not self.outcomes and isinstance(msg["value"], OutcomeTensor):
+        """What the model reads. The site itself keeps the value that was drawn."""
+        if self.outcomes is False and isinstance(msg["value"], OutcomeTensor):
             msg["value"] = as_derivative(msg["value"])
+        if self.outcomes:
+            msg["value"] = with_outcomes(msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):
+            msg["fn"] = evaluated_whole(msg["fn"])
         if site_is_subsample(msg) or not self.choice.chooses(msg):
             return
         with at_site("relaxed", msg["name"]):
@@ -98,7 +107,7 @@ def relaxed(
     hard: bool = True,
     estimator: str | Estimator | None = None,
     sites: Collection[str] | None = None,
-    outcomes: bool = True,
+    outcomes: bool | None = None,
 ) -> Any:
     """Make the latent discrete sites of a model or guide differentiable.
 

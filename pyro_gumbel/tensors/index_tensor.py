@@ -17,6 +17,7 @@ from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradien
 from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain
 
 __all__ = [
+    "MOST",
     "IndexTensor",
     "OutcomeTensor",
     "as_derivative",

@@ -43,6 +43,7 @@ __all__ = [
     "CategoricalDraw",
     "Outcomes",
     "are_same",
+    "of_every_category",
     "with_gradient",
     "without_gradient",
 ]
@@ -158,6 +159,28 @@ def are_same(a: Tensor, b: Tensor) -> bool:
 def without_gradient() -> Any:
     """The mode in which outcomes are computed: without a graph, but for functorch transforms."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and not in_eager_mode())
+
+
+def of_every_category(function: Callable[..., Any], *tables: Any) -> Any:
+    """What a function of some tensors would have been, for every category.
+
+    :param function: of tensors, or of dicts of tensors; returns a tensor or a tuple of tensors.
+    :param tables: what these would have been, over a first dimension.
+    """
+    if not torch.jit.is_tracing():
+        return torch.vmap(function)(*tables)
+    # A trace does not see what `torch.vmap` does.
+    first = tables[0] if isinstance(tables[0], Tensor) else next(iter(tables[0].values()))
+    results = [function(*(_of_category(each, k) for each in tables)) for k in range(len(first))]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)
+    return tuple(map(torch.stack, zip(*results, strict=True)))
+
+
+def _of_category(table: Any, category: int) -> Any:
+    if isinstance(table, dict):
+        return {name: each[category] for name, each in table.items()}
+    return table[category]
 
 
 def with_gradient(value: Tensor, outcomes: Sequence[Outcomes], *, linear: bool) -> Tensor:

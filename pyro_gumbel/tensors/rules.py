@@ -34,7 +34,12 @@ from pyro_gumbel.tensors.index_tensor import (
 )
 from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
-from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, without_gradient
+from pyro_gumbel.tensors.outcomes import (
+    NO_ELEMENT,
+    Outcomes,
+    of_every_category,
+    without_gradient,
+)
 from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__: list[str] = []
@@ -122,7 +127,11 @@ def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> 
     try:
         with without_gradient():
             return rule(func, args, kwargs, result)
-    except (RuntimeError, IndexError):  # not known here, or another category would be an error
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+    ):  # not known here, or another category would be an error
         return None
 
 
@@ -197,6 +206,21 @@ def _elementwise(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     return made
 
 
+def _loss(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For a loss that torch gives element by element, if it is asked to."""
+    if kwargs.get("reduction") != "none" or _varies(kwargs):
+        return None
+
+    def of_category(tables: dict[int, Tensor]) -> Any:
+        return func(*[tables.get(i, plain(each)) for i, each in enumerate(args)], **kwargs)
+
+    made = []
+    for group in grouped(args, result.dim()):
+        whole = {i: table.expand(-1, *args[i].shape) for i, table in group.tables.items()}
+        made.append(group.outcomes(of_every_category(of_category, whole)))
+    return made
+
+
 def _with_dimension(argument: Any) -> Any:
     """A tensor with a dimension: torch gives the dtype of others more weight in a result."""
     is_number = isinstance(argument, Tensor) and not argument.dim()
@@ -222,6 +246,8 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     """
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
+    if len(args) > 1 and isinstance(args[1], Tensor):  # `max` and `min` of two tensors
+        return _apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
     value, dims = args[0], _reduced_dims(args, kwargs)
     if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
         warn_of_lost_gradient(func.__name__)
@@ -233,7 +259,9 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     with without_gradient():
         made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in outcomes]
-    return carrying(result, made)
+    if isinstance(result, Tensor):
+        return carrying(result, made)
+    return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
 
 
 def _reduced_dims(args: Any, kwargs: Any) -> list[int] | None:
@@ -245,14 +273,39 @@ def _reduced_dims(args: Any, kwargs: Any) -> list[int] | None:
 
 
 def _reduced_outcomes(
-    func: Any, args: Any, kwargs: Any, each: Outcomes, dims: list[int], result: Tensor
-) -> Outcomes:
+    func: Any, args: Any, kwargs: Any, each: Outcomes, dims: list[int], result: Any
+) -> Any:
     value = args[0]
     sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
     whole = each.table.expand(-1, *sizes)
-    table = torch.vmap(lambda t: func(t, *args[1:], **kwargs))(whole)
-    elements = each.elements if result.dim() == value.dim() else each.elements.squeeze(dims)
-    return Outcomes(each.draws, elements, _as(table, result))
+    tables = of_every_category(lambda t: _parts(func(t, *args[1:], **kwargs)), whole)
+    parts = _parts(result)
+    is_kept = parts[0].dim() == value.dim()
+    elements = each.elements if is_kept else each.elements.squeeze(dims)
+    made = [
+        Outcomes(each.draws, elements, _as(table, part))
+        for table, part in zip(tables, parts, strict=True)
+    ]
+    return made[0] if isinstance(result, Tensor) else made
+
+
+def _parts(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _product(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """``x @ table``, which is linear over the last dimension of x, that of an event."""
+    value, matrix = _named(args, kwargs, "input", "other")
+    if not isinstance(value, OutcomeTensor) or _varies(matrix) or matrix.dim() > 2:
+        return None
+    made = []
+    for each in outcomes_of(value):
+        if each.elements.shape[-1] != 1:
+            return None
+        table = each.table.expand(*each.table.shape[:-1], value.shape[-1])
+        elements = each.elements if matrix.dim() == 2 else each.elements.squeeze(-1)
+        made.append(Outcomes(each.draws, elements, torch.matmul(table, matrix)))
+    return made
 
 
 # Changes in place.
@@ -317,7 +370,7 @@ def _moved(
         table = each.table.reshape(-1, *[1] * elements.dim())
         return Outcomes(each.draws, elements, table, each.is_category)
     whole = each.table.expand(-1, *value.shape)
-    table = torch.vmap(lambda t: _part(func(t, *rest, **kwargs), place))(whole)
+    table = of_every_category(lambda t: _part(func(t, *rest, **kwargs), place), whole)
     return Outcomes(each.draws, elements, _tightened(table))
 
 
@@ -411,7 +464,7 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         (part.unsqueeze(0) if each is None else each.table).expand(k, *part.shape)
         for part, each in zip(parts, of_parts, strict=True)
     ]
-    table = torch.vmap(lambda *each: func(each, *rest, **kwargs))(*tables)
+    table = of_every_category(lambda *each: func(each, *rest, **kwargs), *tables)
     return Outcomes(draws, elements, table)
 
 
@@ -739,10 +792,13 @@ _BY_NAME: dict[str, Rule | None] = {
         _ask,
     ),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _moving_like),
-    **dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), _reduced),
+    **dict.fromkeys(("sum", "mean", "prod", "logsumexp", "softmax", "log_softmax"), _reduced),
+    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin", "cumsum"), _reduced),
+    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), _product),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),
+    **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), _loss),
     "__getitem__": _getitem,
     "gather": _gather,
     "take_along_dim": _take_along_dim,
@@ -758,7 +814,10 @@ _IN_PLACE_OPERATORS = {
 }
 
 # Those that torch does not tag.
-_ALSO_ELEMENTWISE = {"floor_divide", "isclose", "isreal"}
+_ALSO_ELEMENTWISE = {
+    *("floor_divide", "isclose", "isreal", "special_xlogy"),
+    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink"),
+}
 
 _OPERATORS = {
     **{f"r{name}": name for name in ("add", "sub", "mul", "pow")},

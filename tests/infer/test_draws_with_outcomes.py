@@ -1,0 +1,111 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""`relaxed(model, outcomes=...)`: exact gradients of binary and one-hot draws, and derivatives."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+
+from pyro_gumbel import relaxed
+
+POINTS, K = 3, 3
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+
+
+X, A, B = normal(POINTS), normal(POINTS), normal(POINTS)
+LOCS, SCALES, MATRIX = normal(K), normal(K).exp(), normal(K, 2)
+SITES = {
+    "bits": (dist.Bernoulli, torch.zeros(()), normal(POINTS)),
+    "one-hot": (dist.OneHotCategorical, torch.zeros(K), normal(POINTS, K)),
+    "index": (dist.Categorical, torch.zeros(K), normal(POINTS, K)),
+}
+
+# What is made of a draw, by its kind.
+FACTORS = {
+    "a sum of two": ("bits", lambda z: dist.Normal(z * A + (1 - z) * B, z + 0.5)),
+    "a choice": ("bits", lambda z: dist.Normal(torch.where(z.bool(), A, B), 1.0)),
+    "a power": ("bits", lambda z: dist.Normal(1.7**z, A.exp() ** z)),
+    "a product": ("one-hot", lambda z: dist.Normal((z * LOCS).sum(-1), (z * SCALES).sum(-1))),
+    "a matrix product": ("one-hot", lambda z: dist.Normal(z @ LOCS, z @ SCALES)),
+    "a product of vectors": ("one-hot", lambda z: dist.Normal(z @ MATRIX, 1.0).to_event(1)),
+    "a lookup": ("index", lambda z: dist.Normal(LOCS[z], SCALES[z])),
+    "a lookup and a product": ("index", lambda z: dist.Normal(LOCS[z] * z, 1.0)),
+}
+
+
+def model_and_guide(name):
+    kind, factor = FACTORS[name]
+    family, prior, start = SITES[kind]
+    logits = start.clone().requires_grad_()
+
+    def model():
+        with pyro.plate("points", POINTS):
+            z = pyro.sample("z", family(logits=prior.double()))
+            likelihood = factor(z)
+            value = X.unsqueeze(-1).expand(-1, 2) if likelihood.event_shape else X
+            pyro.sample("x", likelihood, obs=value)
+
+    def guide():
+        with pyro.plate("points", POINTS):
+            pyro.sample("z", family(logits=logits))
+
+    return model, guide, logits
+
+
+def error_of(name, outcomes):
+    """Of the mean of a few gradients, relative to the exact gradient."""
+    model, guide, logits = model_and_guide(name)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, config_enumerate(guide))
+    (exact,) = torch.autograd.grad(loss, logits)
+    elbo = TraceMeanField_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+    loss = elbo.differentiable_loss(relaxed(model, outcomes=outcomes), relaxed(guide))
+    (found,) = torch.autograd.grad(loss, logits)
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_every_draw_has_the_exact_gradient(name):
+    """Points are independent, so that outcomes leave no noise."""
+    assert error_of(name, outcomes=True) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in FACTORS.items() if kind == "index"])
+def test_an_index_has_outcomes_by_default(name):
+    assert error_of(name, outcomes=None) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in FACTORS.items() if kind != "index"])
+def test_other_draws_have_derivatives_by_default(name):
+    assert error_of(name, outcomes=None) > 1e-3
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_without_outcomes_all_have_derivatives(name):
+    assert error_of(name, outcomes=False) > 1e-3
+
+
+def test_a_value_that_depends_on_a_draw_is_evaluated_whole():
+    """Pyro's log_prob of a binomial count computes a part of itself without a gradient."""
+    logits = normal(4).requires_grad_()
+
+    def model():
+        z = pyro.sample("z", dist.Categorical(logits=torch.zeros(4, dtype=torch.float64)))
+        pyro.sample("x", dist.Binomial(3, torch.tensor(0.3, dtype=torch.float64)), obs=z)
+
+    def guide():
+        pyro.sample("z", dist.Categorical(logits=logits))
+
+    loss = TraceMeanField_ELBO().differentiable_loss(relaxed(model), relaxed(guide))
+    (found,) = torch.autograd.grad(loss, logits)
+    counts = dist.Binomial(3, torch.tensor(0.3, dtype=torch.float64))
+    log_q, log_p = logits.log_softmax(-1), counts.log_prob(torch.arange(4.0).double())
+    elbo = (log_q.exp() * (log_p - log_q)).sum() - torch.tensor(4.0).log()
+    (exact,) = torch.autograd.grad(-elbo, logits)
+    torch.testing.assert_close(found, exact)
