@@ -9,12 +9,42 @@
 A market is calm or volatile. The state z of a month depends on that of the month before, and the
 return is ``Normal(locs[z], scales[z])``. The script draws histories with the parameters that Hardy
 found for the Toronto stock index (M. R. Hardy, "A Regime-Switching Model of Long-Term Stock
-Returns", North American Actuarial Journal 5(2), 2001), and finds the parameters again:
+Returns", North American Actuarial Journal 5(2), 2001,
+https://doi.org/10.1080/10920277.2001.10595984), and finds the parameters again:
 
 - by enumeration: `TraceEnum_ELBO` sums over all paths of the states, one month after the other.
 - by relaxation of the same model: ``relaxed(model)``, `AutoRelaxed` and `TraceMeanField_ELBO`.
 - by relaxation of the vectorised model: all months are one site, and the transitions one factor.
   It has the same ELBO, without a loop.
+
+What it prints with seed 0, without the picture:
+
+    40 histories of 24 months                   truth  enumeration   relaxation   vectorised
+    calm: mean, %                                1.23         1.13         1.13         1.16
+    calm: scale, %                               3.47         3.40         3.26         3.21
+    volatile: mean, %                           -1.57        -1.89        -1.58        -1.47
+    volatile: scale, %                           7.78         7.58         7.53         7.35
+    P(calm to volatile)                         0.037        0.020        0.228        0.249
+    P(volatile to calm)                         0.210        0.096        0.628        0.627
+    log evidence of the parameters, nats      -2799.5      -2793.4      -2837.7      -2839.1
+    ELBO, nats                                -2799.5      -2793.4      -2843.1      -2840.7
+    months whose state is found, %               91.6         90.5         85.5         85.4
+    log P(true state), nats a month            -0.229       -0.258       -0.363       -0.378
+    milliseconds a step                                        144          318           13
+
+Enumeration wins. For a single chain the sum over all paths is exact and cheap: it is the forward
+algorithm. The ELBO is then the log evidence.
+
+Relaxation finds the means and scales, but not how long a state lasts, and its probabilities of the
+states are worse. The reason is the guide, not the gradient. Its states are independent, so its ELBO
+is below the log evidence, and it has several optima. Coordinate ascent, with exact sums and from
+the same start, ends at -2841 nats too. From the exact probabilities of the states it ends at -2820,
+which is better, and still 27 nats below the log evidence.
+
+Relax where the sum is out of reach: where several chains enter one likelihood, or where a state
+depends on many of the states before. The vectorised chain costs a small part of a step of the loop.
+
+Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse

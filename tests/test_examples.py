@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -624,6 +625,60 @@ def test_a_mixture_fitted_on_samples_is_at_an_optimum(tmp_path):
     densities = re.search(r"^log density .*, nats +(\S+) +(\S+) ", done.stdout, re.MULTILINE)
     relaxation, enumeration = map(float, densities.groups())
     assert relaxation == pytest.approx(enumeration, abs=0.5)
+
+
+@pytest.mark.slow
+def test_relaxation_ends_where_coordinate_ascent_does():
+    """The mean-field ELBO of a chain, by exact sums; a better start ends at a better optimum."""
+    example = load("hidden_markov")
+    pyro.set_rng_seed(0)
+    returns, _ = example.histories(24)
+    fit = example.by_vectorised_relaxation(example.Run(returns, 300, threading.Event()))
+    found = mean_field_elbo(example, returns, both_states(fit.volatile), fit.parameters)
+    ascent = coordinate_ascent(example, returns, both_states(torch.full(returns.shape, 0.5)))
+    assert found == pytest.approx(ascent, abs=2)
+    exact = example.volatile_given(example.HARDY, returns)
+    better = coordinate_ascent(example, returns, both_states(exact))
+    evidence = example.log_evidence(
+        example.HARDY, example.log_densities(example.HARDY, returns)
+    ).sum()
+    assert ascent + 15 < better < evidence - 15
+
+
+def both_states(volatile):
+    return torch.stack([1 - volatile, volatile], -1).double()
+
+
+def coordinate_ascent(example, returns, q, sweeps=150):
+    """The ELBO that variational EM reaches from the probabilities `q` of the states."""
+    pyro.clear_param_store()
+    x, parameters = returns.double(), example.detached(example.learnt())
+    parameters = example.Parameters(*(value.double() for value in parameters))
+    for _ in range(sweeps):
+        observed = example.log_densities(parameters, x)
+        log_p = parameters.transitions.log()
+        for month in range(x.shape[-1]):
+            logits = observed[:, month].clone()
+            if month > 0:
+                logits += q[:, month - 1] @ log_p
+            if month < x.shape[-1] - 1:
+                logits += q[:, month + 1] @ log_p.T
+            q[:, month] = logits.softmax(-1)
+        pairs = torch.einsum("nti,ntj->ij", q[:, :-1], q[:, 1:])
+        weights = q / q.sum((0, 1))
+        locs = (weights * x.unsqueeze(-1)).sum((0, 1))
+        variances = (weights * (x.unsqueeze(-1) - locs).square()).sum((0, 1))
+        transitions = pairs / pairs.sum(-1, keepdim=True)
+        parameters = example.Parameters(transitions, locs, variances.sqrt())
+    return mean_field_elbo(example, returns, q, parameters)
+
+
+def mean_field_elbo(example, returns, q, parameters):
+    parameters = example.Parameters(*(value.double() for value in parameters))
+    observed = example.log_densities(parameters, returns.double())
+    steps = torch.einsum("nti,ntj,ij->", q[:, :-1], q[:, 1:], parameters.transitions.log())
+    first = -len(returns) * math.log(2)
+    return (first + steps + (q * observed).sum() + torch.special.entr(q).sum()).item()
 
 
 @pytest.mark.slow
