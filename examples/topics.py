@@ -3,7 +3,7 @@
 
 """The topics of Python's own documentation: latent Dirichlet allocation, enumerated and relaxed.
 
-    python examples/topics.py                # two minutes
+    python examples/topics.py                # three minutes
     python examples/topics.py --topics 4
 
 A document is 50 successive words of the docstrings of a module of the standard library. Every
@@ -15,6 +15,34 @@ script compares three ways of training, with the same start, rate and number of 
 - by relaxation, mean field: the guide has logits for each word of each document.
 - by relaxation, by word: the guide computes the logits from a table with a row for each word of the
   vocabulary, and the shares of the document. It has far fewer parameters.
+
+What it prints with seed 0 and Python 3.11:
+
+    115 documents of 46 modules, 6 topics
+    held out, by the frequencies of words alone: -5.315 nats a word
+                                          enumeration   mean field      by word
+    held-out log likelihood, nats a word       -4.572       -4.651       -4.637
+    ELBO, nats a word                          -2.846       -2.898       -2.878
+    parameters                                   2190        29790         3690
+    milliseconds a step                           267           33           29
+    the topics by word, and the modules that have most of them:
+      lock thread mean stdout doctest waiting random  (threading, asyncio/locks)
+      header sequences input encoding charset character state              (email/header, difflib)
+      server request command host response fraction http                   (asyncio/events, ftplib)
+      socket stream archive buffer compression month header                (calendar, pickle)
+      directory path node files copy spec whitespace                       (ast, tempfile)
+      message section mailbox messages option item test                    (mailbox, pydecimal)
+
+The ELBO includes the densities of topics and shares. Given these, the words are independent, so both
+guides can be exact: what they lack is due to samples and to the number of steps.
+
+By the step, enumeration wins: it has no noise. By the second, relaxation is ahead for a while: it
+looks up one topic for each word, where enumeration looks up all of them. The guide by word is better
+than the mean field, since all documents train the same row of a word. Enumerate a model like this
+one if the sum fits. It can also be written without z, as ``Categorical(shares @ topics)``. Relax
+where the topics of several words enter one likelihood, which neither can sum out.
+
+Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
@@ -311,7 +339,7 @@ def draw(path: Path, data: Corpus, fits: dict[str, Fit]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = option_parser(__doc__, steps=200, out="topics.png")
+    parser = option_parser(__doc__, steps=500, out="topics.png")
     topics = whole_number(2, 6)
     parser.add_argument("--topics", type=topics, default=6, help="their number (default: 6)")
     return parser.parse_args()

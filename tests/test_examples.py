@@ -492,7 +492,7 @@ BAD_OPTIONS = {
         ("--out x", "got 'x'; write e.g. hidden_markov.png"),
     ],
     "topics": [
-        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 200)),
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 500)),
         ("--topics 1", "argument --topics: " + WHOLE.format(2, 1, 6)),
         ("--out x", "got 'x'; write e.g. topics.png"),
     ],
