@@ -26,21 +26,23 @@ What it prints with seed 0 and Python 3.11:
     parameters                                   2190        29790         3690
     milliseconds a step                           267           33           29
     the topics by word, and the modules that have most of them:
-      lock thread mean stdout doctest waiting random  (threading, asyncio/locks)
-      header sequences input encoding charset character state              (email/header, difflib)
-      server request command host response fraction http                   (asyncio/events, ftplib)
-      socket stream archive buffer compression month header                (calendar, pickle)
-      directory path node files copy spec whitespace                       (ast, tempfile)
-      message section mailbox messages option item test                    (mailbox, pydecimal)
+      lock thread mean stdout doctest waiting random               (threading, asyncio/locks)
+      header sequences input encoding charset character state      (email/header, difflib)
+      server request command host response fraction http           (asyncio/events, ftplib)
+      socket stream archive buffer compression month header        (calendar, pickle)
+      directory path node files copy spec whitespace               (ast, tempfile)
+      message section mailbox messages option item test            (mailbox, pydecimal)
 
-The ELBO includes the densities of topics and shares. Given these, the words are independent, so both
-guides can be exact: what they lack is due to samples and to the number of steps.
+The ELBO includes the densities of topics and shares. Given these, the topics of the words are
+independent, so both guides can be exact. The gap to enumeration shrinks with the number of steps:
+by word from 0.046 nats a word at 200 steps to 0.032 at 500.
 
-By the step, enumeration wins: it has no noise. By the second, relaxation is ahead for a while: it
-looks up one topic for each word, where enumeration looks up all of them. The guide by word is better
-than the mean field, since all documents train the same row of a word. Enumerate a model like this
-one if the sum fits. It can also be written without z, as ``Categorical(shares @ topics)``. Relax
-where the topics of several words enter one likelihood, which neither can sum out.
+By the step, enumeration wins: its gradient has no noise. By the second, relaxation is ahead at
+first: it looks up one topic for each word, where enumeration looks up all of them. The guide by
+word is better than the mean field here, since all documents train the same row of the table.
+
+Enumerate a model like this one where the sum fits. It can also be written without z, as
+``Categorical(shares @ topics)``. Relax where the topics of many words enter one likelihood.
 
 Ctrl-C ends the training early and keeps the result.
 """
@@ -309,7 +311,7 @@ def print_topics(fit: Fit, data: Corpus) -> None:
     for topic, shares in zip(fit.topics, of_modules.T, strict=True):
         words = [data.vocabulary[number] for number in topic.topk(7).indices]
         where = [modules[number] for number in shares.topk(2).indices]
-        print(f"  {' '.join(words):68} ({', '.join(where)})")
+        print(f"  {' '.join(words):60} ({', '.join(where)})")
 
 
 def shares_of_modules(fit: Fit, data: Corpus, modules: list[str]) -> Tensor:
