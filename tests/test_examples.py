@@ -15,13 +15,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import scipy.stats
 import torch
+from pyro import poutine
 
 from pyro_gumbel import GradientReport, GradientRow
 from tests.common import first_fast
@@ -203,6 +206,69 @@ def test_a_few_steps_of_mixture(tmp_path, run, data):
         assert math.isfinite(number(line + r" +(\S+) +\S+ +\S+$", done.stdout))
     assert number(r".* gains (\S+) nats$", done.stdout) > 0
     assert_picture(tmp_path / "x.png")
+
+
+def test_a_few_steps_of_hidden_markov(tmp_path, run):
+    done = run("hidden_markov", "--steps", 2, "--months", 3, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("40 histories of 3 months ")
+    evidence = row("log evidence of the parameters, nats", done.stdout)
+    elbos = row("ELBO, nats", done.stdout)
+    assert elbos[0] == evidence[0]  # of the true parameters
+    assert all(elbo < value for elbo, value in zip(elbos[2:], evidence[2:], strict=True))
+    assert all(0 <= found <= 100 for found in row("months whose state is found, %", done.stdout))
+    assert_picture(tmp_path / "x.png")
+
+
+def row(label, output):
+    """The numbers of the line that starts with `label`."""
+    (line,) = re.findall(f"^{re.escape(label)} (.*)$", output, re.MULTILINE)
+    return [float(word) for word in line.split()]
+
+
+def test_the_forward_algorithm_of_hidden_markov():
+    """Against sums over all paths."""
+    example = load("hidden_markov")
+    returns = torch.tensor([[1.0, -9.0, 2.0, 0.5], [12.0, 3.0, -4.0, 1.0]])
+    parameters = example.Parameters(*(value.double() for value in example.HARDY))
+    observed = example.log_densities(parameters, returns.double())
+    paths = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    steps = parameters.transitions.log()[paths[:, :-1], paths[:, 1:]].sum(-1)
+    log_joint = math.log(0.5) + steps + observed[:, torch.arange(4), paths].sum(-1)
+    expected = log_joint.logsumexp(-1)
+    torch.testing.assert_close(example.log_evidence(parameters, observed), expected)
+    volatile = log_joint.softmax(-1) @ paths.double()
+    torch.testing.assert_close(example.volatile_given(parameters, returns.double()), volatile)
+
+
+def test_the_vectorised_chain_has_the_density_of_the_loop():
+    example = load("hidden_markov")
+    pyro.clear_param_store()
+    returns, states = example.histories(5)
+    values = {f"z{month}": states[:, month] for month in range(5)}
+    loop = poutine.trace(poutine.condition(example.model, data=values)).get_trace(returns)
+    chain = poutine.condition(example.vectorised, data={"z": states})
+    chain = poutine.trace(chain).get_trace(returns)
+    torch.testing.assert_close(chain.log_prob_sum(), loop.log_prob_sum())
+
+
+def test_a_few_steps_of_topics(tmp_path, run):
+    done = run("topics", "--steps", 2, "--topics", 2, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\d+ documents of \d+ modules, 2 topics\n", done.stdout)
+    for label in ("held-out log likelihood, nats a word", "ELBO, nats a word"):
+        assert all(-20 < value < 0 for value in row(label, done.stdout))
+    assert len(re.findall(r"^  (\w+ ){7} +\(\S+, \S+\)$", done.stdout, re.MULTILINE)) == 2
+    assert_picture(tmp_path / "x.png")
+
+
+def test_the_words_of_topics():
+    """Every word is one of the vocabulary; a fifth of each document is held out."""
+    data = load("topics").corpus()
+    assert len(data.vocabulary) == 250
+    assert data.words.shape == (len(data.modules), 40)
+    assert data.held_out.shape == (len(data.modules), 10)
+    assert 0 <= data.words.min() <= data.words.max() < 250
 
 
 @pytest.mark.parametrize("decorrelate", [[], pytest.param(["--decorrelate"], marks=SLOW)])
@@ -420,6 +486,16 @@ BAD_OPTIONS = {
         ("--data roses", "argument --data: invalid choice: 'roses'"),
         ("--out x", "got 'x'; write e.g. mixture.png"),
     ],
+    "hidden_markov": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 300)),
+        ("--months 1", "argument --months: " + WHOLE.format(2, 1, 24)),
+        ("--out x", "got 'x'; write e.g. hidden_markov.png"),
+    ],
+    "topics": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 500)),
+        ("--topics 1", "argument --topics: " + WHOLE.format(2, 1, 6)),
+        ("--out x", "got 'x'; write e.g. topics.png"),
+    ],
     "ranking": [
         ("--items 1", "argument --items: " + WHOLE.format(2, 1, 10)),
         ("--judges 0", "argument --judges: " + WHOLE.format(1, 0, 200)),
@@ -549,6 +625,60 @@ def test_a_mixture_fitted_on_samples_is_at_an_optimum(tmp_path):
     densities = re.search(r"^log density .*, nats +(\S+) +(\S+) ", done.stdout, re.MULTILINE)
     relaxation, enumeration = map(float, densities.groups())
     assert relaxation == pytest.approx(enumeration, abs=0.5)
+
+
+@pytest.mark.slow
+def test_relaxation_ends_where_coordinate_ascent_does():
+    """The mean-field ELBO of a chain, by exact sums; a better start ends at a better optimum."""
+    example = load("hidden_markov")
+    pyro.set_rng_seed(0)
+    returns, _ = example.histories(24)
+    fit = example.by_vectorised_relaxation(example.Run(returns, 300, threading.Event()))
+    found = mean_field_elbo(example, returns, both_states(fit.volatile), fit.parameters)
+    ascent = coordinate_ascent(example, returns, both_states(torch.full(returns.shape, 0.5)))
+    assert found == pytest.approx(ascent, abs=2)
+    exact = example.volatile_given(example.HARDY, returns)
+    better = coordinate_ascent(example, returns, both_states(exact))
+    evidence = example.log_evidence(
+        example.HARDY, example.log_densities(example.HARDY, returns)
+    ).sum()
+    assert ascent + 15 < better < evidence - 15
+
+
+def both_states(volatile):
+    return torch.stack([1 - volatile, volatile], -1).double()
+
+
+def coordinate_ascent(example, returns, q, sweeps=150):
+    """The ELBO that variational EM reaches from the probabilities `q` of the states."""
+    pyro.clear_param_store()
+    x, parameters = returns.double(), example.detached(example.learnt())
+    parameters = example.Parameters(*(value.double() for value in parameters))
+    for _ in range(sweeps):
+        observed = example.log_densities(parameters, x)
+        log_p = parameters.transitions.log()
+        for month in range(x.shape[-1]):
+            logits = observed[:, month].clone()
+            if month > 0:
+                logits += q[:, month - 1] @ log_p
+            if month < x.shape[-1] - 1:
+                logits += q[:, month + 1] @ log_p.T
+            q[:, month] = logits.softmax(-1)
+        pairs = torch.einsum("nti,ntj->ij", q[:, :-1], q[:, 1:])
+        weights = q / q.sum((0, 1))
+        locs = (weights * x.unsqueeze(-1)).sum((0, 1))
+        variances = (weights * (x.unsqueeze(-1) - locs).square()).sum((0, 1))
+        transitions = pairs / pairs.sum(-1, keepdim=True)
+        parameters = example.Parameters(transitions, locs, variances.sqrt())
+    return mean_field_elbo(example, returns, q, parameters)
+
+
+def mean_field_elbo(example, returns, q, parameters):
+    parameters = example.Parameters(*(value.double() for value in parameters))
+    observed = example.log_densities(parameters, returns.double())
+    steps = torch.einsum("nti,ntj,ij->", q[:, :-1], q[:, 1:], parameters.transitions.log())
+    first = -len(returns) * math.log(2)
+    return (first + steps + (q * observed).sum() + torch.special.entr(q).sum()).item()
 
 
 @pytest.mark.slow
