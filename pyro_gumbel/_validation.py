@@ -364,8 +364,10 @@ def require(valid: Tensor, expected: str, got: Tensor, remedy: str) -> None:
 
 def broadcast(left: torch.Size, right: torch.Size) -> torch.Size | None:
     """The shape that two shapes broadcast to; None if they do not."""
-    if left == right:
+    if left[len(left) - len(right) :] == right:
         return left  # `torch.broadcast_shapes` would take 40 microseconds
+    if right[len(right) - len(left) :] == left:
+        return right
     try:
         return torch.broadcast_shapes(left, right)
     except (RuntimeError, ValueError):

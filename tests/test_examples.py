@@ -638,7 +638,7 @@ def test_chains(tmp_path):
 
 @pytest.mark.slow
 def test_forms_of_integer_sites(tmp_path):
-    """Forms that are linear or quadratic in every one-hot vector have no bias; others have much."""
+    """Derivatives of curved forms have a bias; outcomes have none, and no noise in a mixture."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "index_bias.py"),
          "--repeats", "3", "--concentrations", "0.5", "--threads", "1", "--out", "x.json"],
@@ -649,9 +649,16 @@ def test_forms_of_integer_sites(tmp_path):
     assert len(forms) == 9
     for row in forms:
         found = row["by concentration"]["0.5"]
+        assert found["worst error with outcomes"] < 1e-12
+        noise = found["noise by TraceMeanField_ELBO"]
+        assert (
+            (0.1 < noise < found["noise by Trace_ELBO"])
+            if row["model"] == "chain"
+            else noise < 1e-12
+        )
         if re.search(r"factor|1\.0|SelectedComponent", row["form"]):
-            assert found["largest error"] < 1e-12
-            assert found["smallest cosine"] > 1 - 1e-12
+            assert found["worst error"] < 1e-12
+            assert found["worst cosine"] > 1 - 1e-12
         elif "logits" in row["form"]:
             assert 0.001 < found["error"] < 0.5
         else:
@@ -671,6 +678,21 @@ def test_costs_of_integer_sites(tmp_path):
     assert len(record["large table"]) == 3
     assert all(both["index"] > 0 for both in record["microseconds"].values())
     assert "| `t[z]` | " in done.stdout
+
+
+@pytest.mark.slow
+def test_costs_of_outcomes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "outcomes.py"),
+         "--repeats", "1", "--size", "0.05", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert len(record["mixture"]) == len(record["topics"]) == len(record["megabytes"]) == 2
+    assert len(record["hidden Markov model"]) == 3
+    assert all(both["outcomes"] > 0 for both in record["microseconds"].values())
+    assert "| `a[z]` | " in done.stdout
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
 from pyro_gumbel.distributions.relaxation import register_relaxation
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
-from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
+from pyro_gumbel.tensors.lookups import entries
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["IndexFamily", "IndexStraightThrough"]
@@ -50,29 +50,36 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     r"""A categorical distribution over indices whose `rsample` carries a gradient.
 
     It is Pyro's `Categorical`, for models that write ``table[z]``. A sample is an `IndexTensor`: an
-    integer tensor, and what is looked up with it has a gradient. With :math:`D` the one-hot vector
-    of the index,
+    integer tensor, and what is made of it keeps its outcomes, the values for every category. With
+    :math:`D` the one-hot vector of the index and :math:`t(j)` the outcomes of a value,
 
-    .. math:: t_z = \sum_i D_i t_i, \qquad \log P(z) = \sum_i D_i \log p_i,
+    .. math:: t(z) = \sum_j D_j \, t(j), \qquad E \, t(z) = \sum_j p_j \, t(j).
 
-    and the gradient in :math:`D` of these sums is passed on to the logits as that of a
+    The gradient in the probabilities is the table of the outcomes. For independent draws it is
+    exact on average, whatever the loss. Inside of ``relaxed(model)`` the log density of every
+    distribution made of z has outcomes, as ``Normal(locs[z], scales[z])``.
+
+    Values that pass through a layer of a network or another function that mixes elements have the
+    derivative in :math:`D`. It is passed on to the logits as that of a
     `CategoricalStraightThrough`: without a temperature by second order, which is unbiased for every
-    loss that is quadratic in :math:`D`; see there for the formula. A loss that is not, as
-    ``Normal(locs[z], scales[z])``, has a biased gradient. Write
-    ``SelectedComponent(z, Normal(locs, scales))``, which has an unbiased one.
-    Sources: Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation" (2023),
-    https://arxiv.org/abs/2304.08612; Jang, Gu and Poole, "Categorical reparameterization with
-    Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
+    loss that is linear or quadratic in :math:`D`; see there for the formula. `temperature` and
+    `estimator` concern these values only.
+
+    Sources: Titsias and Lázaro-Gredilla, "Local expectation gradients for black box variational
+    inference" (2015), https://arxiv.org/abs/1503.01494; Liu, Dong, Liu, Yu and Gao, "Bridging
+    discrete and backpropagation" (2023), https://arxiv.org/abs/2304.08612; Jang, Gu and Poole,
+    "Categorical reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144.
 
     >>> logits = torch.zeros(5, 3, requires_grad=True)
     >>> z = IndexStraightThrough(logits=logits).rsample()
-    >>> torch.tensor([-1.0, 0.0, 1.0])[z].sum().backward()
-    >>> logits.grad.shape
-    torch.Size([5, 3])
+    >>> torch.tensor([1.0, 4.0, 9.0])[z].sqrt().sum().backward()
+    >>> logits.grad[0]    # of the mean of 1, 2 and 3
+    tensor([-0.3333,  0.0000,  0.3333])
 
-    :param temperature: tau > 0 of the surrogate, without effect on samples and log_prob; a number,
-        a tensor that broadcasts with the batch shape, or a function without arguments that returns
-        one, such as a temperature schedule; the constructor calls it once. None for second order.
+    :param temperature: tau > 0 of the surrogate, without effect on samples, log_prob and outcomes;
+        a number, a tensor that broadcasts with the batch shape, or a function without arguments
+        that returns one, such as a temperature schedule; the constructor calls it once. None for
+        second order.
     :param probs: non-negative weights, one for each category in the last dimension; they need not
         sum to 1.
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
@@ -127,7 +134,7 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         self._validate_sample(plain(value))
         impossible, log_probs = self._log_probs()
         table = torch.where(impossible, -torch.inf, log_probs)
-        return self._over_batch(entry(table, value))
+        return self._over_batch(entries(table, value))
 
     @property
     def mean(self) -> Tensor:

@@ -27,26 +27,39 @@ Schauer, Schäfer and Rackauckas, "Automatic differentiation of programs with di
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, SoftLaplace, TorchDistribution
 from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import Distribution, Transform, kl_divergence, register_kl
+from torch.distributions import (
+    Cauchy,
+    Distribution,
+    Exponential,
+    Laplace,
+    Normal,
+    Transform,
+    TransformedDistribution,
+    Uniform,
+    kl_divergence,
+    register_kl,
+)
 
 from pyro_gumbel.distributions.base import FamilyDistribution
-from pyro_gumbel.distributions.relaxation import is_discrete, relax
+from pyro_gumbel.distributions.relaxation import relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
-from pyro_gumbel.tensors.grouping import Group, grouped
+from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
-from pyro_gumbel.tensors.subclass import plain
+from pyro_gumbel.tensors.subclass import PlainTensor, plain
 
 __all__ = ["OutcomeDistribution", "evaluated_whole", "outcome_distributions"]
 
@@ -68,9 +81,15 @@ class OutcomeDistribution(TorchDistribution):
     def __init__(self, make: Make) -> None:
         self._make = make
         self._tensors: list[tuple[Tensor, int]] = []
-        self.plain_distribution = make(self._read, True)
-        now = self.plain_distribution
+        now = make(self._read, True)
         super().__init__(now.batch_shape, now.event_shape, validate_args=False)
+        batch = len(self._batch_shape)  # a parameter without a constraint may have more dimensions
+        self._tensors = [(t, max(tail, t.dim() - batch)) for t, tail in self._tensors]
+        self._keep(now)
+
+    def _keep(self, now: Any) -> None:
+        """Take this for the distribution at what was drawn."""
+        self.plain_distribution = now
         self.has_rsample = now.has_rsample
         self.has_enumerate_support = now.has_enumerate_support
 
@@ -89,6 +108,10 @@ class OutcomeDistribution(TorchDistribution):
     def _with_derivatives(self) -> Any:
         """The distribution with derivatives in place of outcomes."""
         return self._make(lambda tensor, tail: collapsed(tensor), True)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy, and what is stored, is the distribution at what was drawn."""
+        return _itself, (self.plain_distribution,)
 
     def __repr__(self) -> str:
         return f"OutcomeDistribution({self.plain_distribution})"
@@ -122,7 +145,11 @@ class OutcomeDistribution(TorchDistribution):
             new = self._make(replace, checks)
             return new if len(new.batch_shape) > len(shape) else new.expand(shape)
 
-        return self if shape == self.batch_shape else OutcomeDistribution(make)
+        if shape == self.batch_shape:
+            return self
+        larger = OutcomeDistribution(make)
+        larger._tensors = self._tensors
+        return larger
 
     def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
         """What a function makes of the distribution, for every category."""
@@ -134,8 +161,8 @@ class OutcomeDistribution(TorchDistribution):
             return self.plain_distribution.sample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """A draw; of a family of location and scale it has outcomes, with the same noise."""
-        if is_discrete(self):
+        """A draw. Of some families it has outcomes, with the same noise, else the derivative."""
+        if not _has_own_noise(self.plain_distribution):
             return self._with_derivatives.rsample(sample_shape)
         with _unchecked():
             return self._make(lambda tensor, tail: tensor, False).rsample(sample_shape)
@@ -164,28 +191,96 @@ class OutcomeDistribution(TorchDistribution):
     def of_every_category(self, function: Any, *values: tuple[Tensor, int]) -> Tensor:
         """A number of each element of the batch, linear in the one-hot vectors.
 
+        It has the derivative if an event depends on many elements of a draw, and, with a warning,
+        if another category is an error.
+
         :param function: of the distribution and the values.
         :param values: tensors, and how many of their dimensions are not of the batch.
         """
         result = function(self.plain_distribution, *(plain(value) for value, _ in values))
-        tensors, tails = zip(*self._tensors, *values, strict=True)
         try:
-            groups = grouped(tensors, result.dim(), tails)
-        except NotImplementedError:  # an event depends on several elements
+            made = self._outcomes(function, values, result)
+        except NotImplementedError:
+            made = None
+        except Exception as error:  # of whatever is constructed and evaluated
+            self._warn_of_derivative(error)
+            made = None
+        if made is None:
             return function(self._with_derivatives, *(collapsed(value) for value, _ in values))
-        made = [self._outcomes(function, values, tensors, group, result) for group in groups]
         return with_gradient(result, made, linear=True)
 
-    def _outcomes(
-        self, function: Any, values: Any, tensors: Any, group: Group, result: Tensor
-    ) -> Outcomes:
-        """What the number would have been, by the tables of the tensors that vary."""
-        tables = {id(tensors[place]): table for place, table in group.tables.items()}
+    def _outcomes(self, function: Any, values: Any, result: Tensor) -> list[Outcomes]:
+        """What the number would have been, for each set of elements that varies on its own.
+
+        :raises NotImplementedError: if an event depends on many elements of a draw.
+        """
+        tensors, tails = zip(*self._tensors, *values, strict=True)
+        whole = [in_parts_of_events(*pair) for pair in zip(tensors, tails, strict=True)]
+        made = []
+        for group in grouped(whole, result.dim(), tails):
+            tables = {id(tensors[place]): table for place, table in group.tables.items()}
+            table = self._table(function, values, tables)
+            shapes = group.first.elements.shape, table.shape[1:]
+            if table.dim() == result.dim() + 1 and _fit(shapes, result.shape):
+                made.append(group.outcomes(table))
+            elif not torch.equal(table, result):
+                raise ValueError(f"a result of shape {tuple(table.shape)}")
+        return made
+
+    def _table(self, function: Any, values: Any, tables: dict[int, Tensor]) -> Tensor:
+        """The number with these in place of the tensors that vary."""
+
+        def replaced(tensor: Tensor, tail: int) -> Any:
+            return tables.get(id(tensor), plain(tensor))
+
+        varies = any(id(tensor) in tables for tensor, _ in self._tensors)
         with without_gradient(), _unchecked():
-            new = self._make(lambda tensor, tail: tables.get(id(tensor), plain(tensor)), False)
-            table = function(new, *(tables.get(id(value), plain(value)) for value, _ in values))
-        missing = (1,) * (result.dim() + 1 - table.dim())
-        return group.outcomes(table.reshape(table.shape[:1] + missing + table.shape[1:]))
+            new = self._make(replaced, False) if varies else self._without_checks
+            table: Tensor = function(new, *(replaced(*value) for value in values))
+        return table
+
+    @property
+    def _without_checks(self) -> Any:
+        """The distribution at what was drawn, without validation."""
+        if not isinstance(self.plain_distribution, FamilyDistribution):
+            return self._make(lambda tensor, tail: plain(tensor), False)
+        new = copy.copy(self.plain_distribution)
+        new._validate_args = False
+        return new
+
+    def _warn_of_derivative(self, error: Exception) -> None:
+        warnings.warn(
+            f"expected a {type(self.plain_distribution).__name__} that can be made for all "
+            "categories of a draw, which are one more dimension on the left of its parameters and "
+            f"values, got {type(error).__name__}: {error}; took the derivative in its place, which "
+            "is biased; write the distribution for a batch of any shape, or "
+            "relaxed(model, outcomes=False)",
+            stacklevel=4,
+        )
+
+
+def _itself(distribution: Any) -> Any:
+    """What it is called with."""
+    return distribution
+
+
+_LOCATION_SCALE = Normal | Laplace | Cauchy | Uniform | Exponential | Delta | SoftLaplace
+
+
+def _has_own_noise(distribution: Any) -> bool:
+    """Whether a draw is an elementwise function of the parameters and of noise without any."""
+    base = innermost(distribution)
+    while isinstance(base, TransformedDistribution):
+        base = innermost(base.base_dist)
+    return isinstance(base, _LOCATION_SCALE)
+
+
+def _fit(shapes: Sequence[torch.Size], whole: torch.Size) -> bool:
+    """Whether tensors of these shapes broadcast to a shape."""
+    return all(n in (1, size) for shape in shapes for n, size in zip(shape, whole, strict=True))
+
+
+_LOCK = threading.RLock()  # of the default of torch, which all threads have in common
 
 
 def evaluated_whole(distribution: Any) -> Any:
@@ -203,12 +298,13 @@ def evaluated_whole(distribution: Any) -> Any:
 @contextmanager
 def _unchecked() -> Iterator[None]:
     """A category that was not drawn may have parameters that are not legal."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+    with _LOCK:
+        before = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
+        try:
+            yield
+        finally:
+            Distribution.set_default_validate_args(before)
 
 
 @relax.register(OutcomeDistribution)
@@ -246,21 +342,26 @@ def outcome_distributions() -> Iterator[None]:
 
 def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeDistribution | None:
     """An `OutcomeDistribution`, where an argument has outcomes; called by Pyro's metaclass."""
+    if _thread.constructs_plain:
+        return None
     if not any(map(_has_outcomes, args)) and not any(map(_has_outcomes, kwargs.values())):
         return None
-    given = cls.__signature__.bind(*args, **kwargs).arguments
+    bound = cls.__signature__.bind(*args, **kwargs)
+    given = bound.arguments
     if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
         return None
 
+    tails = {name: _tail(cls, name, given) for name, each in given.items() if _is_replaced(each)}
+
     def make(replace: Replace, checks: bool) -> Any:
-        new = {
-            name: _replaced(each, replace, checks, _tail(cls, name, given))
-            for name, each in given.items()
-        }
-        if not checks and "validate_args" in new:
-            new["validate_args"] = False
+        new = copy.copy(bound)
+        new.arguments = dict(given)
+        for name, tail in tails.items():
+            new.arguments[name] = _replaced(given[name], replace, checks, tail)
+        if not checks and "validate_args" in given:
+            new.arguments["validate_args"] = False
         with _plain_constructors():
-            return cls(**new)
+            return cls(*new.args, **new.kwargs)
 
     return OutcomeDistribution(make)
 
@@ -272,25 +373,41 @@ def _is_linear(cls: Any, name: str) -> bool:
     return name in getattr(cls, "linear_in", ())
 
 
+class _Thread(threading.local):
+    constructs_plain = False
+
+
+_thread = _Thread()
+
+
 @contextmanager
 def _plain_constructors() -> Iterator[None]:
-    before = COERCIONS[:]
-    COERCIONS[:] = [each for each in before if each is not _coerce]
+    """Distributions that are constructed do not keep how, in this thread."""
+    before, _thread.constructs_plain = _thread.constructs_plain, True
     try:
         yield
     finally:
-        COERCIONS[:] = before
+        _thread.constructs_plain = before
 
 
 def _has_outcomes(argument: Any) -> bool:
     """Whether there are outcomes anywhere in an argument."""
+    if type(argument) is Tensor:  # which most are
+        return False
     if isinstance(argument, OutcomeTensor | OutcomeDistribution):
         return True
     if isinstance(argument, WRAPPERS):
         return _has_outcomes(argument.base_dist)
     if isinstance(argument, Transform):
         return any(_has_outcomes(each) for name, each in vars(argument).items() if name != "_inv")
+    if isinstance(argument, dict):
+        return any(map(_has_outcomes, argument.values()))
     return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
+
+
+def _is_replaced(argument: Any) -> bool:
+    """Whether an argument must be replaced: it has outcomes, or is not a plain tensor."""
+    return isinstance(argument, PlainTensor) or _has_outcomes(argument)
 
 
 def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:
@@ -324,6 +441,8 @@ def _replaced(argument: Any, replace: Replace, checks: bool, tail: int) -> Any:
         return new
     if isinstance(argument, list | tuple):
         return type(argument)(_replaced(each, replace, checks, tail) for each in argument)
+    if isinstance(argument, dict):
+        return {name: _replaced(each, replace, checks, tail) for name, each in argument.items()}
     return argument
 
 

@@ -56,8 +56,9 @@ class SelectedComponent(TorchDistribution):
     straight-through sample z gets the log probabilities under all components as its gradient: one
     of a `CategoricalStraightThrough`, or an index of an `IndexStraightThrough`. With the
     second-order estimators that gradient is unbiased, however the components differ.
-    ``Normal(z @ means, z @ scales)`` and ``Normal(means[z], scales[z])`` have the same values and a
-    biased gradient.
+    ``Normal(z @ means, z @ scales)`` has the same values and a biased gradient. For an index in a
+    model in `relaxed` this class is not needed: there ``Normal(means[z], scales[z])`` has the same
+    gradient.
 
     >>> z = torch.tensor([0, 2, 2, 1])
     >>> one_hot = torch.nn.functional.one_hot(z).float()

@@ -67,6 +67,9 @@ class RelaxedMessenger(Messenger):
             msg["value"] = with_outcomes(msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
+        if self.outcomes is not False and isinstance(msg["mask"], OutcomeTensor):
+            # Pyro would multiply two functions of a draw, of which a part of the gradient is lost.
+            msg["fn"], msg["mask"] = msg["fn"].mask(msg["mask"]), None
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):
             msg["fn"] = evaluated_whole(msg["fn"])
         if site_is_subsample(msg) or not self.choice.chooses(msg):
@@ -117,6 +120,16 @@ def relaxed(
     is the second-order one; subsets and rankings have `gumbel_softmax` at temperature 1. Observed
     and continuous sites are left alone.
 
+    What is made of an integer site z has outcomes: its values for every category of z. A
+    distribution such as ``Normal(locs[z], scales[z])`` computes its log density for each of them.
+    The gradient is then exact on average if the sites of the guide are independent. Put the model
+    in `relaxed`, and not only the guide: distributions do this only inside of it.
+
+    >>> @relaxed
+    ... def model(x, locs=torch.tensor([-2.0, 2.0]), scales=torch.tensor([0.5, 1.0])):
+    ...     z = pyro.sample("z", pyro.distributions.Categorical(torch.ones(2)))
+    ...     pyro.sample("x", pyro.distributions.Normal(locs[z], scales[z]), obs=x)
+
     So are sites marked ``infer={"enumerate": ...}``, which `TraceEnum_ELBO` sums over, unless
     `sites` names them. A site that it names loses the mark and is drawn. To draw all, write::
 
@@ -146,8 +159,9 @@ def relaxed(
     the sites to relax. With `hard=False` a warning names, once, each site that becomes continuous
     in this way after an earlier call had data for it.
 
-    Sources: Maddison, Mnih and Teh (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole
-    (2017), https://arxiv.org/abs/1611.01144; Liu, Dong, Liu, Yu and Gao (2023),
+    Sources: Titsias and Lázaro-Gredilla (2015), https://arxiv.org/abs/1503.01494; Maddison, Mnih
+    and Teh (2017), https://arxiv.org/abs/1611.00712; Jang, Gu and Poole (2017),
+    https://arxiv.org/abs/1611.01144; Liu, Dong, Liu, Yu and Gao (2023),
     https://arxiv.org/abs/2304.08612.
 
     :param model: the model or guide; None for a decorator or a context manager.
@@ -158,6 +172,8 @@ def relaxed(
         discrete and not marked. With `obs_mask`, Pyro splits a site "y" into an observed and a
         latent part; "y" and "y_unobserved" both name the latent one. A warning names, once, those
         that were observed in every call so far.
+    :param outcomes: None for outcomes of what is made of integer sites; False for the derivative in
+        their one-hot vectors, with the gradient of the estimator.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.

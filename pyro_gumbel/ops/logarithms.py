@@ -4,9 +4,13 @@
 """Logarithms of values and probabilities that may be 0, or subnormal numbers."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+
+from pyro_gumbel._tracing import in_eager_mode
 
 __all__ = [
     "clamped_log",
@@ -51,11 +55,31 @@ def finite_log(log: Tensor) -> Tensor:
 
 
 def _log(value: Tensor, least: float) -> Tensor:
-    floor = torch.finfo(value.dtype).tiny * 2.0**24
+    if in_eager_mode():
+        return _Log.apply(value, least)
+    floor = _linear_below(value)
     above = value.clamp(min=floor).log()
     extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
     exact = value.detach().clamp(min=least).log()
     return extended + (exact - extended.detach())
+
+
+def _linear_below(value: Tensor) -> float:
+    return torch.finfo(value.dtype).tiny * 2.0**24
+
+
+class _Log(Function):
+    """The same as one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, least: float) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.clamp(min=least).log()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        return gradient / value.clamp(min=_linear_below(value)), None
 
 
 def log_rising(start: Tensor, count: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import known
-from pyro_gumbel.tensors.index_tensor import outcomes_of
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, outcomes_of
 from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, are_same
 from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["Group", "grouped", "share"]
+__all__ = ["MOST_PARTS", "Group", "grouped", "in_parts", "in_parts_of_events", "share"]
+
+MOST_PARTS = 16  # of a tensor that meet in a result, as in a sum
 
 
 class Group:
@@ -46,7 +48,7 @@ def grouped(tensors: Sequence[Any], rank: int, tails: Sequence[int] | None = Non
     :param tensors: of which some have outcomes.
     :param rank: the number of dimensions of the batch.
     :param tails: how many dimensions of each tensor are not of the batch; None for none.
-    :raises NotImplementedError: for elements that differ along a dimension not of the batch.
+        The elements do not differ along these, see `in_parts_of_events`.
     """
     groups: list[Group] = []
     for place, tensor in enumerate(tensors):
@@ -66,10 +68,8 @@ def grouped(tensors: Sequence[Any], rank: int, tails: Sequence[int] | None = Non
 
 
 def _of_batch(outcomes: Outcomes, rank: int) -> Outcomes:
-    shape = outcomes.elements.shape
-    if any(size != 1 for size in shape[rank:]):
-        raise NotImplementedError
-    return replace(outcomes, elements=outcomes.elements.reshape(shape[:rank]))
+    elements = outcomes.elements
+    return replace(outcomes, elements=elements.reshape(elements.shape[:rank]))
 
 
 def _join(groups: list[Group], tensors: Sequence[Any]) -> None:
@@ -98,3 +98,33 @@ def _are_alike(a: Outcomes, b: Outcomes) -> bool:
 def share(a: Outcomes, b: Outcomes) -> bool:
     """Whether both have elements of a draw in common, maybe."""
     return any(draw in b.draws for draw in a.draws)
+
+
+def in_parts(value: Tensor, dim: int) -> list[Outcomes]:
+    """The outcomes of a tensor as those of its parts along a dimension, which vary on their own."""
+    parts = OutcomeTensor._rule(Tensor.unbind, (value, dim), {})
+    made = []
+    for group in grouped(parts, value.dim() - 1):
+        k = group.first.num_categories
+        tables = [
+            group.tables.get(i, plain(part).detach().unsqueeze(0)).expand(k, *part.shape)
+            for i, part in enumerate(parts)
+        ]
+        elements = group.first.elements.unsqueeze(dim)
+        made.append(Outcomes(group.first.draws, elements, torch.stack(tables, 1 + dim)))
+    return made
+
+
+def in_parts_of_events(tensor: Any, tail: int) -> Any:
+    """The same tensor. The elements of its outcomes do not differ along dimensions of the event.
+
+    :param tail: the number of these dimensions.
+    :raises NotImplementedError: if they would be many.
+    """
+    shapes = [each.elements.shape for each in outcomes_of(tensor)]
+    vary = {d for shape in shapes for d in range(len(shape) - tail, len(shape)) if shape[d] != 1}
+    if not vary:
+        return tensor
+    if len(vary) > 1 or any(tensor.shape[d] > MOST_PARTS for d in vary):
+        raise NotImplementedError
+    return carrying(plain(tensor), in_parts(tensor, vary.pop()))

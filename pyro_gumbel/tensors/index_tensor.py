@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The integer tensors that categorical distributions draw, with their gradient."""
+"""The tensors that categorical distributions draw, and what is made of them, with outcomes."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +31,11 @@ MOST = 2**26  # outcomes of a tensor
 
 
 class OutcomeTensor(PlainTensor):
-    """A tensor of integers or truth values that knows what it would have been for each category."""
+    """A tensor that knows what it would have been for each category of a draw.
+
+    It is made of an `IndexTensor`, as ``table[z]``, ``z.float()`` and ``z == 1``. `with_gradient`
+    in `pyro_gumbel.tensors.outcomes` has the formula of its gradient.
+    """
 
     compares_floats = False  # for truth values: whether they are of floats, and so may end
     _outcomes: Sequence[Outcomes]
@@ -57,19 +61,31 @@ class OutcomeTensor(PlainTensor):
     @property
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
-        return self._outcomes if version_of(self) == self._made_version else ()
+        return self._outcomes if _version_of(self) == self._made_version else ()
 
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
-        self._outcomes, self._made_version = outcomes, version_of(self)
+        self._outcomes, self._made_version = outcomes, _version_of(self)
+
+
+def _version_of(value: OutcomeTensor) -> int:
+    """That of the numbers, not asked of the rules, which takes longer."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return version_of(value)
 
 
 class IndexTensor(OutcomeTensor):
-    """The drawn category of each element, as an integer tensor whose lookups have a gradient.
+    r"""The drawn category of each element, as an integer tensor whose lookups have a gradient.
 
     `IndexStraightThrough` draws it. Its numbers are those of a plain integer tensor, and so is the
-    result of every operation, exactly. What depends on the category has a gradient besides: with D
-    the one-hot vectors of the draw, that of ``D @ table`` for ``table[z]``.
+    result of every operation, exactly. What is made of it keeps its outcomes besides: what it would
+    have been for every other category. With D the one-hot vectors of the draw and t(j) the outcomes
+    of a value, the gradient is that of
+
+    .. math:: \sum_j D_j \, t(j),
+
+    which has the same value. It is linear in D, and so exact on average over draws, whatever led
+    from the category to t. The outcomes of ``table[z]`` are the table.
 
     **What has the gradient.**
 
@@ -82,9 +98,14 @@ class IndexTensor(OutcomeTensor):
     - What moves elements: indices and slices of z itself, iteration, `reshape`, `expand`,
       `unsqueeze`, `stack`, `cat`, `clone`, `to` and their kind.
     - Changes of z in place by an elementwise operation, as ``z += 1``.
-    - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`.
+    - `log_prob` of Pyro's `Categorical` and of `IndexStraightThrough`; inside of
+      `relaxed(model)`, of every distribution whose parameters are made of z.
 
-    Floats are plain tensors, and torch differentiates what is made of them.
+    **Where floats have the derivative.** `linear`, convolutions and other functions that mix
+    elements take a plain tensor. Its gradient is the derivative at what was drawn, passed on by the
+    estimator of the distribution. The same holds where a tensor would have more than 2^26 outcomes,
+    with a warning; under the transforms of `torch.func`; and with
+    ``relaxed(model, outcomes=False)``.
 
     **What warns**, since its result cannot have a gradient: masks made of z, as ``x[z == 1]``;
     writing, as ``t[z] = v``; counting, as `bincount`; sums of integers; ``int(z)``, `item`,
@@ -122,7 +143,7 @@ def outcomes_of(value: Any) -> Sequence[Outcomes]:
     """The outcomes of a tensor; none for other things, and none where it was changed in place."""
     if not isinstance(value, OutcomeTensor):
         return ()
-    if version_of(value) != value._made_version:
+    if _version_of(value) != value._made_version:
         warn_of_lost_gradient("a change in place")
         return ()
     return value._outcomes

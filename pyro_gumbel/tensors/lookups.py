@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor
-from pyro_gumbel.tensors.outcomes import Outcomes
+from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.ops.lookup import entry as entry_of
+from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
+from pyro_gumbel.tensors.outcomes import Outcomes, without_gradient
+from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["Lookup", "covers", "gathered", "of_rows"]
+__all__ = ["Lookup", "covers", "entries", "gathered", "of_rows"]
 
 _ALL = slice(None)
 
@@ -64,9 +67,10 @@ class Lookup:
         return table.movedim([d + offset for d in dims], [offset + i for i in range(len(dims))])
 
     def is_constant(self, elements: Tensor) -> bool:
-        """Whether elements of the shape of the table do not differ along what is indexed."""
+        """Whether elements of the shape of the table do not differ along what a draw indexes."""
         front = self._front_of(elements, 0)
-        return all(front.stride(i) == 0 or front.shape[i] == 1 for i in range(len(self.tensors)))
+        drawn = [i for i, each in enumerate(self.tensors) if isinstance(each, OutcomeTensor)]
+        return all(front.stride(i) == 0 or front.shape[i] == 1 for i in drawn)
 
     def outcomes(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Outcomes:
         """Those of the result, for the elements on which some of its indices depend.
@@ -82,17 +86,15 @@ class Lookup:
 
     def in_tables(
         self, elements: Outcomes, tables: Mapping[int, Tensor], of_table: Tensor
-    ) -> Outcomes:
-        """The same, for a table that depends on the same elements.
+    ) -> Tensor:
+        """The table of those outcomes, where what is looked into depends on the same elements.
 
         :param of_table: what the table would have been.
         """
         categories = torch.arange(len(of_table), device=of_table.device)
         codes = self._all_codes(elements, tables)
         front = self._front_of(of_table, 1)
-        table = front[(categories.reshape(-1, *[1] * self.rank), *codes)]
-        made = self.outcomes(elements, tables)
-        return Outcomes(made.draws, made.elements, self._in_place(table))
+        return self._in_place(front[(categories.reshape(-1, *[1] * self.rank), *codes)])
 
     def _table(self, elements: Outcomes, tables: Mapping[int, Tensor]) -> Tensor:
         front, rank, at = self.front, self.rank, self.at
@@ -160,6 +162,33 @@ def gathered(table: Tensor, dim: int, index: Tensor, outcomes: Outcomes) -> Outc
         at = _within(outcomes.table, table.shape[dim])
         at = at.expand(-1, *index.shape)
         codes = table.expand(at.shape[0], *table.shape).gather(dim + 1, at)
+    return Outcomes(outcomes.draws, outcomes.elements, codes)
+
+
+def entries(table: Tensor, index: Tensor) -> Tensor:
+    """The entry of the last dimension of a plain table that an index selects, as one operation.
+
+    :param index: integers; their shape broadcasts with that of the table without its last
+        dimension.
+    """
+    if not isinstance(index, IndexTensor) or isinstance(table, OutcomeTensor):
+        return entry_of(table, index)
+    result = entry_of(table, plain(index))
+    if in_eager_mode() and not torch.is_grad_enabled():
+        return result
+    with without_gradient():
+        made = [_entries(table, each.aligned(result.dim())) for each in outcomes_of(index)]
+    return carrying(result, made)
+
+
+def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:
+    rank = outcomes.elements.dim()
+    if covers(outcomes, table, -1):
+        codes = table.movedim(-1, 0)[: outcomes.num_categories]
+        shape = codes.shape
+        codes = codes.reshape(shape[:1] + (1,) * (rank + 1 - len(shape)) + shape[1:])
+    else:
+        codes = entry_of(table, _within(outcomes.table, table.shape[-1]))
     return Outcomes(outcomes.draws, outcomes.elements, codes)
 
 

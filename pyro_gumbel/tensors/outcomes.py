@@ -245,18 +245,18 @@ class _WithGradient(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, outcomes: Sequence[Outcomes], *tensors: Tensor) -> Tensor:
         count = len(outcomes)
-        ctx.save_for_backward(*tensors[:count], value)
-        ctx.one_hots = tensors[count:]  # which the user may change in place
+        ctx.save_for_backward(*tensors[:count])
+        ctx.sources = value, *tensors[count:]  # which the user may change in place
         ctx.parts = [(each.elements, each.is_whole, each.draws) for each in outcomes]
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        *tables, value = ctx.saved_tensors
+        tables = ctx.saved_tensors
         with torch.no_grad():
             of_draws = _WithGradient._of_draws(ctx, tables, gradient)
         if torch.is_grad_enabled():
-            sources = (gradient, value, *ctx.one_hots)
+            sources = (gradient, *ctx.sources)
             of_draws = [None if each is None else _Once.apply(each, *sources) for each in of_draws]
         return gradient, None, *[None] * len(tables), *of_draws
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_gumbel._tracing import in_eager_mode, known
-from pyro_gumbel.tensors.grouping import grouped, share
+from pyro_gumbel.tensors.batching import batched, batched_join
+from pyro_gumbel.tensors.grouping import MOST_PARTS, grouped, in_parts, share
 from pyro_gumbel.tensors.index_tensor import (
     IndexTensor,
     OutcomeTensor,
@@ -54,10 +55,12 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
-    if rule is None and _has_floats((args, kwargs)):
-        return _collapse(func, args, kwargs)
+    if rule is _hook and not args[0].requires_grad:
+        return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
     if _is_in_place(func):
         return _changed_in_place(func, args, kwargs)
+    if rule is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
     if rule is _reduced:
         return _reduce(func, args, kwargs)
     if rule is _getitem and _is_row_lookup(*args):
@@ -235,14 +238,14 @@ def _as(table: Tensor, result: Tensor) -> Tensor:
 
 
 def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """For `sum`, `mean`, `logsumexp`, `softmax` and `log_softmax`, see `_reduce`."""
+    """For `sum`, `logsumexp`, `softmax` and their kind, see `_reduce`."""
     raise NotImplementedError
 
 
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
-    """A reduction: of outcomes over the dimensions of an event, and else of plain floats.
+    """A reduction: of outcomes over the dimensions of an event, and over a few elements of a draw.
 
-    A sum over several elements of a draw is a linear function of each.
+    Over more of them it is of plain floats. A sum of them is a linear function of each.
     """
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
@@ -253,23 +256,25 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
         warn_of_lost_gradient(func.__name__)
         return func(*args, **kwargs)
     outcomes = outcomes_of(value)
-    if dims is None or any(each.elements.shape[d] != 1 for each in outcomes for d in dims):
+    vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
+    if not outcomes or len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary):
         linear = func.__name__ in ("sum", "mean")
         return func(collapsed(value, linear=linear), *args[1:], **kwargs)
     result = func(*args, **kwargs)
+    groups = in_parts(value, vary.pop()) if vary else outcomes
     with without_gradient():
-        made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in outcomes]
+        made = [_reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
     if isinstance(result, Tensor):
         return carrying(result, made)
     return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
 
 
-def _reduced_dims(args: Any, kwargs: Any) -> list[int] | None:
-    """The dimensions of a reduction; None for all."""
+def _reduced_dims(args: Any, kwargs: Any) -> list[int]:
+    """The dimensions of a reduction."""
     given = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
     dims = [given] if isinstance(given, int) else given
     rank = args[0].dim()
-    return [d % rank for d in dims] if rank and dims is not None and len(dims) else None
+    return [d % rank for d in dims] if rank and dims else list(range(rank))
 
 
 def _reduced_outcomes(
@@ -278,7 +283,7 @@ def _reduced_outcomes(
     value = args[0]
     sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
     whole = each.table.expand(-1, *sizes)
-    tables = of_every_category(lambda t: _parts(func(t, *args[1:], **kwargs)), whole)
+    tables = _parts(batched(func, whole, args[1:], kwargs))
     parts = _parts(result)
     is_kept = parts[0].dim() == value.dim()
     elements = each.elements if is_kept else each.elements.squeeze(dims)
@@ -293,7 +298,7 @@ def _parts(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def _product(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+def _times_table(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """``x @ table``, which is linear over the last dimension of x, that of an event."""
     value, matrix = _named(args, kwargs, "input", "other")
     if not isinstance(value, OutcomeTensor) or _varies(matrix) or matrix.dim() > 2:
@@ -318,20 +323,62 @@ def _is_in_place(func: Any) -> bool:
 
 
 def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """The change of a value of the draw itself. Into another tensor the gradient is lost."""
+    """The change of a value with outcomes. Into another tensor of integers the gradient is lost."""
     name, value = func.__name__, args[0] if args else None
+    if not isinstance(value, OutcomeTensor):
+        if _has_floats((args, kwargs)):
+            return _collapse(func, args, kwargs)
+        warn_of_lost_gradient(name)
+        return func(*args, **kwargs)
     other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
     made = None
-    if isinstance(value, OutcomeTensor) and _rule_of(other) is _elementwise:
+    if name == "__setitem__" and value.is_floating_point():
+        made = _made(_written, func, args, kwargs, value)
+    elif _rule_of(other) is _elementwise:
         made = _made(_elementwise, other, args, kwargs, value)
-    if made is None and _has_floats((args, kwargs)) and not isinstance(value, OutcomeTensor):
-        return _collapse(func, args, kwargs)
+    if made is None and _has_floats((args, kwargs)):
+        return _changed_to_derivative(func, args, kwargs)
     result = func(*args, **kwargs)
     if made is None:
         warn_of_lost_gradient(name)
-    if isinstance(value, OutcomeTensor):
-        value.keep(made or ())
+    value.keep(made or ())
     return result
+
+
+def _changed_to_derivative(func: Any, args: Any, kwargs: Any) -> Any:
+    """A change without a rule: of a copy that has the derivative, which is then the value."""
+    value, *rest = args
+    new = collapsed(value)
+    result = _collapse(func, (new, *rest), kwargs)
+    value.copy_(new)
+    value.keep(())
+    return value if result is new else result
+
+
+def _written(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """The outcomes of a value after ``value[index] = new``."""
+    value, index, new = args
+    if _varies(index):
+        return None
+    made = []
+    for each in outcomes_of(value):
+        elements = each.elements.expand(value.shape).clone()
+        elements[index] = NO_ELEMENT
+        made.append(replace(each, elements=elements))
+    rank = value.plain[index].dim()
+    for each in outcomes_of(new):
+        own = each.aligned(rank)
+        elements = torch.full_like(value.plain, NO_ELEMENT, dtype=torch.int64)
+        elements[index] = own.elements
+        zeros = torch.zeros_like(value.plain).expand(own.num_categories, *value.shape).clone()
+        table = of_every_category(lambda t, new: _put(t, index, new), zeros, own.table)
+        made.append(Outcomes(own.draws, elements, table))
+    return made
+
+
+def _put(tensor: Tensor, index: Any, new: Tensor) -> Tensor:
+    tensor[index] = new
+    return tensor
 
 
 # Moving elements.
@@ -370,7 +417,7 @@ def _moved(
         table = each.table.reshape(-1, *[1] * elements.dim())
         return Outcomes(each.draws, elements, table, each.is_category)
     whole = each.table.expand(-1, *value.shape)
-    table = of_every_category(lambda t: _part(func(t, *rest, **kwargs), place), whole)
+    table = _part(batched(func, whole, rest, kwargs), place)
     return Outcomes(each.draws, elements, _tightened(table))
 
 
@@ -464,7 +511,7 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         (part.unsqueeze(0) if each is None else each.table).expand(k, *part.shape)
         for part, each in zip(parts, of_parts, strict=True)
     ]
-    table = of_every_category(lambda *each: func(each, *rest, **kwargs), *tables)
+    table = batched_join(func, tables, rest, kwargs)
     dim = rest[0] if rest else kwargs.get("dim", kwargs.get("axis", 0))
     pairs = zip(parts, of_parts, strict=True)
     if table.is_floating_point() and all(each or not _varies(part) for part, each in pairs):
@@ -511,12 +558,12 @@ def _getitem(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     for before, own in zip(outcomes_of(table), of_table, strict=True):
         if not lookup.is_constant(before.elements.expand(table.shape)):
             _require_other_draws(before, made)
-        place = _same_place(made, own)
-        if place is None:
-            made.append(own)
-            continue
-        group, whole = groups[place], before.table.expand(-1, *table.shape)
-        made[place] = lookup.in_tables(group.first, group.tables, whole)
+        whole = before.table.expand(-1, *table.shape)
+        _add_joined(
+            made,
+            own,
+            [functools.partial(lookup.in_tables, g.first, g.tables, whole) for g in groups],
+        )
     return made
 
 
@@ -526,19 +573,21 @@ def _require_other_draws(own: Outcomes, others: Sequence[Outcomes]) -> None:
         raise NotImplementedError
 
 
-def _same_place(made: Sequence[Outcomes], own: Outcomes) -> int | None:
-    """Which of several outcomes of a result are of the same elements at each place.
+def _add_joined(made: list[Outcomes], own: Outcomes, both: Sequence[Callable[[], Tensor]]) -> None:
+    """Add outcomes to those of a result. Places that have an element in common vary together.
 
-    :raises NotImplementedError: where they are of the same elements at some places only.
+    :param both: for each of the first of those, what makes the table where the own ones vary too.
     """
-    for place, each in enumerate(made):
-        if share(each, own):
-            common = each.elements == own.elements
-            if known(common.all(), otherwise=False):
-                return place
-            if known(common.any(), otherwise=True):
-                raise NotImplementedError
-    return None
+    for place, (each, table) in enumerate(zip(made, both, strict=False)):
+        common = each.elements == own.elements
+        if not share(each, own) or not known(common.any(), otherwise=True):
+            continue
+        if known(common.all(), otherwise=False):
+            made[place] = replace(each, table=table())
+            return
+        made[place] = replace(each, table=torch.where(common, table(), each.table))
+        own = replace(own, elements=torch.where(common, NO_ELEMENT, own.elements))
+    made.append(own)
 
 
 def _cannot_vary(entry: Any) -> bool:
@@ -583,13 +632,16 @@ def _gather(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     for before, own in zip(outcomes_of(table), of_table, strict=True):
         if before.elements.shape[dim] != 1:
             _require_other_draws(before, made)
-        place = _same_place(made, own)
-        if place is None:
-            made.append(own)
-            continue
-        whole, at = before.table.expand(-1, *table.shape), codes[place].expand(-1, *index.shape)
-        made[place] = replace(made[place], table=whole.gather(dim % table.dim() + 1, at))
+        whole = before.table.expand(-1, *table.shape)
+        _add_joined(
+            made, own, [functools.partial(_in_gathered, whole, dim, index, each) for each in codes]
+        )
     return made
+
+
+def _in_gathered(whole: Tensor, dim: int, index: Tensor, codes: Tensor) -> Tensor:
+    """What ``table.gather(dim, index)`` would have been, for tables and codes of each category."""
+    return whole.gather(dim % index.dim() + 1, codes.expand(-1, *index.shape))
 
 
 def _take_along_dim(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -668,6 +720,14 @@ def _ask(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 
 def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For `requires_grad`, see `_has_gradient`."""
+    return None
+
+
+def _hook(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For a hook on a gradient. Outcomes take the place of that of their value: it is not called.
+
+    Pyro's validation has one that looks for NaN.
+    """
     return None
 
 
@@ -787,7 +847,6 @@ _BY_NAME: dict[str, Rule | None] = {
             "detach",
             "requires_grad_",
             "retain_grad",
-            "register_hook",
             "__hash__",
             "__dir__",
             "__array_wrap__",
@@ -809,12 +868,14 @@ _BY_NAME: dict[str, Rule | None] = {
     ),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _moving_like),
     **dict.fromkeys(("sum", "mean", "prod", "logsumexp", "softmax", "log_softmax"), _reduced),
-    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin", "cumsum"), _reduced),
-    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), _product),
+    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _reduced),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
+    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), _times_table),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), _joined),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), _joined),
     **dict.fromkeys(("broadcast_tensors",), _broadcast),
     **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), _loss),
+    "register_hook": _hook,
     "__getitem__": _getitem,
     "gather": _gather,
     "take_along_dim": _take_along_dim,

@@ -3,16 +3,24 @@
 
 """Distributions made of categorical draws: the gradient of each log_prob is exact on average."""
 
+import copy
+import pickle
+import threading
+from typing import ClassVar
+
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 from torch.nn import functional as F
 
+from pyro_gumbel import relaxed
 from pyro_gumbel.distributions.outcome_distribution import (
     OutcomeDistribution,
     outcome_distributions,
 )
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor
 from tests.states import drawn, relative_error
 
 SITES, K = 2, 3
@@ -56,6 +64,33 @@ def transformed(base, *transforms):
 
 def mixture(weights, components):
     return dist.MixtureSameFamily(weights, components)
+
+
+class OfPairs(dist.Normal):
+    """With a parameter that has no constraint."""
+
+    def __init__(self, pairs, validate_args=None):
+        super().__init__(pairs[..., 0], pairs[..., 1].exp(), validate_args=validate_args)
+
+
+class OfAny(dist.TorchDistribution):
+    """With any arguments."""
+
+    arg_constraints: ClassVar[dict] = {}
+    support = dist.constraints.real
+
+    def __init__(self, *numbers, **others):
+        self.loc, self.scale = torch.broadcast_tensors(numbers[0], others["scale"])
+        super().__init__(self.loc.shape, validate_args=False)
+
+    def log_prob(self, value):
+        return -(((value - self.loc) / self.scale) ** 2)
+
+    def sample(self, sample_shape=()):
+        return self.loc.expand(*sample_shape, *self.loc.shape)
+
+    def expand(self, batch_shape, _instance=None):
+        return OfAny(self.loc.expand(batch_shape), scale=self.scale.expand(batch_shape))
 
 
 DISTRIBUTIONS = {
@@ -172,6 +207,13 @@ DISTRIBUTIONS = {
     "lkj": (lambda z: dist.LKJCholesky(2, S[z]), CHOLESKY),
     "projected normal": (lambda z: dist.ProjectedNormal(V[z]), F.normalize(VECTORS, dim=-1)),
     "delta, its density": (lambda z: dist.Delta(torch.zeros(SITES), L[z]), torch.zeros(SITES)),
+    "an event of several draws": (
+        lambda z: dist.Dirichlet(S[z].expand(SITES, SITES)),
+        uniform(SITES, SITES).softmax(-1),
+    ),
+    "a parameter without a constraint": (lambda z: OfPairs(V[z]), X),
+    "any arguments": (lambda z: OfAny(L[z], 1.0, z, scale=S[z]), X),
+    "any arguments, expanded": (lambda z: OfAny(L[z], scale=S[z]).expand([2, SITES]), X),
     "unit": (lambda z: dist.Unit(L[z] * S[z]), torch.zeros(SITES, 0)),
 }
 
@@ -232,3 +274,137 @@ def test_the_hook_is_removed():
     with pytest.raises(RuntimeError), outcome_distributions(), outcome_distributions():
         raise RuntimeError
     assert before == COERCIONS
+
+
+class OneDimension(dist.Normal):
+    """With parameters that may not have a dimension more."""
+
+    def __init__(self, loc, validate_args=None):
+        if loc.dim() > 1:
+            raise RuntimeError("too many")
+        super().__init__(loc, 1.0, validate_args=validate_args)
+
+
+class OfAll(dist.Normal):
+    """With one log_prob for all of a batch."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).sum()
+
+
+@pytest.mark.parametrize("make", [OneDimension, lambda loc: OfAll(loc, 1.0)])
+def test_the_derivative_where_another_category_is_an_error(make):
+    logits = normal(SITES, K).requires_grad_()
+    with outcome_distributions():
+        distribution = make(L[drawn(torch.tensor([2, 0]), logits)])
+    with pytest.warns(UserWarning, match=r"expected a (OneDimension|OfAll).*outcomes=False") as all:
+        found = distribution.log_prob(X)
+    assert len(all) == 1
+    assert torch.equal(found.detach(), make(L[torch.tensor([2, 0])]).log_prob(X))
+    found.sum().backward()
+    assert logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))]
+)
+def test_copies_are_plain(make):
+    with outcome_distributions():
+        value = drawn(torch.tensor([2, 0]), normal(SITES, K).requires_grad_())
+        distribution = dist.Normal(L[value], 1.0)
+    found = make(distribution)
+    assert type(found) is dist.Normal
+    assert torch.equal(found.loc, distribution.plain_distribution.loc)
+    assert repr(distribution) == f"OutcomeDistribution({found})"
+
+
+SAME_NOISE = ["normal", "log-normal", "cauchy", "laplace", "gumbel", "weibull", "uniform"]
+OTHER_NOISE = ["gamma", "beta", "dirichlet", "student", "multivariate, by tril"]
+
+
+@pytest.mark.parametrize("name", [*SAME_NOISE, "exponential", "half-normal", "sigmoid of a normal"])
+def test_a_draw_has_outcomes_of_the_same_noise(name):
+    make, _ = DISTRIBUTIONS[name]
+
+    def function(z):
+        torch.manual_seed(0)
+        with outcome_distributions():
+            return make(z).rsample().sin().sum()
+
+    assert relative_error(function, normal(SITES, K).requires_grad_()) < 1e-10
+
+
+@pytest.mark.parametrize("name", OTHER_NOISE)
+def test_another_draw_has_the_derivative(name):
+    make, _ = DISTRIBUTIONS[name]
+    logits = normal(SITES, K).requires_grad_()
+    with outcome_distributions():
+        distribution = make(drawn(torch.tensor([2, 0]), logits))
+    torch.manual_seed(0)
+    found = distribution.rsample()
+    torch.manual_seed(0)
+    assert torch.equal(found.detach(), make(torch.tensor([2, 0])).rsample())
+    assert not isinstance(found, OutcomeTensor)
+    assert found.requires_grad == distribution.has_rsample
+
+
+def model_of(site):
+    def model(z):
+        def run():
+            with pyro.plate("data", SITES):
+                site(z)
+
+        return pyro.poutine.trace(relaxed(run)).get_trace().log_prob_sum()
+
+    return model
+
+
+def masked(z):
+    with pyro.poutine.mask(mask=z == 1):
+        pyro.sample("x", dist.Normal(L[z], S[z]), obs=X)
+
+
+def scaled(z):
+    with pyro.poutine.scale(scale=2.5):
+        pyro.sample("x", dist.Normal(L[z], S[z]), obs=X)
+
+
+MODELS = {
+    "data of the draw": lambda z: pyro.sample("x", dist.Normal(L[z], 1.0), obs=V[z, 0]),
+    "data of the draw, a plain density": lambda z: pyro.sample("x", dist.Normal(X, 1.0), obs=L[z]),
+    "the draw as data": lambda z: pyro.sample("x", dist.Categorical(W[z]), obs=z),
+    "a delta": lambda z: pyro.sample("x", dist.Delta(L[z], S[z]), obs=L[z]),
+    "a factor": lambda z: pyro.factor("x", (L[z] * S[z]).exp()),
+    "deterministic": lambda z: pyro.factor("x", pyro.deterministic("y", L[z]).exp() * S[z]),
+    "a mask": masked,
+    "a scale": scaled,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_mean_gradient_in_a_model_is_exact(name):
+    logits = normal(SITES, K).requires_grad_()
+    assert relative_error(model_of(MODELS[name]), logits) < 1e-10
+
+
+def test_other_threads():
+    errors = []
+
+    def work():
+        try:
+            for _ in range(50):
+                with outcome_distributions():
+                    logits = torch.zeros(SITES, K, requires_grad=True)
+                    d = dist.Normal(L[drawn(torch.tensor([2, 0]), logits)], 1.0)
+                    assert isinstance(d, OutcomeDistribution)
+                    d.log_prob(X).sum().backward()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not errors
+    assert torch.distributions.Distribution._validate_args

@@ -9,7 +9,9 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch.nn import functional as F
 
-from tests.states import relative_error
+from pyro_gumbel.tensors import index_tensor
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor
+from tests.states import drawn, relative_error
 
 SITES, K = 3, 3
 X, X4 = torch.randn(SITES, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
@@ -68,6 +70,11 @@ FUNCTIONS = {
     "in a value that has outcomes": lambda z: P[z].gather(-1, z[:, None]).log().sum(),
     "a comparison of two": lambda z: torch.where(z[:-1] == z[1:], 0.9, 0.1).log().sum(),
     "changed in place": lambda z: normal(X, A[z].clone().mul_(2).add_(1), 1.0),
+    "a sum over elements": lambda z: (A[z].sum(-1) + B[z].prod()).exp(),
+    "softmax over elements": lambda z: (A[z].softmax(-1) * B[z]).sum() ** 2,
+    "stacked, with one twice": lambda z: torch.stack([A[z[0]], B[z[1]], S[z[0]]]).logsumexp(0),
+    "in a value of all others": lambda z: P[z][..., z.flip(0)].exp().sum(),
+    "Vindex in a value": lambda z: Vindex(P[z])[..., z.flip(0)].exp().sum(),
     "a power": lambda z: (torch.tensor(1.3) ** z.double()).sum() + (z.double() ** 2).exp().sum(),
 }
 
@@ -85,3 +92,98 @@ CURVED = ["a categorical of a draw, at the draw", "columns of values", "a value 
 def test_a_derivative_is_not(name):
     logits = table(SITES, K, seed=7).requires_grad_()
     assert relative_error(FUNCTIONS[name], logits, outcomes=False) > 0.05
+
+
+def drawn_twice():
+    """A draw of two elements with its logits."""
+    logits = table(2, K, seed=7).requires_grad_()
+    return drawn(torch.tensor([2, 0]), logits), logits
+
+
+def test_writing_to_floats_changes_them():
+    value, logits = drawn_twice()
+    floats = A[value].clone()
+    floats[0] = 5.0
+    assert floats.tolist() == [5.0, A[0].item()]
+    floats.cumsum_(0)
+    assert floats.tolist() == [5.0, 5.0 + A[0].item()]
+    floats.sum().backward()
+    assert not logits.grad[0].any()
+    assert logits.grad[1].any()
+
+
+def test_what_was_made_before_a_change_keeps_its_gradient():
+    value, logits = drawn_twice()
+    floats = A[value]
+    total = floats.sum()
+    product = floats @ X[:2]
+    floats += 1
+    (total + product).backward()
+    assert logits.grad.any()
+
+
+def test_many_elements_meet_as_derivatives():
+    logits = torch.zeros(20, 3, requires_grad=True)
+    value = drawn(torch.zeros(20, dtype=torch.int64), logits)
+    floats = A[value]
+    assert floats[:16].logsumexp(0).requires_grad
+    assert type(floats[:16].logsumexp(0)) is OutcomeTensor
+    assert type(floats.logsumexp(0)) is torch.Tensor
+    assert type(floats.sum()) is torch.Tensor
+
+
+def test_too_many_outcomes_are_a_derivative_with_a_warning(monkeypatch):
+    monkeypatch.setattr(index_tensor, "MOST", 10)
+    value, logits = drawn_twice()
+    with pytest.warns(UserWarning, match=r"at most 10 outcomes.* got 12.*outcomes=False"):
+        floats = WIDE[value]
+    assert type(floats) is torch.Tensor
+    floats.exp().sum().backward()
+    assert logits.grad.any()
+
+
+def test_no_elements():
+    logits = torch.zeros(0, K, requires_grad=True)
+    floats = A[drawn(torch.zeros(0, dtype=torch.int64), logits)]
+    floats.exp().sum().backward()
+    assert logits.grad.shape == (0, K)
+
+
+def test_a_hook_on_floats_is_not_called():
+    value, _ = drawn_twice()
+    floats = A[value]
+    floats.register_hook(lambda gradient: gradient.unknown).remove()
+    floats.sum().backward()
+
+
+def test_an_impossible_category_repels():
+    logits = torch.zeros(1, 3, requires_grad=True)
+    value = drawn(torch.tensor([0]), logits)
+    torch.tensor([-500.0, -501.0, -torch.inf])[value].sum().backward()
+    assert (logits.grad[0, :2] > 0).all()
+    assert logits.grad[0, 2] < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes(dtype):
+    logits = torch.zeros(2, K, dtype=dtype, requires_grad=True)
+    floats = A.to(dtype)[drawn(torch.tensor([2, 0]), logits)]
+    assert floats.dtype == dtype
+    floats.exp().sum().backward()
+    exact = A.exp() / K - A.exp().mean() / K
+    torch.testing.assert_close(logits.grad, exact.to(dtype).expand(2, K), rtol=0.02, atol=0.005)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tables_have_the_gradient_of_plain_torch(seed):
+    tables = [table(K, 4, seed=seed).requires_grad_(), table(K, seed=seed + 1).requires_grad_()]
+
+    def function(z):
+        return (tables[0][z].logsumexp(-1) * tables[1][z]).exp().sum()
+
+    value, _ = drawn_twice()
+    found, expected = (
+        torch.autograd.grad(function(z), tables) for z in (value, torch.tensor([2, 0]))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)

@@ -234,14 +234,14 @@ def draws():
     return [Draw(3), Draw(3), Draw(2, 1, k=3), Draw()]
 
 
-def random_expression(chance, numbers):
+def random_expression(chance, numbers, operations=OPERATIONS):
     """A tree of one to five operations, each of the one before and of earlier ones."""
     nodes = [Node("zwvs"[i], i, []) for i in range(len(numbers))]
     values = list(numbers)
     wanted = len(nodes) + chance.randint(1, 5)
     last = chance.randrange(len(nodes))
     while len(nodes) < wanted:
-        kinds, whole = chance.choice(OPERATIONS)
+        kinds, whole = chance.choice(operations)
         name = chance.choice(list(kinds))
         at = [last, chance.randrange(len(nodes))][: len(whole)]
         chance.shuffle(at)
