@@ -4,6 +4,8 @@
 """Gradients by outcomes of Pyro's categorical models, against the enumeration of the guide."""
 
 import itertools
+import math
+import statistics
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,12 +20,14 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanFie
 from pyro.poutine.messenger import Messenger
 from torch.distributions import constraints
 
-from pyro_gumbel import relaxed
+from pyro_gumbel import AutoRelaxed, gradient_report, relaxed
+from pyro_gumbel.distributions.outcome_distribution import OutcomeDistribution
+from pyro_gumbel.distributions.wrappers import WRAPPERS
 from pyro_gumbel.infer.traces import OneSubsample
 from tests.common import slow_unless
-from tests.infer.categorical_models import EXAMPLES, Example, without_marks
+from tests.infer.categorical_models import EXAMPLES, Example, chain_guide, without_marks
 from tests.infer.test_categorical_models import hidden_sites
-from tests.states import drawn
+from tests.states import drawn, relative_error
 
 DRAWS = 2000
 OBJECTIVES = [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO]
@@ -81,6 +85,21 @@ class Problem:
     def exact_gradient(self) -> torch.Tensor:
         elbo = TraceEnum_ELBO(max_plate_nesting=self.example.nesting)
         return self.gradient(elbo, self.model, self.enumerated(self.example.guide))
+
+    def trained_loss(self, elbo: Any, model: Any, guide: Any, steps: int = 100) -> float:
+        """The exact loss after some steps from the start."""
+        leaves = [pyro.param(f"q_{name}").unconstrained() for name in self.hidden]
+        with torch.no_grad():
+            for leaf in leaves:
+                leaf.zero_()
+        optimiser = torch.optim.Adam(leaves, lr=0.1)
+        for _ in range(steps):
+            self.gradient(elbo, model, guide)
+            optimiser.step()
+        exact = TraceEnum_ELBO(max_plate_nesting=self.example.nesting)
+        guide = self.enumerated(self.example.guide)
+        with self.subsample:
+            return exact.loss(self.model, guide, *self.data, **self.settings)
 
     def enumerated(self, guide: Any) -> Callable[..., Any]:
         """The guide, with every site marked for enumeration."""
@@ -264,3 +283,129 @@ def test_the_mean_over_all_states_is_exact(name, objective):
 def test_the_mean_over_all_states_is_not_exact_without_outcomes(name):
     found = problem(SMALL[name], "peaked")
     assert error_over_states(found, Trace_ELBO, outcomes=False) > 0.05
+
+
+# A chain in one tensor.
+
+
+TIMES, STATES = 4, 3
+
+
+def chain_in_one_tensor(log_p, levels, data):
+    start = torch.zeros(TIMES, STATES)
+    z = pyro.sample("z", dist.Categorical(logits=start).to_event(1))
+    pyro.factor("chain", log_p[z[..., :-1], z[..., 1:]].sum(-1))
+    pyro.sample("obs", dist.Normal(levels[z], 0.5).to_event(1), obs=data)
+
+
+def chain_over_a_plate(log_p, levels, data):
+    with pyro.plate("time", TIMES):
+        z = pyro.sample("z", dist.Categorical(logits=torch.zeros(STATES)))
+        pyro.sample("obs", dist.Normal(levels[z], 0.5), obs=data)
+    pyro.factor("chain", log_p[z[..., :-1], z[..., 1:]].sum(-1))
+
+
+@pytest.mark.parametrize("model", [chain_in_one_tensor, chain_over_a_plate])
+def test_a_factor_of_neighbours_in_one_tensor_is_exact(model):
+    log_p = numbers(constraints.simplex, (STATES, STATES), *KINDS["peaked"]).log()
+    args = log_p, torch.randn(STATES), torch.randn(TIMES)
+
+    def log_joint(z):
+        given = relaxed(poutine.condition(model, data={"z": z}))
+        return poutine.trace(given).get_trace(*args).log_prob_sum()
+
+    logits = torch.randn(TIMES, STATES, requires_grad=True)
+    assert relative_error(log_joint, logits) < 1e-10
+
+
+# Training.
+
+
+def assert_trains_as_by_enumeration(name: str, kind: str, gap: float) -> None:
+    """To the same exact ELBO, up to a gap a site; the median of three seeds."""
+    gaps = []
+    for seed in range(3):
+        found = whole(name, kind, seed)
+        nesting = found.example.nesting
+        by_enumeration = TraceEnum_ELBO(max_plate_nesting=nesting)
+        by_draws = TraceMeanField_ELBO(
+            num_particles=10, vectorize_particles=True, max_plate_nesting=nesting
+        )
+        guide = found.example.guide
+        loss = found.trained_loss(by_draws, relaxed(found.model), relaxed(guide))
+        loss -= found.trained_loss(by_enumeration, found.model, found.enumerated(guide))
+        gaps.append(loss / sum(pyro.param(f"q_{site}")[..., 0].numel() for site in found.hidden))
+    assert statistics.median(gaps) < gap
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "gap"), [("mixture", 0.01), ("lda", 0.01), ("chain", 0.05), ("time series", 0.05)]
+)
+def test_training_reaches_the_exact_elbo_of_enumeration(name, gap, kind):
+    assert_trains_as_by_enumeration(name, kind, gap)
+
+
+# Guides whose sites depend on each other.
+
+
+def test_a_guide_of_dependent_sites_trains():
+    """It is not exact: the draw of one site depends on that of another, which is no outcome."""
+    found = problem(EXAMPLES["structured chain"], "peaked")
+    store = pyro.get_param_store()
+    for name in found.hidden:
+        store[f"q_{name}"] = torch.randn(store[f"q_{name}"].shape)
+    exact = found.exact_gradient()
+    cosine, ratio = closeness(found.sampled_gradient(Trace_ELBO, vectorised=False, draws=50), exact)
+    assert math.isfinite(ratio)
+    assert cosine > 0.5
+
+
+# A report.
+
+
+@pytest.mark.slow
+def test_a_report_finds_no_bias_where_all_is_outcomes():
+    found = problem(SMALL["chain"], "peaked")
+
+    def report(outcomes):
+        model, guide = (relaxed(each, outcomes=outcomes) for each in (found.model, chain_guide))
+        return gradient_report(
+            model, guide, num_samples=60, temperatures=[0.5], progress=False,
+            estimators=["second_order", "gumbel_softmax", "straight_through"],
+            elbo=TraceMeanField_ELBO(),
+        )  # fmt: skip
+
+    assert all(row.bias <= 3 * row.bias_error for row in report(True).rows)
+    assert "biased as all rows are" in str(report(False))
+
+
+# Runs without a gradient.
+
+
+def outcome_distributions_in(trace):
+    return [
+        name for name, site in trace.nodes.items()
+        if site["type"] == "sample" and contains_outcomes(site["fn"])
+    ]  # fmt: skip
+
+
+def contains_outcomes(distribution):
+    while isinstance(distribution, WRAPPERS):
+        distribution = distribution.base_dist
+    return isinstance(distribution, OutcomeDistribution)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_runs_without_a_gradient_have_plain_distributions(name):
+    found = whole(name)
+    guide = AutoRelaxed(relaxed(found.model, sites=found.hidden))
+    guide(*found.data, **found.settings)
+    assert not outcome_distributions_in(guide.prototype_trace)
+    with torch.no_grad():
+        trace = poutine.trace(relaxed(found.model)).get_trace(*found.data, **found.settings)
+    assert not outcome_distributions_in(trace)
+    draws = poutine.trace(relaxed(found.example.guide)).get_trace(*found.data, **found.settings)
+    trained = poutine.trace(poutine.replay(relaxed(found.model), trace=draws))
+    assert outcome_distributions_in(trained.get_trace(*found.data, **found.settings))
