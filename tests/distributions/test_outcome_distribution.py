@@ -275,6 +275,9 @@ def test_an_illegal_parameter_of_another_category_does_not_raise(validate_args):
         distribution = dist.Normal(L[value], scales[value], validate_args=validate_args)
     assert isinstance(distribution, OutcomeDistribution)
     assert distribution.log_prob(X).isfinite().all()
+    with outcome_distributions():
+        distribution = dist.GammaPoisson(scales[value], 1.0)  # checks a distribution inside of it
+    assert distribution.log_prob(COUNTS).isfinite().all()
     with pytest.raises(ValueError, match="scale"), outcome_distributions():
         dist.Normal(0.0, scales[drawn(torch.tensor([0, 2]), normal(SITES, K))])
 
