@@ -257,7 +257,9 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     outcomes = outcomes_of(value)
     vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
-    if not outcomes or len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary):
+    are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    is_number = not value.dim()  # as Pyro sums the log_prob of each site
+    if not outcomes or are_many or (is_number and func.__name__ == "sum"):
         linear = func.__name__ in ("sum", "mean")
         return func(collapsed(value, linear=linear), *args[1:], **kwargs)
     result = func(*args, **kwargs)
