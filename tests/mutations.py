@@ -1457,11 +1457,11 @@ rules-ends-by-probabilities        infer/test_random_models.py -k exact
     - linear = func.__name__ in ("sum", "mean")
     + linear = False
 rules-many-elements                tensors/test_outcomes.py -k many_elements
-    - if not outcomes or len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary):
-    + if not outcomes or len(vary) > 1 or any(value.shape[d] == 0 for d in vary):
+    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    + are_many = len(vary) > 1 or any(value.shape[d] == 0 for d in vary)
 rules-no-elements                  tensors/test_outcomes.py -k no_elements
-    - if not outcomes or len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary):
-    + if not outcomes or len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary):
+    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    + are_many = len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary)
 rules-hook                         tensors/test_outcomes.py -k hook
     - if rule is _hook and not args[0].requires_grad:
     + if False:
