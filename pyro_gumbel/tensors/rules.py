@@ -34,7 +34,7 @@ from pyro_gumbel.tensors.index_tensor import (
     outcomes_of,
 )
 from pyro_gumbel.tensors.lookups import Lookup, covers, gathered, of_rows
-from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import is_asked_by_pyro, warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import (
     NO_ELEMENT,
     Outcomes,
@@ -258,8 +258,8 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     outcomes = outcomes_of(value)
     vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
     are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
-    is_number = not value.dim()  # as Pyro sums the log_prob of each site
-    if not outcomes or are_many or (is_number and func.__name__ == "sum"):
+    is_end = func.__name__ == "sum" and len(dims) == value.dim() and _ends(value)
+    if not outcomes or are_many or is_end:
         linear = func.__name__ in ("sum", "mean")
         return func(collapsed(value, linear=linear), *args[1:], **kwargs)
     result = func(*args, **kwargs)
@@ -269,6 +269,14 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(result, Tensor):
         return carrying(result, made)
     return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
+
+
+def _ends(value: Tensor) -> bool:
+    """Whether a sum to one number is the end: of one number, or of a log_prob by Pyro.
+
+    Else the sum over all sites of a model would have the outcomes of all of them.
+    """
+    return not value.dim() or is_asked_by_pyro()
 
 
 def _reduced_dims(args: Any, kwargs: Any) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
 from pyro_gumbel import relaxed
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor
 
 POINTS, K = 3, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -109,3 +110,20 @@ def test_a_value_that_depends_on_a_draw_is_evaluated_whole():
     elbo = (log_q.exp() * (log_p - log_q)).sum() - torch.tensor(4.0).log()
     (exact,) = torch.autograd.grad(-elbo, logits)
     torch.testing.assert_close(found, exact)
+
+
+def test_outcomes_end_where_pyro_sums_a_log_prob():
+    """Else the sum over all sites would have the outcomes of each, and take quadratic time."""
+    logits = normal(POINTS, K).requires_grad_()
+
+    def model():
+        with pyro.plate("points", POINTS):
+            z = pyro.sample("z", dist.Categorical(logits=logits))
+            pyro.sample("x", dist.Normal(LOCS[z], SCALES[z]), obs=X)
+        assert isinstance(LOCS[z].sum(), OutcomeTensor)  # the user's own sum
+
+    trace = pyro.poutine.trace(relaxed(model)).get_trace()
+    trace.compute_log_prob()
+    for name in ("z", "x"):
+        assert type(trace.nodes[name]["log_prob_sum"]) is torch.Tensor
+        assert trace.nodes[name]["log_prob_sum"].requires_grad
