@@ -172,8 +172,9 @@ def relaxed(
         discrete and not marked. With `obs_mask`, Pyro splits a site "y" into an observed and a
         latent part; "y" and "y_unobserved" both name the latent one. A warning names, once, those
         that were observed in every call so far.
-    :param outcomes: None for outcomes of what is made of integer sites; False for the derivative in
-        their one-hot vectors, with the gradient of the estimator.
+    :param outcomes: None for outcomes of what is made of integer sites; True for those of binary
+        and one-hot sites too, as of ``z * a + (1 - z) * b`` and ``z @ table``; False for the
+        derivative in the value of every site, with the gradient of the estimator.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.
