@@ -9,6 +9,7 @@ Where two tensors have the same element at some places only, as ``z[:, None]`` a
 the diagonal, they vary together there, and one of the two groups leaves these places out.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, outcomes_o
 from pyro_gumbel.tensors.outcomes import NO_ELEMENT, Outcomes, are_same
 from pyro_gumbel.tensors.subclass import plain
 
-__all__ = ["MOST_PARTS", "Group", "grouped", "in_parts", "in_parts_of_events", "share"]
+__all__ = ["MOST_PARTS", "Group", "grouped", "holds", "in_parts", "in_parts_of_events", "share"]
 
 MOST_PARTS = 16  # of a tensor that meet in a result, as in a sum
 
@@ -79,7 +80,7 @@ def _join(groups: list[Group], tensors: Sequence[Any]) -> None:
             if not share(group.first, other.first):
                 continue
             common = group.first.elements == other.first.elements
-            if not known(common.any(), otherwise=True):
+            if not holds(common.any(), otherwise=True):
                 continue
             for place, table in other.tables.items():
                 otherwise = group.tables.get(place, plain(tensors[place]))
@@ -93,6 +94,15 @@ def _join(groups: list[Group], tensors: Sequence[Any]) -> None:
 def _are_alike(a: Outcomes, b: Outcomes) -> bool:
     """Whether both depend on the same element at each place."""
     return share(a, b) and are_same(a.elements, b.elements)
+
+
+def holds(truth: Tensor, *, otherwise: bool) -> bool:
+    """Whether something holds of elements, whose numbers are the same in each run of a trace."""
+    if not torch.jit.is_tracing():
+        return bool(known(truth, otherwise))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return bool(truth)
 
 
 def share(a: Outcomes, b: Outcomes) -> bool:
@@ -125,7 +135,7 @@ def _are_distinct(elements: Sequence[Tensor], dim: int) -> bool:
     size = ordered.shape[dim] - 1
     before, after = ordered.narrow(dim, 0, size), ordered.narrow(dim, 1, size)
     twice = (before == after) & (after != NO_ELEMENT)
-    return not known(twice.any(), otherwise=True)
+    return not holds(twice.any(), otherwise=True)
 
 
 def _one_part(value: Tensor, dim: int, outcomes: Outcomes, place: int) -> Outcomes:
@@ -133,7 +143,9 @@ def _one_part(value: Tensor, dim: int, outcomes: Outcomes, place: int) -> Outcom
     table = plain(value).detach().expand(outcomes.num_categories, *value.shape).clone()
     own = outcomes.table.expand_as(table)
     table.select(1 + dim, place).copy_(own.select(1 + dim, place))
-    elements = outcomes.elements.narrow(dim, place, 1)
+    elements = outcomes.elements
+    if elements.shape[dim] != 1:  # else it is no element, at every place
+        elements = elements.narrow(dim, place, 1)
     return Outcomes(outcomes.draws, elements, table)
 
 

@@ -59,10 +59,12 @@ class OutcomeTensor(PlainTensor):
             return OutcomeTensor._rule(func, args, kwargs or {})
 
     @property
+    @torch._disable_dynamo
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
         return self._outcomes if _version_of(self) == self._made_version else ()
 
+    @torch._disable_dynamo
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
         self._outcomes, self._made_version = outcomes, _version_of(self)

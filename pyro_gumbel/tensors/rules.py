@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_gumbel._tracing import in_eager_mode, known
+from pyro_gumbel._tracing import in_eager_mode, in_transform
 from pyro_gumbel.tensors.batching import batched, batched_join
-from pyro_gumbel.tensors.grouping import MOST_PARTS, grouped, in_parts, share
+from pyro_gumbel.tensors.grouping import MOST_PARTS, grouped, holds, in_parts, share
 from pyro_gumbel.tensors.index_tensor import (
     IndexTensor,
     OutcomeTensor,
@@ -448,7 +448,7 @@ def _narrowed(elements: Tensor, before: Tensor, value: Tensor) -> Tensor:
 
     :param before: the elements of the value before it was moved.
     """
-    if before.shape == value.shape or not in_eager_mode():
+    if before.shape == value.shape or in_transform():
         return elements
     for dim, size in enumerate(elements.shape):
         if size > 1:
@@ -538,7 +538,7 @@ def _common(elements: Tensor, dim: int) -> Tensor:
         return elements
     greatest = elements.amax(dim, keepdim=True)
     is_common = (elements == greatest) | (elements == NO_ELEMENT)
-    return greatest if known(is_common.all(), otherwise=False) else elements
+    return greatest if holds(is_common.all(), otherwise=False) else elements
 
 
 def _broadcast(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -590,9 +590,9 @@ def _add_joined(made: list[Outcomes], own: Outcomes, both: Sequence[Callable[[],
     """
     for place, (each, table) in enumerate(zip(made, both, strict=False)):
         common = each.elements == own.elements
-        if not share(each, own) or not known(common.any(), otherwise=True):
+        if not share(each, own) or not holds(common.any(), otherwise=True):
             continue
-        if known(common.all(), otherwise=False):
+        if holds(common.all(), otherwise=False):
             made[place] = replace(each, table=table())
             return
         made[place] = replace(each, table=torch.where(common, table(), each.table))
