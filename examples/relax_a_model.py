@@ -88,10 +88,18 @@ class Run(NamedTuple):
 
 
 def train(
-    run: Run, what: str, steps: int, model: object, guide: object, elbo: ELBO, *data: Tensor
+    run: Run,
+    what: str,
+    steps: int,
+    model: object,
+    guide: object,
+    elbo: ELBO,
+    *data: Tensor,
+    rate_of_logits: float = 0.3,
 ) -> None:
     def rate(parameter: str) -> dict[str, float]:
-        return {"lr": 0.3 if "logits" in parameter else 0.1, "lrd": 0.03 ** (1 / steps)}
+        first = rate_of_logits if "logits" in parameter else 0.1
+        return {"lr": first, "lrd": 0.03 ** (1 / steps)}
 
     svi = SVI(model, guide, ClippedAdam(rate), elbo)
     for _, bar in training_steps(steps, stop=run.stop, what=what):
@@ -135,7 +143,9 @@ def relaxed_mixture(run: Run, x: Tensor) -> Result:
     guide = AutoGuideList(model)
     guide.append(guide_of_parameters(model, x))
     guide.append(AutoRelaxed(poutine.block(model, expose=["z"]), run.temperature))
-    train(run, "relaxed", 4 * run.steps, model, guide, Trace_ELBO(**many(PARTICLES, 1)), x)
+    objective = Trace_ELBO(**many(PARTICLES, 1))
+    # The logits are as slow as the means: a wine that is sure of its cluster does not leave it.
+    train(run, "relaxed", 4 * run.steps, model, guide, objective, x, rate_of_logits=0.1)
     elbo = -Trace_ELBO(**many(EVALUATION_PARTICLES, 1)).loss(model, guide, x)
     return Result(guide[1].distribution("z").probs.detach(), elbo, time.perf_counter() - start)
 
