@@ -518,7 +518,7 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
         table = present[0].table.reshape(k, *[1] * elements.dim())
         return Outcomes(draws, elements, table, is_category=len(present) == len(parts))
     tables = [
-        (part.unsqueeze(0) if each is None else each.table).expand(k, *part.shape)
+        (plain(part).unsqueeze(0) if each is None else _table_of(part, each)).expand(k, *part.shape)
         for part, each in zip(parts, of_parts, strict=True)
     ]
     table = batched_join(func, tables, rest, kwargs)
@@ -527,6 +527,14 @@ def _joined_outcomes(func: Any, parts: Any, of_parts: Any, rest: Any, kwargs: An
     if table.is_floating_point() and all(each or not _varies(part) for part, each in pairs):
         elements = _common(elements, dim % elements.dim())
     return Outcomes(draws, elements, table)
+
+
+def _table_of(part: Tensor, outcomes: Outcomes) -> Tensor:
+    """The table, with the value itself where a part depends on no element."""
+    missing = outcomes.elements == NO_ELEMENT
+    if not holds(missing.any(), otherwise=True):
+        return outcomes.table
+    return torch.where(missing, plain(part).detach(), outcomes.table)
 
 
 def _common(elements: Tensor, dim: int) -> Tensor:
