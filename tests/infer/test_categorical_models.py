@@ -74,7 +74,6 @@ OBJECTIVES = {
 }
 EAGER = [objective for objective in OBJECTIVES if "Jit" not in objective]
 QUICK = {
-    *(("hmm 2", objective) for objective in EAGER),
     *(("mixture", objective) for objective in [*EAGER, "JitTrace_ELBO"]),
     *((name, "Trace_ELBO, vectorised") for name in EXAMPLES),
 }
