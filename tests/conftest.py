@@ -23,3 +23,9 @@ def _fresh_process():
     Distribution.set_default_validate_args(validate)
     pyro.enable_validation(True)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def float64():
+    """Tensors of this precision by default, for the length of a test."""
+    torch.set_default_dtype(torch.float64)

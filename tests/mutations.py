@@ -625,7 +625,7 @@ selected-possible-everywhere       distributions/test_selected_component.py
     - return total + torch.where(z == 0, 0.0, infinite).sum(-1)
     + return total
 selected-possible-index            distributions/test_selected_component.py
-    - return total + entry(infinite, plain(z))
+    - return total + entries(infinite, plain(z))
     + return total
 selected-plain-index               distributions/test_selected_component.py -k index
     - return z if isinstance(z, OutcomeTensor) else plain(z)
@@ -1150,11 +1150,6 @@ integrals-kl-temperatures          distributions/test_kl.py
     - elementary = (k - 1) * (tau_q / tau_p).log()
     + elementary = (k - 1) * (tau_p / tau_q).log()
 
-[ops/lookup.py]
-lookup-types                       distributions/test_category_index.py
-    - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
-    + indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
-
 [ops/logarithms.py]
 logarithm-of-a-subnormal           distributions/test_arguments.py -k subnormal
     - return _log(value, finfo.tiny * finfo.eps)
@@ -1331,6 +1326,9 @@ index-other-type                   tensors/test_lost_gradient.py -k warns_once
     + pass
 
 [tensors/lookups.py]
+lookups-types-of-an-index          distributions/test_category_index.py
+    - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
+    + indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
 lookups-place-of-numbers           tensors/test_index_tensor.py -k literal
     - places = [dim - sizes[:i].count(0) for i, dim in enumerate(dims) if sizes[i]]
     + places = [dim for i, dim in enumerate(dims) if sizes[i]]
@@ -1380,6 +1378,32 @@ one-hot-beside-an-index            tensors/test_index_tensor.py -k are_tables
 one-hot-known-to-compiled-code     tensors/test_one_hot_sample.py -k compiled_function_takes
     - return other is cls or other is Tensor
     + return other is cls
+
+[tensors/operations.py]
+operations-without-a-gradient      tensors/test_lost_gradient.py -k without_a_gradient
+    - return not torch.is_grad_enabled() and in_eager_mode()
+    + return False
+operations-changes-in-place        tensors/test_lost_gradient.py -k warns_once
+    - value.keep(made or ())
+    + pass
+operations-change-of-a-copy        tensors/test_outcomes.py -k writing_to_floats
+    - value.copy_(new)
+    + pass
+operations-ends-by-probabilities   infer/test_random_models.py -k exact
+    - linear = func.__name__ in ("sum", "mean")
+    + linear = False
+operations-many-elements           tensors/test_outcomes.py -k many_elements
+    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    + are_many = len(vary) > 1 or any(value.shape[d] == 0 for d in vary)
+operations-no-elements             tensors/test_outcomes.py -k no_elements
+    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    + are_many = len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary)
+operations-hook                    tensors/test_outcomes.py -k hook
+    - if rule is _hook and not args[0].requires_grad:
+    + if False:
+operations-end-of-a-log-prob       infer/test_draws_with_outcomes.py -k pyro_sums
+    - return not value.dim() or is_asked_by_pyro()
+    + return not value.dim()
 
 [tensors/outcomes.py]
 outcomes-sign                      tensors/test_index_tensor.py -k literal
@@ -1435,15 +1459,6 @@ rules-any-strides                  tensors/test_index_tensor.py -k literal
 rules-masks                        tensors/test_lost_gradient.py -k warns_once
     - return entry.dtype in (torch.bool, torch.uint8)
     + return False
-rules-without-a-gradient           tensors/test_lost_gradient.py -k without_a_gradient
-    - return not torch.is_grad_enabled() and in_eager_mode()
-    + return False
-rules-changes-in-place             tensors/test_lost_gradient.py -k warns_once
-    - value.keep(made or ())
-    + pass
-rules-change-of-a-copy             tensors/test_outcomes.py -k writing_to_floats
-    - value.copy_(new)
-    + pass
 rules-written-over                 tensors/test_random_outcomes.py
     - elements[index] = NO_ELEMENT
     + pass
@@ -1453,21 +1468,12 @@ rules-lookup-at-the-same-element   tensors/test_outcomes.py -k mean_gradient
 rules-lookup-at-other-elements     tensors/test_outcomes.py -k mean_gradient
     - own = replace(own, elements=torch.where(common, NO_ELEMENT, own.elements))
     + pass
-rules-ends-by-probabilities        infer/test_random_models.py -k exact
-    - linear = func.__name__ in ("sum", "mean")
-    + linear = False
-rules-many-elements                tensors/test_outcomes.py -k many_elements
-    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
-    + are_many = len(vary) > 1 or any(value.shape[d] == 0 for d in vary)
-rules-no-elements                  tensors/test_outcomes.py -k no_elements
-    - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
-    + are_many = len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary)
-rules-hook                         tensors/test_outcomes.py -k hook
-    - if rule is _hook and not args[0].requires_grad:
-    + if False:
 rules-several-at-a-place           tensors/test_index_tensor.py -k literal
     - found[k, sum(size == k for size, _ in found)] = each
     + found[k, 0] = each
+rules-part-without-an-element      tensors/test_outcomes.py -k mean_gradient
+    - return torch.where(missing, plain(part).detach(), outcomes.table)
+    + return outcomes.table
 
 [tensors/subclass.py]
 subclass-stored-as-plain           tensors/test_lost_gradient.py -k copies_are_plain

@@ -37,9 +37,9 @@ from pyro_gumbel._validation import broadcast, check_value, read_validate_args, 
 from pyro_gumbel.constraints import simplex
 from pyro_gumbel.distributions.base import expanded
 from pyro_gumbel.ops.autograd import zero_with_gradient
-from pyro_gumbel.ops.lookup import entry
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor
+from pyro_gumbel.tensors.lookups import entries
 from pyro_gumbel.tensors.subclass import plain
 
 __all__ = ["SelectedComponent"]
@@ -236,7 +236,7 @@ class SelectedComponent(TorchDistribution):
         z = self.z.detach()
         index = z if self._is_index else z.argmax(-1)
         index = index.reshape(index.shape + (1,) * self.event_dim)
-        return entry(self._components_last(draws), index)
+        return entries(self._components_last(draws), index)
 
 
 class _OfAComponent(constraints.Constraint):
@@ -296,14 +296,14 @@ def _weighted_sum(z: Tensor, table: Tensor, floor: Tensor | float) -> Tensor:
     total = _weighted(z, torch.where(finite, table, floor))
     infinite = torch.where(finite, 0.0, table.detach())
     if not z.is_floating_point():
-        return total + entry(infinite, plain(z))
+        return total + entries(infinite, plain(z))
     return total + torch.where(z == 0, 0.0, infinite).sum(-1)
 
 
 def _weighted(z: Tensor, table: Tensor) -> Tensor:
     """The sum of z * table over the last dimension of a finite table, for an index its entry."""
     if not z.is_floating_point():
-        return entry(table, z)
+        return entries(table, z)
     return (cast(z, torch.promote_types(z.dtype, table.dtype)) * table).sum(-1)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "collapsed",
     "drawn_index",
     "outcomes_of",
+    "varies",
 ]
 
 MOST = 2**26  # outcomes of a tensor
@@ -52,8 +53,9 @@ class OutcomeTensor(PlainTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
-            args, kwargs = collapsed(args), collapsed(kwargs or {})
-            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+            args, kwargs = collapsed((args, kwargs or {}))
+            if varies((args, kwargs)):
+                warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             return OutcomeTensor._rule(func, args, kwargs or {})
@@ -208,3 +210,12 @@ def collapsed(value: Any, *, linear: bool = False) -> Any:
     if type(value) in (tuple, list):
         return type(value)(collapsed(each, linear=linear) for each in value)
     return value
+
+
+def varies(argument: Any) -> bool:
+    """Whether there is a tensor with outcomes in an argument."""
+    if isinstance(argument, tuple | list):
+        return any(map(varies, argument))
+    if isinstance(argument, dict):
+        return any(map(varies, argument.values()))
+    return isinstance(argument, OutcomeTensor)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.ops.lookup import entry as entry_of
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, carrying, outcomes_of
 from pyro_gumbel.tensors.outcomes import Outcomes, without_gradient
 from pyro_gumbel.tensors.subclass import plain
@@ -172,13 +171,18 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
         dimension.
     """
     if not isinstance(index, IndexTensor) or isinstance(table, OutcomeTensor):
-        return entry_of(table, index)
-    result = entry_of(table, plain(index))
+        return _entries_of(table, index)
+    result = _entries_of(table, plain(index))
     if in_eager_mode() and not torch.is_grad_enabled():
         return result
     with without_gradient():
         made = [_entries(table, each.aligned(result.dim())) for each in outcomes_of(index)]
     return carrying(result, made)
+
+
+def _entries_of(table: Tensor, index: Tensor) -> Tensor:
+    indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
+    return whole.gather(-1, indices[..., :1]).squeeze(-1)
 
 
 def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:
@@ -188,7 +192,7 @@ def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:
         shape = codes.shape
         codes = codes.reshape(shape[:1] + (1,) * (rank + 1 - len(shape)) + shape[1:])
     else:
-        codes = entry_of(table, _within(outcomes.table, table.shape[-1]))
+        codes = _entries_of(table, _within(outcomes.table, table.shape[-1]))
     return Outcomes(outcomes.draws, outcomes.elements, codes)
 
 

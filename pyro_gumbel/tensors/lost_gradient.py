@@ -21,6 +21,7 @@ _CONSTRAINTS = {
 # Modules that pass on what was called.
 _TRANSPARENT = {
     "pyro_gumbel.tensors.index_tensor",
+    "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
     "torch._compile",
     "torch._dynamo.eval_frame",

@@ -23,16 +23,10 @@ from pyro_gumbel.distributions.outcome_distribution import (
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor
 from tests.states import drawn, relative_error
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SITES, K = 2, 3
 GENERATOR = torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def normal(*shape):

@@ -29,16 +29,13 @@ from tests.infer.categorical_models import EXAMPLES, Example, chain_guide, witho
 from tests.infer.test_categorical_models import hidden_sites
 from tests.states import drawn, relative_error
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 DRAWS = 2000
 OBJECTIVES = [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO]
 # The concentration of the probabilities, and the spread of the other numbers.
 KINDS = {"mild": (1.0, 1.0), "peaked": (0.2, 2.5)}
 MODELS = [name for name in EXAMPLES if name not in ("structured chain", "amortised lda")]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
 
 
 # A model with a guide at its start.

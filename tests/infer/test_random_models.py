@@ -24,6 +24,8 @@ from pyro_gumbel.ops.second_order import with_one_hot_gradient
 from pyro_gumbel.tensors.index_tensor import drawn_index
 from tests.states import prob_of, states
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 MOST = 4  # categories
 
 # Numbers made of two sites, which may be the same one, with tables of numbers.
@@ -233,13 +235,6 @@ def exact(model):
         trace = poutine.trace(poutine.condition(model.__call__, values)).get_trace()
         total = total + prob * (prob.log() - trace.log_prob_sum())
     return model.gradient(total)
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def seeds(least, most):

@@ -13,16 +13,10 @@ from pyro_gumbel.tensors import index_tensor
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor
 from tests.states import drawn, relative_error
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SITES, K = 3, 3
 X, X4 = torch.randn(SITES, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def table(*shape, seed=0):
@@ -37,6 +31,13 @@ AT = torch.tensor([0, 1, 1, 2])
 def normal(x, loc, scale):
     scale = torch.as_tensor(scale)
     return (-((x - loc) ** 2) / (2 * scale**2) - scale.log()).sum()
+
+
+def beside_a_part_without_a_draw(z):
+    values = torch.stack([A[z], S[z]], -1)
+    written = values.clone()
+    written[0] = 0.3
+    return torch.stack([written, values])
 
 
 # A log density of each, and what makes it hard for a derivative.
@@ -59,6 +60,10 @@ FUNCTIONS = {
     "values side by side": lambda z: torch.stack([A[z], B[z]], -1).logsumexp(-1).sum(),
     "a value beside a constant": lambda z: (
         torch.cat([A[z][:, None], torch.ones(SITES, 1)], -1).logsumexp(-1).sum()
+    ),
+    "beside a part without a draw": lambda z: beside_a_part_without_a_draw(z).exp().sum(),
+    "side by side, by hstack": lambda z: (
+        torch.hstack([A[z][:, None], B[z][:, None]]).logsumexp(-1).sum()
     ),
     "a copy of values": lambda z: normal(X, A[z].clone(), S[z].flip(0).flip(0)),
     "logsumexp over an event": lambda z: WIDE[z].logsumexp(-1).sum(),

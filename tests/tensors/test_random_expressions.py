@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from .substitution import Draw, assert_equal, centred
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 class Node:
     """An operation and its arguments; without arguments the draw of this number."""
@@ -296,13 +298,6 @@ def check(seed):
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(centred(a), centred(b), rtol=1e-9, atol=1e-9)
     return True
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_random_expressions():

@@ -35,6 +35,8 @@ from .test_random_expressions import (
     within,
 )
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def changed(function):
     """A copy of a tensor, changed in place."""
@@ -209,13 +211,6 @@ def check(seed, monkeypatch):
     for a, b in zip(gradients_of(found, own, weights), expected, strict=True):
         torch.testing.assert_close(centred(a), centred(b), rtol=1e-9, atol=1e-9)
     return any(each.any() for each in expected)
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_random_expressions(monkeypatch):

@@ -1,0 +1,394 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How an operation of torch is applied to tensors with outcomes.
+
+An operation acts on the numbers as on those of a plain tensor. Its rule, from
+`pyro_gumbel.tensors.rules`, then gives the result its outcomes. Without a rule, floats take part
+as plain tensors with the derivative. Integers and truth values take part without a gradient, with a
+warning, except in *questions* that do not depend on the numbers, as ``shape``.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.tensors.grouping import MOST_PARTS, in_parts
+from pyro_gumbel.tensors.index_tensor import (
+    OutcomeTensor,
+    carrying,
+    collapsed,
+    outcomes_of,
+    varies,
+)
+from pyro_gumbel.tensors.lost_gradient import is_asked_by_pyro, warn_of_lost_gradient
+from pyro_gumbel.tensors.outcomes import without_gradient
+from pyro_gumbel.tensors.rules import (
+    broadcasting_rule,
+    converting_rule,
+    elementwise_rule,
+    embedding_rule,
+    gather_rule,
+    getitem_rule,
+    index_select_rule,
+    is_row_lookup,
+    joining_rule,
+    loss_rule,
+    moving_like_rule,
+    moving_rule,
+    one_hot_rule,
+    product_rule,
+    reduced_dims,
+    reduced_outcomes,
+    rows_of,
+    take_along_dim_rule,
+    take_rule,
+    writing_rule,
+)
+
+__all__: list[str] = []
+
+Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and its result
+
+
+def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operation, with the outcomes that it has."""
+    rule = _rule_of(func)
+    if (rule is _ask and not varies(args[1:])) or _is_without_gradient():
+        return func(*args, **kwargs)
+    if rule is _ask_for_gradient:
+        return func(*args) or _has_gradient(args[0])
+    if rule is _hook and not args[0].requires_grad:
+        return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
+    if _is_in_place(func):
+        return _changed_in_place(func, args, kwargs)
+    if rule is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
+    if rule is _reduced:
+        return _reduce(func, args, kwargs)
+    if rule is getitem_rule and is_row_lookup(*args):
+        return rows_of(*args)
+    result = func(*args, **kwargs)
+    if args and result is args[0]:
+        return result
+    made = _made(rule, func, args, kwargs, result)
+    if made is None and _has_floats((args, kwargs)):
+        return _collapse(func, args, kwargs)
+    compares = _compares_floats(args)
+    if made is None:
+        if not compares:
+            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+        return result
+    result = _carrying(result, made)
+    if compares and isinstance(result, OutcomeTensor) and result.dtype == torch.bool:
+        result.compares_floats = True
+    return result
+
+
+OutcomeTensor._rule = staticmethod(_apply)
+
+
+def _compares_floats(args: Any) -> bool:
+    """Whether an argument is a float, or the result of comparing floats.
+
+    The gradient of a float ends where it is compared, as in torch, without a warning.
+    """
+    values = [each for each in args if isinstance(each, OutcomeTensor)]
+    return any(each.compares_floats or each.is_floating_point() for each in values)
+
+
+# The operations that end a computation: the loss is a linear function of what they are called with.
+_ENDS = {"backward", "grad"}
+
+
+def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation on plain floats, with gradients in place of their outcomes."""
+    name = getattr(func, "__name__", repr(func))
+    args, kwargs = collapsed((args, kwargs), linear=name in _ENDS)
+    if varies((args, kwargs)):
+        warn_of_lost_gradient(name)
+    return func(*args, **kwargs)
+
+
+def _has_floats(arguments: Any) -> bool:
+    """Whether floats with outcomes are among the arguments."""
+    if isinstance(arguments, dict):
+        return any(map(_has_floats, arguments.values()))
+    if isinstance(arguments, tuple | list):
+        return any(map(_has_floats, arguments))
+    return isinstance(arguments, OutcomeTensor) and arguments.is_floating_point()
+
+
+def _is_without_gradient() -> bool:
+    """Whether torch records no gradient, as under `torch.no_grad`."""
+    return not torch.is_grad_enabled() and in_eager_mode()
+
+
+def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """The outcomes of a result, or of each of its tensors; None where they are lost."""
+    if kwargs:
+        args, kwargs = _regular(rule, args, kwargs)
+    if rule is None or "out" in kwargs:
+        return None
+    try:
+        with without_gradient():
+            return rule(func, args, kwargs, result)
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+    ):  # not known here, or another category would be an error
+        return None
+
+
+def _regular(rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments without an `out` of None, and with the first one not by its name."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "out" or value is not None}
+    first = {"input", "tensors"} & set(kwargs)
+    if first and not args and rule is not elementwise_rule:
+        args = (kwargs.pop(first.pop()),)
+    return args, kwargs
+
+
+def _carrying(result: Any, outcomes: Any) -> Any:
+    if not outcomes:
+        return result
+    if isinstance(result, Tensor):
+        return carrying(result, outcomes)
+    return type(result)(map(carrying, result, outcomes))
+
+
+# Which rule is for which function.
+
+
+_RULES: dict[Any, Rule | None] = {}  # found so far
+
+
+def _rule_of(func: Any) -> Rule | None:
+    if func not in _RULES:
+        _RULES[func] = _find_rule(func)
+    return _RULES[func]
+
+
+def _find_rule(func: Any) -> Rule | None:
+    name = getattr(func, "__name__", "")
+    if name == "__get__" and getattr(func, "__self__", None) is Tensor.requires_grad:
+        return _ask_for_gradient
+    if name == "__get__":
+        return _MOVING_PROPERTIES.get(getattr(func, "__self__", None), _ask)
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    stem = name.strip("_")
+    stem = _OPERATORS.get(stem, stem)
+    return elementwise_rule if stem in _ALSO_ELEMENTWISE or _is_elementwise(stem) else None
+
+
+@functools.cache
+def _is_elementwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return False
+    tags = set().union(*(getattr(packet, each).tags for each in packet.overloads()))
+    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+
+
+# Reductions.
+
+
+def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For `sum`, `logsumexp`, `softmax` and their kind, see `_reduce`."""
+    raise NotImplementedError
+
+
+def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
+    """A reduction: of outcomes over the dimensions of an event, and over a few elements of a draw.
+
+    Over more of them it is of plain floats. A sum of them is a linear function of each.
+    """
+    if kwargs:
+        args, kwargs = _regular(_reduced, args, kwargs)
+    if len(args) > 1 and isinstance(args[1], Tensor):  # `max` and `min` of two tensors
+        return _apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
+    value, dims = args[0], reduced_dims(args, kwargs)
+    if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
+        warn_of_lost_gradient(func.__name__)
+        return func(*args, **kwargs)
+    outcomes = outcomes_of(value)
+    vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
+    are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
+    is_end = func.__name__ == "sum" and len(dims) == value.dim() and _ends(value)
+    if not outcomes or are_many or is_end:
+        linear = func.__name__ in ("sum", "mean")
+        return func(collapsed(value, linear=linear), *args[1:], **kwargs)
+    result = func(*args, **kwargs)
+    groups = in_parts(value, vary.pop()) if vary else outcomes
+    with without_gradient():
+        made = [reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
+    if isinstance(result, Tensor):
+        return carrying(result, made)
+    return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
+
+
+def _ends(value: Tensor) -> bool:
+    """Whether a sum to one number is the end: of one number, or of a log_prob by Pyro.
+
+    Else the sum over all sites of a model would have the outcomes of all of them.
+    """
+    return not value.dim() or is_asked_by_pyro()
+
+
+# Changes in place.
+
+
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    is_operator = name in _IN_PLACE_OPERATORS or name == "__setitem__"
+    return is_operator or (name.endswith("_") and not name.endswith("__"))
+
+
+def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """The change of a value with outcomes. Into another tensor of integers the gradient is lost."""
+    name, value = func.__name__, args[0] if args else None
+    if not isinstance(value, OutcomeTensor):
+        if _has_floats((args, kwargs)):
+            return _collapse(func, args, kwargs)
+        warn_of_lost_gradient(name)
+        return func(*args, **kwargs)
+    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
+    made = None
+    if name == "__setitem__" and value.is_floating_point():
+        made = _made(writing_rule, func, args, kwargs, value)
+    elif _rule_of(other) is elementwise_rule:
+        made = _made(elementwise_rule, other, args, kwargs, value)
+    if made is None and _has_floats((args, kwargs)):
+        return _changed_to_derivative(func, args, kwargs)
+    result = func(*args, **kwargs)
+    if made is None:
+        warn_of_lost_gradient(name)
+    value.keep(made or ())
+    return result
+
+
+def _changed_to_derivative(func: Any, args: Any, kwargs: Any) -> Any:
+    """A change without a rule: of a copy that has the derivative, which is then the value."""
+    value, *rest = args
+    new = collapsed(value)
+    result = _collapse(func, (new, *rest), kwargs)
+    value.copy_(new)
+    value.keep(())
+    return value if result is new else result
+
+
+# Questions, and the names of all functions.
+
+
+def _ask(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For what does not depend on the numbers, and for what asks for a plain tensor."""
+    return None
+
+
+def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For `requires_grad`, see `_has_gradient`."""
+    return None
+
+
+def _hook(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For a hook on a gradient. Outcomes take the place of that of their value: it is not called.
+
+    Pyro's validation has one that looks for NaN.
+    """
+    return None
+
+
+def _has_gradient(value: OutcomeTensor) -> bool:
+    """Whether floats will have a gradient in a draw."""
+    draws = [draw for each in value.kept for draw in each.draws]
+    return value.is_floating_point() and any(draw.one_hot.requires_grad for draw in draws)
+
+
+def _properties(*names: str) -> Iterator[Any]:
+    return (getattr(Tensor, name) for name in names)
+
+
+_MOVING_PROPERTIES: dict[Any, Rule] = dict.fromkeys(
+    _properties("T", "mT", "H", "mH", "real"), moving_rule
+)
+
+
+_MOVING = {
+    *("reshape", "view", "expand", "unsqueeze", "squeeze", "permute", "transpose", "t"),
+    *("flatten", "unflatten", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"),
+    *("narrow", "select", "flip", "__reversed__", "fliplr", "flipud", "rot90", "roll"),
+    *("repeat", "tile", "repeat_interleave", "broadcast_to", "diagonal", "atleast_1d"),
+    *("atleast_2d", "atleast_3d", "adjoint", "chunk", "split", "tensor_split"),
+    *("hsplit", "vsplit", "dsplit", "unbind", "split_with_sizes", "contiguous", "clone"),
+}
+
+_CONVERTING = {
+    *("float", "double", "half", "bfloat16", "long", "int", "short", "char", "byte"),
+    *("bool", "to", "type", "type_as", "cpu", "cuda"),
+}
+
+_QUESTIONS = {
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset"),
+    *("data_ptr", "get_device", "element_size", "is_floating_point", "is_complex"),
+    *("is_signed", "is_contiguous", "is_inference", "result_type", "can_cast"),
+    *("__len__", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like"),
+    *("randn_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("detach", "requires_grad_", "retain_grad", "__hash__", "__dir__"),
+    *("__array_wrap__", "__dlpack_device__", "__set__", "__delete__"),
+    *("broadcast_shapes", "is_same_size", "is_conj", "is_neg", "_is_view", "is_pinned"),
+    *("untyped_storage", "is_shared", "share_memory_", "as_subclass"),
+}
+
+_BY_NAME: dict[str, Rule | None] = {
+    **dict.fromkeys(_MOVING, moving_rule),
+    **dict.fromkeys(_CONVERTING, converting_rule),
+    **dict.fromkeys(_QUESTIONS, _ask),
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as"), moving_like_rule),
+    **dict.fromkeys(("sum", "mean", "prod", "logsumexp", "softmax", "log_softmax"), _reduced),
+    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _reduced),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
+    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), product_rule),
+    **dict.fromkeys(("stack", "cat", "concat", "concatenate"), joining_rule),
+    **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), joining_rule),
+    **dict.fromkeys(("broadcast_tensors",), broadcasting_rule),
+    **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), loss_rule),
+    "register_hook": _hook,
+    "__getitem__": getitem_rule,
+    "gather": gather_rule,
+    "take_along_dim": take_along_dim_rule,
+    "take": take_rule,
+    "index_select": index_select_rule,
+    "embedding": embedding_rule,
+    "one_hot": one_hot_rule,
+}
+
+_IN_PLACE_OPERATORS = {
+    f"__i{name}__": f"__{name}__"
+    for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
+}
+
+# Those that torch does not tag.
+_ALSO_ELEMENTWISE = {
+    *("floor_divide", "isclose", "isreal", "special_xlogy"),
+    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink"),
+}
+
+_OPERATORS = {
+    **{f"r{name}": name for name in ("add", "sub", "mul", "pow")},
+    **dict.fromkeys(("truediv", "rtruediv", "div", "rdiv", "true_divide"), "div"),
+    **dict.fromkeys(("floordiv", "rfloordiv"), "floor_divide"),
+    **dict.fromkeys(("mod", "rmod"), "remainder"),
+    **dict.fromkeys(("and", "rand"), "bitwise_and"),
+    **dict.fromkeys(("or", "ror"), "bitwise_or"),
+    **dict.fromkeys(("xor", "rxor"), "bitwise_xor"),
+    "invert": "bitwise_not",
+    **dict.fromkeys(("lshift", "rlshift"), "bitwise_left_shift"),
+    **dict.fromkeys(("rshift", "rrshift"), "bitwise_right_shift"),
+    "pos": "positive",
+}
