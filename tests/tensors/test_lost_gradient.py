@@ -289,3 +289,13 @@ def test_a_warning_inside_of_pyro_names_the_line_of_the_model():
         found = multinomial.log_prob(F.one_hot(z.index, 4))
     assert {each.filename for each in caught} == {__file__}
     assert torch.equal(found, multinomial.log_prob(F.one_hot(z.numbers, 4)))
+
+
+def test_a_float_has_the_derivative_in_operations_of_other_classes():
+    """Without a warning: the gradient is not lost."""
+    draw, table = Draw(4, dtype=torch.float32), torch.arange(4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = table[draw.with_outcomes] * torch.ones(4).as_subclass(Marked)
+    (gradient,) = torch.autograd.grad(found.sum(), draw.one_hot)
+    torch.testing.assert_close(gradient, table.expand(4, 4))
