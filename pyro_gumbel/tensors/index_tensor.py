@@ -58,7 +58,7 @@ class OutcomeTensor(PlainTensor):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
-            return OutcomeTensor._rule(func, args, kwargs or {})
+            return cls._rule(func, args, kwargs or {})
 
     @property
     @torch._disable_dynamo
@@ -70,6 +70,13 @@ class OutcomeTensor(PlainTensor):
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
         self._outcomes, self._made_version = outcomes, _version_of(self)
+
+    def collapsed(self, *, linear: bool) -> Tensor:
+        """The same numbers with a gradient in place of the outcomes, if they are floats."""
+        if not (self.is_floating_point() or self.is_complex()):
+            return self
+        outcomes = outcomes_of(self)
+        return with_gradient(self.plain, outcomes, linear=linear) if outcomes else self.plain
 
 
 def _version_of(value: OutcomeTensor) -> int:
@@ -201,10 +208,7 @@ def collapsed(value: Any, *, linear: bool = False) -> Any:
     :param linear: whether the loss is linear in them.
     """
     if isinstance(value, OutcomeTensor):
-        if not (value.is_floating_point() or value.is_complex()):
-            return value
-        outcomes = outcomes_of(value)
-        return with_gradient(value.plain, outcomes, linear=linear) if outcomes else value.plain
+        return value.collapsed(linear=linear)
     if isinstance(value, dict):
         return {name: collapsed(each, linear=linear) for name, each in value.items()}
     if type(value) in (tuple, list):
