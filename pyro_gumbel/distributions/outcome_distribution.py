@@ -429,9 +429,10 @@ def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:
 
 def _replaced(argument: Any, replace: Replace, checks: bool, tail: int) -> Any:
     """An argument with other tensors in it."""
+    if isinstance(argument, DeferredTensor):
+        return replace(argument.settled, tail)
     if isinstance(argument, Tensor):
-        is_deferred = isinstance(argument, DeferredTensor)
-        return replace(argument.settled if is_deferred else argument, tail)
+        return replace(argument, tail)
     if isinstance(argument, OutcomeDistribution):
         return argument._make(lambda tensor, own: replace(tensor, own + tail), checks)
     if isinstance(argument, WRAPPERS) and _has_outcomes(argument):

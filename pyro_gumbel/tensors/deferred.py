@@ -35,18 +35,23 @@ class DeferredTensor(OutcomeTensor):
     @torch._disable_dynamo
     def defer(self, make: Callable[[], Tensor]) -> None:
         """Take what a function makes for the tensor of a loss that is not linear."""
-        self._make = functools.cache(make)
-        self.keep(())
+        self._make = functools.cache(functools.partial(_made, make))
+        self._made_version = version_of(self)
 
     @property
     def settled(self) -> Tensor:
         """The same numbers for a loss that is not linear in them."""
-        with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
-            return self._make() if version_of(self) == self._made_version else self.plain
+        return self._make() if version_of(self) == self._made_version else self.plain
 
     def collapsed(self, *, linear: bool) -> Tensor:
         made: Tensor = self.plain if linear else collapsed(self.settled)
         return made
+
+
+def _made(make: Callable[[], Tensor]) -> Any:
+    """What a function makes, called as from outside of an operation."""
+    with torch._C._EnableTorchFunction(), torch.enable_grad():
+        return settled(make())
 
 
 def deferred(value: Tensor, make: Callable[[], Tensor]) -> Tensor:
@@ -78,15 +83,17 @@ def settled(arguments: Any) -> Any:
 def remade(result: Any, make: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     """What makes a result again; the result itself if an argument has been changed in place.
 
-    :param make: a function of the arguments, which has `_Later` in place of deferred tensors.
+    :param make: a function of the arguments, which has `_Later` in place of deferred tensors. It is
+        called without the rules of our tensor classes.
     """
     arguments = _later(arguments)
     before = [(each, version_of(each)) for each in _tensors_in(arguments)]
 
     def again() -> Any:
-        if all(version_of(each) == version for each, version in before):
+        if any(version_of(each) != version for each, version in before):
+            return result
+        with torch._C.DisableTorchFunctionSubclass():
             return make(*arguments)
-        return result
 
     return again
 

@@ -122,6 +122,14 @@ def test_another_loss_is_exact_on_average(name):
     assert relative_error(loss, logits()) < 1e-10
 
 
+def test_a_sum_of_a_deferred_tensor_is_exact_on_average():
+    def loss(z):
+        rows = PAIR[z].sum(-1) + PAIR[z].sum()
+        return (rows.sum() / 3).exp()
+
+    assert relative_error(loss, logits()) < 1e-10
+
+
 def test_a_sum_in_two_losses_has_both_gradients():
     def loss(z):
         total = A[z].sum()

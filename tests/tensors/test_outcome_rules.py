@@ -102,6 +102,12 @@ FUNCTIONS = {
     "our binary prior, of integers": lambda z: (
         BernoulliStraightThrough(logits=X).log_prob((z == 1).long()).sum()
     ),
+    "a function of our one-hot prior": lambda z: (
+        CategoricalStraightThrough(logits=LOGITS).log_prob(one_hot(z)).exp().sum()
+    ),
+    "a function of our binary prior": lambda z: (
+        BernoulliStraightThrough(logits=X).log_prob((z == 1).double()).sum().exp()
+    ),
     "binary prior": lambda z: dist.Bernoulli(logits=X).log_prob((z == 1).double()).sum(),
     "binary likelihood": lambda z: dist.Bernoulli(logits=A[z]).log_prob((X > 0).double()).sum(),
     "selected component": lambda z: SelectedComponent(z, dist.Normal(A[:K], S)).log_prob(X).sum(),
