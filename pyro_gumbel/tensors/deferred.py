@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import in_transform, version_of
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
+from pyro_gumbel._tracing import in_transform
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
 
 __all__ = ["DeferredTensor", "deferred", "remade", "settled"]
 
@@ -35,20 +35,20 @@ class DeferredTensor(OutcomeTensor):
     @torch._disable_dynamo
     def defer(self, make: Callable[[], Tensor]) -> None:
         """Take what a function makes for the tensor of a loss that is not linear."""
-        self._make = functools.cache(functools.partial(_made, make))
-        self._made_version = version_of(self)
+        self._make = functools.cache(functools.partial(_called_outside, make))
+        self._made_version = changes_of(self)
 
     @property
     def settled(self) -> Tensor:
         """The same numbers for a loss that is not linear in them."""
-        return self._make() if version_of(self) == self._made_version else self.plain
+        return self._make() if changes_of(self) == self._made_version else self.plain
 
     def collapsed(self, *, linear: bool) -> Tensor:
         made: Tensor = self.plain if linear else collapsed(self.settled)
         return made
 
 
-def _made(make: Callable[[], Tensor]) -> Any:
+def _called_outside(make: Callable[[], Tensor]) -> Any:
     """What a function makes, called as from outside of an operation."""
     with torch._C._EnableTorchFunction(), torch.enable_grad():
         return settled(make())
@@ -87,10 +87,10 @@ def remade(result: Any, make: Callable[..., Any], *arguments: Any) -> Callable[[
         called without the rules of our tensor classes.
     """
     arguments = _later(arguments)
-    before = [(each, version_of(each)) for each in _tensors_in(arguments)]
+    before = [(each, changes_of(each)) for each in _tensors_in(arguments)]
 
     def again() -> Any:
-        if any(version_of(each) != version for each, version in before):
+        if any(changes_of(each) != version for each, version in before):
             return result
         with torch._C.DisableTorchFunctionSubclass():
             return make(*arguments)
@@ -107,7 +107,7 @@ class _Later:
 
 def _later(arguments: Any) -> Any:
     if isinstance(arguments, DeferredTensor):
-        if version_of(arguments) == arguments._made_version:
+        if changes_of(arguments) == arguments._made_version:
             return _Later(arguments._make)
         return arguments.plain
     if isinstance(arguments, dict):

@@ -22,6 +22,7 @@ __all__ = [
     "OutcomeTensor",
     "as_derivative",
     "carrying",
+    "changes_of",
     "collapsed",
     "drawn_index",
     "outcomes_of",
@@ -64,12 +65,12 @@ class OutcomeTensor(PlainTensor):
     @torch._disable_dynamo
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
-        return self._outcomes if _version_of(self) == self._made_version else ()
+        return self._outcomes if changes_of(self) == self._made_version else ()
 
     @torch._disable_dynamo
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
-        self._outcomes, self._made_version = outcomes, _version_of(self)
+        self._outcomes, self._made_version = outcomes, changes_of(self)
 
     def collapsed(self, *, linear: bool) -> Tensor:
         """The same numbers with a gradient in place of the outcomes, if they are floats."""
@@ -79,8 +80,8 @@ class OutcomeTensor(PlainTensor):
         return with_gradient(self.plain, outcomes, linear=linear) if outcomes else self.plain
 
 
-def _version_of(value: OutcomeTensor) -> int:
-    """That of the numbers, not asked of the rules, which takes longer."""
+def changes_of(value: Tensor) -> int:
+    """How often the numbers were changed in place, not asked of the rules, which takes longer."""
     with torch._C.DisableTorchFunctionSubclass():
         return version_of(value)
 
@@ -154,7 +155,7 @@ def outcomes_of(value: Any) -> Sequence[Outcomes]:
     """The outcomes of a tensor; none for other things, and none where it was changed in place."""
     if not isinstance(value, OutcomeTensor):
         return ()
-    if _version_of(value) != value._made_version:
+    if changes_of(value) != value._made_version:
         warn_of_lost_gradient("a change in place")
         return ()
     return value._outcomes
