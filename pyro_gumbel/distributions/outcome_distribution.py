@@ -210,7 +210,7 @@ class OutcomeDistribution(TorchDistribution):
         if made is None:
             return function(self._with_derivatives, *(collapsed(value) for value, _ in values))
         new = with_gradient(result, made, linear=True)
-        return deferred(new, lambda: carrying(result, made))
+        return deferred(new, carrying, result, made)
 
     def _outcomes(self, function: Any, values: Any, result: Tensor) -> list[Outcomes]:
         """What the number would have been, for each set of elements that varies on its own.

@@ -194,7 +194,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
         if not isinstance(value, OutcomeTensor):
             return self._log_prob(plain(value))
         linear = self._log_prob(plain(collapsed(value, linear=True)))
-        return deferred(linear, lambda: self._log_prob(value))
+        return deferred(linear, self._log_prob, value)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         weights = self.family.one_hot(value)

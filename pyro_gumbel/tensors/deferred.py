@@ -13,9 +13,7 @@ remembers how to make the other one. A linear operation, as ``v + w``, ``2 * v``
 gives such a tensor again. Every other operation takes the other one.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,46 +22,89 @@ from torch import Tensor
 from pyro_gumbel._tracing import in_transform
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
 
-__all__ = ["DeferredTensor", "deferred", "remade", "settled"]
+__all__ = ["DeferredTensor", "Later", "deferred", "settled"]
 
 
 class DeferredTensor(OutcomeTensor):
     """A tensor with the gradient for a loss that is linear in it, see this module."""
 
-    _make: Callable[[], Tensor]
+    _later: "Later"  # the same numbers for a loss that is not
 
-    @torch._disable_dynamo
-    def defer(self, make: Callable[[], Tensor]) -> None:
-        """Take what a function makes for the tensor of a loss that is not linear."""
-        self._make = functools.cache(functools.partial(_called_outside, make))
-        self._made_version = changes_of(self)
+    def defer(self, later: "Later") -> None:
+        """Take what is made later for the tensor of a loss that is not linear."""
+        self._later, self._made_version = later, changes_of(self)
+
+    @property
+    def later(self) -> Any:
+        """What makes the tensor of other losses; the tensor as it is if it was changed in place."""
+        return self._later if changes_of(self) == self._made_version else self.plain
 
     @property
     def settled(self) -> Tensor:
         """The same numbers for a loss that is not linear in them."""
-        return self._make() if changes_of(self) == self._made_version else self.plain
+        made: Tensor = _at_last(self.later)
+        return made
 
     def collapsed(self, *, linear: bool) -> Tensor:
         made: Tensor = self.plain if linear else collapsed(self.settled)
         return made
 
 
-def _called_outside(make: Callable[[], Tensor]) -> Any:
-    """What a function makes, called as from outside of an operation."""
-    with torch._C._EnableTorchFunction(), torch.enable_grad():
-        return settled(make())
+class Later:
+    """What a function makes of its arguments, when it is needed, once.
+
+    Deferred tensors among the arguments are taken as they are now. If a plain tensor among them is
+    changed in place meanwhile, other numbers would come of it. Then the value is taken itself.
+    """
+
+    __slots__ = ("_arguments", "_before", "_function", "_made", "_value")
+
+    def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        self._value, self._function, self._made = value, function, None
+        self._before: list[tuple[Tensor, int]] = []
+        self._arguments = _noted(arguments, self._before)
+
+    def make(self) -> Any:
+        """It, as a function of the arguments that has no deferred tensors in its result."""
+        if self._made is not None:
+            return self._made
+        if any(changes_of(each) != changes for each, changes in self._before):
+            return self._value
+        with torch._C._EnableTorchFunction(), torch.enable_grad():
+            self._made = settled(self._function(*self._arguments))
+        return self._made
 
 
-def deferred(value: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """The same numbers and graph, which remember what to make for a loss that is not linear.
+def _at_last(value: Any) -> Any:
+    return value.make() if isinstance(value, Later) else value
+
+
+def _noted(arguments: Any, before: list[tuple[Tensor, int]]) -> Any:
+    """The arguments as they are now.
+
+    :param before: takes each plain tensor, and how often it was changed.
+    """
+    if isinstance(arguments, DeferredTensor):
+        arguments = arguments.later
+    if isinstance(arguments, Tensor):
+        before.append((arguments, changes_of(arguments)))
+    elif type(arguments) in (tuple, list):
+        return type(arguments)([_noted(each, before) for each in arguments])
+    elif isinstance(arguments, dict):
+        return {name: _noted(each, before) for name, each in arguments.items()}
+    return arguments
+
+
+def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
+    """The same numbers and graph, which remember what makes them for a loss that is not linear.
 
     :param value: a plain tensor, with the gradient for a loss that is linear in it.
-    :param make: makes the same numbers for other losses.
+    :param function: makes the same numbers for other losses, of these arguments, see `Later`.
     """
-    if not value.requires_grad or in_transform() or torch.compiler.is_compiling():
+    if in_transform() or torch.compiler.is_compiling():
         return value
     new = value.as_subclass(DeferredTensor)
-    new.defer(make)
+    new.defer(Later(value, function, *arguments))
     return new
 
 
@@ -71,57 +112,8 @@ def settled(arguments: Any) -> Any:
     """The arguments of an operation that is not linear in them."""
     if isinstance(arguments, DeferredTensor):
         return arguments.settled if torch.is_grad_enabled() else arguments.plain
-    if isinstance(arguments, _Later):
-        return arguments.make()
     if isinstance(arguments, dict):
         return {name: settled(each) for name, each in arguments.items()}
     if type(arguments) in (tuple, list):
         return type(arguments)(map(settled, arguments))
-    return arguments
-
-
-def remade(result: Any, make: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """What makes a result again; the result itself if an argument has been changed in place.
-
-    :param make: a function of the arguments, which has `_Later` in place of deferred tensors. It is
-        called without the rules of our tensor classes.
-    """
-    arguments = _later(arguments)
-    before = [(each, changes_of(each)) for each in _tensors_in(arguments)]
-
-    def again() -> Any:
-        if any(changes_of(each) != version for each, version in before):
-            return result
-        with torch._C.DisableTorchFunctionSubclass():
-            return make(*arguments)
-
-    return again
-
-
-@dataclass(frozen=True, slots=True)
-class _Later:
-    """A deferred tensor as it is now, made when it is needed."""
-
-    make: Callable[[], Tensor]
-
-
-def _later(arguments: Any) -> Any:
-    if isinstance(arguments, DeferredTensor):
-        if changes_of(arguments) == arguments._made_version:
-            return _Later(arguments._make)
-        return arguments.plain
-    if isinstance(arguments, dict):
-        return {name: _later(each) for name, each in arguments.items()}
-    if type(arguments) in (tuple, list):
-        return type(arguments)(map(_later, arguments))
-    return arguments
-
-
-def _tensors_in(arguments: Any) -> Iterator[Tensor]:
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, dict):
-        yield from _tensors_in(tuple(arguments.values()))
-    elif isinstance(arguments, tuple | list):
-        for each in arguments:
-            yield from _tensors_in(each)
+    return _at_last(arguments)

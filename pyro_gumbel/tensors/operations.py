@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.tensors.deferred import DeferredTensor, deferred, remade, settled
+from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
 from pyro_gumbel.tensors.event_rules import (
     class_loss_rule,
     is_plain_mean,
@@ -226,8 +226,12 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     if func.__name__ not in _SUMS or not (vary or not value.dim()):
         return _reduced_over(dims, vary, func, args, kwargs)
     result = func(collapsed(value, linear=True), *args[1:], **kwargs)
-    make = functools.partial(_reduced_over, dims, vary, func)
-    return deferred(result, remade(result, make, args, kwargs))
+    return deferred(result, _reduced_later, dims, vary, func, args, kwargs)
+
+
+def _reduced_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _reduced_over(*arguments)
 
 
 def _reduced_over(dims: list[int], vary: set[int], func: Any, args: Any, kwargs: Any) -> Any:
@@ -284,17 +288,34 @@ def _settled(func: Any, args: Any, kwargs: Any) -> Any:
     return _apply(func, args, kwargs) if varies((args, kwargs)) else func(*args, **kwargs)
 
 
+def _settled_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _settled(*arguments)
+
+
 def _linear(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation for a loss that is linear in its result."""
-    arguments, named = collapsed((args, kwargs), linear=True)
-    result = func(*arguments, **named)
-    make = remade(result, functools.partial(_settled, func), args, kwargs)
+    result = func(*_for_linear(args), **_for_linear(kwargs))
     if isinstance(result, Tensor):
-        return deferred(result, make) if result.requires_grad else make()
-    make = functools.cache(make)
-    return type(result)(
-        deferred(each, functools.partial(lambda i: make()[i], i)) for i, each in enumerate(result)
-    )
+        return deferred(result, _settled_later, func, args, kwargs)
+    whole = Later(result, _settled_later, func, args, kwargs)
+    return type(result)(deferred(each, _entry_of, i, whole) for i, each in enumerate(result))
+
+
+def _entry_of(place: int, whole: Any) -> Any:
+    return settled(whole)[place]
+
+
+def _for_linear(arguments: Any) -> Any:
+    """The arguments with gradients in place of outcomes. A deferred tensor has its gradient."""
+    if isinstance(arguments, Tensor):
+        is_ready = isinstance(arguments, DeferredTensor)
+        return arguments if is_ready else collapsed(arguments, linear=True)
+    if type(arguments) in (tuple, list):
+        return type(arguments)([_for_linear(each) for each in arguments])
+    if isinstance(arguments, dict):
+        return {name: _for_linear(each) for name, each in arguments.items()}
+    return arguments
 
 
 def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
@@ -304,15 +325,14 @@ def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
         return _settled(func, args, kwargs)
     other = getattr(Tensor, _IN_PLACE_OPERATORS.get(func.__name__, func.__name__[:-1]), None)
     if _is_linear(other, args, kwargs):
-        make = remade(value.plain, functools.partial(_settled, other), args, kwargs)
-        arguments, named = collapsed((rest, kwargs), linear=True)
-        func(value, *arguments, **named)
-        value.defer(make)
+        later = Later(value.plain, _settled_later, other, args, kwargs)
+        func(value, *_for_linear(rest), **_for_linear(kwargs))
+        value.defer(later)
     else:
         new = _settled(Tensor.clone, (value,), {})
         _settled(func, (new, *rest), kwargs)
         value.copy_(collapsed(new, linear=True))
-        value.defer(lambda: new)
+        value.defer(Later(value.plain, settled, new))
     return value
 
 
@@ -325,6 +345,8 @@ def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
     name, rule = getattr(func, "__name__", ""), _rule_of(func)
     if "out" in kwargs:
         return False
+    if name.strip("_") in _COMPARISONS:
+        return True  # in which no loss is linear: the result has no gradient until it is settled
     if rule in (moving_rule, moving_like_rule, getitem_rule, converting_rule) or name in _SUMS:
         return not varies(args[1:]) and not varies(kwargs)
     if name in _PRODUCTS:
@@ -479,8 +501,10 @@ _ENDS = {"backward", "grad"}
 # Operations on a deferred tensor whose results have no gradient.
 _CHECKS = {
     *_ENDS,
-    *("isnan", "isinf", "isfinite", "item", "tolist", "__bool__", "__float__", "__int__"),
+    *("isnan", "isinf", "isfinite", "all", "any"),
+    *("item", "tolist", "__bool__", "__float__", "__int__"),
 }
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 # Linear operations, besides those that move.
 _SUMS = {"sum", "mean"}
