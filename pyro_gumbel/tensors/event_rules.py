@@ -24,6 +24,7 @@ __all__ = [
     "is_plain_mean",
     "loss_rule",
     "matrix_rule",
+    "pair_rule",
     "product_rule",
     "reduced_dims",
     "reduced_outcomes",
@@ -87,13 +88,18 @@ def product_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     first, second = by_name(args, kwargs, "input", "mat2" if "mat2" in kwargs else "other")
     if not varies(second) and second.dim() <= 2:
         return _product_with_plain(first, second)
-    if min(first.dim(), second.dim()) < 2:
+    return pair_rule(torch.matmul, (first, second), {}, result)
+
+
+def pair_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """A function of pairs of matrices, over the last two dimensions, as a product."""
+    if min(each.dim() for each in args) < 2 or varies(kwargs):
         return None
     made = []
-    for group in grouped((first, second), result.dim() - 2, (2, 2)):
-        tables = [_matrices(group, place, each) for place, each in enumerate((first, second))]
+    for group in grouped(args, result.dim() - 2, (2, 2)):
+        tables = [_matrices(group, place, each) for place, each in enumerate(args)]
         elements = group.first.elements[..., None, None]
-        made.append(Outcomes(group.first.draws, elements, torch.matmul(*tables)))
+        made.append(Outcomes(group.first.draws, elements, func(*tables, **kwargs)))
     return made
 
 

@@ -23,6 +23,7 @@ from pyro_gumbel.tensors.event_rules import (
     is_plain_mean,
     loss_rule,
     matrix_rule,
+    pair_rule,
     product_rule,
     reduced_dims,
     reduced_outcomes,
@@ -35,7 +36,7 @@ from pyro_gumbel.tensors.index_tensor import (
     outcomes_of,
     varies,
 )
-from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import warn_of_derivative, warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import without_gradient
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
@@ -115,6 +116,8 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = collapsed((args, kwargs), linear=name in _ENDS)
     if varies((args, kwargs)):
         warn_of_lost_gradient(name)
+    elif name not in _ENDS:
+        warn_of_derivative(name)
     return func(*args, **kwargs)
 
 
@@ -477,6 +480,7 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _reduced),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
     **dict.fromkeys(("matmul", "__matmul__", "mv", "mm", "bmm"), product_rule),
+    **dict.fromkeys(("linalg_solve_triangular", "linalg_solve", "cholesky_solve"), pair_rule),
     **dict.fromkeys(("tril", "triu", "cholesky", "linalg_cholesky", "inverse"), matrix_rule),
     **dict.fromkeys(("linalg_inv", "matrix_exp", "linalg_matrix_exp", "pinverse"), matrix_rule),
     **dict.fromkeys(("det", "logdet", "linalg_det", "cholesky_inverse"), matrix_rule),

@@ -52,6 +52,10 @@ FUNCTIONS = {
     "product of a plain batch": lambda z: (SQUARES @ SQUARES[z]).exp().sum(),
     "product of a plain matrix": lambda z: torch.bmm(SQUARES, mat2=SQUARES[z]).exp().sum(),
     "cholesky": lambda z: torch.linalg.cholesky(covariances(z)).exp().sum(),
+    "solve": lambda z: torch.linalg.solve(covariances(z), SQUARES[z]).exp().sum(),
+    "solve, triangular": lambda z: (
+        torch.linalg.solve_triangular(SQUARES[z], SQUARES, upper=False).exp().sum()
+    ),
     "tril": lambda z: SQUARES[z].tril(-1).exp().sum(),
     "triu": lambda z: torch.triu(SQUARES[z], diagonal=1).exp().sum(),
     "inverse": lambda z: covariances(z).inverse().exp().sum(),
