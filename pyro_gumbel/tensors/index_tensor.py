@@ -114,7 +114,8 @@ class IndexTensor(OutcomeTensor):
       `relaxed(model)`, of every distribution whose parameters are made of z.
 
     **Where floats have the derivative.** `linear`, convolutions and other functions that mix
-    elements take a plain tensor. Its gradient is the derivative at what was drawn, passed on by the
+    elements take a plain tensor, and so does a function of a sum over more than 16 elements of z
+    that is not linear in it. Its gradient is the derivative at what was drawn, passed on by the
     estimator of the distribution. The same holds where a tensor would have more than 2^26 outcomes,
     with a warning; under the transforms of `torch.func`; and with
     ``relaxed(model, outcomes=False)``.
