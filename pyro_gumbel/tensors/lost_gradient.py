@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["is_asked_by_pyro", "warn_of_lost_gradient"]
+__all__ = ["warn_of_lost_gradient"]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
@@ -20,6 +20,7 @@ _CONSTRAINTS = {
 }
 # Modules that pass on what was called.
 _TRANSPARENT = {
+    "pyro_gumbel.tensors.deferred",
     "pyro_gumbel.tensors.index_tensor",
     "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
@@ -76,13 +77,6 @@ def warn_of_lost_gradient(name: str) -> None:
         "if no gradient is wanted",
         stacklevel=user + 2,
     )
-
-
-def is_asked_by_pyro() -> bool:
-    """Whether the operation under way is Pyro's own, and not the user's."""
-    callers = list(_callers())
-    asker = next((each for each in callers if each not in _TRANSPARENT), "")
-    return asker.partition(".")[0] == "pyro"
 
 
 def _callers() -> Iterator[str]:

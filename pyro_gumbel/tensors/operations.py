@@ -17,6 +17,16 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
+from pyro_gumbel.tensors.event_rules import (
+    class_loss_rule,
+    is_plain_mean,
+    loss_rule,
+    matrix_rule,
+    product_rule,
+    reduced_dims,
+    reduced_outcomes,
+)
 from pyro_gumbel.tensors.grouping import MOST_PARTS, in_parts
 from pyro_gumbel.tensors.index_tensor import (
     OutcomeTensor,
@@ -25,7 +35,7 @@ from pyro_gumbel.tensors.index_tensor import (
     outcomes_of,
     varies,
 )
-from pyro_gumbel.tensors.lost_gradient import is_asked_by_pyro, warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import without_gradient
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
@@ -37,13 +47,9 @@ from pyro_gumbel.tensors.rules import (
     index_select_rule,
     is_row_lookup,
     joining_rule,
-    loss_rule,
     moving_like_rule,
     moving_rule,
     one_hot_rule,
-    product_rule,
-    reduced_dims,
-    reduced_outcomes,
     rows_of,
     take_along_dim_rule,
     take_rule,
@@ -70,6 +76,8 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _collapse(func, args, kwargs)
     if rule is _reduced:
         return _reduce(func, args, kwargs)
+    if rule in (loss_rule, class_loss_rule) and kwargs.get("reduction", "mean") != "none":
+        return _reduced_loss(func, args, kwargs)
     if rule is getitem_rule and is_row_lookup(*args):
         return rows_of(*args)
     result = func(*args, **kwargs)
@@ -99,10 +107,6 @@ def _compares_floats(args: Any) -> bool:
     """
     values = [each for each in args if isinstance(each, OutcomeTensor)]
     return any(each.compares_floats or each.is_floating_point() for each in values)
-
-
-# The operations that end a computation: the loss is a linear function of what they are called with.
-_ENDS = {"backward", "grad"}
 
 
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
@@ -207,25 +211,41 @@ def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     """A reduction: of outcomes over the dimensions of an event, and over a few elements of a draw.
 
-    Over more of them it is of plain floats. A sum of them is a linear function of each.
+    Over more of them it is of plain floats. A sum over elements is deferred: it is linear in each.
     """
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
     if len(args) > 1 and isinstance(args[1], Tensor):  # `max` and `min` of two tensors
         return _apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
-    value, dims = args[0], reduced_dims(args, kwargs)
+    value = args[0]
     if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
         warn_of_lost_gradient(func.__name__)
         return func(*args, **kwargs)
+    dims = reduced_dims(args, kwargs)
+    vary = {d for d in dims for each in outcomes_of(value) if each.elements.shape[d] != 1}
+    if func.__name__ not in _SUMS or not (vary or not value.dim()):
+        return _reduced_over(dims, vary, func, args, kwargs)
+    result = func(collapsed(value, linear=True), *args[1:], **kwargs)
+    return deferred(result, _reduced_later, dims, vary, func, args, kwargs)
+
+
+def _reduced_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _reduced_over(*arguments)
+
+
+def _reduced_over(dims: list[int], vary: set[int], func: Any, args: Any, kwargs: Any) -> Any:
+    """A reduction over some dimensions, with outcomes if elements vary along at most one of them.
+
+    :param vary: the dimensions along which they do.
+    """
+    value = args[0]
     outcomes = outcomes_of(value)
-    vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
     are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
-    is_end = func.__name__ == "sum" and len(dims) == value.dim() and _ends(value)
-    if not outcomes or are_many or is_end:
-        linear = func.__name__ in ("sum", "mean")
-        return func(collapsed(value, linear=linear), *args[1:], **kwargs)
+    if not outcomes or are_many:
+        return func(collapsed(value), *args[1:], **kwargs)
     result = func(*args, **kwargs)
-    groups = in_parts(value, vary.pop()) if vary else outcomes
+    groups = in_parts(value, min(vary)) if vary else outcomes
     with without_gradient():
         made = [reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
     if isinstance(result, Tensor):
@@ -233,12 +253,109 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
 
 
-def _ends(value: Tensor) -> bool:
-    """Whether a sum to one number is the end: of one number, or of a log_prob by Pyro.
+def _reduced_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """The sum or the mean of a loss, whose terms have outcomes."""
+    reduction = kwargs.get("reduction", "mean")
+    has_weights = _rule_of(func) is class_loss_rule and not is_plain_mean(args, kwargs)
+    if len(args) > 3 or (reduction == "mean" and has_weights):
+        return _collapse(func, args, kwargs)
+    terms = _apply(func, args, {**kwargs, "reduction": "none"})
+    size = {"sum": 1, "mean": terms.numel(), "batchmean": len(args[0])}[reduction]
+    with torch._C._EnableTorchFunction():
+        return terms.sum() / size
 
-    Else the sum over all sites of a model would have the outcomes of all of them.
-    """
-    return not value.dim() or is_asked_by_pyro()
+
+# Deferred tensors.
+
+
+def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operation that a deferred tensor takes part in."""
+    if _only_asks(func) or _is_without_gradient():
+        return func(*args, **kwargs)
+    if _is_in_place(func):
+        return _deferred_in_place(func, args, kwargs)
+    if _is_linear(func, args, kwargs):
+        return _linear(func, args, kwargs)
+    return _settled(func, args, kwargs)
+
+
+DeferredTensor._rule = staticmethod(_apply_deferred)
+
+
+def _settled(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation for a loss that is not linear in its arguments."""
+    args, kwargs = settled((args, kwargs))
+    return _apply(func, args, kwargs) if varies((args, kwargs)) else func(*args, **kwargs)
+
+
+def _settled_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _settled(*arguments)
+
+
+def _linear(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation for a loss that is linear in its result."""
+    result = func(*_for_linear(args), **_for_linear(kwargs))
+    if isinstance(result, Tensor):
+        return deferred(result, _settled_later, func, args, kwargs)
+    whole = Later(result, _settled_later, func, args, kwargs)
+    return type(result)(deferred(each, _entry_of, i, whole) for i, each in enumerate(result))
+
+
+def _entry_of(place: int, whole: Any) -> Any:
+    return settled(whole)[place]
+
+
+def _for_linear(arguments: Any) -> Any:
+    """The arguments with gradients in place of outcomes. A deferred tensor has its gradient."""
+    if isinstance(arguments, Tensor):
+        is_ready = isinstance(arguments, DeferredTensor)
+        return arguments if is_ready else collapsed(arguments, linear=True)
+    if type(arguments) in (tuple, list):
+        return type(arguments)([_for_linear(each) for each in arguments])
+    if isinstance(arguments, dict):
+        return {name: _for_linear(each) for name, each in arguments.items()}
+    return arguments
+
+
+def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """The change of a deferred tensor, or of another tensor by one."""
+    value, *rest = args
+    if not isinstance(value, DeferredTensor):
+        return _settled(func, args, kwargs)
+    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(func.__name__, func.__name__[:-1]), None)
+    if _is_linear(other, args, kwargs):
+        later = Later(value.plain, _settled_later, other, args, kwargs)
+        func(value, *_for_linear(rest), **_for_linear(kwargs))
+        value.defer(later)
+    else:
+        new = _settled(Tensor.clone, (value,), {})
+        _settled(func, (new, *rest), kwargs)
+        value.copy_(collapsed(new, linear=True))
+        value.defer(Later(value.plain, settled, new))
+    return value
+
+
+def _only_asks(func: Any) -> bool:
+    return _rule_of(func) in (_ask, _ask_for_gradient, _hook) or func.__name__ in _CHECKS
+
+
+def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a result is linear in all tensors with outcomes together, up to a constant."""
+    name, rule = getattr(func, "__name__", ""), _rule_of(func)
+    if "out" in kwargs:
+        return False
+    if name.strip("_") in _COMPARISONS:
+        return True  # in which no loss is linear: the result has no gradient until it is settled
+    if rule in (moving_rule, moving_like_rule, getitem_rule, converting_rule) or name in _SUMS:
+        return not varies(args[1:]) and not varies(kwargs)
+    if name in _PRODUCTS:
+        return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
+    if name in _QUOTIENTS:
+        return not varies(args[1:]) and not kwargs
+    if name == "where":
+        return not varies(args[0]) and not kwargs
+    return name in _DIFFERENCES or rule in (joining_rule, broadcasting_rule)
 
 
 # Changes in place.
@@ -345,6 +462,12 @@ _QUESTIONS = {
     *("untyped_storage", "is_shared", "share_memory_", "as_subclass"),
 }
 
+_LOSSES = {
+    *("binary_cross_entropy", "binary_cross_entropy_with_logits", "gaussian_nll_loss"),
+    *("poisson_nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"),
+    *("soft_margin_loss", "margin_ranking_loss", "hinge_embedding_loss"),
+}
+
 _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(_MOVING, moving_rule),
     **dict.fromkeys(_CONVERTING, converting_rule),
@@ -353,11 +476,15 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("sum", "mean", "prod", "logsumexp", "softmax", "log_softmax"), _reduced),
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _reduced),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
-    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), product_rule),
+    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm", "bmm"), product_rule),
+    **dict.fromkeys(("tril", "triu", "cholesky", "linalg_cholesky", "inverse"), matrix_rule),
+    **dict.fromkeys(("linalg_inv", "matrix_exp", "linalg_matrix_exp", "pinverse"), matrix_rule),
+    **dict.fromkeys(("det", "logdet", "linalg_det", "cholesky_inverse"), matrix_rule),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), joining_rule),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), joining_rule),
     **dict.fromkeys(("broadcast_tensors",), broadcasting_rule),
-    **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), loss_rule),
+    **dict.fromkeys(_LOSSES, loss_rule),
+    **dict.fromkeys(("cross_entropy", "nll_loss"), class_loss_rule),
     "register_hook": _hook,
     "__getitem__": getitem_rule,
     "gather": gather_rule,
@@ -368,15 +495,40 @@ _BY_NAME: dict[str, Rule | None] = {
     "one_hot": one_hot_rule,
 }
 
+# The operations that end a computation: the loss is a linear function of what they are called with.
+_ENDS = {"backward", "grad"}
+
+# Operations on a deferred tensor whose results have no gradient.
+_CHECKS = {
+    *_ENDS,
+    *("isnan", "isinf", "isfinite", "all", "any"),
+    *("item", "tolist", "__bool__", "__float__", "__int__"),
+}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+
+# Linear operations, besides those that move.
+_SUMS = {"sum", "mean"}
+_DIFFERENCES = {
+    *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "subtract"),
+    *("neg", "negative", "__neg__", "positive", "__pos__"),
+}
+_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
+_QUOTIENTS = {"div", "divide", "true_divide", "__truediv__"}
+
 _IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
 }
 
-# Those that torch does not tag.
+# Those that torch does not tag, with its second names for others.
 _ALSO_ELEMENTWISE = {
-    *("floor_divide", "isclose", "isreal", "special_xlogy"),
-    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink"),
+    *("floor_divide", "isclose", "isreal", "special_xlogy", "conj", "resolve_conj"),
+    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink", "hardswish", "resolve_neg"),
+    *("subtract", "multiply", "divide", "negative", "absolute", "fix"),
+    *("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh"),
+    *("greater", "greater_equal", "less", "less_equal", "not_equal"),
+    *("special_expit", "special_gammainc", "special_gammaincc", "special_gammaln"),
+    *("special_ndtr", "special_psi"),
 }
 
 _OPERATORS = {
