@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 427: forty minutes on one core
+    python tests/mutations.py                                # all: forty minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
@@ -1502,9 +1502,6 @@ outcomes-second-derivative-of-none tensors/test_transforms.py -k second_derivati
     + if False:
 
 [tensors/rules.py]
-rules-largest-of-one               tensors/test_lost_gradient.py -k warns_once
-    - if table.dim() != group.first.table.dim():
-    + if False:
 rules-dtype-of-numbers             tensors/test_index_tensor.py -k single_number
     - each = list(map(_with_dimension, each))
     + pass

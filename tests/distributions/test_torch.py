@@ -11,7 +11,6 @@ from pyro_gumbel import (
     LogitRelaxedBernoulli,
     RelaxedBernoulli,
     RelaxedCategorical,
-    RelaxedSubset,
 )
 from tests.common import (
     ALL,
@@ -194,10 +193,7 @@ def test_compiled_samples_have_their_distribution(cls):
 
 @pytest.mark.parametrize(
     "cls",
-    slow_unless(
-        lambda cls: cls in (LogitRelaxedBernoulli, RelaxedSubset),
-        [*RELAXED_VALUES[:3], *RELAXED_LOGITS],
-    ),
+    slow_unless(lambda cls: cls is LogitRelaxedBernoulli, [*RELAXED_VALUES[:3], *RELAXED_LOGITS]),
 )
 def test_compile_what_is_exact(cls):
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64, requires_grad=True)

@@ -79,6 +79,9 @@ FUNCTIONS = {
     "a sum over elements": lambda z: (A[z].sum(-1) + B[z].prod()).exp(),
     "softmax over elements": lambda z: (A[z].softmax(-1) * B[z]).sum() ** 2,
     "stacked, with one twice": lambda z: torch.stack([A[z[0]], B[z[1]], S[z[0]]]).logsumexp(0),
+    "stacked, with one twice, in order": lambda z: (
+        torch.stack([A[z[0]], B[z[1]], S[z[0]]]).softmax(0)[1] ** 2
+    ),
     "in a value of all others": lambda z: P[z][..., z.flip(0)].exp().sum(),
     "Vindex in a value": lambda z: Vindex(P[z])[..., z.flip(0)].exp().sum(),
     "a power": lambda z: (torch.tensor(1.3) ** z.double()).sum() + (z.double() ** 2).exp().sum(),
