@@ -80,7 +80,7 @@ FUNCTIONS = {
     "softmax over elements": lambda z: (A[z].softmax(-1) * B[z]).sum() ** 2,
     "stacked, with one twice": lambda z: torch.stack([A[z[0]], B[z[1]], S[z[0]]]).logsumexp(0),
     "stacked, with one twice, in order": lambda z: (
-        torch.stack([A[z[0]], B[z[1]], S[z[0]]]).softmax(0)[1] ** 2
+        torch.stack([A[z[0]], B[z[1]], S[z[0]]]).softmax(0)[0] ** 2
     ),
     "in a value of all others": lambda z: P[z][..., z.flip(0)].exp().sum(),
     "Vindex in a value": lambda z: Vindex(P[z])[..., z.flip(0)].exp().sum(),
