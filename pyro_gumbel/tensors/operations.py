@@ -458,7 +458,7 @@ _QUESTIONS = {
     *("data_ptr", "get_device", "element_size", "is_floating_point", "is_complex"),
     *("is_signed", "is_contiguous", "is_inference", "result_type", "can_cast"),
     *("__len__", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like"),
-    *("randn_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("randn_like", "new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
     *("detach", "requires_grad_", "retain_grad", "__hash__", "__dir__"),
     *("__array_wrap__", "__dlpack_device__", "__set__", "__delete__"),
     *("broadcast_shapes", "is_same_size", "is_conj", "is_neg", "_is_view", "is_pinned"),
