@@ -1408,7 +1408,7 @@ events-matrices                    tensors/test_outcome_rules.py -k exact
     + table = func(value.expand(len(each.table), *batch, *value.shape[-2:]), *rest, **kwargs)
 events-one-of-a-pair               tensors/test_outcome_rules.py -k exact
     - tables = [_matrices(group, place, each) for place, each in enumerate(args)]
-    + tables = [_matrices(group, place, args[place]) if place else plain(args[0]) for place in (0, 1)]
+    + tables = [plain(args[0]), _matrices(group, 1, args[1])]
 events-loss                        tensors/test_outcome_rules.py -k exact
     - made.append(group.outcomes(func(*whole, **kwargs)))
     + made.append(group.outcomes(func(*whole, **kwargs) * 2))
