@@ -1325,6 +1325,23 @@ index-other-type                   tensors/test_lost_gradient.py -k warns_once
     - warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
     + pass
 
+[tensors/linear_operations.py]
+linear-product-is-linear       tensors/test_deferred.py -k another_loss
+    - return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
+    + return True
+linear-quotient-is-linear      tensors/test_deferred.py -k another_loss
+    - return not varies(args[1:]) and not kwargs
+    + return not varies(args[1:])
+linear-condition-is-linear     tensors/test_deferred.py -k another_loss
+    - return not varies(args[0]) and not kwargs
+    + return not kwargs
+linear-linear-in-place         tensors/test_deferred.py -k linear_function
+    - later = Later(value.plain, _settled_later, other, args, kwargs)
+    + later = Later(value.plain, _settled_later, Tensor.clone, args[:1], {})
+linear-other-in-place          tensors/test_deferred.py -k another_loss
+    - value.defer(Later(value.plain, settled, new))
+    + pass
+
 [tensors/lookups.py]
 lookups-types-of-an-index          distributions/test_category_index.py
     - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
@@ -1436,28 +1453,13 @@ operations-no-elements             tensors/test_outcomes.py -k no_elements
     - are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
     + are_many = len(vary) > 1 or any(value.shape[d] > MOST_PARTS for d in vary)
 operations-sum-is-deferred         infer/test_draws_with_outcomes.py -k pyro_sums
-    - if func.__name__ not in _SUMS or not (vary or not value.dim()):
+    - if func.__name__ not in LINEAR_REDUCTIONS or not (vary or not value.dim()):
     + if True:
-operations-product-is-linear       tensors/test_deferred.py -k another_loss
-    - return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
-    + return True
-operations-quotient-is-linear      tensors/test_deferred.py -k another_loss
-    - return not varies(args[1:]) and not kwargs
-    + return not varies(args[1:])
-operations-condition-is-linear     tensors/test_deferred.py -k another_loss
-    - return not varies(args[0]) and not kwargs
-    + return not kwargs
-operations-linear-in-place         tensors/test_deferred.py -k linear_function
-    - later = Later(value.plain, _settled_later, other, args, kwargs)
-    + later = Later(value.plain, _settled_later, Tensor.clone, args[:1], {})
-operations-other-in-place          tensors/test_deferred.py -k another_loss
-    - value.defer(Later(value.plain, settled, new))
-    + pass
 operations-loss-by-size            tensors/test_outcome_rules.py -k reduced_loss
     - return terms.sum() / size
     + return terms.sum()
 operations-derivative-warns        tensors/test_lost_gradient.py -k outside_of_a_relaxed
-    - elif name not in _ENDS:
+    - elif name not in ENDS:
     + elif False:
 operations-hook                    tensors/test_outcomes.py -k hook
     - if rule is _hook and not args[0].requires_grad:
