@@ -104,10 +104,19 @@ def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
     return value
 
 
+def _are_floats(arguments: Any) -> bool:
+    """Whether the deferred tensors among the arguments are floats: others are not linear in v."""
+    if isinstance(arguments, DeferredTensor):
+        return arguments.is_floating_point()
+    if isinstance(arguments, dict):
+        return all(map(_are_floats, arguments.values()))
+    return not isinstance(arguments, tuple | list) or all(map(_are_floats, arguments))
+
+
 def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a result is linear in all tensors with outcomes together, up to a constant."""
     name, rule = getattr(func, "__name__", ""), rule_of(func)
-    if "out" in kwargs:
+    if "out" in kwargs or not _are_floats((args, kwargs)):
         return False
     if name.strip("_") in _COMPARISONS:
         return True  # in which no loss is linear: the result has no gradient until it is settled
@@ -130,7 +139,7 @@ def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
 # Operations on a deferred tensor whose results have no gradient.
 _CHECKS = {
     *ENDS,
-    *("isnan", "isinf", "isfinite", "all", "any"),
+    *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
     *("item", "tolist", "__bool__", "__float__", "__int__"),
 }
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
