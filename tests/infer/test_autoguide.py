@@ -353,7 +353,7 @@ def test_a_partly_observed_site_against_enumeration(sites, objective):
 
 @pytest.mark.parametrize("objective", first_fast([
     Trace_ELBO, JitTrace_ELBO, RenyiELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO,
-], 4))  # fmt: skip
+], 2))  # fmt: skip
 def test_every_objective_trains_it(objective):
     """The datum says that the second of three binary elements is 1."""
 
