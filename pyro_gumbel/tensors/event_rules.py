@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_gumbel.tensors.batching import batched
 from pyro_gumbel.tensors.grouping import Group, grouped
 from pyro_gumbel.tensors.index_tensor import outcomes_of, varies
 from pyro_gumbel.tensors.outcomes import Outcomes, of_every_category
 from pyro_gumbel.tensors.rules import by_name, in_dtype_of
-from pyro_gumbel.tensors.subclass import plain
+from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__ = [
     "class_loss_rule",
+    "einsum_rule",
     "is_plain_mean",
     "loss_rule",
     "matrix_rule",
@@ -28,6 +30,7 @@ __all__ = [
     "product_rule",
     "reduced_dims",
     "reduced_outcomes",
+    "single_outcomes",
 ]
 
 
@@ -120,6 +123,105 @@ def _matrices(group: Group, place: int, value: Tensor) -> Tensor:
     if place not in group.tables:
         return plain(value)
     return group.tables[place].expand(*[-1] * (group.first.elements.dim() + 1), *value.shape[-2:])
+
+
+def einsum_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """`einsum`. Elements may differ along the dimensions that the result has too."""
+    equation, *operands = args
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = list(operands[0])
+    letters, output = _letters(equation)
+    with torch._C._EnableTorchFunction(), torch.enable_grad():  # so that they keep outcomes
+        operands = [
+            _arranged(each, own, output) for each, own in zip(operands, letters, strict=True)
+        ]
+    summed = ["".join(each for each in own if each not in output) for own in letters]
+    tails = [len(each) for each in summed]
+    made = []
+    for group in grouped(operands, len(output), tails):
+        inputs, tables = [], []
+        for place, operand in enumerate(operands):
+            varies_here = place in group.tables
+            inputs.append("Z" * varies_here + output + summed[place])
+            tables.append(
+                _with_tail(group.tables[place], operand, tails[place])
+                if varies_here
+                else plain(operand)
+            )
+        table = func(f"{','.join(inputs)}->Z{output}", *tables)
+        made.append(group.outcomes(table))
+    return made
+
+
+def _letters(equation: Any) -> tuple[list[str], str]:
+    """The letters of the operands and of the result.
+
+    :raises NotImplementedError: unless it names each dimension once, and those of the result.
+    """
+    if not isinstance(equation, str) or "->" not in equation or "." in equation or "Z" in equation:
+        raise NotImplementedError
+    operands, output = equation.replace(" ", "").split("->")
+    letters = operands.split(",")
+    if any(len(set(own)) < len(own) for own in [*letters, output]):
+        raise NotImplementedError
+    return letters, output
+
+
+def _arranged(operand: Tensor, letters: str, output: str) -> Tensor:
+    """An operand with the dimensions of the result first, of size 1 where it has none of them."""
+    rest = [each for each in letters if each not in output]
+    order = [letters.index(each) for each in [*output, *rest] if each in letters]
+    operand = operand.permute(order) if order else operand
+    for place, each in enumerate(output):
+        operand = operand if each in letters else operand.unsqueeze(place)
+    return operand
+
+
+def _with_tail(table: Tensor, value: Tensor, tail: int) -> Tensor:
+    """A table, expanded to the sizes of the last dimensions of the value."""
+    sizes = value.shape[value.dim() - tail :]
+    return table.expand(*table.shape[: table.dim() - tail], *sizes)
+
+
+# Any function of one element.
+
+
+def single_outcomes(func: Any, args: Any, kwargs: Any) -> Any:
+    """The outcomes of any function of values that have one element of each draw.
+
+    So has every value in a model with a loop, where each site is one number. The function is
+    applied to the outcomes of each element, the others held at what was drawn.
+
+    :returns: those of the result, or of several results a tuple of those of each.
+    """
+    leaves, spec = tree_flatten((args, kwargs))
+    by_element: dict[int, tuple[Outcomes, dict[int, Tensor]]] = {}
+    for place, leaf in enumerate(leaves):
+        for each in outcomes_of(leaf):
+            if each.elements.numel() != 1 or torch.jit.is_tracing():
+                raise NotImplementedError
+            _, tables = by_element.setdefault(int(each.elements), (each, {}))
+            tables[place] = each.table.expand(-1, *leaf.shape)
+    plain_leaves = as_plain(leaves)
+
+    def of_category(tables: dict[int, Tensor]) -> Any:
+        own = [tables.get(place, leaf) for place, leaf in enumerate(plain_leaves)]
+        arguments, named = tree_unflatten(own, spec)
+        result = func(*arguments, **named)
+        return result if isinstance(result, Tensor) else tuple(result)
+
+    made: list[Any] = []
+    for each, tables in by_element.values():
+        results = of_every_category(of_category, tables)
+        if isinstance(results, Tensor):
+            made.append(_single(each, results))
+        else:
+            made.append(tuple(_single(each, table) for table in results))
+    return made if isinstance(made[0], Outcomes) else tuple(map(list, zip(*made, strict=True)))
+
+
+def _single(outcomes: Outcomes, table: Tensor) -> Outcomes:
+    return Outcomes(outcomes.draws, outcomes.elements.reshape((1,) * (table.dim() - 1)), table)
 
 
 # Losses.

@@ -21,6 +21,7 @@ from pyro_gumbel.tensors.operations import (
     apply,
     asks,
     is_in_place,
+    is_product_with_plain,
     records_no_gradient,
     rule_of,
 )
@@ -125,13 +126,15 @@ def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
         or name in LINEAR_REDUCTIONS
     ):
         return not varies(args[1:]) and not varies(kwargs)
-    if name in _PRODUCTS:
+    if name in _MULTIPLICATIONS:
         return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
     if name in _QUOTIENTS:
         return not varies(args[1:]) and not kwargs
     if name == "where":
         return not varies(args[0]) and not kwargs
-    return name in _DIFFERENCES or rule in (joining_rule, broadcasting_rule)
+    if name in _DIFFERENCES or rule in (joining_rule, broadcasting_rule):
+        return True
+    return is_product_with_plain(func, args) and not varies(kwargs)
 
 
 # The names of functions.
@@ -149,5 +152,5 @@ _DIFFERENCES = {
     *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "subtract"),
     *("neg", "negative", "__neg__", "positive", "__pos__"),
 }
-_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
+_MULTIPLICATIONS = {"mul", "multiply", "__mul__", "__rmul__"}
 _QUOTIENTS = {"div", "divide", "true_divide", "__truediv__"}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["warn_of_derivative", "warn_of_lost_gradient"]
+__all__ = ["is_in_function", "warn_of_derivative", "warn_of_lost_gradient"]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
@@ -104,6 +104,11 @@ def _warn(callers: list[str], message: str) -> None:
     """Warn at the line of the user, of calls whose innermost one calls what calls this."""
     user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
     warnings.warn(message, stacklevel=user + 3)
+
+
+def is_in_function() -> bool:
+    """Whether the forward pass of a `torch.autograd.Function` is under way."""
+    return "torch.autograd.function" in _callers()
 
 
 def _callers() -> Iterator[str]:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.tensors.deferred import deferred
 from pyro_gumbel.tensors.event_rules import (
     class_loss_rule,
+    einsum_rule,
     is_plain_mean,
     loss_rule,
     matrix_rule,
@@ -27,6 +29,7 @@ from pyro_gumbel.tensors.event_rules import (
     product_rule,
     reduced_dims,
     reduced_outcomes,
+    single_outcomes,
 )
 from pyro_gumbel.tensors.grouping import MOST_PARTS, in_parts
 from pyro_gumbel.tensors.index_tensor import (
@@ -36,7 +39,11 @@ from pyro_gumbel.tensors.index_tensor import (
     outcomes_of,
     varies,
 )
-from pyro_gumbel.tensors.lost_gradient import warn_of_derivative, warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import (
+    is_in_function,
+    warn_of_derivative,
+    warn_of_lost_gradient,
+)
 from pyro_gumbel.tensors.outcomes import without_gradient
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
@@ -64,6 +71,7 @@ __all__ = [
     "apply",
     "asks",
     "is_in_place",
+    "is_product_with_plain",
     "records_no_gradient",
     "rule_of",
 ]
@@ -74,7 +82,9 @@ Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and
 def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with the outcomes that it has."""
     rule = rule_of(func)
-    if (rule is _ask and not varies(args[1:])) or records_no_gradient():
+    if rule is _ask and not varies(args[1:]):
+        return func(*args, **kwargs)
+    if records_no_gradient() and not is_in_function():  # whose result may have outcomes
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
@@ -120,7 +130,34 @@ def _compares_floats(args: Any) -> bool:
 
 
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation on plain floats, with gradients in place of their outcomes."""
+    """The operation on plain floats, with gradients in place of their outcomes.
+
+    A value of one element of a draw keeps its outcomes, except in networks.
+    """
+    name = getattr(func, "__name__", repr(func))
+    if not (name in ENDS or name in _OF_NETWORKS or is_in_place(func)):
+        made = _made(lambda *given: single_outcomes(*given[:3]), func, args, kwargs, None)
+        if made:
+            return _carrying(func(*args, **kwargs), made)
+    if is_product_with_plain(func, args):
+        result = func(*collapsed(args, linear=True), **kwargs)
+        return deferred(result, _collapsed_later, func, args, kwargs)
+    return _collapse_for_others(func, args, kwargs)
+
+
+def is_product_with_plain(func: Any, args: Any) -> bool:
+    """Whether a function is linear in the only tensor that varies among its arguments."""
+    is_product = getattr(func, "__name__", "") in _PRODUCTS
+    return is_product and sum(isinstance(each, OutcomeTensor) for each in tree_leaves(args)) == 1
+
+
+def _collapsed_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _collapse_for_others(*arguments)
+
+
+def _collapse_for_others(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation on plain floats, for a loss that is not linear in them."""
     name = getattr(func, "__name__", repr(func))
     args, kwargs = collapsed((args, kwargs), linear=name in ENDS)
     if varies((args, kwargs)):
@@ -388,6 +425,12 @@ _QUESTIONS = {
     *("untyped_storage", "is_shared", "share_memory_", "as_subclass"),
 }
 
+# Products, linear in each argument.
+_PRODUCTS = {
+    *("matmul", "__matmul__", "__rmatmul__", "mv", "mm", "bmm", "dot", "vdot", "inner"),
+    *("tensordot", "einsum"),
+}
+
 LINEAR_REDUCTIONS = {"sum", "mean"}
 
 _LOSSES = {
@@ -406,6 +449,7 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
     **dict.fromkeys(("matmul", "__matmul__", "mv", "mm", "bmm"), product_rule),
     **dict.fromkeys(("linalg_solve_triangular", "linalg_solve", "cholesky_solve"), pair_rule),
+    "einsum": einsum_rule,
     **dict.fromkeys(("tril", "triu", "cholesky", "linalg_cholesky", "inverse"), matrix_rule),
     **dict.fromkeys(("linalg_inv", "matrix_exp", "linalg_matrix_exp", "pinverse"), matrix_rule),
     **dict.fromkeys(("det", "logdet", "linalg_det", "cholesky_inverse"), matrix_rule),
@@ -422,6 +466,13 @@ _BY_NAME: dict[str, Rule | None] = {
     "index_select": index_select_rule,
     "embedding": embedding_rule,
     "one_hot": one_hot_rule,
+}
+
+# The layers of networks. Their cost would be that of all categories.
+_OF_NETWORKS = {
+    *("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
+    *("conv_transpose3d", "embedding_bag", "scaled_dot_product_attention"),
+    "multi_head_attention_forward",
 }
 
 # The operations that end a computation: the loss is a linear function of what they are called with.

@@ -19,8 +19,9 @@ set of elements that varies on its own, the others held at what was drawn.
 dimensions on which the element does not depend. The table has a shape that broadcasts to (K,) + S.
 Both have as many dimensions as these.
 
-An outcome that is infinite or NaN counts as 100 less than the least finite outcome of its element,
-so that the gradient points away from an impossible category.
+An outcome of -inf or NaN counts as 100 less than the least finite outcome of its element, so that
+the gradient points away from an impossible category. One of inf counts as 100 more than the
+greatest.
 """
 
 import copy
@@ -227,12 +228,15 @@ def _rows_of(elements: Tensor, draws: Sequence[CategoricalDraw]) -> Tensor:
 
 
 def _finite(table: Tensor) -> Tensor:
-    """The outcomes, with those that are infinite or NaN below the finite ones."""
+    """The outcomes, with those that are -inf or NaN below the finite ones, and inf above."""
     if not table.numel() or (in_eager_mode() and table.device.type == "cpu" and _is_finite(table)):
         return table
     finite = table.isfinite()
     least = torch.where(finite, table, math.inf).amin(0)
-    return torch.where(finite, table, torch.where(least.isfinite(), least - BELOW, 0.0))
+    below = torch.where(least.isfinite(), least - BELOW, 0.0)
+    greatest = torch.where(finite, table, -math.inf).amax(0)
+    above = torch.where(greatest.isfinite(), greatest + BELOW, 1.0)
+    return torch.where(finite, table, torch.where(table == math.inf, above, below))
 
 
 def _is_finite(table: Tensor) -> bool:

@@ -16,7 +16,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.poutine.messenger import Messenger
 from torch.distributions import constraints
 
@@ -24,10 +29,11 @@ from pyro_gumbel import AutoRelaxed, gradient_report, relaxed
 from pyro_gumbel.distributions.outcome_distribution import OutcomeDistribution
 from pyro_gumbel.distributions.wrappers import WRAPPERS
 from pyro_gumbel.infer.traces import OneSubsample
+from pyro_gumbel.tensors.index_tensor import IndexTensor
 from tests.common import slow_unless
 from tests.infer.categorical_models import EXAMPLES, Example, chain_guide, without_marks
 from tests.infer.test_categorical_models import hidden_sites
-from tests.states import drawn, relative_error
+from tests.states import drawn, exact_gradient, mean_gradient, relative_error
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -229,7 +235,9 @@ class State(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and msg["value"] is None:
-            msg["value"] = drawn(self.values[msg["name"]], msg["fn"].logits)
+            value = self.values[msg["name"]]
+            is_drawn = isinstance(value, IndexTensor)
+            msg["value"] = value if is_drawn else drawn(value, msg["fn"].logits)
 
 
 def states(logits: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
@@ -390,6 +398,42 @@ def test_the_mean_over_all_states_of_one_site_is_exact(model):
 
     logits = torch.randn(TIMES, STATES, requires_grad=True)
     assert relative_error(log_joint, logits) < 1e-10
+
+
+def beside_an_enumerated_site(data):
+    with pyro.plate("time", TIMES):
+        z = pyro.sample("z", dist.Categorical(logits=torch.zeros(STATES)))
+        marks = {"enumerate": "parallel"}
+        u = pyro.sample("u", dist.Categorical(MARKED[z]), infer=marks)
+        pyro.sample("obs", dist.Normal(LEVELS[z, u], 1.0 + z), obs=data)
+
+
+MARKED = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.9, 0.1]], dtype=torch.float64)
+LEVELS = torch.tensor([[-1.0, 2.0], [0.5, 0.0], [3.0, -2.0]], dtype=torch.float64)
+
+
+def test_the_mean_over_all_states_beside_an_enumerated_site_is_exact():
+    data = torch.randn(TIMES)
+    logits = torch.randn(TIMES, STATES, requires_grad=True)
+
+    def guide(data):
+        with pyro.plate("time", TIMES):
+            pyro.sample("z", dist.Categorical(logits=logits))
+
+    def loss(z):
+        with State({"z": z}):
+            return TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+                relaxed(beside_an_enumerated_site), relaxed(guide), data
+            )
+
+    def exact(z):
+        log_q = logits.log_softmax(-1).gather(-1, z[:, None]).sum()
+        densities = dist.Normal(LEVELS[z], 1.0 + z[:, None]).log_prob(data[:, None])
+        log_p = (MARKED[z].log() + densities).logsumexp(-1).sum() - TIMES * math.log(STATES)
+        return log_q - log_p
+
+    expected = exact_gradient(exact, logits)
+    torch.testing.assert_close(mean_gradient(loss, logits), expected, rtol=1e-9, atol=1e-9)
 
 
 # Training.

@@ -55,6 +55,7 @@ LINEAR = {
     "subtract": lambda v, x: v.subtract(WEIGHTS.double()),
     "where": lambda v, x: torch.where(WEIGHTS > 0, v, 0.3),
     "sum": lambda v, x: v.sum(-1),
+    "dot": lambda v, x: torch.dot(v, WEIGHTS.double()),
     "mean": lambda v, x: v.mean(),
     "moved": lambda v, x: v.flip(0).unsqueeze(-1).expand(2, 2).reshape(-1),
     "selected": lambda v, x: v[..., 1:],
@@ -71,6 +72,13 @@ LINEAR = {
     "to float64": lambda v, x: v.clone().to(torch.float64).double(),
 }
 
+# Products over the elements themselves, which are of the estimator in other losses.
+PRODUCTS = {
+    "tensordot": lambda v, x: torch.tensordot(x, torch.arange(3.0).double(), 1),
+    "matrix product": lambda v, x: x @ torch.arange(3.0).double(),
+    "einsum": lambda v, x: torch.einsum("i,ij->j", x, PAIR),
+}
+
 # Where it is not.
 CURVED = {
     "exp": lambda v, x: v.exp(),
@@ -82,6 +90,10 @@ CURVED = {
     "by a condition": lambda v, x: torch.where(v > 0, 0.9, v),
     "an index of it": lambda v, x: A[(v > 0).long()],
     "an integer": lambda v, x: A[v.long() % K],
+    "a truth value as a number": lambda v, x: (v > 0).double() * 2,
+    "truth values side by side": lambda v, x: torch.stack([v > 0, v < 1]).double(),
+    "an integer as a number": lambda v, x: v.long().double(),
+    "a product with values": lambda v, x: torch.dot(v, WEIGHTS.double()).exp(),
     "in place": lambda v, x: v.exp_() + v,
     "in place, by values": lambda v, x: v.mul_(x[:2]),
     "written to": lambda v, x: written_to(v, 0, 0.3).exp(),
@@ -94,16 +106,18 @@ def sums(z):
     return PAIR[z].sum(0), B[z]
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", [*LINEAR, *PRODUCTS])
 def test_a_linear_loss_has_the_same_gradient_for_every_draw(name):
+    function = {**LINEAR, **PRODUCTS}[name]
+
     def loss(z):
-        return LINEAR[name](*sums(z)).sum()
+        return function(*sums(z)).sum()
 
     x = logits()
     exact = exact_gradient(loss, x)
     for state in states(x):
         torch.testing.assert_close(gradient_of_draw(loss, state, x), exact)
-    assert isinstance(LINEAR[name](*sums(drawn(torch.tensor([2, 0, 1]), x))), DeferredTensor)
+    assert isinstance(function(*sums(drawn(torch.tensor([2, 0, 1]), x))), DeferredTensor)
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -207,3 +221,14 @@ def test_questions_need_no_outcomes(monkeypatch):
     assert total.item() == total.tolist()
     assert not total.detach().requires_grad
     assert total.requires_grad
+
+
+def test_a_sum_of_many_terms():
+    """It is made step by step, and torch's checks of it need no outcomes."""
+    z = drawn(torch.tensor([2, 0, 1]), logits())
+    total = 0.0
+    for _ in range(400):
+        total = total + A[z].sum()
+    assert torch._is_all_true(total < 1e6)
+    assert total._later._made is None
+    torch.testing.assert_close((total / 400).exp().detach(), A[z].sum().exp().detach())

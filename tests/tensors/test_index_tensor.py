@@ -528,15 +528,15 @@ def test_a_draw_of_many_categories_reads_few_rows(dtype):
 # Infinite outcomes.
 
 
-def test_an_infinite_outcome_counts_as_less_than_the_finite_ones(dtype):
-    """As 100 less than the least of them, and as 0 where there are none."""
+def test_an_infinite_outcome_counts_as_beyond_the_finite_ones(dtype):
+    """As 100 less than the least of them, or more than the greatest; 0 where there are none."""
     z = Draw(4, dtype=dtype)
     inf = torch.inf
     table = torch.tensor([[0.5, -inf, inf], [-2.0, torch.nan, inf], [-inf, 1.0, inf], [1.0, 2, 3]])
     found = table[z.index]
     assert torch.equal(found.nan_to_num(7.0), table[z.numbers].nan_to_num(7.0))
     (gradient,) = torch.autograd.grad(found, z.one_hot, torch.ones_like(found))
-    finite = torch.tensor([[0.5, -99, -97], [-2.0, -99, -97], [-102, 1.0, -97], [1.0, 2, 3]])
+    finite = torch.tensor([[0.5, -99, 103], [-2.0, -99, 103], [-102, 1.0, 103], [1.0, 2, 3]])
     torch.testing.assert_close(gradient, finite.sum(-1).expand(4, 4))
 
     nowhere = torch.full((4,), -inf)[z.index]

@@ -6,6 +6,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.ops.special import safe_log
 from torch.nn import functional as F
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, SelectedComponent
@@ -121,6 +122,15 @@ FUNCTIONS = {
     "sum of what is the same along it": lambda z: (
         A[z].unsqueeze(-1).expand(-1, 4).sum(-1).exp().sum()
     ),
+    "einsum over an event": lambda z: torch.einsum("ab,bc->ac", V[z], W).exp().sum(),
+    "einsum of two": lambda z: torch.einsum("iab,ibc->ica", SQUARES[z], SQUARES[z]).exp().sum(),
+    "a function with its own gradient": lambda z: safe_log(S[z]).exp().square().sum(),
+    "a single matrix": lambda z: covariances(z[0]).logdet().exp(),
+    "a single element, normalised": lambda z: F.normalize(V[z[0]], dim=-1)[0] * V[z[1], 0],
+    "a single element, sorted": lambda z: V[z[0]].sort(descending=True).values[1].exp(),
+    "single elements, outer": lambda z: torch.outer(V[z[0]], W[:, 0] * A[z[1]]).exp().sum(),
+    "single elements, var": lambda z: (V[z[0]].var() * A[z[1]]).exp(),
+    "single elements, padded": lambda z: F.pad(V[z[0]], (1, 1), value=1.0).prod(),
     "count": lambda z: dist.Poisson(2.0).log_prob(z).sum(),
 }
 
@@ -155,3 +165,11 @@ def test_a_reduced_loss_is_linear_in_its_terms(reduction):
     (exact,) = torch.autograd.grad(total, logits)
     for gradient in gradients:
         torch.testing.assert_close(gradient, exact)
+
+
+def test_a_random_function_draws_once():
+    value = drawn(torch.tensor([2, 0, 1]), normal(SITES, K, seed=6).requires_grad_())
+    torch.manual_seed(0)
+    found = F.dropout(V[value[0]])
+    torch.manual_seed(0)
+    torch.testing.assert_close(found.detach(), F.dropout(V[1 + 1]))
