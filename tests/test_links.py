@@ -32,7 +32,7 @@ def float64(*numbers):
 
 def lower_half(logit, temperature):
     """P(s < 1/2), integrated over y = logit(s), which keeps the integrand smooth at s = 0."""
-    nodes, weights = (torch.from_numpy(a) for a in numpy.polynomial.legendre.leggauss(400))
+    nodes, weights = (torch.as_tensor(a) for a in numpy.polynomial.legendre.leggauss(400))
     y, weights = 60 * (nodes - 1), 60 * weights
     s = y.sigmoid()
     density = RelaxedBernoulli(temperature, logits=float64(logit)).log_prob(s).exp()

@@ -30,6 +30,7 @@ _TRANSPARENT = {
     "torch.functional",
     "torch.nn.functional",
     "torch.overrides",
+    "torch.utils._device",  # passes on every call where a default device is set
 }
 
 _FLOATS = "write z.float() first, as in z.float().sum()"
