@@ -70,6 +70,8 @@ class Operations(TorchDispatchMode):
             given = {storage_of(t)._cdata: is_pretended(t) for t in tensors_in((args, kwargs))}
             if len(set(given.values())) > 1:
                 refuse_mixtures(func, args, kwargs)
+            if func is ATEN._efficientzerotensor.default:
+                func = ATEN.zeros.default  # the other one has no storage
             result = func(*args, **kwargs)
             if any(given.values()) or (not given and self.makes_pretended):
                 for tensor in tensors_in(result):
@@ -181,10 +183,13 @@ def to(tensor, *args, device=None, **kwargs):
     return moved(tensor.to(*args, **kwargs) if args or kwargs else tensor, device)
 
 
-def numpy(tensor, *args, **kwargs):
-    if is_pretended(tensor):
-        raise TypeError(f"can't convert {PRETENDED} device type tensor to numpy; write .cpu()")
-    return tensor.numpy(*args, **kwargs)
+def of_cpu(method):
+    def call(tensor, *args, **kwargs):
+        if is_pretended(tensor):
+            raise TypeError(f"can't convert {PRETENDED} device type tensor to numpy; write .cpu()")
+        return method(tensor, *args, **kwargs)
+
+    return call
 
 
 def marked(tensor, device):
@@ -201,8 +206,8 @@ def on_device(rebuild, *args):
     return tensor
 
 
-def no_compiler(*args, **kwargs):
-    pytest.skip("the compiler knows nothing of the device")
+def skip(*args, **kwargs):
+    pytest.skip("compilers and tracers do not know the device")
 
 
 REDUCE = Tensor._reduce_ex_internal
@@ -221,8 +226,8 @@ SPECIAL = {
     Tensor.cpu: lambda tensor, *args: moved(tensor, CPU),
     Tensor.cuda: lambda tensor, *args: moved(tensor, PRETENDED),
     Tensor.to: to,
-    Tensor.numpy: numpy,
-    Tensor.__array__: numpy,
+    Tensor.numpy: of_cpu(Tensor.numpy),
+    Tensor.__array__: of_cpu(Tensor.__array__),
 }
 OPERATIONS, CALLS = Operations(), Calls()
 
@@ -231,7 +236,7 @@ def start():
     """From now on there is the device; also in backward passes, which torch runs without modes."""
     Tensor._reduce_ex_internal = reduced
     torch.serialization.add_safe_globals([on_device])
-    torch.compile = no_compiler
+    torch.compile = torch.jit.trace = skip
     OPERATIONS.__enter__()
     CALLS.__enter__()
     run_backward = graph._engine_run_backward

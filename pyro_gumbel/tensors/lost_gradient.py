@@ -30,7 +30,6 @@ _TRANSPARENT = {
     "torch.functional",
     "torch.nn.functional",
     "torch.overrides",
-    "torch.utils._device",  # passes on every call where a default device is set
 }
 
 _FLOATS = "write z.float() first, as in z.float().sum()"
@@ -87,10 +86,14 @@ def is_asked_by_pyro() -> bool:
 
 
 def _callers() -> Iterator[str]:
-    """The modules of the calls under way, from the operation outwards."""
+    """The modules of the calls under way, from the operation outwards.
+
+    What overrides the functions of torch passes on what was called, as a default device does.
+    """
     frame: Any = sys._getframe(2)
     while frame is not None:
-        yield frame.f_globals.get("__name__", "")
+        overrides = frame.f_code.co_name == "__torch_function__"
+        yield "torch.overrides" if overrides else frame.f_globals.get("__name__", "")
         frame = frame.f_back
 
 
