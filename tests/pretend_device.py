@@ -47,6 +47,8 @@ def storage_of(tensor):
 
 
 def is_pretended(tensor):
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):  # of `is_grads_batched`
+        return OPERATIONS.makes_pretended
     return hasattr(storage_of(tensor), "is_pretended")
 
 

@@ -29,6 +29,8 @@ from tests.common import (
     param_shape,
 )
 
+pytestmark = pytest.mark.cpu(reason="the kernels of the CPU")
+
 LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
 K = 5
