@@ -17,7 +17,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The device is torch's default one, also for the constants of a test module."""
+    """The device becomes torch's default one, also for the constants of the modules of tests."""
     device = config.getoption("device")
     if device == "pretend":
         device = pretend_device.start()

@@ -21,23 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, PRETENDED = torch.device("cpu"), torch.device("cuda", 0)
 
-ATEN = torch.ops.aten
-PUTS = {ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
-TAKE_INDICES = {ATEN.index, *PUTS}  # on the CPU, of a tensor on the device
-TAKE_SCALARS = {ATEN.masked_fill, ATEN.masked_fill_, ATEN.fill, ATEN.fill_, *PUTS}
-TAKE_ALL = {ATEN.copy, ATEN.copy_, ATEN.set_}
-
-
-def tensors_in(value):
-    """The tensors in lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from tensors_in(each)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-
 
 def storage_of(tensor):
     """Of the plain tensor inside those of the transforms of torch.func."""
@@ -57,10 +40,35 @@ def device_of(tensor):
     return PRETENDED if device == CPU and is_pretended(tensor) else device
 
 
+def marked(tensor, pretended=True):
+    if pretended:
+        storage_of(tensor).is_pretended = True
+    elif is_pretended(tensor):
+        del storage_of(tensor).is_pretended
+    return tensor
+
+
+def tensors_in(value):
+    """The tensors in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(each)
+
+
 class Operations(TorchDispatchMode):
     """Refuses operations as CUDA does, and marks what they return."""
 
     makes_pretended = False  # whether tensors that are made of no tensor are on the device
+
+    @contextlib.contextmanager
+    def making(self, pretended):
+        before, self.makes_pretended = self.makes_pretended, pretended
+        try:
+            yield
+        finally:
+            self.makes_pretended = before
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -72,33 +80,30 @@ class Operations(TorchDispatchMode):
             given = {storage_of(t)._cdata: is_pretended(t) for t in tensors_in((args, kwargs))}
             if len(set(given.values())) > 1:
                 refuse_mixtures(func, args, kwargs)
-            if func is ATEN._efficientzerotensor.default:
-                func = ATEN.zeros.default  # the other one has no storage
+            if func is torch.ops.aten._efficientzerotensor.default:  # has no storage
+                func = torch.ops.aten.zeros.default
             result = func(*args, **kwargs)
             if any(given.values()) or (not given and self.makes_pretended):
                 for tensor in tensors_in(result):
-                    storage = storage_of(tensor)
-                    if storage._cdata not in given and tensor.is_cpu:
-                        storage.is_pretended = True
+                    if tensor.is_cpu and storage_of(tensor)._cdata not in given:
+                        marked(tensor)
             return result
 
-    @contextlib.contextmanager
-    def making(self, pretended):
-        before, self.makes_pretended = self.makes_pretended, pretended
-        try:
-            yield
-        finally:
-            self.makes_pretended = before
+
+PUTS = {"index_put", "index_put_", "_index_put_impl_"}
+TAKE_INDICES = {"index", *PUTS}
+TAKE_SCALARS = {"masked_fill", "masked_fill_", "fill", "fill_", *PUTS}
+TAKE_ALL = {"copy", "copy_", "set_"}
 
 
 def refuse_mixtures(func, args, kwargs):
     """What CUDA takes from the CPU is indices, and scalars in pointwise operations."""
-    operation = func.overloadpacket
-    if operation in TAKE_ALL or func.name().startswith("aten::_foreach"):
+    name = func.overloadpacket.__name__
+    if name in TAKE_ALL or name.startswith("_foreach"):
         return
-    takes_scalars = torch.Tag.pointwise in func.tags or operation in TAKE_SCALARS
+    takes_scalars = torch.Tag.pointwise in func.tags or name in TAKE_SCALARS
     for place, argument in enumerate(func._schema.arguments):
-        if argument.name == "indices" and operation in TAKE_INDICES:
+        if argument.name == "indices" and name in TAKE_INDICES:
             continue
         is_changed = argument.alias_info is not None and argument.alias_info.is_write
         given = args[place] if place < len(args) else kwargs.get(argument.name)
@@ -119,9 +124,7 @@ class Move(torch.autograd.Function):
     @staticmethod
     def forward(tensor):
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
-        if not is_pretended(tensor):
-            storage_of(copy).is_pretended = True
-        return copy.copy_(tensor)
+        return marked(copy, not is_pretended(tensor)).copy_(tensor)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -137,13 +140,7 @@ class Move(torch.autograd.Function):
 
 
 def moved(tensor, device):
-    """On the CPU or the device."""
     return tensor if device_of(tensor) == device else Move.apply(tensor)
-
-
-def as_device(given):
-    device = torch.device(given)
-    return PRETENDED if device.type == PRETENDED.type else device
 
 
 class Calls(TorchFunctionMode):
@@ -156,30 +153,35 @@ class Calls(TorchFunctionMode):
                 return types[0].__torch_function__(func, types, args, kwargs)
         if func in SPECIAL:
             return SPECIAL[func](*args, **kwargs)
-        device = kwargs.get("device")
-        if device is None and func in _device._device_constructors():
-            device = _device.CURRENT_DEVICE or CPU
-        elif device is None and func is Tensor.new_tensor:
-            device = device_of(args[0])
+        device = wanted(func, args, kwargs)
         if device is None:
             with OPERATIONS.making(any(map(is_pretended, tensors_in((args, kwargs))))):
                 return func(*args, **kwargs)
-        device = as_device(device)
         if device not in (CPU, PRETENDED):
             return func(*args, **{**kwargs, "device": device})
         with OPERATIONS.making(device == PRETENDED):
             result = func(*args, **{**kwargs, "device": CPU})
-        if func in (torch.as_tensor, torch.asarray):
+        if func in (torch.as_tensor, torch.asarray):  # may be a tensor that was there before
             return moved(result, device)
-        return marked(result, device)
+        return marked(result, device == PRETENDED)
+
+
+def wanted(func, args, kwargs):
+    """The device that a call names, or the default one; None where neither counts."""
+    device = kwargs.get("device")
+    if device is None and func in _device._device_constructors():
+        device = _device.CURRENT_DEVICE or CPU
+    if device is None:
+        return device_of(args[0]) if func is Tensor.new_tensor else None
+    return PRETENDED if torch.device(device).type == "cuda" else torch.device(device)
 
 
 def to(tensor, *args, device=None, **kwargs):
     if args and isinstance(args[0], Tensor):
         device, args = device_of(args[0]), (args[0].dtype, *args[1:])
-    elif args and isinstance(args[0], (str, int, torch.device)):
+    elif args and not isinstance(args[0], torch.dtype):
         device, *args = args
-    device = device_of(tensor) if device is None else as_device(device)
+    device = wanted(to, (tensor,), {"device": device}) or device_of(tensor)
     if device not in (CPU, PRETENDED):
         return tensor.to(device, *args, **kwargs)
     return moved(tensor.to(*args, **kwargs) if args or kwargs else tensor, device)
@@ -194,58 +196,41 @@ def of_cpu(method):
     return call
 
 
-def marked(tensor, device):
-    if device == PRETENDED:
-        storage_of(tensor).is_pretended = True
-    elif hasattr(storage_of(tensor), "is_pretended"):
-        del storage_of(tensor).is_pretended
-    return tensor
+SPECIAL = {
+    Tensor.__array__: of_cpu(Tensor.__array__),
+    Tensor.__deepcopy__: lambda x, memo: marked(x.__deepcopy__(memo), is_pretended(x)),
+    Tensor.cpu: lambda x, **_: moved(x, CPU),
+    Tensor.device.__get__: device_of,
+    Tensor.numpy: of_cpu(Tensor.numpy),
+    Tensor.to: to,
+}
+OPERATIONS, CALLS = Operations(), Calls()
 
 
-def on_device(rebuild, *args):
-    tensor = rebuild(*args)
-    storage_of(tensor).is_pretended = True
-    return tensor
+def rebuilt(rebuild, *args):
+    """A tensor of the device from a pickle."""
+    return marked(rebuild(*args))
 
 
 def skip(*args, **kwargs):
     pytest.skip("compilers and tracers do not know the device")
 
 
-REDUCE = Tensor._reduce_ex_internal
-
-
-def reduced(tensor, protocol):
-    rebuild, args = REDUCE(tensor, protocol)
-    return (on_device, (rebuild, *args)) if is_pretended(tensor) else (rebuild, args)
-
-
-SPECIAL = {
-    Tensor.__deepcopy__: lambda tensor, memo: marked(tensor.__deepcopy__(memo), device_of(tensor)),
-    Tensor.device.__get__: device_of,
-    Tensor.is_cpu.__get__: lambda tensor: device_of(tensor).type == "cpu",
-    Tensor.is_cuda.__get__: lambda tensor: device_of(tensor).type == "cuda",
-    Tensor.cpu: lambda tensor, *args: moved(tensor, CPU),
-    Tensor.cuda: lambda tensor, *args: moved(tensor, PRETENDED),
-    Tensor.to: to,
-    Tensor.numpy: of_cpu(Tensor.numpy),
-    Tensor.__array__: of_cpu(Tensor.__array__),
-}
-OPERATIONS, CALLS = Operations(), Calls()
-
-
 def start():
     """From now on there is the device; also in backward passes, which torch runs without modes."""
-    Tensor._reduce_ex_internal = reduced
-    torch.serialization.add_safe_globals([on_device])
-    torch.compile = torch.jit.trace = skip
-    OPERATIONS.__enter__()
-    CALLS.__enter__()
-    run_backward = graph._engine_run_backward
+    reduce, run_backward = Tensor._reduce_ex_internal, graph._engine_run_backward
+
+    def reduced(tensor, protocol):
+        rebuild, args = reduce(tensor, protocol)
+        return (rebuilt, (rebuild, *args)) if is_pretended(tensor) else (rebuild, args)
 
     def run(*args, **kwargs):
         with CALLS:
             return run_backward(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = run
+    OPERATIONS.__enter__()
+    CALLS.__enter__()
+    Tensor._reduce_ex_internal, torch.autograd._engine_run_backward = reduced, run
+    torch.serialization.add_safe_globals([rebuilt])
+    torch.compile = torch.jit.trace = skip
     return PRETENDED
