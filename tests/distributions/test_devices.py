@@ -35,6 +35,7 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
     RelaxedPlackettLuce,
+    SelectedComponent,
     Subset,
     constraints,
     estimators,
@@ -247,6 +248,14 @@ CONSTRAINTS = [
     constraints.subset(2),
     constraints.ranking(2),
 ]
+
+
+def test_a_component_by_its_number():
+    def call():
+        d = SelectedComponent(1, dist.Normal(P, ONE))
+        return d.sample((3,)), d.log_prob(ONE), d.mean
+
+    assert_same(call)
 
 
 @pytest.mark.parametrize("hard", [True, False])
