@@ -6,7 +6,7 @@
     python benchmarks/speed.py --threads 1                     # four shapes, and SVI
     python benchmarks/speed.py --shapes 64x10 4096x64 --plot speed.png --out speed.json
     python benchmarks/speed.py --shapes --skip svi --growth    # growth alone, of ours
-    python benchmarks/speed.py --device cuda
+    python benchmarks/speed.py --device cuda --more            # six shapes, SVI, other families
 
 The relaxed work ("soft") of one call: construct the distribution from logits x, draw y, evaluate
 log p(y), and differentiate sum(log p(y)) + sum(y * y) in x. The straight-through work ("hard"):
@@ -17,14 +17,17 @@ optimiser changes in place: ours compares them with a copy before it uses the ca
 Every contestant's time includes its loss, so the time of the loss alone is listed: sum(y * y), or
 sum(y * w), and its gradient, y a leaf. The contestants take turns in one process, one call each,
 and ratios are of medians. Those that check arguments are compared with ours that checks them, all
-others with ours that does not. JAX takes part if it is installed and has the device; with
---compiled so does ours within `pyro_gumbel.compiled`.
+others with ours that does not. JAX takes part if it is installed and has the device; so does
+`torch.compile` of the same formulas, which have no checks and no classes, on a GPU or with
+--compiled. With --compiled so does ours within `pyro_gumbel.compiled`. "Without the loss" is ours
+with the gradients of the loss given: construct, draw, score and differentiate alone.
 
 The floor of the relaxed work is the time of what torch's operations must do for it in any case:
 random bits, logarithms and an exponential, writing y and the gradient, the loss itself.
 
-Memory is what the relaxed work adds to the peak of its own process. On a GPU, or with --bandwidth,
-the time to move five arrays of x's size is given as a fraction of the time taken.
+Memory is what the relaxed work adds to the peak of its own process, on a GPU to that of torch's
+allocator. On a GPU, or with --bandwidth, the time to move five arrays of x's size is the floor, and
+given as a fraction of the time taken. A GPU's times are those between two events.
 """
 
 import argparse
@@ -64,6 +67,7 @@ from pyro_gumbel import (
 
 TEMPERATURE = 0.5
 SHAPES = [(64, 10), (4096, 64), (1_000_000, 10), (100_000, 128)]
+LARGE = [(10_000_000, 10), (1_000_000, 128)]  # on a GPU
 SECONDS = 5  # of turns, at --repeats 1
 ARRAYS_MOVED = 5  # of x's size, at the least
 REJECTS = "rejects its own sample"
@@ -94,6 +98,10 @@ HARD: dict[str, Maker] = {
     "CategoricalStraightThrough": unchecked(CategoricalStraightThrough),
     "CategoricalStraightThrough, checked": checked(CategoricalStraightThrough),
 }
+# Without a temperature.
+SECOND_ORDER: Maker = lambda tau, x: CategoricalStraightThrough(  # noqa: E731
+    logits=x, validate_args=False
+)
 IN_MEMORY = ("RelaxedCategorical", "Pyro's RelaxedOneHotCategorical")
 
 
@@ -138,6 +146,30 @@ def density_work(make: Maker, x: Tensor, y: Tensor, device: str) -> None:
 def within_compiled(work: Work) -> None:
     with compiled():
         work()
+
+
+def relaxed_loss(x: Tensor) -> Tensor:
+    """The loss of the relaxed work by its formulas alone, for `torch.compile`."""
+    k, tau = x.shape[-1], TEMPERATURE
+    noise = -torch.log(-torch.log(torch.rand_like(x).clamp(min=1e-20)))
+    v = torch.log_softmax((x + noise) / tau, -1)
+    y = v.exp()
+    constant = math.lgamma(k) + (k - 1) * math.log(tau)
+    log_p = constant + (torch.log_softmax(x - tau * v, -1) - v).sum(-1)
+    return log_p.sum() + (y * y).sum()
+
+
+def compiled_work(x: Tensor) -> Work:
+    """The relaxed work by `torch.compile`, which a call before the turns compiles."""
+    loss = torch.compile(relaxed_loss, dynamic=False)
+    return lambda: torch.autograd.grad(loss(x), x)
+
+
+def given_work(make: Maker, x: Tensor, y_slope: Tensor, p_slope: Tensor, device: str) -> None:
+    """The relaxed work without its loss, whose gradients are given."""
+    distribution = make(temperature(device), x)
+    y = distribution.rsample()
+    torch.autograd.grad((y, distribution.log_prob(y)), x, (y_slope, p_slope))
 
 
 def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
@@ -185,6 +217,13 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
         works["RelaxedCategorical, compiled"] = partial(
             within_compiled, works["RelaxedCategorical"]
         )
+    if options.compiled or options.device == "cuda":
+        works["torch.compile of the formulas"] = compiled_work(x)
+    given = torch.randn_like(x), torch.ones(shape[:-1], device=options.device)
+    ours = SOFT["RelaxedCategorical"]
+    works["RelaxedCategorical, without the loss"] = partial(
+        given_work, ours, x, *given, options.device
+    )
     by_jax = jax_work(x, options)
     if by_jax:
         works["JAX, jit"] = by_jax
@@ -193,8 +232,25 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     return works
 
 
+def moved(shape: Shape, options: argparse.Namespace) -> float:
+    """The seconds that the memory takes to move five arrays."""
+    return ARRAYS_MOVED * 4 * math.prod(shape) / (1e9 * options.bandwidth)
+
+
 def floor(shape: Shape, options: argparse.Namespace) -> Times:
-    """The times of what any implementation of the relaxed work in torch must do, on a CPU."""
+    """The times of what any implementation of the relaxed work must do.
+
+    On a GPU move five arrays; on a CPU the operations of torch, one by one.
+    """
+    found: Times = {"five arrays moved": moved(shape, options)} if options.bandwidth else {}
+    if options.device == "cpu":
+        found |= floor_of_operations(shape, options)
+    rows = [[name, 1e3 * float(taken)] for name, taken in found.items()]
+    table(f"{called(shape)}, soft, the floor", ["ms"], rows)
+    return found
+
+
+def floor_of_operations(shape: Shape, options: argparse.Namespace) -> Times:
     entries = math.prod(shape)
     block = torch.rand(min(entries, 2**18)) + 0.5
     times = -(-entries // len(block))
@@ -221,8 +277,6 @@ def floor(shape: Shape, options: argparse.Namespace) -> Times:
     }
     found = in_turns(works, options)
     found["sum"] = sum(float(taken) for taken in found.values())
-    rows = [[name, 1e3 * float(taken)] for name, taken in found.items()]
-    table(f"{called(shape)}, soft, the floor", ["ms"], rows)
     return found
 
 
@@ -261,16 +315,22 @@ def svi_step(name: str, family: Any, device: str) -> Work:
 
 
 def seconds(work: Work, device: str) -> float:
-    finish(device)
+    if device == "cuda":
+        return seconds_on_gpu(work)
     start = time.perf_counter()
     work()
-    finish(device)
     return time.perf_counter() - start
 
 
-def finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def seconds_on_gpu(work: Work) -> float:
+    """Between two events, that of the host included where it is the slower one."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def in_turns(contestants: Mapping[str, Work], options: argparse.Namespace) -> Times:
@@ -336,8 +396,8 @@ def measured(
     head = ["ms", "ns an entry", "times ours"]
     if kind == "soft" and options.bandwidth:
         head.append("of the bandwidth")
-        floor = ARRAYS_MOVED * 4 * entries / (1e9 * options.bandwidth)
-        found["of the bandwidth"] = {name: floor / times[name] for name in found["ratios"]}
+        least = moved(shape, options)
+        found["of the bandwidth"] = {name: least / times[name] for name in found["ratios"]}
 
     def cells(name: str, taken: float | str) -> list[str | float]:
         if isinstance(taken, str):
@@ -360,7 +420,7 @@ def high_water() -> int:
 
 
 def peak(name: str, shape: Shape, device: str) -> float:
-    """How many MiB a first relaxed work adds to the peak memory of this process."""
+    """How many MiB a relaxed work adds to the peak memory of this process."""
     soft_work(SOFT[name], logits((2, 2), device), device)  # loads what is loaded on first use
     x = logits(shape, device)
     if device == "cuda":
@@ -372,17 +432,19 @@ def peak(name: str, shape: Shape, device: str) -> float:
 
 
 def peaks(shape: Shape, options: argparse.Namespace) -> dict[str, float]:
-    """The MiB of each, in a process of its own."""
-    given = ["--device", options.device, "--threads", str(options.threads)]
+    """The MiB of each, on a CPU in a process of its own."""
 
     def of(name: str) -> float:
-        line = [sys.executable, __file__, *given, "--peak", name, called(shape)]
+        if options.device == "cuda":
+            return peak(name, shape, options.device)
+        line = [sys.executable, __file__, "--threads", str(options.threads)]
+        line += ["--peak", name, called(shape)]
         return float(subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     added = {name: of(name) for name in IN_MEMORY}
-    ours = added[IN_MEMORY[0]]
-    rows = [[name, mib, mib / ours if ours else ""] for name, mib in added.items()]
-    table(f"{called(shape)}, soft, peak memory", ["MiB", "times ours"], rows)
+    ours, array = added[IN_MEMORY[0]], 4 * math.prod(shape) / 2**20
+    rows = [[name, mib, mib / array, mib / ours if ours else ""] for name, mib in added.items()]
+    table(f"{called(shape)}, soft, peak memory", ["MiB", "arrays", "times ours"], rows)
     return added
 
 
@@ -435,6 +497,59 @@ def gains(options: argparse.Namespace) -> dict[str, Times]:
             without, within = map(float, times.values())
             rows.append([name, 1e3 * without, 1e3 * within, without / within])
         table(f"{called(shape)}, compiled", ["ms", "compiled", "times as fast"], rows)
+    return found
+
+
+def others(options: argparse.Namespace) -> dict[str, Times]:
+    """The contestants of --more: other families, values and estimators."""
+    device = options.device
+    total = int(min(1e7 if device == "cuda" else 1e6, options.largest))
+    rows, bits, sets = (total // 10, 10), (total, 1), (max(1, min(total // 1000, 1000)), 1000)
+    subset = {"size": 50}
+
+    def soft(make: Maker, shape: Shape) -> Work:
+        return partial(soft_work, make, logits(shape, device), device)
+
+    def hard(make: Maker, shape: Shape) -> Work:
+        w = torch.randn(shape, device=device)
+        return partial(hard_work, make, logits(shape, device), w, device)
+
+    def density(make: Maker) -> Work:
+        y = torch.randn(rows, device=device).softmax(-1)
+        return partial(density_work, make, logits(rows, device), y, device)
+
+    def by(estimator: Any) -> Work:
+        return hard(unchecked(CategoricalStraightThrough, estimator=estimator), rows)
+
+    works: dict[str, dict[str, Work]] = {
+        f"{called(bits)}, bits": {
+            "RelaxedBernoulli": soft(unchecked(RelaxedBernoulli), bits),
+            "Pyro's RelaxedBernoulli": soft(unchecked(dist.RelaxedBernoulli), bits),
+            "BernoulliStraightThrough": hard(unchecked(BernoulliStraightThrough), bits),
+        },
+        f"{called(sets)}, subsets of 50": {
+            "RelaxedSubset": soft(unchecked(RelaxedSubset, **subset), sets),
+            "SubsetStraightThrough": hard(unchecked(SubsetStraightThrough, **subset), sets),
+        },
+        f"{called(rows)}, density of other values": {
+            "RelaxedCategorical": density(unchecked(RelaxedCategorical)),
+            "Pyro's RelaxedOneHotCategorical": density(unchecked(dist.RelaxedOneHotCategorical)),
+        },
+        f"{called(rows)}, estimators of CategoricalStraightThrough": {
+            "gumbel_softmax": by("gumbel_softmax"),
+            "straight_through": by("straight_through"),
+            "reinmax": by("reinmax"),
+            "gumbel_rao(samples=10)": by(gumbel_rao(samples=10)),
+            "second_order": hard(SECOND_ORDER, rows),
+        },
+    }
+    found: dict[str, Times] = {}
+    for title, contestants in works.items():
+        found[title] = times = in_turns(contestants, options)
+        cells: list[list[str | float]] = [
+            [name, 1e3 * float(times[name]), ratio] for name, ratio in ratios(times).items()
+        ]
+        table(title, ["ms", "times the first"], cells)
     return found
 
 
@@ -538,16 +653,20 @@ def read() -> argparse.Namespace:
     parser = environment_parser(__doc__)
     add = parser.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--shapes", nargs="*", type=shape_of, default=SHAPES, help="such as 64x10 4096x64")
+    add("--shapes", nargs="*", type=shape_of, help="such as 64x10 4096x64")
     add("--skip", nargs="+", choices=["soft", "hard", "floor", "memory", "svi"], default=[])
     add("--repeats", type=float, default=1.0, help="times the usual rounds (default: 1)")
+    add("--more", action="store_true", help="other families and estimators, too")
     add("--compiled", action="store_true", help="ours by `torch.compile`, too")
     add("--growth", action="store_true", help="how the times of ours grow, too")
     add("--largest", type=float, default=1e7, help="entries, if they fit (default: 1e7)")
     add("--bandwidth", type=float, help="of the memory, GB/s (default on a GPU: of a copy)")
     add("--plot", type=Path, help="a PNG file for the times")
     add("--peak", nargs=2, help=argparse.SUPPRESS)  # name and shape: what a process is started for
-    return read_options(parser)
+    options = read_options(parser)
+    if options.shapes is None:
+        options.shapes = SHAPES + (LARGE if options.device == "cuda" else [])
+    return options
 
 
 def copy_bandwidth(options: argparse.Namespace) -> float:
@@ -557,6 +676,13 @@ def copy_bandwidth(options: argparse.Namespace) -> float:
     return 2 * 2**30 / float(copied[""]) / 1e9
 
 
+def described(device: str) -> str:
+    if device == "cpu":
+        return f"{os.cpu_count()} cores"
+    gpu = torch.cuda.get_device_properties(0)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
 def main() -> None:
     options = read()
     if options.peak:
@@ -564,9 +690,9 @@ def main() -> None:
         return
     if options.device == "cuda" and not options.bandwidth:
         options.bandwidth = copy_bandwidth(options)
-    on_gpu = options.device == "cuda"
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores",
+        "device": described(options.device),
+        "bandwidth": options.bandwidth,
         "pyro": pyro.__version__,
         "shapes": {},
     }
@@ -578,13 +704,16 @@ def main() -> None:
         for kind, contestants in (("soft", soft_contestants), ("hard", hard_contestants)):
             if kind not in options.skip:
                 found[kind] = measured(kind, shape, contestants(shape, options), options)
-        if "floor" not in options.skip and not on_gpu:
+        if "floor" not in options.skip:
             found["floor"] = floor(shape, options)
         if "memory" not in options.skip:
             found["peak MiB"] = peaks(shape, options)
         write(options, results)
     if "svi" not in options.skip:
         results["svi"] = svi(options)
+        write(options, results)
+    if options.more:
+        results["more"] = others(options)
         write(options, results)
     if options.compiled:
         results["compiled"] = gains(options)

@@ -234,5 +234,6 @@ def z_bound(comparisons=1):
 def assert_counts(counts, probs):
     """Multinomial `counts` have the distribution `probs` (chi-square)."""
     counts, probs = torch.as_tensor(counts).double(), torch.as_tensor(probs).double()
-    p = stats.chisquare(counts.numpy(), (probs / probs.sum() * counts.sum()).numpy()).pvalue
+    expected = probs / probs.sum() * counts.sum()
+    p = stats.chisquare(counts.cpu().numpy(), expected.cpu().numpy()).pvalue
     assert p > ALPHA, f"chi-square p = {p}"

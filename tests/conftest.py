@@ -6,8 +6,31 @@ import pytest
 import torch
 from torch.distributions import Distribution
 
+from tests import pretend_device
+
 # Tensors are small: a second thread only waits, and on a busy machine it waits long.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="of tensors: cpu, cuda, or pretend")
+
+
+def pytest_configure(config):
+    """The device becomes torch's default one, also for the constants of the modules of tests."""
+    device = config.getoption("device")
+    if device == "pretend":
+        device = pretend_device.start()
+    if device != "cpu":
+        torch.set_default_device(device)
+
+
+def pytest_collection_modifyitems(config, items):
+    """On another device what is about the CPU is left out."""
+    if config.getoption("device") != "cpu":
+        of_cpu = [item for item in items if item.get_closest_marker("cpu")]
+        config.hook.pytest_deselected(items=of_cpu)
+        items[:] = [item for item in items if not item.get_closest_marker("cpu")]
 
 
 @pytest.fixture(autouse=True)

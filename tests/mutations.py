@@ -1347,8 +1347,8 @@ linear-other-in-place          tensors/test_deferred.py -k another_loss
 
 [tensors/lookups.py]
 lookups-types-of-an-index          distributions/test_category_index.py
-    - indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
-    + indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
+    - index = index.to(table.device, torch.long)  # as torch does with an index on the CPU
+    + index = index.to(table.device)
 lookups-place-of-numbers           tensors/test_index_tensor.py -k literal
     - places = [dim - sizes[:i].count(0) for i, dim in enumerate(dims) if sizes[i]]
     + places = [dim for i, dim in enumerate(dims) if sizes[i]]

@@ -41,7 +41,7 @@ NAMES = {
     "straight_through": straight_through,
 }
 ONE_HOT_ONLY = ["gapped", "reinmax"]  # not of subsets
-KINDS = {"dtype": torch.float64, "device": torch.device("cpu")}
+KINDS = {"dtype": torch.float64, "device": torch.get_default_device()}
 
 
 def jacobian(p):

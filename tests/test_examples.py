@@ -29,6 +29,8 @@ from pyro import poutine
 from pyro_gumbel import GradientReport, GradientRow
 from tests.common import first_fast
 
+pytestmark = pytest.mark.cpu(reason="the examples run on the CPU")
+
 for needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
 

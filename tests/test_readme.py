@@ -21,6 +21,8 @@ from pyro_gumbel.tensors.subclass import plain
 from tests.states import relative_error
 from tests.tensors.substitution import Draw, centred, substituted
 
+pytestmark = pytest.mark.cpu(reason="the examples run on the CPU")
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -321,7 +321,7 @@ def _read_components(owner: str, components: Any) -> Distribution:
 def _read_selection(owner: str, z: Any, number: int) -> Tensor:
     """One-hot vectors over `number` components, or indices."""
     if isinstance(z, int) and not isinstance(z, bool):
-        z = torch.tensor(z)
+        z = torch.tensor(z, device="cpu")  # indexes components on every device
     expected = f"{owner}: `z` must be a tensor of one-hot vectors, of floats, or of integer indices"
     if not isinstance(z, Tensor):
         raise TypeError(f"{expected}, got {type(z).__name__}; write torch.as_tensor(z)")

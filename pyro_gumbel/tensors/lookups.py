@@ -181,7 +181,8 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _entries_of(table: Tensor, index: Tensor) -> Tensor:
-    indices, whole = torch.broadcast_tensors(index.long().unsqueeze(-1), table)
+    index = index.to(table.device, torch.long)  # as torch does with an index on the CPU
+    indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
     return whole.gather(-1, indices[..., :1]).squeeze(-1)
 
 

@@ -112,10 +112,14 @@ def is_in_function() -> bool:
 
 
 def _callers() -> Iterator[str]:
-    """The modules of the calls under way, from the operation outwards."""
+    """The modules of the calls under way, from the operation outwards.
+
+    What overrides the functions of torch passes on what was called, as a default device does.
+    """
     frame: Any = sys._getframe(2)
     while frame is not None:
-        yield frame.f_globals.get("__name__", "")
+        overrides = frame.f_code.co_name == "__torch_function__"
+        yield "torch.overrides" if overrides else frame.f_globals.get("__name__", "")
         frame = frame.f_back
 
 

@@ -248,15 +248,12 @@ def test_a_number_takes_the_default_dtype(cls):
 
 @pytest.mark.parametrize("cls", WITH_INDICES)
 def test_default_device(cls):
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         d = build(cls, 0.5, logits=torch.zeros(2, *param_shape(cls)), validate_args=False)
         assert d.rsample().device.type == "meta"
         assert d.log_prob(d.rsample()).shape == (2,)
         if cls in BERNOULLI:
             assert build(cls, 0.5, probs=0.3).sample().device.type == "meta"
-    finally:
-        torch.set_default_device(None)
 
 
 # Shapes.

@@ -8,6 +8,7 @@ import itertools
 import math
 import pickle
 import re
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -542,8 +543,11 @@ def test_log_probs_of_other_straight_through_classes_take_what_is_made_of_an_ind
         pyro_gumbel.constraints.simplex,
     ],
 )
-def test_a_check_of_a_support_does_not_warn(constraint):
-    assert constraint.check(one_hot(make().rsample(), K)).detach().all()
+@pytest.mark.parametrize("context", [nullcontext(), torch.get_default_device()])
+def test_a_check_of_a_support_does_not_warn(constraint, context):
+    """Nor under a default device, through which all functions of torch are called."""
+    with context:
+        assert constraint.check(one_hot(make().rsample(), K)).detach().all()
 
 
 # A guide's site.

@@ -115,9 +115,9 @@ def test_the_weights_have_the_least_norm(name, draw_all):
 
         moments = torch.stack([slope((probs * values**k).sum()) / k for k in (1, 2)])
         conditions = torch.stack([root, root * values])
-        weights = np.linalg.lstsq(conditions.numpy(), moments.numpy(), rcond=None)[0]
+        weights = np.linalg.lstsq(conditions.cpu().numpy(), moments.cpu().numpy(), rcond=None)[0]
         found = torch.stack([slope(one) for one in sample])
-        np.testing.assert_allclose((root * found).numpy(), weights, rtol=0, atol=1e-9)
+        np.testing.assert_allclose((root * found).cpu().numpy(), weights, rtol=0, atol=1e-9)
 
 
 def surrogate(name, d, fixed, value):
@@ -214,7 +214,7 @@ def quadrature(name, a, b):
     h = 1e-5
     in_a = -(below(a + h, b) - below(a - h, b)) / (2 * h) / density
     in_b = -(below(a, b + h) - below(a, b - h)) / (2 * h) / density
-    return [torch.from_numpy(y) for y in (x, density * slope * (v[1] - v[0]), in_a, in_b)]
+    return [torch.as_tensor(y) for y in (x, density * slope * (v[1] - v[0]), in_a, in_b)]
 
 
 @pytest.fixture
@@ -302,7 +302,8 @@ def test_log_prob_and_moments(name):
     values, leaves = support_of(name), parameters_of(name)
     d = make_count(name, leaves)
     log_prob = d.log_prob(values)
-    np.testing.assert_allclose(log_prob.detach(), REFERENCE[name](values.numpy()), atol=1e-11)
+    expected = torch.as_tensor(REFERENCE[name](values.cpu().numpy()))
+    torch.testing.assert_close(log_prob.detach(), expected, rtol=1e-7, atol=1e-11)
     weights = log_prob.exp().reshape(-1, *(1,) * len(d.event_shape))
     mean = (weights * values).sum(0)
     variance = (weights * values**2).sum(0) - mean**2
@@ -650,10 +651,14 @@ def leaves_of(d):
 def test_divergence_of_unequal_numbers_of_trials():
     n, m = torch.tensor([3.0, 5.0]), torch.tensor([4.0, 7.0])
     q, p = Binomial(n, torch.tensor([0.3, 0.6])), Binomial(m, torch.tensor([0.5, 0.2]))
-    values = torch.arange(6.0)
     for i, found in enumerate(kl_divergence(q, p)):
-        log_q = torch.from_numpy(stats.binom.logpmf(values[: int(n[i]) + 1], n[i], q.probs[i]))
-        log_p = torch.from_numpy(stats.binom.logpmf(values[: int(n[i]) + 1], m[i], p.probs[i]))
+        values = np.arange(int(n[i]) + 1)
+        log_q, log_p = (
+            torch.as_tensor(
+                stats.binom.logpmf(values, each.total_count[i].item(), each.probs[i].item())
+            )
+            for each in (q, p)
+        )
         expected = (log_q.exp() * (log_q - log_p)).sum()
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 

@@ -3,8 +3,9 @@
 
 """Results are where the inputs are, whatever torch's default device is.
 
-The inputs are on the CPU and the default device is `meta`, whose tensors have no numbers: none
-can be read there or copied from it, so that a tensor made without a device shows.
+The inputs are on the CPU, or on the device of the option `--device`, and the default device is
+`meta`, whose tensors have no numbers: none can be read there or copied from it, so that a tensor
+made without a device shows.
 """
 
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ from pyro_gumbel import (
     RelaxedBernoulli,
     RelaxedCategorical,
     RelaxedPlackettLuce,
+    SelectedComponent,
     Subset,
     constraints,
     estimators,
@@ -59,9 +61,11 @@ from tests.common import (
     param_shape,
 )
 
+HERE = torch.zeros(()).device  # where the inputs are
+
 
 def assert_same(call):
-    """A call returns the same under a default device of `meta`: from the same seed, on the CPU."""
+    """A call returns the same under a default device of `meta`: from the same seed, on HERE."""
     found = []
     for context in (nullcontext(), torch.device("meta")):
         pyro.set_rng_seed(0)
@@ -72,7 +76,7 @@ def assert_same(call):
     assert same_form == form
     for expected, got in zip(plain, under_meta, strict=True):
         if isinstance(expected, torch.Tensor):
-            assert got.device.type == "cpu"
+            assert got.device == HERE
             torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
         else:
             assert got == expected
@@ -246,6 +250,14 @@ CONSTRAINTS = [
 ]
 
 
+def test_a_component_by_its_number():
+    def call():
+        d = SelectedComponent(1, dist.Normal(P, ONE))
+        return d.sample((3,)), d.log_prob(ONE), d.mean
+
+    assert_same(call)
+
+
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("plain", PLAIN)
 def test_relax(plain, hard):
@@ -331,7 +343,7 @@ def model(data):
 
 
 def subsampled(data):
-    with pyro.plate("data", 12, subsample_size=2, device="cpu") as index:
+    with pyro.plate("data", 12, subsample_size=2, device=HERE) as index:
         z = pyro.sample("z", dist.OneHotCategorical(P))
         pyro.sample("x", dist.Normal(z @ X[0], ONE), obs=MANY_DATA[index])
 
@@ -346,7 +358,7 @@ def of_all_kinds(data):
 
 def own_plate(data):
     """Without its `device` Pyro draws the indices of a subsample on the default one."""
-    return pyro.plate("data", 12, subsample_size=2, device="cpu")
+    return pyro.plate("data", 12, subsample_size=2, device=HERE)
 
 
 def values(trace):

@@ -40,9 +40,9 @@ def test_the_rows_have_the_distribution_of_the_redraw_loop():
     features[0].append(m_hot(ours).sum(-1))
     features[1].append(m_hot(theirs).sum(-1))
     for a, b in zip(*features, strict=True):
-        assert stats.ks_2samp(a.numpy(), b.numpy()).pvalue > ALPHA
+        assert stats.ks_2samp(a.cpu().numpy(), b.cpu().numpy()).pvalue > ALPHA
     free = RelaxedCategorical(0.7, logits=X).sample((20_000,))  # the condition can be seen
-    assert stats.ks_2samp(ours[:, 2, 2].numpy(), free[:, 2].numpy()).pvalue < ALPHA
+    assert stats.ks_2samp(ours[:, 2, 2].cpu().numpy(), free[:, 2].cpu().numpy()).pvalue < ALPHA
 
 
 @pytest.mark.parametrize(("size", "temperature"), [(2, 0.5), (3, 1.0), (2, 2.0)])
@@ -96,7 +96,7 @@ def test_own_samples_never_tie_with_a_taken_category(dtype):
 
 def test_the_condition_does_not_change_what_it_is_given():
     """The winner of the untaken stays the winner; with nothing taken nothing changes."""
-    z = X + noise.gumbel((1000, 5), dtype=torch.float64, device=torch.device("cpu"))
+    z = X + noise.gumbel((1000, 5), dtype=torch.float64, device=torch.get_default_device())
     untaken = torch.tensor([True, False, False, True, True]).expand(1000, 5)
     given = noise.given_untaken_winner(z, X, untaken)
     assert untaken.gather(-1, given.argmax(-1, keepdim=True)).all()

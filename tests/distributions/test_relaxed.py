@@ -61,7 +61,7 @@ def log_ratio_ks(coordinates, logits, temperature):
     for i, j in {(0, 1), (k - 2, k - 1), (k // 2, 0)}:
         if i != j:
             d = stats.logistic(((logits[i] - logits[j]) / temperature).item(), 1 / temperature)
-            ratio = (coordinates[:, i] - coordinates[:, j]).double().numpy()
+            ratio = (coordinates[:, i] - coordinates[:, j]).double().cpu().numpy()
             yield stats.kstest(ratio, d.cdf).pvalue
 
 
@@ -86,7 +86,7 @@ def test_interval_sampler_has_its_distribution(logit, temperature, dtype):
     logits = torch.tensor(logit, dtype=dtype)
     draws = LogitRelaxedBernoulli(temperature, logits=logits).sample((DRAWS,))
     d = stats.logistic(logit / temperature, 1 / temperature)
-    assert stats.kstest(draws.double().numpy(), d.cdf).pvalue > ALPHA
+    assert stats.kstest(draws.double().cpu().numpy(), d.cdf).pvalue > ALPHA
     ones = (draws > 0).sum().item()
     p = 1 / (1 + math.exp(-logit))
     assert_counts([DRAWS - ones, ones], [1 - p, p])

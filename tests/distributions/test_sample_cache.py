@@ -309,6 +309,12 @@ CHANGES = {
     "inference mode": in_place_for_inference,
 }
 
+
+def marks_of(change):
+    of_cpu = pytest.mark.cpu(reason="numpy, and this optimiser, take tensors of the CPU alone")
+    return [of_cpu] if change in ("numpy", "fused Adagrad") else []
+
+
 # A distribution's parameter from the leaf that is trained.
 MADE_OF_A_LEAF = {
     "leaf": lambda leaf: leaf,
@@ -320,7 +326,7 @@ MADE_OF_A_LEAF = {
 
 # torch does not swap a tensor that a graph holds.
 DRAWN_AND_CHANGED = [
-    (draw, change)
+    pytest.param(draw, change, marks=marks_of(change))
     for draw in ("sample", "rsample")
     for change in CHANGES
     if (draw, change) != ("rsample", "swap")
@@ -340,7 +346,13 @@ def test_no_change_of_a_leaf_goes_unnoticed(cls, change, which, draw):
 
 
 @pytest.mark.parametrize("made", MADE_OF_A_LEAF)
-@pytest.mark.parametrize("change", ["fused Adam", "ClippedAdam", "numpy", "storage"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, marks=marks_of(change))
+        for change in ("fused Adam", "ClippedAdam", "numpy", "storage")
+    ],
+)
 @pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_no_change_of_a_view_of_a_leaf_goes_unnoticed(cls, change, made):
     leaf = torch.rand(param_shape(cls), dtype=torch.float64).requires_grad_()
@@ -436,6 +448,9 @@ def test_the_log_prob_that_a_draw_has_cached_is_that_in_logit_space(cls, shape, 
 # What a kept draw holds.
 
 
+OF_CPU_KERNELS = pytest.mark.cpu(reason="what is kept is the choice of the kernels of a device")
+
+
 def held_bytes(value):
     """The bytes of all tensors that can be reached from the cache of a value, each once."""
     found, begun, bytes_held = set(), [value._pyro_gumbel_cache], 0
@@ -451,6 +466,7 @@ def held_bytes(value):
     return bytes_held
 
 
+@OF_CPU_KERNELS
 @pytest.mark.parametrize("k", [100, 30_000], ids=["few", "blocks"])
 @pytest.mark.parametrize("tau", [1.0, 0.05])
 @pytest.mark.parametrize("cls", OF_ONE_ROW)
@@ -466,6 +482,7 @@ def test_a_kept_draw_holds_no_more_than_its_logits_and_log_prob(cls, tau, k):
     assert held_bytes(value) == expected
 
 
+@OF_CPU_KERNELS
 def test_a_bernoulli_value_that_determines_its_logit_caches_nothing():
     d = RelaxedBernoulli(1.0, logits=torch.full((100,), -20.0))
     value = d.sample()
@@ -477,6 +494,7 @@ def test_a_bernoulli_value_that_determines_its_logit_caches_nothing():
     )  # fmt: skip
 
 
+@OF_CPU_KERNELS
 def test_all_draws_of_a_distribution_share_one_copy_of_its_parameters():
     d = RelaxedCategorical(1.0, logits=torch.zeros(1000))
     draws = [d.expand([2]).sample(), d.sample(), d.sample()]

@@ -290,5 +290,5 @@ def test_the_marginal_of_a_difference_in_logit_space():
     v = LogitRelaxedSubset(0.3, 2, logits=x).sample((20_000,))
     for tau, passes in ((0.3, True), (0.33, False)):
         d = stats.logistic((x[0] - x[1]).item() / tau, 1 / tau)
-        p = stats.kstest((v[:, 0] - v[:, 1]).numpy(), d.cdf).pvalue
+        p = stats.kstest((v[:, 0] - v[:, 1]).cpu().numpy(), d.cdf).pvalue
         assert (p > ALPHA) == passes

@@ -306,12 +306,12 @@ def test_quantiles_of_counts():
     error = z_bound(15) * (q * (1 - q) / 1000).sqrt()
     rate, probs = torch.tensor([1.0, 9.5]), torch.tensor([0.2, 0.3, 0.5])
     for distribution, inverse in (
-        (dist.Poisson(rate), lambda level: stats.poisson.ppf(level, rate)),
-        (dist.Multinomial(9, probs), lambda level: stats.binom.ppf(level, 9, probs)),
+        (dist.Poisson(rate), lambda level: stats.poisson.ppf(level, rate.cpu())),
+        (dist.Multinomial(9, probs), lambda level: stats.binom.ppf(level, 9, probs.cpu())),
     ):
         found = guide_of(lambda d=distribution: d).quantiles(q)["z"]
         lower, upper = (
-            torch.from_numpy(inverse((q + side * error).unsqueeze(-1))) for side in (-1, 1)
+            torch.as_tensor(inverse((q + side * error).unsqueeze(-1).cpu())) for side in (-1, 1)
         )
         assert found.shape == lower.shape
         assert ((lower <= found) & (found <= upper)).all()

@@ -221,12 +221,12 @@ def largest_elbo(case, *starts):
     def objective(point):
         point = torch.tensor(point, requires_grad=True)
         loss = -exact_elbo(case, point.reshape(starts[0].shape))
-        return loss.item(), torch.autograd.grad(loss, point)[0].numpy()
+        return loss.item(), torch.autograd.grad(loss, point)[0].cpu().numpy()
 
     kinds = [kind for family in case.families.values() for kind in GUIDES[family][0]]
     bounds = [BOUNDS.get(kind, (-12.0, 12.0)) for kind in kinds for _ in starts[0][0]]
     return -min(
-        minimize(objective, start.flatten().numpy(), jac=True, bounds=bounds).fun
+        minimize(objective, start.flatten().cpu().numpy(), jac=True, bounds=bounds).fun
         for start in starts
     )
 

@@ -66,7 +66,7 @@ def by_hand(model, guide, supports, **kwargs):
         log_q = sum(q.nodes[name]["fn"].log_prob(data[name]).sum() for name in data)
         total = total - log_q.exp() * (p.log_prob_sum() - q.log_prob_sum())
     leaves = [pyro.param(name).unconstrained() for name in pyro.get_param_store()]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)]).double()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)]).cpu().double()
 
 
 ONE_HOT = list(torch.eye(3))
@@ -158,7 +158,7 @@ def test_a_site_without_a_plate_has_one_cost_for_all_its_elements():
         f = dist.Normal(states.prod(-1) + states.sum(-1), 0.5).log_prob(DATA[2])
         leaf = pyro.param("logits").unconstrained()
         (expected,) = torch.autograd.grad(-(probabilities * f).sum(), leaf)
-        torch.testing.assert_close(exact.gradient, expected.double(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exact.gradient, expected.cpu().double(), atol=1e-5, rtol=1e-5)
         found = by_score_function(objective, range(40))
         assert (found.gradient - exact.gradient).norm() < 3.5 * found.error
 
@@ -193,7 +193,7 @@ def test_continuous_sites_stay_pathwise():
             - probability.log()
         )
         total = total - (weights * probability * f).sum() / weights.sum()
-    expected = torch.stack(torch.autograd.grad(total, [loc, shift])).double()
+    expected = torch.stack(torch.autograd.grad(total, [loc, shift])).cpu().double()
     found = by_score_function(objective, range(60))
     assert found.error < 0.3 * expected.norm()
     assert (found.gradient - expected).norm() < 3.5 * found.error
@@ -224,7 +224,7 @@ def test_events_in_a_plate_have_costs_of_their_own():
     (expected,) = torch.autograd.grad(loss, pyro.param("logits").unconstrained())
     found = by_score_function(objective, range(40))
     assert found.error < 0.5 * expected.norm()
-    assert (found.gradient - expected.flatten().double()).norm() < 3.5 * found.error
+    assert (found.gradient - expected.flatten().cpu().double()).norm() < 3.5 * found.error
 
 
 # Randomness outside of the discrete sites, and states that cannot be.
@@ -253,7 +253,7 @@ def test_a_continuous_site_without_a_pathwise_gradient_has_its_score():
         f = f + dist.Normal(w + z, 0.5).log_prob(DATA[2])
         total = total - probability * (q.log_prob(w).exp() * f).sum() * 2 * math.pi / 2000
     (expected,) = torch.autograd.grad(total, leaf)
-    agree(objective, expected.reshape(1).double())
+    agree(objective, expected.reshape(1).cpu().double())
 
 
 def test_states_that_cannot_be_are_left_out():
@@ -277,7 +277,7 @@ def test_states_that_cannot_be_are_left_out():
         log_p = torch.tensor([0.2, 0.0, -0.2])[allowed].log_softmax(-1)
         log_p = log_p + dist.Normal(MEANS[allowed], 1.0).log_prob(DATA[0])
         (expected,) = torch.autograd.grad(-(q.exp() * (log_p - q)).sum(), leaf)
-        torch.testing.assert_close(found.gradient, expected.double(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(found.gradient, expected.cpu().double(), atol=1e-6, rtol=1e-5)
 
 
 def test_other_randomness_is_not_enumerated():
@@ -342,7 +342,9 @@ def test_counts_are_enumerated(family):
     f = make(torch.tensor(0.5)).log_prob(z) - q
     f = f + dist.Normal(0.02 * z**3 + z, 3.0).log_prob(DATA[2])
     (expected,) = torch.autograd.grad(-(q.exp() * f).sum(), leaf)
-    torch.testing.assert_close(found.gradient.squeeze(), expected.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.gradient.squeeze(), expected.cpu().double(), rtol=1e-4, atol=1e-5
+    )
     if family in ("Binomial", "BetaBinomial"):
         assert found.how == "enumeration of 10 states"
     else:

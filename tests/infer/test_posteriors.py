@@ -162,7 +162,7 @@ class Posterior:
         def objective(point):
             point = torch.tensor(point, requires_grad=True)
             value = self.divergence(point[:size], point[size:])
-            return value.item(), torch.autograd.grad(value, point)[0].numpy()
+            return value.item(), torch.autograd.grad(value, point)[0].cpu().numpy()
 
         start = [0.0] * size + [-math.log(self.temperature)] * size
         best = minimize(objective, start, jac=True)

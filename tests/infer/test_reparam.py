@@ -151,7 +151,7 @@ def test_the_noise_has_the_standard_distribution(distribution, expected):
     noise = distribution(torch.zeros(()), torch.ones(()))
     draws = noise.sample((20_000,))
     cdf = expected.cdf if distribution is StandardLogistic else lambda g: torch.exp(-torch.exp(-g))
-    assert stats.kstest(cdf(draws).numpy(), "uniform").pvalue > ALPHA
+    assert stats.kstest(cdf(draws).cpu().numpy(), "uniform").pvalue > ALPHA
     torch.testing.assert_close(noise.log_prob(draws), expected.log_prob(draws))
     assert noise.expand((3,)).sample().shape == (3,)
     assert type(noise.expand((3,))) is distribution

@@ -15,6 +15,8 @@ from pyro_gumbel.kernels import compiling
 from pyro_gumbel.ops.noise import MANY
 from tests.common import RANKINGS, RELAXED, STRAIGHT_THROUGH, build, param_shape
 
+pytestmark = pytest.mark.cpu(reason="what is compiled on the CPU")
+
 K = 64  # from 32 on the noise lies alike, compiled or not
 CLASSES = [
     cls

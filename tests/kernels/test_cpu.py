@@ -31,6 +31,8 @@ from tests.common import (
     slow_unless,
 )
 
+pytestmark = pytest.mark.cpu(reason="the kernels of the CPU")
+
 LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
 K = 5

@@ -14,6 +14,8 @@ from pyro_gumbel.links import Hypersimplex, Link, interval, simplex
 from pyro_gumbel.ops import noise
 from tests.common import RANKINGS, RELAXED, build, param_shape
 
+pytestmark = pytest.mark.cpu(reason="when the kernels of the CPU compute")
+
 EMPTY = torch.Size()
 LINKS = [(interval, noise.logistic), (simplex, noise.gumbel), (Hypersimplex(2), noise.gumbel)]
 NAMES = ["interval", "simplex", "hypersimplex"]

@@ -13,6 +13,8 @@ from pyro_gumbel.kernels.formulas import FORMULAS, SHORT
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops.noise import MANY
 
+pytestmark = pytest.mark.cpu(reason="the formulas of the kernels of the CPU")
+
 LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
 SHAPE = (3, 4, 5)  # samples, rows, categories

@@ -13,6 +13,8 @@ from pyro_gumbel import compiled
 from pyro_gumbel.kernels import workspace
 from pyro_gumbel.kernels.formulas import SHORT
 
+pytestmark = pytest.mark.cpu(reason="the memory of the kernels of the CPU")
+
 # sample shape, batch shape, event shape
 SHAPES = [
     ((), (), ()),

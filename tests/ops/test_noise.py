@@ -8,7 +8,7 @@ from scipy import stats
 from pyro_gumbel.ops import noise
 from tests.common import ALPHA, first_fast, z_bound
 
-KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
+KINDS = {"dtype": torch.float32, "device": torch.get_default_device()}
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -22,9 +22,9 @@ DTYPES = [torch.float32, torch.float64]
     ],
 )
 def test_noise_has_its_distribution(sampler, distribution, dtype):
-    draws = sampler((200_000,), dtype=dtype, device=torch.device("cpu"))
+    draws = sampler((200_000,), dtype=dtype, device=torch.get_default_device())
     assert draws.dtype == dtype
-    assert stats.kstest(draws.double().numpy(), distribution.cdf).pvalue > ALPHA
+    assert stats.kstest(draws.double().cpu().numpy(), distribution.cdf).pvalue > ALPHA
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_many_variates_have_their_distribution_up_to_both_ends(sampler, distribu
             (draws < distribution.ppf(4 * noise.EDGE)) | (draws > distribution.isf(4 * noise.EDGE))
         ]
         u.append(ends.double())
-    ends = torch.cat(u).numpy()
+    ends = torch.cat(u).cpu().numpy()
     for tail in (distribution.cdf(ends), distribution.sf(ends)):
         for width in (4 * noise.EDGE, noise.EDGE, 2.0**-18):
             near = tail[tail < width] / width
@@ -99,7 +99,7 @@ def test_uniform_fills_its_smallest_cells_at_both_ends(end):
         small.append(u[u < 2.0**-18] * 2.0**18)
     small = torch.cat(small)
     assert small.unique().numel() > 0.99 * small.numel()
-    assert stats.kstest(small.double().numpy(), "uniform").pvalue > ALPHA
+    assert stats.kstest(small.double().cpu().numpy(), "uniform").pvalue > ALPHA
     expected = 10 * 5_000_000 * 2.0**-18
     assert abs(small.numel() - expected) < z_bound() * expected**0.5
 
@@ -113,7 +113,7 @@ def test_no_uniform_variate_makes_infinite_noise(monkeypatch, cell, place, dtype
     monkeypatch.setattr(
         torch, "rand", lambda shape, dtype, device: torch.full(shape, next(variates), dtype=dtype)
     )
-    kinds = {"dtype": dtype, "device": torch.device("cpu")}
+    kinds = {"dtype": dtype, "device": torch.get_default_device()}
     assert noise.exponential((1,), **kinds).item() > 0
     assert noise.gumbel((1,), **kinds).isfinite()
     assert noise.logistic((1,), **kinds).isfinite()
@@ -133,13 +133,15 @@ def test_noise_given_the_ranking_has_its_distribution_and_that_ranking(dtype):
     ranking = torch.tensor([2, 0])
     found = noise.given_ranking(x, ranking, 20_000)
     assert (found.topk(2, -1).indices == ranking).all()
-    z = x + noise.gumbel((400_000, 5), dtype=dtype, device=torch.device("cpu"))
+    z = x + noise.gumbel((400_000, 5), dtype=dtype, device=torch.get_default_device())
     rejected = z[(z.topk(2, -1).indices == ranking).all(-1)]
     assert len(rejected) > 20_000
     for i in range(4):
-        assert stats.ks_2samp(found[:, i].numpy(), rejected[:, i].numpy()).pvalue > ALPHA
+        assert (
+            stats.ks_2samp(found[:, i].cpu().numpy(), rejected[:, i].cpu().numpy()).pvalue > ALPHA
+        )
     gaps = (sample[:, 2] - sample[:, 0] for sample in (found, rejected))  # jointly too
-    assert stats.ks_2samp(*(gap.numpy() for gap in gaps)).pvalue > ALPHA
+    assert stats.ks_2samp(*(gap.cpu().numpy() for gap in gaps)).pvalue > ALPHA
     assert (found[:, 4] == -torch.inf).all()
 
 
@@ -150,17 +152,17 @@ def test_the_winner_given_that_it_wins_is_a_gumbel_variate():
     for winner in range(3):
         z = noise.given_ranking(x, torch.tensor([winner]), 20_000)
         distribution = stats.gumbel_r(loc=log_z)
-        assert stats.kstest(z[:, winner].numpy(), distribution.cdf).pvalue > ALPHA
+        assert stats.kstest(z[:, winner].cpu().numpy(), distribution.cdf).pvalue > ALPHA
         for other in {0, 1, 2} - {winner}:
             cut = stats.gumbel_r(loc=x[other].item())
-            ranks = cut.cdf(z[:, other].numpy()) / cut.cdf(z[:, winner].numpy())
+            ranks = cut.cdf(z[:, other].cpu().numpy()) / cut.cdf(z[:, winner].cpu().numpy())
             assert stats.kstest(ranks, "uniform").pvalue > ALPHA
 
 
 @pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 3.0, 20.0])
 @pytest.mark.parametrize("bit", [0.0, 1.0])
 def test_noise_given_a_bit_has_its_distribution_and_its_sign(x, bit):
-    z = noise.given_bit(torch.tensor(x), torch.tensor(bit), 20_000).double().numpy()
+    z = noise.given_bit(torch.tensor(x), torch.tensor(bit), 20_000).double().cpu().numpy()
     assert ((z >= 0) == bool(bit)).all()
     tail = (lambda t: stats.logistic.sf(t, x)) if bit else (lambda t: stats.logistic.cdf(t, x))
     assert stats.kstest(tail(z) / tail(0.0), "uniform").pvalue > ALPHA
