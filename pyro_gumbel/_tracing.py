@@ -43,6 +43,9 @@ def ends(tensor: Tensor) -> tuple[float, float]:
     """
     if not tensor.numel() or tensor.is_meta or not in_eager_mode():
         return math.nan, math.nan
+    if tensor.numel() == 1:
+        number = tensor.item()
+        return number, number
     least, most = tensor.detach().aminmax()
     return least.item(), most.item()
 

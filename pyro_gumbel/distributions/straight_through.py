@@ -112,7 +112,7 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not in_program():
+        if self.estimator is not gumbel_softmax and not in_program():
             warn_of_temperature(self.estimator, self.temperature)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -168,18 +168,16 @@ class Formulas:
         self,
         x: Tensor,
         tau: Tensor,
-        grad_hard: Tensor,
-        grad_z: Tensor | None,
+        grad: Tensor,
         z: Tensor,
         wanted: Wanted,
         out: Tensor | None,
         spare: Tensor | None,
     ) -> Gradients:
-        """The gradients of a hard value with the gradient of its relaxed value, and of z."""
+        """The gradients of a hard value with the gradient of its relaxed value."""
         s, v = self.at_perturbed(z, tau, spare)
-        dx = torch.div(self._pull_link(grad_hard, None, None, s, v, out), tau, out=out)
-        dtau = self._pull_temperature(None, tau, dx, v) if wanted[2] else None
-        return None, _sum_of(dx, grad_z, None, out), dtau
+        dx = torch.div(self._pull_link(grad, None, None, s, v, out), tau, out=out)
+        return None, dx, self._pull_temperature(None, tau, dx, v) if wanted[2] else None
 
     def pull_log_density(
         self,
@@ -307,7 +305,7 @@ class Rowwise(Formulas):
 
     def centred(self, x: Tensor) -> Tensor:
         if x.numel():
-            least, most = x.detach().aminmax()
+            least, most = x.aminmax()
             if least.item() >= -NEAR and most.item() <= NEAR:
                 return x
         return self.link.centred(x)
@@ -326,7 +324,7 @@ class Rowwise(Formulas):
         log_p = None
         if log_total is not None:  # sum_i log softmax(-g)_i
             log_p = log_e.sum(-1).sub_(log_total, alpha=self.degrees + 1)
-        z = log_e.neg_().add_(x)
+        z = torch.sub(x, log_e, out=log_e)
         return *self._finish(z, tau, log_p, s, spare), log_p
 
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
