@@ -63,12 +63,12 @@ def version_of(tensor: Tensor) -> int:
 
 def in_program() -> bool:
     """Whether torch traces or compiles: tensors then stand for the steps of a program."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 def in_eager_mode() -> bool:
     """Whether tensors hold plain numbers: no tracing, no functorch transform, no forward mode."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 

@@ -243,6 +243,8 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     Numbers and tensors of integers take the dtype of `like`, or the default dtype without it.
     Numbers take its device too.
     """
+    if isinstance(given, Tensor) and given.is_floating_point():
+        return given
     given = _unwrapped(given)
     dtype, device = (None, None) if like is None else (like.dtype, like.device)
     if isinstance(given, Tensor):

@@ -376,6 +376,8 @@ class FamilyDistribution:
 
     def _sample_shape(self, given: Any) -> torch.Size:
         """The argument `sample_shape` of a method."""
+        if type(given) is torch.Size and not given:  # the default
+            return given
         return read_shape(type(self).__name__, "sample_shape", given)
 
     def _extended_shape(self, sample_shape: Any = torch.Size()) -> torch.Size:

@@ -191,7 +191,9 @@ class _StraightThroughDraw(torch.autograd.Function):
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         if math.prod(shape) < MANY:
-            z = formulas.perturbed(_noise(shape, formulas, x), formulas.centred(x), None)
+            draw_noise = exponential if event_dim else logistic
+            noise = draw_noise(shape, dtype=x.dtype, device=x.device)
+            z = formulas.perturbed(noise, formulas.centred(x), noise)
             hard = link.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)

@@ -136,7 +136,9 @@ class Formulas:
         """Add log (k-1)! + (k-1) log tau in place."""
         log_factorial = math.lgamma(self.degrees + 1)
         if tau.numel() == 1:
-            return log_prob.add_(self.degrees * tau.log().item() + log_factorial)
+            number = tau.item()
+            log_tau = math.log(number) if number > 0 else math.nan
+            return log_prob.add_(self.degrees * log_tau + log_factorial)
         log_tau = tau.log().squeeze(-1) if self.event_dim else tau.log()
         return log_prob.add_(log_tau, alpha=self.degrees).add_(log_factorial)
 

@@ -77,7 +77,7 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     forward mode, `requires_grad` does not say. Under `torch.compile`, which would have to trace
     through the subclass, the value stays a plain tensor.
     """
-    if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
+    if torch.compiler.is_compiling() or (not value.requires_grad and in_eager_mode()):
         return value
     value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     # `as_subclass` would return a view, and `detach_` does not accept views.
