@@ -430,8 +430,10 @@ class OnSimplex(Rowwise):
         out: Tensor | None,
     ) -> Tensor:
         of_value = None if grad_value is None else torch.mul(grad_value, s, out=out)
-        of_log_prob = None if grad_log_prob is None else -grad_log_prob.unsqueeze(-1)
-        u = _sum_of(of_value, grad_v, of_log_prob, out)
+        u = _sum_of(of_value, grad_v, None, out)
+        if grad_log_prob is not None:
+            of_row = grad_log_prob.unsqueeze(-1)
+            u = -of_row if u is None else torch.sub(u, of_row, out=out)
         return _less_weighted_sum(u.expand_as(s), s, out)
 
 

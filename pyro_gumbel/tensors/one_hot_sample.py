@@ -60,10 +60,11 @@ class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(issubclass(each, OutcomeTensor) for each in types):
-            return NotImplemented  # their rules are asked next
-        if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
-            return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
+        if len(types) > 1:
+            if any(issubclass(each, OutcomeTensor) for each in types):
+                return NotImplemented  # their rules are asked next
+            if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
+                return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             rule = None if kwargs or torch.compiler.is_compiling() else _RULES.get(func)
