@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = [
+    "are_finite",
     "brief",
     "ends",
     "in_eager_mode",
@@ -48,6 +49,13 @@ def ends(tensor: Tensor) -> tuple[float, float]:
         return number, number
     least, most = tensor.detach().aminmax()
     return least.item(), most.item()
+
+
+def are_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are known to be finite: if their sum is, they are."""
+    if tensor.is_meta or not in_eager_mode():
+        return False
+    return math.isfinite(tensor.detach().sum().item())
 
 
 def brief(tensor: Tensor) -> str:

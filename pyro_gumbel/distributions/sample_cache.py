@@ -20,8 +20,8 @@ Not detected: writes through `.data`, numpy or the storage to a value, or to par
 results of operations; and any in-place change inside a compiled function.
 
 **Memory.** A relaxed value keeps its logit-space form, unless that can be computed from the value
-to rounding; its log_prob, except for binary values without a gradient; and the parameters of its
-distribution, with the shared copy of those that are leaves.
+to rounding; its log_prob, until it is asked for, except for binary values without a gradient; and
+the parameters of its distribution, with the shared copy of those that are leaves.
 """
 
 import math

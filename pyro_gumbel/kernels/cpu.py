@@ -72,9 +72,7 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard: Tensor = _StraightThroughDraw.apply(
-        logits, temperature, link, sample_shape, batch_shape
-    )
+    hard: Tensor = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
     return hard
 
 
@@ -184,9 +182,7 @@ class _StraightThroughDraw(torch.autograd.Function):
     """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size) -> Tensor:
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)

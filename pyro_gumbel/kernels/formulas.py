@@ -122,8 +122,10 @@ class Formulas:
         """z from noise, which is overwritten."""
         raise NotImplementedError
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """s and v of z; with a graph if gradients are enabled."""
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """s and v of z; with a graph if gradients are enabled. v may be None where s gives it."""
         raise NotImplementedError
 
     def log_density(
@@ -136,9 +138,9 @@ class Formulas:
         """Add log (k-1)! + (k-1) log tau in place."""
         log_factorial = math.lgamma(self.degrees + 1)
         if tau.numel() == 1:
-            number = tau.item()
-            log_tau = math.log(number) if number > 0 else math.nan
-            return log_prob.add_(self.degrees * log_tau + log_factorial)
+            only = tau.item()
+            log_only = math.log(only) if only > 0 else math.nan
+            return log_prob.add_(self.degrees * log_only + log_factorial)
         log_tau = tau.log().squeeze(-1) if self.event_dim else tau.log()
         return log_prob.add_(log_tau, alpha=self.degrees).add_(log_factorial)
 
@@ -179,7 +181,10 @@ class Formulas:
         """The gradients of a hard value with the gradient of its relaxed value."""
         s, v = self.at_perturbed(z, tau, spare)
         dx = torch.div(self._pull_link(grad, None, None, s, v, out), tau, out=out)
-        return None, dx, self._pull_temperature(None, tau, dx, v) if wanted[2] else None
+        if not wanted[2]:
+            return None, dx, None
+        v = s.log() if v is None else v
+        return None, dx, self._pull_temperature(None, tau, dx, v)
 
     def pull_log_density(
         self,
@@ -259,7 +264,9 @@ class Elementwise(Formulas):
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.add(noise, x, out=out)
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         v = interval.unconstrained(z, tau) if torch.is_grad_enabled() else z / tau
         return v.sigmoid(), v
 
@@ -332,7 +339,9 @@ class Rowwise(Formulas):
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.sub(x, noise.log_(), out=out)
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled():
             v = self.link.unconstrained(z, tau)
             return self.link.value(v), v
@@ -413,6 +422,13 @@ class OnSimplex(Rowwise):
         if log_p is not None:
             log_p.sub_(z.sum(-1)).add_(n.squeeze(-1), alpha=self.degrees + 1)
         return s, z, n
+
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if out is not None or torch.is_grad_enabled():
+            return super().at_perturbed(z, tau, out)
+        return z.sub(z.amax(-1, keepdim=True)).div_(tau).softmax(-1), None
 
     def _add_slopes(self, log_p: Tensor, v: Tensor, of_values: bool) -> Tensor:
         return log_p.sub_(v.sum(-1)) if of_values else log_p
