@@ -287,7 +287,7 @@ class Elementwise(Formulas):
     ) -> Tensor:
         of_value = of_log_prob = None
         if grad_value is not None:
-            of_value = torch.mul(grad_value, v.sigmoid() * (-v).sigmoid(), out=out)
+            of_value = torch.mul(grad_value, s * (-v).sigmoid(), out=out)
         if grad_log_prob is not None:
             of_log_prob = grad_log_prob * torch.tanh(v / 2)
         return _sum_of(of_value, grad_v, of_log_prob, out)
@@ -489,7 +489,7 @@ class OnHypersimplex(Rowwise):
         of_value = of_log_prob = None
         omega = self.link.weights(v)
         if grad_value is not None:
-            of_value = torch.mul(grad_value, v.sigmoid() * (-v).sigmoid(), out=out)
+            of_value = torch.mul(grad_value, s * (-v).sigmoid(), out=out)
         if grad_log_prob is not None:
             of_log_prob = grad_log_prob.unsqueeze(-1) * (1 - omega) * torch.tanh(v / 2)
         u = _sum_of(of_value, grad_v, of_log_prob, out)
