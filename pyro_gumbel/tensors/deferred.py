@@ -42,7 +42,7 @@ class DeferredTensor(OutcomeTensor):
     @property
     def settled(self) -> Tensor:
         """The same numbers for a loss that is not linear in them."""
-        made: Tensor = _at_last(self.later)
+        made: Tensor = settled(self.later)
         return made
 
     def collapsed(self, *, linear: bool) -> Tensor:
@@ -57,42 +57,46 @@ class Later:
     changed in place meanwhile, other numbers would come of it. Then the value is taken itself.
     """
 
-    __slots__ = ("_arguments", "_before", "_function", "_made", "_value")
+    __slots__ = ("_arguments", "_before", "_function", "_made", "_needed", "_value")
 
     def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
         self._value, self._function, self._made = value, function, None
         self._before: list[tuple[Tensor, int]] = []
-        self._arguments = _noted(arguments, self._before)
+        self._needed: list[Later] = []  # among the arguments
+        self._arguments = self._noted(arguments)
 
-    def make(self) -> Any:
-        """It, as a function of the arguments that has no deferred tensors in its result."""
-        if self._made is not None:
-            return self._made
-        if any(changes_of(each) != changes for each, changes in self._before):
-            return self._value
-        with torch._C._EnableTorchFunction(), torch.enable_grad():
-            self._made = settled(self._function(*self._arguments))
+    def _noted(self, arguments: Any) -> Any:
+        """The arguments as they are now."""
+        if isinstance(arguments, DeferredTensor):
+            arguments = arguments.later
+        if isinstance(arguments, Tensor):
+            self._before.append((arguments, changes_of(arguments)))
+        elif isinstance(arguments, Later):
+            self._needed.append(arguments)
+        elif type(arguments) in (tuple, list):
+            return type(arguments)([self._noted(each) for each in arguments])
+        elif isinstance(arguments, dict):
+            return {name: self._noted(each) for name, each in arguments.items()}
+        return arguments
+
+    def made(self) -> Any:
+        """It, without deferred tensors. What it needs is made first: a sum may have many terms."""
+        waiting = [self]
+        while waiting:
+            needed = [each for each in waiting[-1]._needed if each._made is None]
+            waiting += needed
+            if not needed:
+                waiting.pop()._make()
         return self._made
 
-
-def _at_last(value: Any) -> Any:
-    return value.make() if isinstance(value, Later) else value
-
-
-def _noted(arguments: Any, before: list[tuple[Tensor, int]]) -> Any:
-    """The arguments as they are now.
-
-    :param before: takes each plain tensor, and how often it was changed.
-    """
-    if isinstance(arguments, DeferredTensor):
-        arguments = arguments.later
-    if isinstance(arguments, Tensor):
-        before.append((arguments, changes_of(arguments)))
-    elif type(arguments) in (tuple, list):
-        return type(arguments)([_noted(each, before) for each in arguments])
-    elif isinstance(arguments, dict):
-        return {name: _noted(each, before) for name, each in arguments.items()}
-    return arguments
+    def _make(self) -> None:
+        if self._made is not None:
+            return
+        if any(changes_of(each) != changes for each, changes in self._before):
+            self._made = self._value
+            return
+        with torch._C._EnableTorchFunction(), torch.enable_grad():
+            self._made = settled(self._function(*self._arguments))
 
 
 def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
@@ -116,4 +120,4 @@ def settled(arguments: Any) -> Any:
         return {name: settled(each) for name, each in arguments.items()}
     if type(arguments) in (tuple, list):
         return type(arguments)(map(settled, arguments))
-    return _at_last(arguments)
+    return arguments.made() if isinstance(arguments, Later) else arguments

@@ -79,7 +79,7 @@ def matrix_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
             return None
         table = func(each.table.expand(-1, *batch, *value.shape[-2:]), *rest, **kwargs)
         tail = (1,) * (result.dim() - len(batch))
-        made.append(Outcomes(each.draws, each.elements.reshape(*batch, *tail), table))
+        made.append(Outcomes(each.draws, each.elements.reshape((*batch, *tail)), table))
     return made
 
 

@@ -23,6 +23,7 @@ _CONSTRAINTS = {
 _TRANSPARENT = {
     "pyro_gumbel.tensors.deferred",
     "pyro_gumbel.tensors.index_tensor",
+    "pyro_gumbel.tensors.linear_operations",
     "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
     "torch._compile",

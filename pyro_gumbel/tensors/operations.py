@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
-from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
+from pyro_gumbel.tensors.deferred import deferred
 from pyro_gumbel.tensors.event_rules import (
     class_loss_rule,
     is_plain_mean,
@@ -57,21 +57,30 @@ from pyro_gumbel.tensors.rules import (
     writing_rule,
 )
 
-__all__: list[str] = []
+__all__ = [
+    "ENDS",
+    "IN_PLACE_OPERATORS",
+    "LINEAR_REDUCTIONS",
+    "apply",
+    "asks",
+    "is_in_place",
+    "records_no_gradient",
+    "rule_of",
+]
 
 Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and its result
 
 
-def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with the outcomes that it has."""
-    rule = _rule_of(func)
-    if (rule is _ask and not varies(args[1:])) or _is_without_gradient():
+    rule = rule_of(func)
+    if (rule is _ask and not varies(args[1:])) or records_no_gradient():
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
     if rule is _hook and not args[0].requires_grad:
         return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
-    if _is_in_place(func):
+    if is_in_place(func):
         return _changed_in_place(func, args, kwargs)
     if rule is None and _has_floats((args, kwargs)):
         return _collapse(func, args, kwargs)
@@ -98,7 +107,7 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return result
 
 
-OutcomeTensor._rule = staticmethod(_apply)
+OutcomeTensor._rule = staticmethod(apply)
 
 
 def _compares_floats(args: Any) -> bool:
@@ -113,10 +122,10 @@ def _compares_floats(args: Any) -> bool:
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation on plain floats, with gradients in place of their outcomes."""
     name = getattr(func, "__name__", repr(func))
-    args, kwargs = collapsed((args, kwargs), linear=name in _ENDS)
+    args, kwargs = collapsed((args, kwargs), linear=name in ENDS)
     if varies((args, kwargs)):
         warn_of_lost_gradient(name)
-    elif name not in _ENDS:
+    elif name not in ENDS:
         warn_of_derivative(name)
     return func(*args, **kwargs)
 
@@ -130,7 +139,7 @@ def _has_floats(arguments: Any) -> bool:
     return isinstance(arguments, OutcomeTensor) and arguments.is_floating_point()
 
 
-def _is_without_gradient() -> bool:
+def records_no_gradient() -> bool:
     """Whether torch records no gradient, as under `torch.no_grad`."""
     return not torch.is_grad_enabled() and in_eager_mode()
 
@@ -175,7 +184,8 @@ def _carrying(result: Any, outcomes: Any) -> Any:
 _RULES: dict[Any, Rule | None] = {}  # found so far
 
 
-def _rule_of(func: Any) -> Rule | None:
+def rule_of(func: Any) -> Rule | None:
+    """The rule of a function; None if there is none."""
     if func not in _RULES:
         _RULES[func] = _find_rule(func)
     return _RULES[func]
@@ -219,14 +229,14 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
     if len(args) > 1 and isinstance(args[1], Tensor):  # `max` and `min` of two tensors
-        return _apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
+        return apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
     value = args[0]
     if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
         warn_of_lost_gradient(func.__name__)
         return func(*args, **kwargs)
     dims = reduced_dims(args, kwargs)
     vary = {d for d in dims for each in outcomes_of(value) if each.elements.shape[d] != 1}
-    if func.__name__ not in _SUMS or not (vary or not value.dim()):
+    if func.__name__ not in LINEAR_REDUCTIONS or not (vary or not value.dim()):
         return _reduced_over(dims, vary, func, args, kwargs)
     result = func(collapsed(value, linear=True), *args[1:], **kwargs)
     return deferred(result, _reduced_later, dims, vary, func, args, kwargs)
@@ -259,114 +269,22 @@ def _reduced_over(dims: list[int], vary: set[int], func: Any, args: Any, kwargs:
 def _reduced_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """The sum or the mean of a loss, whose terms have outcomes."""
     reduction = kwargs.get("reduction", "mean")
-    has_weights = _rule_of(func) is class_loss_rule and not is_plain_mean(args, kwargs)
+    has_weights = rule_of(func) is class_loss_rule and not is_plain_mean(args, kwargs)
     if len(args) > 3 or (reduction == "mean" and has_weights):
         return _collapse(func, args, kwargs)
-    terms = _apply(func, args, {**kwargs, "reduction": "none"})
+    terms = apply(func, args, {**kwargs, "reduction": "none"})
     size = {"sum": 1, "mean": terms.numel(), "batchmean": len(args[0])}[reduction]
     with torch._C._EnableTorchFunction():
         return terms.sum() / size
 
 
-# Deferred tensors.
-
-
-def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an operation that a deferred tensor takes part in."""
-    if _only_asks(func) or _is_without_gradient():
-        return func(*args, **kwargs)
-    if _is_in_place(func):
-        return _deferred_in_place(func, args, kwargs)
-    if _is_linear(func, args, kwargs):
-        return _linear(func, args, kwargs)
-    return _settled(func, args, kwargs)
-
-
-DeferredTensor._rule = staticmethod(_apply_deferred)
-
-
-def _settled(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation for a loss that is not linear in its arguments."""
-    args, kwargs = settled((args, kwargs))
-    return _apply(func, args, kwargs) if varies((args, kwargs)) else func(*args, **kwargs)
-
-
-def _settled_later(*arguments: Any) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
-        return _settled(*arguments)
-
-
-def _linear(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation for a loss that is linear in its result."""
-    result = func(*_for_linear(args), **_for_linear(kwargs))
-    if isinstance(result, Tensor):
-        return deferred(result, _settled_later, func, args, kwargs)
-    whole = Later(result, _settled_later, func, args, kwargs)
-    return type(result)(deferred(each, _entry_of, i, whole) for i, each in enumerate(result))
-
-
-def _entry_of(place: int, whole: Any) -> Any:
-    return settled(whole)[place]
-
-
-def _for_linear(arguments: Any) -> Any:
-    """The arguments with gradients in place of outcomes. A deferred tensor has its gradient."""
-    if isinstance(arguments, Tensor):
-        is_ready = isinstance(arguments, DeferredTensor)
-        return arguments if is_ready else collapsed(arguments, linear=True)
-    if type(arguments) in (tuple, list):
-        return type(arguments)([_for_linear(each) for each in arguments])
-    if isinstance(arguments, dict):
-        return {name: _for_linear(each) for name, each in arguments.items()}
-    return arguments
-
-
-def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """The change of a deferred tensor, or of another tensor by one."""
-    value, *rest = args
-    if not isinstance(value, DeferredTensor):
-        return _settled(func, args, kwargs)
-    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(func.__name__, func.__name__[:-1]), None)
-    if _is_linear(other, args, kwargs):
-        later = Later(value.plain, _settled_later, other, args, kwargs)
-        func(value, *_for_linear(rest), **_for_linear(kwargs))
-        value.defer(later)
-    else:
-        new = _settled(Tensor.clone, (value,), {})
-        _settled(func, (new, *rest), kwargs)
-        value.copy_(collapsed(new, linear=True))
-        value.defer(Later(value.plain, settled, new))
-    return value
-
-
-def _only_asks(func: Any) -> bool:
-    return _rule_of(func) in (_ask, _ask_for_gradient, _hook) or func.__name__ in _CHECKS
-
-
-def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a result is linear in all tensors with outcomes together, up to a constant."""
-    name, rule = getattr(func, "__name__", ""), _rule_of(func)
-    if "out" in kwargs:
-        return False
-    if name.strip("_") in _COMPARISONS:
-        return True  # in which no loss is linear: the result has no gradient until it is settled
-    if rule in (moving_rule, moving_like_rule, getitem_rule, converting_rule) or name in _SUMS:
-        return not varies(args[1:]) and not varies(kwargs)
-    if name in _PRODUCTS:
-        return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
-    if name in _QUOTIENTS:
-        return not varies(args[1:]) and not kwargs
-    if name == "where":
-        return not varies(args[0]) and not kwargs
-    return name in _DIFFERENCES or rule in (joining_rule, broadcasting_rule)
-
-
 # Changes in place.
 
 
-def _is_in_place(func: Any) -> bool:
+def is_in_place(func: Any) -> bool:
+    """Whether a function changes its first argument."""
     name = getattr(func, "__name__", "")
-    is_operator = name in _IN_PLACE_OPERATORS or name == "__setitem__"
+    is_operator = name in IN_PLACE_OPERATORS or name == "__setitem__"
     return is_operator or (name.endswith("_") and not name.endswith("__"))
 
 
@@ -378,11 +296,11 @@ def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
             return _collapse(func, args, kwargs)
         warn_of_lost_gradient(name)
         return func(*args, **kwargs)
-    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
+    other = getattr(Tensor, IN_PLACE_OPERATORS.get(name, name[:-1]), None)
     made = None
     if name == "__setitem__" and value.is_floating_point():
         made = _made(writing_rule, func, args, kwargs, value)
-    elif _rule_of(other) is elementwise_rule:
+    elif rule_of(other) is elementwise_rule:
         made = _made(elementwise_rule, other, args, kwargs, value)
     if made is None and _has_floats((args, kwargs)):
         return _changed_to_derivative(func, args, kwargs)
@@ -409,6 +327,11 @@ def _changed_to_derivative(func: Any, args: Any, kwargs: Any) -> Any:
 def _ask(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For what does not depend on the numbers, and for what asks for a plain tensor."""
     return None
+
+
+def asks(func: Any) -> bool:
+    """Whether a function asks for something that does not depend on the numbers."""
+    return rule_of(func) in (_ask, _ask_for_gradient, _hook)
 
 
 def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -458,12 +381,14 @@ _QUESTIONS = {
     *("data_ptr", "get_device", "element_size", "is_floating_point", "is_complex"),
     *("is_signed", "is_contiguous", "is_inference", "result_type", "can_cast"),
     *("__len__", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like"),
-    *("randn_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("randn_like", "new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
     *("detach", "requires_grad_", "retain_grad", "__hash__", "__dir__"),
     *("__array_wrap__", "__dlpack_device__", "__set__", "__delete__"),
     *("broadcast_shapes", "is_same_size", "is_conj", "is_neg", "_is_view", "is_pinned"),
     *("untyped_storage", "is_shared", "share_memory_", "as_subclass"),
 }
+
+LINEAR_REDUCTIONS = {"sum", "mean"}
 
 _LOSSES = {
     *("binary_cross_entropy", "binary_cross_entropy_with_logits", "gaussian_nll_loss"),
@@ -500,26 +425,9 @@ _BY_NAME: dict[str, Rule | None] = {
 }
 
 # The operations that end a computation: the loss is a linear function of what they are called with.
-_ENDS = {"backward", "grad"}
+ENDS = {"backward", "grad"}
 
-# Operations on a deferred tensor whose results have no gradient.
-_CHECKS = {
-    *_ENDS,
-    *("isnan", "isinf", "isfinite", "all", "any"),
-    *("item", "tolist", "__bool__", "__float__", "__int__"),
-}
-_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
-
-# Linear operations, besides those that move.
-_SUMS = {"sum", "mean"}
-_DIFFERENCES = {
-    *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "subtract"),
-    *("neg", "negative", "__neg__", "positive", "__pos__"),
-}
-_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
-_QUOTIENTS = {"div", "divide", "true_divide", "__truediv__"}
-
-_IN_PLACE_OPERATORS = {
+IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
 }

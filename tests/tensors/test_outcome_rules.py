@@ -118,6 +118,9 @@ FUNCTIONS = {
     "selected component, one-hot": lambda z: (
         SelectedComponent(one_hot(z), dist.Normal(A[:K], S)).log_prob(X).sum()
     ),
+    "sum of what is the same along it": lambda z: (
+        A[z].unsqueeze(-1).expand(-1, 4).sum(-1).exp().sum()
+    ),
     "count": lambda z: dist.Poisson(2.0).log_prob(z).sum(),
 }
 
