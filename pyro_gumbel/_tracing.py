@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = [
+    "are_finite",
     "brief",
     "ends",
     "in_eager_mode",
@@ -43,8 +44,18 @@ def ends(tensor: Tensor) -> tuple[float, float]:
     """
     if not tensor.numel() or tensor.is_meta or not in_eager_mode():
         return math.nan, math.nan
+    if tensor.numel() == 1:
+        number = tensor.item()
+        return number, number
     least, most = tensor.detach().aminmax()
     return least.item(), most.item()
+
+
+def are_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are known to be finite: if their sum is, they are."""
+    if tensor.is_meta or not in_eager_mode():
+        return False
+    return math.isfinite(tensor.detach().sum().item())
 
 
 def brief(tensor: Tensor) -> str:
@@ -60,12 +71,12 @@ def version_of(tensor: Tensor) -> int:
 
 def in_program() -> bool:
     """Whether torch traces or compiles: tensors then stand for the steps of a program."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 def in_eager_mode() -> bool:
     """Whether tensors hold plain numbers: no tracing, no functorch transform, no forward mode."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 

@@ -64,8 +64,17 @@ tracing-first-forward-level        test_links.py -k forward
 tracing-ends-under-vmap            distributions/test_torch.py -k vmap
     - if not tensor.numel() or tensor.is_meta or not in_eager_mode():
     + if not tensor.numel() or tensor.is_meta:
+tracing-not-finite                 distributions/test_arguments.py
+    - return math.isfinite(tensor.detach().sum().item())
+    + return True
+tracing-finite-under-vmap          distributions/test_torch.py -k vmap
+    - if tensor.is_meta or not in_eager_mode():
+    + if tensor.is_meta:
 
 [_validation.py]
+parameters-number-overflows        distributions/test_arguments.py -k can_hold
+    - make = torch.scalar_tensor if abs(number) < 1e38 else torch.tensor
+    + make = torch.scalar_tensor
 parameters-both-given              distributions/test_arguments.py -k bad_arguments
     - if (probs is None) == (logits is None):
     + if probs is None and logits is None:
@@ -575,8 +584,8 @@ cache-parameters-not-compared      distributions/test_sample_cache.py
     - if not state.is_that_of(cache.parameters):
     + if False:
 cache-parameter-version            distributions/test_sample_cache.py
-    - or (0 if t.is_inference() else t._version) != version
-    + or False
+    - version = 0 if tensor.is_inference() else tensor._version
+    + version = 0
 cache-leaf-not-compared            distributions/test_sample_cache.py
     - or not (copy is None or _is_equal(t, copy))
     + or False
@@ -584,14 +593,14 @@ cache-view-of-a-leaf               distributions/test_sample_cache.py
     - if tensor.grad_fn is not None and not is_view_of_leaf:
     + if tensor.grad_fn is not None:
 cache-gradient-switched-on         distributions/test_sample_cache.py
-    - t.requires_grad is not requires_grad
-    + False
+    - return [tensor.requires_grad, tensor.grad_fn,
+    + return [False, tensor.grad_fn,
 cache-drawn-without-gradient       kernels/test_cpu.py
     - if torch.is_grad_enabled() and cache.log_prob.requires_grad != state.requires_grad:
     + if False:
 cache-log-prob-shared              distributions/test_sample_cache.py
-    - return cache.log_prob.clone()
-    + return cache.log_prob
+    - log_prob, cache.log_prob = cache.log_prob, None
+    + log_prob = cache.log_prob
 cache-of-another-tensor            distributions/test_sample_cache.py
     - if self.owner() is not value:
     + if False:
@@ -665,6 +674,9 @@ selected-infinite-draws            distributions/test_selected_component.py -k i
     + finite = draws.detach()
 
 [distributions/straight_through.py]
+straight-through-impossible        distributions/test_straight_through.py
+    - if log_probs.device.type == "cpu" and are_finite(log_probs):
+    + if True:
 straight-through-score-function    distributions/test_straight_through.py
     - return ScoreParts(log_prob, score_function=log_prob, entropy_term=0)
     + return ScoreParts(log_prob, score_function=0, entropy_term=0)
@@ -1052,6 +1064,9 @@ kernels-saturated-not-kept         kernels/test_cpu.py -k kept
 kernels-density-not-finite         kernels/test_cpu.py -k infinite
     - if math.isfinite(log_p.detach().sum().item()):
     + if True:
+kernels-graph-of-a-hard-draw       kernels/test_cpu.py -k second_derivatives
+    - if torch.is_grad_enabled():  # z = x + noise
+    + if False:  # z = x + noise
 kernels-batched-gradients          kernels/test_cpu.py -k gradients
     - torch.is_grad_enabled() or any(map(_is_batched, draws))
     + torch.is_grad_enabled()
@@ -1071,6 +1086,9 @@ kernels-logistic-density           kernels/test_cpu.py
 kernels-differential-sign          kernels/test_cpu.py
     - return torch.addcmul(u, omega, total, value=-1, out=out)
     + return torch.addcmul(u, omega, total, value=1, out=out)
+kernels-hard-draw-gradient         kernels/test_cpu.py
+    - return z.sub(z.amax(-1, keepdim=True)).div_(tau).softmax(-1), None
+    + return z.sub(z.amax(-1, keepdim=True)).softmax(-1), None
 kernels-density-gradient           kernels/test_cpu.py
     - r = torch.mul(grad, 1 - (self.degrees + 1) * p, out=out)
     + r = torch.mul(grad, 1 - p, out=out)

@@ -919,6 +919,45 @@ def test_draws_of_counts_have_these_weights(counts):
             torch.testing.assert_close(gradient, weights[value.long()])
 
 
+@pytest.mark.parametrize("form", ["soft", "hard"])
+@pytest.mark.parametrize("kind", ["categories", "bits"])
+def test_bare_functions_compute_what_the_classes_do(monkeypatch, kind, form):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    bare = importlib.import_module("bare")
+    function, family, _ = {"soft": bare.SOFT, "hard": bare.HARD}[form][kind]
+    x, w = torch.randn(64, 10, requires_grad=True), torch.randn(64, 10)
+
+    def by_class():
+        d = family(bare.TEMPERATURE, logits=x)
+        y = d.rsample()
+        return (y, d.log_prob(y)) if form == "soft" else (y,)
+
+    def by_function():
+        found = function.apply(x, bare.TEMPERATURE)
+        return found if form == "soft" else (found,)
+
+    results = []
+    for draw in (by_class, by_function):
+        torch.manual_seed(1)
+        y, *log_prob = draw()
+        loss = (w * y).sum() + sum((each.cos().sum() for each in log_prob), torch.zeros(()))
+        results.append((y, *log_prob, *torch.autograd.grad(loss, x)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_speeds_of_small_shapes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "bare.py"), "--threads", "1",
+         "--repeats", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "x.json").read_text())["seconds"]
+    assert len(found) == 18
+    assert all(taken > 0 for row in found.values() for taken in row.values())
+
+
 @SLOW
 @pytest.mark.parametrize(
     "options", ["--skip memory svi", "--growth --compiled --largest 1e4 --plot x.png"]

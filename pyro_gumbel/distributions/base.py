@@ -232,21 +232,20 @@ class FamilyDistribution:
 
     def _check_arguments(self) -> None:
         """Raise unless the values of the arguments are legal, if they can be read."""
-        tau = self.temperature if self.takes_temperature else None
         if in_program():
             return
+        owner, tau = type(self).__name__, self.temperature if self.takes_temperature else None
         if tau is not None:
             least, most = ends(tau)
             if not (least > 0 and most < math.inf):
                 require(
                     (tau > 0) & tau.isfinite(),
-                    f"{type(self).__name__}: `temperature` must be positive and finite",
+                    f"{owner}: `temperature` must be positive and finite",
                     tau,
                     "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
                 )
         size = self.size if self.family.takes_size else None
-        owner, name = type(self).__name__, self._parameter_name
-        self.family.check_parameter(owner, name, self._parameter, size)
+        self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
 
     @classmethod
     def _line_to_write(cls, temperature: Any) -> str:
@@ -377,6 +376,8 @@ class FamilyDistribution:
 
     def _sample_shape(self, given: Any) -> torch.Size:
         """The argument `sample_shape` of a method."""
+        if type(given) is torch.Size and not given:  # the default
+            return given
         return read_shape(type(self).__name__, "sample_shape", given)
 
     def _extended_shape(self, sample_shape: Any = torch.Size()) -> torch.Size:

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import SigmoidTransform, Transform
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import ends, in_program
+from pyro_gumbel._tracing import are_finite, ends, in_program
 from pyro_gumbel._validation import check_value, require
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
@@ -99,13 +99,13 @@ class BernoulliFamily(Family):
         return 2
 
     def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
-        least, most = ends(value)
         if name == "probs":
+            least, most = ends(value)
             if least >= 0 and most <= 1:
                 return
             valid, remedy = (value >= 0) & (value <= 1), "write logits=... for log-odds"
             require(valid, f"{owner}: `probs` must be in [0, 1]", value, remedy)
-        elif math.isnan(least):
+        elif not are_finite(value):
             remedy = "write logits=torch.nan_to_num(logits)"
             require(~value.isnan(), f"{owner}: `logits` must be free of NaN", value, remedy)
 

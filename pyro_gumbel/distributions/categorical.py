@@ -19,7 +19,7 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform, Transform
 
-from pyro_gumbel._tracing import ends
+from pyro_gumbel._tracing import are_finite, ends
 from pyro_gumbel._validation import require
 from pyro_gumbel.constraints import log_simplex
 from pyro_gumbel.constraints import simplex as simplex_support
@@ -106,12 +106,13 @@ class CategoricalFamily(Family):
         return probs.shape[-1]
 
     def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
-        least, most = ends(value)
-        lowest = 0 if name == "probs" else -math.inf
-        fewest = size or 1  # a draw of `size` categories needs as many that are possible
-        if lowest < least and most < math.inf:
+        if name == "logits" and are_finite(value):
             return
+        fewest = size or 1  # a draw of `size` categories needs as many that are possible
         if name == "probs":
+            least, most = ends(value)
+            if least > 0 and most < math.inf:
+                return
             valid = ((value >= 0) & value.isfinite()).all(-1) & ((value > 0).sum(-1) >= fewest)
             what = f"non-negative and finite, with {fewest} or more positive in every row"
             remedy = "write logits=... for log weights"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import brief, in_program, known
-from pyro_gumbel._validation import Temperature, read_shape
+from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, recall_log_prob, remember
@@ -68,14 +68,12 @@ class Relaxed(FamilyDistribution):
             return self.rsample(sample_shape)
 
     def _draw(self, sample_shape: Any, *, keep: bool, log_prob: bool) -> dispatch.Draw:
-        if type(sample_shape) is not torch.Size or sample_shape:
-            sample_shape = read_shape(type(self).__name__, "sample_shape", sample_shape)
         return dispatch.draw(
             self._logits,
             self._tau,
             self.link,
             self.family.noise,
-            sample_shape,
+            self._sample_shape(sample_shape),
             self._batch_shape,
             keep=keep,
             log_prob=log_prob,

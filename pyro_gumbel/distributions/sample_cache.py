@@ -20,8 +20,8 @@ Not detected: writes through `.data`, numpy or the storage to a value, or to par
 results of operations; and any in-place change inside a compiled function.
 
 **Memory.** A relaxed value keeps its logit-space form, unless that can be computed from the value
-to rounding; its log_prob, except for binary values without a gradient; and the parameters of its
-distribution, with the shared copy of those that are leaves.
+to rounding; its log_prob, until it is asked for, except for binary values without a gradient; and
+the parameters of its distribution, with the shared copy of those that are leaves.
 """
 
 import math
@@ -51,26 +51,20 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.marks = []
-        self.requires_grad = False
-        for t in tensors:
-            version = 0 if t.is_inference() else t._version
-            self.marks.append((t.requires_grad, t.grad_fn, t.dtype, version, _copy_of(t)))
-            self.requires_grad |= t.requires_grad
+        self.marks = [(*_attributes(t), _copy_of(t)) for t in tensors]
+        self.requires_grad = any(t.requires_grad for t in tensors)
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        for t, (requires_grad, grad_fn, dtype, version, copy) in zip(
-            tensors, self.marks, strict=True
-        ):
-            if (
-                t.requires_grad is not requires_grad
-                or t.grad_fn is not grad_fn
-                or t.dtype is not dtype
-                or (0 if t.is_inference() else t._version) != version
-                or not (copy is None or _is_equal(t, copy))
-            ):
+        for t, (*attributes, copy) in zip(tensors, self.marks, strict=True):
+            if _attributes(t) != attributes or not (copy is None or _is_equal(t, copy)):
                 return False
         return True
+
+
+def _attributes(tensor: Tensor) -> list[Any]:
+    """All but the values of a tensor that may change."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return [tensor.requires_grad, tensor.grad_fn, tensor.dtype, version]
 
 
 def _copy_of(tensor: Tensor) -> Tensor | float | None:
@@ -176,9 +170,10 @@ def cached(value: Tensor) -> tuple[object, Any]:
 
 
 def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
-    """The log_prob of a value, as a new tensor, if this distribution drew it and has not changed.
+    """The log_prob of a value, if this distribution drew it and has not changed.
 
-    A draw without a graph has no gradient to pass to parameters that require one.
+    It is given away: who asks again gets no other name of the same tensor. A draw without a graph
+    has no gradient to pass to parameters that require one.
     """
     if torch.compiler.is_compiling():
         return None
@@ -192,4 +187,7 @@ def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
         return None
     if torch.is_grad_enabled() and cache.log_prob.requires_grad != state.requires_grad:
         return None
-    return cache.log_prob.clone()
+    if not torch.is_grad_enabled():
+        return cache.log_prob.clone()
+    log_prob, cache.log_prob = cache.log_prob, None
+    return log_prob

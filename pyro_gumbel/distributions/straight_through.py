@@ -16,7 +16,7 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
-from pyro_gumbel._tracing import ends, in_program
+from pyro_gumbel._tracing import are_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
@@ -112,7 +112,7 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not in_program():
+        if self.estimator is not gumbel_softmax and not in_program():
             warn_of_temperature(self.estimator, self.temperature)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -198,7 +198,10 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         weights = self.family.one_hot(value)
-        impossible, log_probs = self._log_probs()
+        log_probs = self.family.log_probs(self._logits)
+        if log_probs.device.type == "cpu" and are_finite(log_probs):
+            return self._over_batch((weights * log_probs).sum(-1))
+        impossible, log_probs = _possible(log_probs)
         log_prob = (weights * log_probs).sum(-1)
         excluded = (impossible & (weights > 0)).any(-1)
         return self._over_batch(torch.where(excluded, -torch.inf, log_prob))
@@ -210,9 +213,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         """Which outcomes are impossible, and the log probabilities, 0 for those."""
-        log_probs = self.family.log_probs(self._logits)
-        impossible = log_probs.isneginf()
-        return impossible, torch.where(impossible, 0.0, log_probs)
+        return _possible(self.family.log_probs(self._logits))
 
     @property
     def mean(self) -> Tensor:
@@ -238,6 +239,12 @@ class StraightThroughOutcome(FamilyStraightThrough):
     def _param(self) -> Tensor:
         """The given parameter over the whole batch, as torch's discrete classes read it."""
         return self._parameter.expand(self._parameter_shape)
+
+
+def _possible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Which outcomes are impossible, and the log probabilities, 0 for those."""
+    impossible = log_probs.isneginf()
+    return impossible, torch.where(impossible, 0.0, log_probs)
 
 
 class _Drawn:

@@ -20,6 +20,7 @@ from pyro_gumbel.kernels.formulas import FORMULAS, Formulas, Gradients
 from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.kernels.workspace import Blocks, scratch
 from pyro_gumbel.links import Link
+from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, logistic_
 
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
@@ -50,8 +51,6 @@ def draw(
     s, v, log_p = _Draw.apply(logits, temperature, link, sample_shape, batch_shape, keep, log_prob)
     if not keep and not attached and v is not None and _follows_from_value(v, link):
         v = None
-    if log_p is not None and not math.isfinite(log_p.detach().sum().item()):
-        log_p = None
     return Draw(s, v, log_p)
 
 
@@ -73,7 +72,7 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard, _ = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
+    hard: Tensor = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
     return hard
 
 
@@ -105,7 +104,7 @@ def log_density(
 
 
 class _Draw(torch.autograd.Function):
-    """From x and tau to s, v or None, and log p(s) or None."""
+    """From x and tau to s, v or None, and log p(s) or None; None if some of it is not finite."""
 
     @staticmethod
     def forward(
@@ -132,6 +131,8 @@ class _Draw(torch.autograd.Function):
                 formulas.add_constant(log_p, tau)
         else:
             s, v, log_p = _draw_in_blocks(formulas, x, tau, shape, batch, keep, log_prob)
+        if log_p is not None and not math.isfinite(log_p.sum().item()):
+            log_p = None
         ctx.formulas, ctx.batch = formulas, batch
         ctx.save_for_backward(x, tau, s, v)
         ctx.set_materialize_grads(False)
@@ -178,17 +179,17 @@ def _draw_in_blocks(
 
 
 class _StraightThroughDraw(torch.autograd.Function):
-    """From x and tau to the hard value, which has the gradient of the relaxed one, and z."""
+    """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size) -> Tensor:
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         if math.prod(shape) < MANY:
-            z = formulas.perturbed(_noise(shape, formulas, x), formulas.centred(x), None)
+            draw_noise = exponential if event_dim else logistic
+            noise = draw_noise(shape, dtype=x.dtype, device=x.device)
+            z = formulas.perturbed(noise, formulas.centred(x), noise)
             hard = link.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
@@ -199,19 +200,16 @@ class _StraightThroughDraw(torch.autograd.Function):
                 hard_.copy_(link.hard(z_))
         ctx.formulas, ctx.batch = formulas, batch
         ctx.save_for_backward(x, tau, z)
-        ctx.set_materialize_grads(False)
-        return hard, z
+        return hard
 
     @staticmethod
-    def backward(ctx: Any, grad_hard: Any, grad_z: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, tau, z = ctx.saved_tensors
-        if grad_hard is None:
-            dx = None if grad_z is None else grad_z.sum_to_size(x.shape)
-            return dx, None, None, None, None
+        if torch.is_grad_enabled():  # z = x + noise, with the gradient that it passes to x
+            z = z + zero_with_gradient(torch.where(x.isinf(), 0.0, x))
         wanted = False, True, ctx.needs_input_grad[1]
-        draws = grad_hard, grad_z, z
         pull = ctx.formulas.pull_straight_through
-        _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, draws, wanted)
+        _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, (grad, z), wanted)
         return dx, dtau, None, None, None
 
 

@@ -103,7 +103,8 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
         return reference
     if noise is not None and noise is not formulas.noise:
         return reference
+    device = tensors[0].device
     for tensor in tensors:
-        if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != tensors[0].device:
+        if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
             return reference
-    return BY_DEVICE.get(tensors[0].device.type, reference)
+    return BY_DEVICE.get(device.type, reference)

@@ -122,8 +122,10 @@ class Formulas:
         """z from noise, which is overwritten."""
         raise NotImplementedError
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """s and v of z; with a graph if gradients are enabled."""
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """s and v of z; with a graph if gradients are enabled. v may be None where s gives it."""
         raise NotImplementedError
 
     def log_density(
@@ -136,7 +138,9 @@ class Formulas:
         """Add log (k-1)! + (k-1) log tau in place."""
         log_factorial = math.lgamma(self.degrees + 1)
         if tau.numel() == 1:
-            return log_prob.add_(self.degrees * tau.log().item() + log_factorial)
+            only = tau.item()
+            log_only = math.log(only) if only > 0 else math.nan
+            return log_prob.add_(self.degrees * log_only + log_factorial)
         log_tau = tau.log().squeeze(-1) if self.event_dim else tau.log()
         return log_prob.add_(log_tau, alpha=self.degrees).add_(log_factorial)
 
@@ -168,18 +172,19 @@ class Formulas:
         self,
         x: Tensor,
         tau: Tensor,
-        grad_hard: Tensor,
-        grad_z: Tensor | None,
+        grad: Tensor,
         z: Tensor,
         wanted: Wanted,
         out: Tensor | None,
         spare: Tensor | None,
     ) -> Gradients:
-        """The gradients of a hard value with the gradient of its relaxed value, and of z."""
+        """The gradients of a hard value with the gradient of its relaxed value."""
         s, v = self.at_perturbed(z, tau, spare)
-        dx = torch.div(self._pull_link(grad_hard, None, None, s, v, out), tau, out=out)
-        dtau = self._pull_temperature(None, tau, dx, v) if wanted[2] else None
-        return None, _sum_of(dx, grad_z, None, out), dtau
+        dx = torch.div(self._pull_link(grad, None, None, s, v, out), tau, out=out)
+        if not wanted[2]:
+            return None, dx, None
+        v = s.log() if v is None else v
+        return None, dx, self._pull_temperature(None, tau, dx, v)
 
     def pull_log_density(
         self,
@@ -259,7 +264,9 @@ class Elementwise(Formulas):
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.add(noise, x, out=out)
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         v = interval.unconstrained(z, tau) if torch.is_grad_enabled() else z / tau
         return v.sigmoid(), v
 
@@ -280,7 +287,7 @@ class Elementwise(Formulas):
     ) -> Tensor:
         of_value = of_log_prob = None
         if grad_value is not None:
-            of_value = torch.mul(grad_value, v.sigmoid() * (-v).sigmoid(), out=out)
+            of_value = torch.mul(grad_value, s * (-v).sigmoid(), out=out)
         if grad_log_prob is not None:
             of_log_prob = grad_log_prob * torch.tanh(v / 2)
         return _sum_of(of_value, grad_v, of_log_prob, out)
@@ -307,7 +314,7 @@ class Rowwise(Formulas):
 
     def centred(self, x: Tensor) -> Tensor:
         if x.numel():
-            least, most = x.detach().aminmax()
+            least, most = x.aminmax()
             if least.item() >= -NEAR and most.item() <= NEAR:
                 return x
         return self.link.centred(x)
@@ -326,13 +333,15 @@ class Rowwise(Formulas):
         log_p = None
         if log_total is not None:  # sum_i log softmax(-g)_i
             log_p = log_e.sum(-1).sub_(log_total, alpha=self.degrees + 1)
-        z = log_e.neg_().add_(x)
+        z = torch.sub(x, log_e, out=log_e)
         return *self._finish(z, tau, log_p, s, spare), log_p
 
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.sub(x, noise.log_(), out=out)
 
-    def at_perturbed(self, z: Tensor, tau: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled():
             v = self.link.unconstrained(z, tau)
             return self.link.value(v), v
@@ -414,6 +423,13 @@ class OnSimplex(Rowwise):
             log_p.sub_(z.sum(-1)).add_(n.squeeze(-1), alpha=self.degrees + 1)
         return s, z, n
 
+    def at_perturbed(
+        self, z: Tensor, tau: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if out is not None or torch.is_grad_enabled():
+            return super().at_perturbed(z, tau, out)
+        return z.sub(z.amax(-1, keepdim=True)).div_(tau).softmax(-1), None
+
     def _add_slopes(self, log_p: Tensor, v: Tensor, of_values: bool) -> Tensor:
         return log_p.sub_(v.sum(-1)) if of_values else log_p
 
@@ -430,8 +446,10 @@ class OnSimplex(Rowwise):
         out: Tensor | None,
     ) -> Tensor:
         of_value = None if grad_value is None else torch.mul(grad_value, s, out=out)
-        of_log_prob = None if grad_log_prob is None else -grad_log_prob.unsqueeze(-1)
-        u = _sum_of(of_value, grad_v, of_log_prob, out)
+        u = _sum_of(of_value, grad_v, None, out)
+        if grad_log_prob is not None:
+            of_row = grad_log_prob.unsqueeze(-1)
+            u = -of_row if u is None else torch.sub(u, of_row, out=out)
         return _less_weighted_sum(u.expand_as(s), s, out)
 
 
@@ -471,7 +489,7 @@ class OnHypersimplex(Rowwise):
         of_value = of_log_prob = None
         omega = self.link.weights(v)
         if grad_value is not None:
-            of_value = torch.mul(grad_value, v.sigmoid() * (-v).sigmoid(), out=out)
+            of_value = torch.mul(grad_value, s * (-v).sigmoid(), out=out)
         if grad_log_prob is not None:
             of_log_prob = grad_log_prob.unsqueeze(-1) * (1 - omega) * torch.tanh(v / 2)
         u = _sum_of(of_value, grad_v, of_log_prob, out)

@@ -118,7 +118,7 @@ def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.devic
         return exponential_(torch.empty(shape, dtype=dtype, device=device))
     # The 53 bits of a double are enough for float32.
     e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
-    return e.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    return e.to(dtype).clamp_min_(torch.finfo(dtype).tiny)
 
 
 def exponential_(out: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) 
         return u.log() - complement.log()
     if math.prod(shape) >= MANY and in_eager_mode():
         return logistic_(torch.empty(shape, dtype=dtype, device=device))
-    u = torch.rand(shape, dtype=torch.float64, device=device).clamp(min=2.0**-54)
-    return torch.logit(u).to(dtype)
+    u = torch.rand(shape, dtype=torch.float64, device=device)
+    return u.clamp_min_(2.0**-54).logit_().to(dtype)
 
 
 def logistic_(out: Tensor) -> Tensor:

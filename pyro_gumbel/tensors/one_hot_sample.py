@@ -60,10 +60,11 @@ class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(issubclass(each, OutcomeTensor) for each in types):
-            return NotImplemented  # their rules are asked next
-        if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
-            return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
+        if len(types) > 1:
+            if any(issubclass(each, OutcomeTensor) for each in types):
+                return NotImplemented  # their rules are asked next
+            if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
+                return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             rule = None if kwargs or torch.compiler.is_compiling() else _RULES.get(func)
@@ -77,7 +78,7 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     forward mode, `requires_grad` does not say. Under `torch.compile`, which would have to trace
     through the subclass, the value stays a plain tensor.
     """
-    if torch.compiler.is_compiling() or (in_eager_mode() and not value.requires_grad):
+    if torch.compiler.is_compiling() or (not value.requires_grad and in_eager_mode()):
         return value
     value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     # `as_subclass` would return a view, and `detach_` does not accept views.

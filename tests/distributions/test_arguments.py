@@ -721,7 +721,9 @@ def test_arguments_in_another_order(cls, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "number", [10**400, -(10**400), Fraction(10**400), 10**5000], ids=["int", "-", "/", "long"]
+    "number",
+    [10**400, -(10**400), Fraction(10**400), 10**5000, 1e300],
+    ids=["int", "-", "/", "long", "float64"],
 )
 @pytest.mark.parametrize("cls", WITH_INDICES)
 def test_numbers_that_no_float_can_hold(cls, number):
