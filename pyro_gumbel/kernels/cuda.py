@@ -110,7 +110,7 @@ def log_density(
     shape = v.shape[: v.dim() - link.event_dim]
     joint = torch.broadcast_shapes(shape, batch_shape)
     event = v.shape[len(shape) :]
-    v, value = v.expand(joint + event), value.expand(joint + event)
+    v, value = v.expand(joint + event), value.detach().expand(joint + event)
     batch = joint[len(joint) - len(batch_shape) :]  # larger if a batch of 1 meets several values
     log_p: Tensor = _FusedLogDensity.apply(value, v, logits, temperature, link, batch, of_values)
     return log_p

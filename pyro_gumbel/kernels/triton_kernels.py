@@ -241,7 +241,7 @@ def _logits(x_ptr, x_row, row, start, n, K: tl.constexpr, BLOCK: tl.constexpr):
     """A block of logits, 0 where they are -inf, and which are live."""
     column = start + tl.arange(0, BLOCK)[None, :]
     inside = (row < n) & (column < K)
-    x = tl.load(x_ptr + x_row * K + column, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + (x_row * K + column), mask=inside, other=0.0).to(tl.float32)
     live = (column < K) & (x != -INFINITY)
     return tl.where(live, x, 0.0), live
 
@@ -449,7 +449,7 @@ def noise_of_rows(seed_ptr, noise_ptr, n, K: tl.constexpr, ROWS: tl.constexpr, B
     for start in range(0, K, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
         log_e = _log_exponential_of_rows(seed, row, start, K, BLOCK)
-        tl.store(noise_ptr + row * K + column, -log_e, mask=(row < n) & (column < K))
+        tl.store(noise_ptr + (row * K + column), -log_e, mask=(row < n) & (column < K))
 
 
 _ROW_COUNTS = ["n", "x_rows", "tau_rows"]
@@ -474,7 +474,7 @@ def draw_rows(
     base, shift = _base_and_shift(z, x_ptr, x_row, seed, row, top, tau, n, SIMPLEX, SIZE, K, BLOCK)
     if parts_ptr is not None:
         tl.store(parts_ptr + row, base, mask=row < n)
-        tl.store(parts_ptr + n + row, shift, mask=row < n)
+        tl.store(parts_ptr + (n + row), shift, mask=row < n)
     count, sum_e = tl.zeros_like(base), tl.zeros_like(base)
     sum_log_e, sum_log_w = tl.zeros_like(base), tl.zeros_like(base)
     for start in range(0, K, BLOCK):
@@ -485,9 +485,9 @@ def draw_rows(
         v = _unconstrained_of(z, base, shift, tau, SIMPLEX)
         if s_ptr is not None:
             s = tl.exp(v) if SIMPLEX else _sigmoid_of(v)
-            tl.store(s_ptr + row * K + column, s, mask=inside)
+            tl.store(s_ptr + (row * K + column), s, mask=inside)
         if v_ptr is not None:
-            tl.store(v_ptr + row * K + column, v, mask=inside)
+            tl.store(v_ptr + (row * K + column), v, mask=inside)
         if log_p_ptr is not None:
             v = _finite_of(v)
             log_w = v if SIMPLEX else _log_slope_of(v)
@@ -526,7 +526,7 @@ def choose_rows(
             base = _float_of(key)
             shift = _threshold(key, base, z, x_ptr, x_row, seed, row, top, tau, n, SIZE, K, BLOCK)
             tl.store(parts_ptr + row, base, mask=row < n)
-            tl.store(parts_ptr + n + row, shift, mask=row < n)
+            tl.store(parts_ptr + (n + row), shift, mask=row < n)
     wanted, _tied, _following = _about_rank(key, z, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
@@ -537,7 +537,7 @@ def choose_rows(
         chosen = (here > key) | ((here == key) & (tl.cumsum(equal, axis=1) <= wanted))
         wanted -= _sum_of_row(equal)
         inside = (row < n) & (column < K)
-        tl.store(hard_ptr + row * K + column, chosen.to(tl.float32), mask=inside)
+        tl.store(hard_ptr + (row * K + column), chosen.to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -562,9 +562,9 @@ def _value_before_pull(
     if s_ptr is not None:
         column = start + tl.arange(0, BLOCK)[None, :]
         inside = (row < n) & (column < K)
-        w = tl.load(s_ptr + row * K + column, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(s_ptr + (row * K + column), mask=inside, other=0.0).to(tl.float32)
         # Only where s is 0 may the logit be -inf.
-        x = tl.load(x_ptr + x_row * K + column, mask=inside & (w == 0), other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + (x_row * K + column), mask=inside & (w == 0), other=0.0).to(tl.float32)
         live = (column < K) & (x != -INFINITY)
         omega, h, v = w, w * 0 + 1, w * 0
     else:
@@ -627,7 +627,7 @@ def pull_draw_of_rows(
             )
         else:
             base = tl.load(parts_ptr + row, mask=row < n, other=0.0)
-            shift = tl.load(parts_ptr + n + row, mask=row < n, other=0.0)
+            shift = tl.load(parts_ptr + (n + row), mask=row < n, other=0.0)
         if not SIMPLEX:
             total_slope = _log_total_slope(
                 z, x_ptr, x_row, seed, row, top, base, shift, tau, n, K, BLOCK
@@ -660,7 +660,7 @@ def pull_draw_of_rows(
             )  # fmt: skip
         r = tl.where(live, u - omega * sum_u, 0.0)
         column = start + tl.arange(0, BLOCK)[None, :]
-        tl.store(dx_ptr + row * K + column, r / tau, mask=(row < n) & (column < K))
+        tl.store(dx_ptr + (row * K + column), r / tau, mask=(row < n) & (column < K))
         sum_rv += _sum_of_row(r * v)
     if dtau_ptr is not None:
         degrees = tl.maximum(count - 1, 0.0)
@@ -683,7 +683,7 @@ def _value_in_density(
     given = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
     v = _finite_of(given)
     least = 0.0 if OF_VALUES else -INFINITY
-    value = tl.load(value_ptr + row * K + column, mask=inside & ~live, other=least)
+    value = tl.load(value_ptr + (row * K + column), mask=inside & ~live, other=least)
     impossible = inside & ~live & (value.to(tl.float32) > least)
     return _below(x, top) - tau * v, v, v == given, live, impossible
 
@@ -786,7 +786,7 @@ def pull_density_of_rows(
         p = tl.exp(tl.minimum(d - most, 0.0)) / total
         r = tl.where(live, grad * (1 - count * p), 0.0)
         if dx_ptr is not None:
-            tl.store(dx_ptr + row * K + column, r, mask=inside)
+            tl.store(dx_ptr + (row * K + column), r, mask=inside)
         if dv_ptr is not None:
             dv = -tau * r
             if SIMPLEX:
@@ -795,7 +795,7 @@ def pull_density_of_rows(
             else:
                 omega = tl.exp(tl.minimum(_log_slope_of(v) - slope, 0.0))
                 dv += grad * ((1.0 if OF_VALUES else 0.0) - omega) * _tanh_of_half(v)
-            tl.store(dv_ptr + row * K + column, tl.where(live & as_given, dv, 0.0), mask=inside)
+            tl.store(dv_ptr + (row * K + column), tl.where(live & as_given, dv, 0.0), mask=inside)
         sum_rv += _sum_of_row(r * v)
     if dtau_ptr is not None:
         degrees = tl.maximum(count - 1, 0.0)
