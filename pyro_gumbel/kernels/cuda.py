@@ -23,8 +23,9 @@ from pyro_gumbel.kernels import reference
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.links import Link, Simplex
+from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
-__all__ = ["draw", "log_density", "straight_through_draw", "try_on"]
+__all__ = ["draw", "log_density", "second_order_draw", "straight_through_draw", "try_on"]
 
 TILE = kernels.TILE  # elements of a program
 COMPUTED = torch.float16, torch.bfloat16, torch.float32
@@ -88,6 +89,17 @@ def straight_through_draw(
     hard: Tensor = _FusedStraightThroughDraw.apply(
         logits, temperature, _seed(logits), link, over, batch_shape
     )
+    return hard
+
+
+def second_order_draw(
+    logits: Tensor, link: Link, sample_shape: Size, batch_shape: Size
+) -> Tensor | None:
+    """A hard draw with the gradient of the second-order surrogate."""
+    if logits.dtype not in COMPUTED:
+        return None
+    over = sample_shape + batch_shape
+    hard: Tensor = _FusedSecondOrderDraw.apply(logits, _seed(logits), link, over, batch_shape)
     return hard
 
 
@@ -272,13 +284,10 @@ class _FusedStraightThroughDraw(torch.autograd.Function):
         ctx: Any, x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
     ) -> Tensor:
         rows = _Rows.of(x, tau, link, over, batch)
-        hard, parts = _new(rows.shape, x, x.dtype), None
-        if link.event_dim:
-            if type(link) is not Simplex and any(ctx.needs_input_grad):
-                parts = _new((2, rows.n), x)
-            rows.run(kernels.choose_rows, rows.x, rows.tau, seed, hard, parts)
-        else:
-            rows.run(kernels.choose_bits, rows.x, rows.tau, seed, hard)
+        parts = None
+        if link.event_dim and type(link) is not Simplex and any(ctx.needs_input_grad):
+            parts = _new((2, rows.n), x)
+        hard = _hard_value(rows, x, seed, parts)
         ctx.place = link, over, batch
         ctx.save_for_backward(x, tau, seed, None, parts)
         return hard
@@ -286,6 +295,46 @@ class _FusedStraightThroughDraw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return *_pull_draw(ctx, (*grads, None, None), _surrogate), *(None,) * 4
+
+
+class _FusedSecondOrderDraw(torch.autograd.Function):
+    """From x to the hard value, which has the gradient of the second-order surrogate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seed: Tensor, link: Link, over: Size, batch: Size) -> Tensor:
+        hard = _hard_value(_Rows.of(x, seed.squeeze(), link, over, batch), x, seed, None)
+        ctx.place = link, over, batch
+        ctx.save_for_backward(x, seed, hard)
+        return hard
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, seed, hard = ctx.saved_tensors
+        link, over, batch = ctx.place
+        nothing = (None,) * 4
+        if torch.is_grad_enabled() or is_batched(grad):
+            attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
+            hard, grad = hard.float(), grad.float()
+            expand = partial(torch.broadcast_to, size=hard.shape)
+            return *_gradients_of_graph(
+                lambda x: (attach(hard, expand(x.float())),), (x,), (True,), (grad,)
+            ), *nothing
+        rows = _Rows.of(x, seed.squeeze(), link, over, batch)
+        gs, strides = rows.flat(grad, link.event_dim)
+        dx, _ = rows.room_for_gradients(x, seed, True, False)
+        bits, vectors = kernels.pull_second_order_of_bits, kernels.pull_second_order_of_rows
+        rows.run(vectors if link.event_dim else bits, rows.x, hard, gs, dx, more=strides)
+        return _summed(dx, x), *nothing
+
+
+def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> Tensor:
+    """The hard value of a draw; for subsets also the parts of v, where they are wanted."""
+    hard = _new(rows.shape, x, x.dtype)
+    if rows.shape != rows.over:
+        rows.run(kernels.choose_rows, rows.x, rows.tau, seed, hard, parts)
+    else:
+        rows.run(kernels.choose_bits, rows.x, rows.tau, seed, hard)
+    return hard
 
 
 def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor | None]:

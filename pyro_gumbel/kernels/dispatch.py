@@ -22,7 +22,15 @@ from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.links import Link
 from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 
-__all__ = ["BY_DEVICE", "Draw", "backend", "draw", "log_density", "straight_through_draw"]
+__all__ = [
+    "BY_DEVICE",
+    "Draw",
+    "backend",
+    "draw",
+    "log_density",
+    "second_order_draw",
+    "straight_through_draw",
+]
 
 # What runs the formulas on which type of device. For "cuda" it is looked for if it is not here.
 BY_DEVICE: dict[str, ModuleType] = {"cpu": cpu}
@@ -92,6 +100,26 @@ def straight_through_draw(
     return kernels.straight_through_draw(
         logits, temperature, link, noise, sample_shape, batch_shape
     )
+
+
+def second_order_draw(
+    logits: Tensor,
+    link: Link,
+    noise: Callable[..., Tensor],
+    sample_shape: Size,
+    batch_shape: Size,
+) -> Tensor | None:
+    """The hard value of bits or one-hot vectors with the gradient of the second-order surrogate.
+
+    None where no kernel does it. `pyro_gumbel.ops.second_order` has the same gradient.
+
+    :param noise: as in `draw`.
+    """
+    kernels = _kernels(link, noise, logits)
+    if not hasattr(kernels, "second_order_draw"):
+        return None
+    hard: Tensor | None = kernels.second_order_draw(logits, link, sample_shape, batch_shape)
+    return hard
 
 
 def log_density(

@@ -47,6 +47,8 @@ __all__ = [
     "pull_density_of_rows",
     "pull_draw_of_bits",
     "pull_draw_of_rows",
+    "pull_second_order_of_bits",
+    "pull_second_order_of_rows",
 ]
 
 TILE = 1024  # elements of a program
@@ -667,6 +669,36 @@ def pull_draw_of_rows(
         tl.store(dtau_ptr + row, (of_log_p * degrees - sum_rv) / tau, mask=row < n)
 
 
+@triton.jit(do_not_specialize=_ROW_COUNTS)
+def pull_second_order_of_rows(
+    x_ptr, hard_ptr, gs_ptr, dx_ptr, n, x_rows, tau_rows, gs_row, gs_column,
+    X_AT: tl.constexpr, TAU_AT: tl.constexpr, SIMPLEX: tl.constexpr, SIZE: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient in x, for each row, of `pyro_gumbel.ops.second_order`."""
+    row = _rows_here(ROWS)
+    x_row = _own(row, x_rows, X_AT)
+    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
+    total, of_chosen, of_mean = tl.zeros_like(top), tl.zeros_like(top), tl.zeros_like(top)
+    for start in range(0, K, BLOCK):
+        x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
+        weight = tl.where(live, tl.exp(_below(x, top)), 0.0)
+        u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
+        hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
+        total += _sum_of_row(weight)
+        of_chosen += _sum_of_row(hard * u)
+        of_mean += _sum_of_row(weight * u)
+    of_mean /= total
+    for start in range(0, K, BLOCK):
+        x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
+        p = tl.where(live, tl.exp(_below(x, top)), 0.0) / total
+        u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
+        hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
+        dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
+        column = start + tl.arange(0, BLOCK)[None, :]
+        tl.store(dx_ptr + (row * K + column), dx, mask=(row < n) & (column < K))
+
+
 # Densities of vectors.
 
 
@@ -896,6 +928,19 @@ def pull_draw_of_bits(
     tl.store(dx_ptr + at, r / tau, mask=inside)
     if dtau_ptr is not None:
         _store_of_temperature(dtau_ptr, (of_log_p - r * v) / tau, at, n, TAU_AT)
+
+
+@triton.jit(do_not_specialize=_BIT_COUNTS)
+def pull_second_order_of_bits(
+    x_ptr, hard_ptr, gs_ptr, dx_ptr, n, x_rows, tau_rows, gs_step,
+    X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient in x of `pyro_gumbel.ops.second_order`."""
+    at = _bits_here(BLOCK)
+    p = _sigmoid_of(_of_bits(x_ptr, at, n, x_rows, X_AT))
+    hard = tl.load(hard_ptr + at, mask=at < n, other=0.0).to(tl.float32)
+    u = tl.load(gs_ptr + at * gs_step, mask=at < n, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + at, 0.5 * tl.abs(hard - p) * u, mask=at < n)
 
 
 @triton.jit

@@ -68,6 +68,8 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     s, v, log_p = cuda._FusedDraw.apply(*arguments, True, True, True)
     torch.autograd.backward([s, v, log_p], [torch.ones_like(y) for y in (s, v, log_p)])
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
+    if link.event_dim == 0 or link is simplex:
+        cuda._FusedSecondOrderDraw.apply(x, *arguments[2:]).sum().backward()
     v = v.detach().requires_grad_()
     cuda.log_density(s, v, x, tau, link, batch, of_values=tau_is_one).sum().backward()
 

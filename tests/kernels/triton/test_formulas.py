@@ -14,6 +14,7 @@ import triton.language as tl
 from pyro_gumbel.kernels import cuda, reference
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
+from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 from tests.kernels.triton.common import (
     LINKS,
     NAMES,
@@ -116,6 +117,27 @@ def test_draws_of_all_sizes(link, k):
 def test_draws_of_several_blocks(link, k, short_blocks):
     x, tau = parameters(link, k)
     assert_draws_are_those_of_the_link(x, tau, link)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("x_shape", "sample"), [((3,), (2,)), ((), (4,)), ((3,), ())])
+@pytest.mark.parametrize("link", [interval, simplex], ids=NAMES[:2])
+def test_second_order(link, x_shape, sample, dtype, short_blocks):
+    """Against the operations, with impossible outcomes, and in rows of several blocks."""
+    x, _ = parameters(link, 20, x_shape, dtype=dtype)
+    with torch.no_grad():
+        x.view(-1)[::7] = -math.inf
+    arguments = placed(x, torch.tensor(1.0), link, sample)
+    hard = cuda._FusedSecondOrderDraw.apply(x, *arguments[2:])
+    assert hard.equal(cuda._FusedStraightThroughDraw.apply(*arguments))
+    attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
+    (other,) = in_double(x)
+    expected = attach(hard.double(), other.expand(hard.shape))
+    for grad in (torch.randn(hard.shape), torch.tensor(0.7).expand(hard.shape)):
+        (found,) = torch.autograd.grad(hard, x, grad.to(dtype), retain_graph=True)
+        (right,) = torch.autograd.grad(expected, other, grad.to(dtype).double(), retain_graph=True)
+        assert found.dtype == dtype
+        assert_near(found, right, 4e-6 if dtype == torch.float32 else 0.01)
 
 
 # Densities.

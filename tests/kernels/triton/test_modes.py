@@ -13,6 +13,7 @@ import pyro_gumbel
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedSubset
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.kernels import cuda, dispatch, reference
+from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 from tests.common import (
     RANKINGS,
     RELAXED_LOGITS,
@@ -107,6 +108,26 @@ def test_second_derivatives_of_a_density(link, of_values):
         assert_near(one, other, 2e-5)
 
 
+@pytest.mark.parametrize("link", LINKS[:2], ids=NAMES[:2])
+def test_derivatives_of_the_gradient_of_second_order(link):
+    """It is linear in the gradient that comes in, and p is held constant."""
+    x, tau = parameters(link, 4, (2,))
+    arguments = placed(x, tau, link, (3,))
+    hard = cuda._FusedSecondOrderDraw.apply(x, *arguments[2:])
+    grads = torch.randn(3, *hard.shape, requires_grad=True)
+    attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
+    expected = attach(hard.detach(), x.expand(hard.shape))
+    first, other = (
+        torch.autograd.grad(y, x, grads[0], create_graph=True)[0] for y in (hard, expected)
+    )
+    assert_near(first, other)
+    found, right = (torch.autograd.grad(g.sin().sum(), grads)[0] for g in (first, other))
+    assert_near(found, right)
+    options = {"is_grads_batched": True, "retain_graph": True}
+    found, right = (torch.autograd.grad(y, x, grads, **options)[0] for y in (hard, expected))
+    assert_near(found, right)
+
+
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_temperature_that_depends_on_the_logits(link):
     """Each gets its own part of the gradient, also of its derivative."""
@@ -196,6 +217,32 @@ def test_sample_and_rsample_draw_alike(cls):
     assert not recall(draws[1], d.link).requires_grad
     again = build(cls, 0.6, logits=d.logits).log_prob(draws[1])
     assert_near(again, d.log_prob(draws[0]), 1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["second_order", "gumbel_softmax", "reinmax"])
+@pytest.mark.parametrize("cls", HARD[:2])
+def test_estimators(cls, estimator):
+    """`second_order` is ReinMax at temperature 1, with a kernel of its own."""
+    leaf = torch.randn(4, *param_shape(cls, 5), requires_grad=True)
+    tau = None if estimator == "second_order" else 1.0
+    d = cls(tau, logits=leaf * 1.0, estimator=estimator)
+    draws = []
+    for draw in (d.rsample, d.sample):
+        torch.manual_seed(3)
+        draws.append(draw((2,)))
+    assert torch.equal(*draws)
+    weight = torch.randn_like(draws[1])
+    (found,) = torch.autograd.grad((draws[0] * weight).sum(), leaf)
+    if estimator == "second_order":
+        fused = dispatch.second_order_draw(
+            d._logits, d.link, d.family.noise, torch.Size((2,)), d.batch_shape
+        )
+        assert type(fused.grad_fn).__name__ == "_FusedSecondOrderDrawBackward"
+        attach = with_one_hot_gradient if d.link.event_dim else with_bit_gradient
+        expected = attach(draws[1], leaf.expand(draws[1].shape))
+        (right,) = torch.autograd.grad((expected * weight).sum(), leaf)
+        assert_near(found, right)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("cls", ALL)
