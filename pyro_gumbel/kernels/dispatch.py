@@ -43,7 +43,7 @@ _WITH_TORCH_OPERATIONS = (Tensor, Parameter, OneHotSample)
 def backend(device: torch.device | str) -> str:
     """What computes draws and densities on a device, where nothing asks for torch's operations.
 
-    >>> pyro_gumbel.kernels.backend("cpu")
+    >>> backend("cpu")
     'blocks'
 
     :param device: a device or its name, such as "cuda".
