@@ -6,7 +6,7 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all 427: forty minutes on one core
+    python tests/mutations.py                                # all 458: fifty minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
