@@ -858,7 +858,8 @@ def _of_bits(ptr, at, n, rows, AT: tl.constexpr):
 def _store_of_temperature(dtau_ptr, dtau, at, n, TAU_AT: tl.constexpr):
     """The gradient in tau of each bit, or of all of a program if there is one tau."""
     if TAU_AT == FIRST:
-        tl.store(dtau_ptr + tl.program_id(0), tl.sum(tl.where(at < n, dtau, 0.0), axis=0))
+        # Beyond the last bit the gradients that come in are 0.
+        tl.store(dtau_ptr + tl.program_id(0), tl.sum(dtau, axis=0))
     else:
         tl.store(dtau_ptr + at, dtau, mask=at < n)
 
