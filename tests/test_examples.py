@@ -313,6 +313,7 @@ def test_the_exact_posterior_of_spike_and_slab():
     torch.testing.assert_close(exact.inclusion, exact.subsets @ example.all_gates(3))
 
 
+@SLOW
 def test_a_small_choice_of_an_estimator(tmp_path, run):
     options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
     done = run("choose_an_estimator", *options)
@@ -399,6 +400,7 @@ def test_own_images_of_counts(tmp_path, run):
     assert_picture(tmp_path / "own.png")
 
 
+@SLOW
 def test_ctrl_c_keeps_what_is_there(tmp_path):
     process = subprocess.Popen(
         command("digits_vae", "--steps", 10_000_000, "--out", "x.png"),
@@ -796,6 +798,21 @@ def test_forms_of_integer_sites(tmp_path):
 
 
 @pytest.mark.slow
+def test_dependent_sites(tmp_path):
+    """Where the sites of the guide depend on each other there is a bias, and else none."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "dependent_sites.py"),
+         "--sites", "2", "--dependences", "0", "1", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    independent, dependent = json.loads((tmp_path / "x.json").read_text())["dependences"]
+    assert independent["outcomes"]["worst error"] < 1e-12
+    assert independent["derivative"]["error"] > 0.001
+    assert 0.001 < dependent["outcomes"]["error"] < 0.5
+
+
+@pytest.mark.slow
 def test_costs_of_integer_sites(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "indices.py"),
@@ -900,12 +917,9 @@ def test_draws_of_counts_have_these_weights(counts):
             torch.testing.assert_close(gradient, weights[value.long()])
 
 
+@SLOW
 @pytest.mark.parametrize(
-    "options",
-    [
-        "--skip memory svi",
-        pytest.param("--growth --compiled --largest 1e4 --plot x.png", marks=SLOW),
-    ],
+    "options", ["--skip memory svi", "--growth --compiled --largest 1e4 --plot x.png"]
 )
 def test_speeds(tmp_path, options):
     done = subprocess.run(

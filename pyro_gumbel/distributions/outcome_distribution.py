@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, SoftLaplace, TorchDistribution
+from pyro.distributions import Delta, SoftLaplace, TorchDistribution, Unit
 from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
@@ -56,8 +56,9 @@ from torch.distributions import (
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
+from pyro_gumbel.tensors.deferred import DeferredTensor, deferred, settled
 from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor, collapsed
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, collapsed
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
 from pyro_gumbel.tensors.subclass import PlainTensor, plain
 
@@ -197,6 +198,7 @@ class OutcomeDistribution(TorchDistribution):
         :param function: of the distribution and the values.
         :param values: tensors, and how many of their dimensions are not of the batch.
         """
+        values = tuple((settled(value), tail) for value, tail in values)
         result = function(self.plain_distribution, *(plain(value) for value, _ in values))
         try:
             made = self._outcomes(function, values, result)
@@ -207,7 +209,8 @@ class OutcomeDistribution(TorchDistribution):
             made = None
         if made is None:
             return function(self._with_derivatives, *(collapsed(value) for value, _ in values))
-        return with_gradient(result, made, linear=True)
+        new = with_gradient(result, made, linear=True)
+        return deferred(new, carrying, result, made)
 
     def _outcomes(self, function: Any, values: Any, result: Tensor) -> list[Outcomes]:
         """What the number would have been, for each set of elements that varies on its own.
@@ -348,7 +351,7 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
         return None
     bound = cls.__signature__.bind(*args, **kwargs)
     given = bound.arguments
-    if not any(_has_outcomes(each) for name, each in given.items() if not _is_linear(cls, name)):
+    if not any(_has_outcomes(each) for name, each in given.items() if not _passes_on(cls, name)):
         return None
 
     tails = {name: _tail(cls, name, given) for name, each in given.items() if _is_replaced(each)}
@@ -366,10 +369,12 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
     return OutcomeDistribution(make)
 
 
-def _is_linear(cls: Any, name: str) -> bool:
+def _passes_on(cls: Any, name: str) -> bool:
     """Whether the log_prob passes on the outcomes of an argument by itself."""
     if issubclass(cls, WRAPPERS):  # the sum of the log_prob of the base, or a part of it
         return name in ("base_distribution", "base_dist")
+    if issubclass(cls, Unit):  # of `pyro.factor`
+        return name == "log_factor"
     return name in getattr(cls, "linear_in", ())
 
 
@@ -424,6 +429,8 @@ def _tail(cls: Any, name: str, given: dict[str, Any]) -> int:
 
 def _replaced(argument: Any, replace: Replace, checks: bool, tail: int) -> Any:
     """An argument with other tensors in it."""
+    if isinstance(argument, DeferredTensor):
+        return replace(argument.settled, tail)
     if isinstance(argument, Tensor):
         return replace(argument, tail)
     if isinstance(argument, OutcomeDistribution):

@@ -31,7 +31,8 @@ from pyro_gumbel.estimators import (
 )
 from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.precision import cast
-from pyro_gumbel.tensors.index_tensor import MOST, carrying, collapsed
+from pyro_gumbel.tensors.deferred import deferred
+from pyro_gumbel.tensors.index_tensor import MOST, OutcomeTensor, carrying, collapsed
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes
 from pyro_gumbel.tensors.subclass import plain
 
@@ -194,7 +195,12 @@ class StraightThroughOutcome(FamilyStraightThrough):
         """
         self._validate_sample(plain(value))
         value = cast(value, torch.promote_types(value.dtype, self._dtype))
-        value = plain(collapsed(value, linear=True))
+        if not isinstance(value, OutcomeTensor):
+            return self._log_prob(plain(value))
+        linear = self._log_prob(plain(collapsed(value, linear=True)))
+        return deferred(linear, self._log_prob, value)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
         weights = self.family.one_hot(value)
         impossible, log_probs = self._log_probs()
         log_prob = (weights * log_probs).sum(-1)

@@ -67,9 +67,6 @@ class RelaxedMessenger(Messenger):
             msg["value"] = with_outcomes(msg["value"])
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.outcomes is not False and isinstance(msg["mask"], OutcomeTensor):
-            # Pyro would multiply two functions of a draw, of which a part of the gradient is lost.
-            msg["fn"], msg["mask"] = msg["fn"].mask(msg["mask"]), None
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):
             msg["fn"] = evaluated_whole(msg["fn"])
         if site_is_subsample(msg) or not self.choice.chooses(msg):

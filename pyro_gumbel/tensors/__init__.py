@@ -3,4 +3,4 @@
 
 """Discrete values that remember their draw, so that what is made of them has a gradient."""
 
-from pyro_gumbel.tensors import operations  # noqa: F401  gives the tensor classes their operations
+from pyro_gumbel.tensors import linear_operations, operations  # noqa: F401  gives the tensor classes their operations

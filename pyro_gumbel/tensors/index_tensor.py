@@ -22,6 +22,7 @@ __all__ = [
     "OutcomeTensor",
     "as_derivative",
     "carrying",
+    "changes_of",
     "collapsed",
     "drawn_index",
     "outcomes_of",
@@ -58,22 +59,29 @@ class OutcomeTensor(PlainTensor):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         with torch._C.DisableTorchFunctionSubclass():
-            return OutcomeTensor._rule(func, args, kwargs or {})
+            return cls._rule(func, args, kwargs or {})
 
     @property
     @torch._disable_dynamo
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
-        return self._outcomes if _version_of(self) == self._made_version else ()
+        return self._outcomes if changes_of(self) == self._made_version else ()
 
     @torch._disable_dynamo
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
-        self._outcomes, self._made_version = outcomes, _version_of(self)
+        self._outcomes, self._made_version = outcomes, changes_of(self)
+
+    def collapsed(self, *, linear: bool) -> Tensor:
+        """The same numbers with a gradient in place of the outcomes, if they are floats."""
+        if not (self.is_floating_point() or self.is_complex()):
+            return self
+        outcomes = outcomes_of(self)
+        return with_gradient(self.plain, outcomes, linear=linear) if outcomes else self.plain
 
 
-def _version_of(value: OutcomeTensor) -> int:
-    """That of the numbers, not asked of the rules, which takes longer."""
+def changes_of(value: Tensor) -> int:
+    """How often the numbers were changed in place, not asked of the rules, which takes longer."""
     with torch._C.DisableTorchFunctionSubclass():
         return version_of(value)
 
@@ -106,7 +114,8 @@ class IndexTensor(OutcomeTensor):
       `relaxed(model)`, of every distribution whose parameters are made of z.
 
     **Where floats have the derivative.** `linear`, convolutions and other functions that mix
-    elements take a plain tensor. Its gradient is the derivative at what was drawn, passed on by the
+    elements take a plain tensor, and so does a function of a sum over more than 16 elements of z
+    that is not linear in it. Its gradient is the derivative at what was drawn, passed on by the
     estimator of the distribution. The same holds where a tensor would have more than 2^26 outcomes,
     with a warning; under the transforms of `torch.func`; and with
     ``relaxed(model, outcomes=False)``.
@@ -147,7 +156,7 @@ def outcomes_of(value: Any) -> Sequence[Outcomes]:
     """The outcomes of a tensor; none for other things, and none where it was changed in place."""
     if not isinstance(value, OutcomeTensor):
         return ()
-    if _version_of(value) != value._made_version:
+    if changes_of(value) != value._made_version:
         warn_of_lost_gradient("a change in place")
         return ()
     return value._outcomes
@@ -201,10 +210,7 @@ def collapsed(value: Any, *, linear: bool = False) -> Any:
     :param linear: whether the loss is linear in them.
     """
     if isinstance(value, OutcomeTensor):
-        if not (value.is_floating_point() or value.is_complex()):
-            return value
-        outcomes = outcomes_of(value)
-        return with_gradient(value.plain, outcomes, linear=linear) if outcomes else value.plain
+        return value.collapsed(linear=linear)
     if isinstance(value, dict):
         return {name: collapsed(each, linear=linear) for name, each in value.items()}
     if type(value) in (tuple, list):

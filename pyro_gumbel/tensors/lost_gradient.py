@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["is_asked_by_pyro", "warn_of_lost_gradient"]
+__all__ = ["warn_of_derivative", "warn_of_lost_gradient"]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
 _HOSTS = {"torch", "pyro", "pyro_gumbel"}
+_DISTRIBUTIONS = ("torch.distributions.", "pyro.distributions.")
 _CONSTRAINTS = {
     "torch.distributions.constraints",
     "pyro.distributions.constraints",
@@ -20,7 +21,9 @@ _CONSTRAINTS = {
 }
 # Modules that pass on what was called.
 _TRANSPARENT = {
+    "pyro_gumbel.tensors.deferred",
     "pyro_gumbel.tensors.index_tensor",
+    "pyro_gumbel.tensors.linear_operations",
     "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
     "torch._compile",
@@ -69,20 +72,38 @@ def warn_of_lost_gradient(name: str) -> None:
     asker = next((each for each in callers if each not in _TRANSPARENT), "")
     if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
         return
-    user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
-    warnings.warn(
+    _warn(
+        callers,
         f"expected an operation that passes on the gradient of a categorical draw z, got {name}, "
         f"which returns a plain value without it; {_REMEDIES.get(name, _ANY)}; or write z.detach() "
         "if no gradient is wanted",
-        stacklevel=user + 2,
     )
 
 
-def is_asked_by_pyro() -> bool:
-    """Whether the operation under way is Pyro's own, and not the user's."""
+def warn_of_derivative(name: str) -> None:
+    """Warn if an operation of a distribution takes the derivative in place of outcomes.
+
+    Inside of `relaxed(model)` Pyro's distributions are evaluated whole, so that this does not
+    happen.
+
+    :param name: of the operation.
+    """
     callers = list(_callers())
     asker = next((each for each in callers if each not in _TRANSPARENT), "")
-    return asker.partition(".")[0] == "pyro"
+    if not asker.startswith(_DISTRIBUTIONS) or asker in _CONSTRAINTS:
+        return
+    _warn(
+        callers,
+        f"expected a distribution of pyro.distributions inside of relaxed(model), got {name} in "
+        f"{asker} outside of it, of a value of a categorical draw; took the derivative, which is "
+        "biased; write relaxed(model) where the model is given to the ELBO",
+    )
+
+
+def _warn(callers: list[str], message: str) -> None:
+    """Warn at the line of the user, of calls whose innermost one calls what calls this."""
+    user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
+    warnings.warn(message, stacklevel=user + 3)
 
 
 def _callers() -> Iterator[str]:

@@ -17,6 +17,17 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.tensors.deferred import deferred
+from pyro_gumbel.tensors.event_rules import (
+    class_loss_rule,
+    is_plain_mean,
+    loss_rule,
+    matrix_rule,
+    pair_rule,
+    product_rule,
+    reduced_dims,
+    reduced_outcomes,
+)
 from pyro_gumbel.tensors.grouping import MOST_PARTS, in_parts
 from pyro_gumbel.tensors.index_tensor import (
     OutcomeTensor,
@@ -25,7 +36,7 @@ from pyro_gumbel.tensors.index_tensor import (
     outcomes_of,
     varies,
 )
-from pyro_gumbel.tensors.lost_gradient import is_asked_by_pyro, warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import warn_of_derivative, warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import without_gradient
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
@@ -37,39 +48,46 @@ from pyro_gumbel.tensors.rules import (
     index_select_rule,
     is_row_lookup,
     joining_rule,
-    loss_rule,
     moving_like_rule,
     moving_rule,
     one_hot_rule,
-    product_rule,
-    reduced_dims,
-    reduced_outcomes,
     rows_of,
     take_along_dim_rule,
     take_rule,
     writing_rule,
 )
 
-__all__: list[str] = []
+__all__ = [
+    "ENDS",
+    "IN_PLACE_OPERATORS",
+    "LINEAR_REDUCTIONS",
+    "apply",
+    "asks",
+    "is_in_place",
+    "records_no_gradient",
+    "rule_of",
+]
 
 Rule = Callable[[Any, Any, Any, Any], Any]  # of the function, its arguments and its result
 
 
-def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with the outcomes that it has."""
-    rule = _rule_of(func)
-    if (rule is _ask and not varies(args[1:])) or _is_without_gradient():
+    rule = rule_of(func)
+    if (rule is _ask and not varies(args[1:])) or records_no_gradient():
         return func(*args, **kwargs)
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
     if rule is _hook and not args[0].requires_grad:
         return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
-    if _is_in_place(func):
+    if is_in_place(func):
         return _changed_in_place(func, args, kwargs)
     if rule is None and _has_floats((args, kwargs)):
         return _collapse(func, args, kwargs)
     if rule is _reduced:
         return _reduce(func, args, kwargs)
+    if rule in (loss_rule, class_loss_rule) and kwargs.get("reduction", "mean") != "none":
+        return _reduced_loss(func, args, kwargs)
     if rule is getitem_rule and is_row_lookup(*args):
         return rows_of(*args)
     result = func(*args, **kwargs)
@@ -89,7 +107,7 @@ def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return result
 
 
-OutcomeTensor._rule = staticmethod(_apply)
+OutcomeTensor._rule = staticmethod(apply)
 
 
 def _compares_floats(args: Any) -> bool:
@@ -101,16 +119,14 @@ def _compares_floats(args: Any) -> bool:
     return any(each.compares_floats or each.is_floating_point() for each in values)
 
 
-# The operations that end a computation: the loss is a linear function of what they are called with.
-_ENDS = {"backward", "grad"}
-
-
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation on plain floats, with gradients in place of their outcomes."""
     name = getattr(func, "__name__", repr(func))
-    args, kwargs = collapsed((args, kwargs), linear=name in _ENDS)
+    args, kwargs = collapsed((args, kwargs), linear=name in ENDS)
     if varies((args, kwargs)):
         warn_of_lost_gradient(name)
+    elif name not in ENDS:
+        warn_of_derivative(name)
     return func(*args, **kwargs)
 
 
@@ -123,7 +139,7 @@ def _has_floats(arguments: Any) -> bool:
     return isinstance(arguments, OutcomeTensor) and arguments.is_floating_point()
 
 
-def _is_without_gradient() -> bool:
+def records_no_gradient() -> bool:
     """Whether torch records no gradient, as under `torch.no_grad`."""
     return not torch.is_grad_enabled() and in_eager_mode()
 
@@ -168,7 +184,8 @@ def _carrying(result: Any, outcomes: Any) -> Any:
 _RULES: dict[Any, Rule | None] = {}  # found so far
 
 
-def _rule_of(func: Any) -> Rule | None:
+def rule_of(func: Any) -> Rule | None:
+    """The rule of a function; None if there is none."""
     if func not in _RULES:
         _RULES[func] = _find_rule(func)
     return _RULES[func]
@@ -207,25 +224,41 @@ def _reduced(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     """A reduction: of outcomes over the dimensions of an event, and over a few elements of a draw.
 
-    Over more of them it is of plain floats. A sum of them is a linear function of each.
+    Over more of them it is of plain floats. A sum over elements is deferred: it is linear in each.
     """
     if kwargs:
         args, kwargs = _regular(_reduced, args, kwargs)
     if len(args) > 1 and isinstance(args[1], Tensor):  # `max` and `min` of two tensors
-        return _apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
-    value, dims = args[0], reduced_dims(args, kwargs)
+        return apply({"max": torch.maximum, "min": torch.minimum}[func.__name__], args, kwargs)
+    value = args[0]
     if not isinstance(value, OutcomeTensor) or not value.is_floating_point():
         warn_of_lost_gradient(func.__name__)
         return func(*args, **kwargs)
+    dims = reduced_dims(args, kwargs)
+    vary = {d for d in dims for each in outcomes_of(value) if each.elements.shape[d] != 1}
+    if func.__name__ not in LINEAR_REDUCTIONS or not (vary or not value.dim()):
+        return _reduced_over(dims, vary, func, args, kwargs)
+    result = func(collapsed(value, linear=True), *args[1:], **kwargs)
+    return deferred(result, _reduced_later, dims, vary, func, args, kwargs)
+
+
+def _reduced_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _reduced_over(*arguments)
+
+
+def _reduced_over(dims: list[int], vary: set[int], func: Any, args: Any, kwargs: Any) -> Any:
+    """A reduction over some dimensions, with outcomes if elements vary along at most one of them.
+
+    :param vary: the dimensions along which they do.
+    """
+    value = args[0]
     outcomes = outcomes_of(value)
-    vary = {d for d in dims for each in outcomes if each.elements.shape[d] != 1}
     are_many = len(vary) > 1 or any(not 0 < value.shape[d] <= MOST_PARTS for d in vary)
-    is_end = func.__name__ == "sum" and len(dims) == value.dim() and _ends(value)
-    if not outcomes or are_many or is_end:
-        linear = func.__name__ in ("sum", "mean")
-        return func(collapsed(value, linear=linear), *args[1:], **kwargs)
+    if not outcomes or are_many:
+        return func(collapsed(value), *args[1:], **kwargs)
     result = func(*args, **kwargs)
-    groups = in_parts(value, vary.pop()) if vary else outcomes
+    groups = in_parts(value, min(vary)) if vary else outcomes
     with without_gradient():
         made = [reduced_outcomes(func, args, kwargs, each, dims, result) for each in groups]
     if isinstance(result, Tensor):
@@ -233,20 +266,25 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     return type(result)(tuple(map(carrying, result, zip(*made, strict=True))))
 
 
-def _ends(value: Tensor) -> bool:
-    """Whether a sum to one number is the end: of one number, or of a log_prob by Pyro.
-
-    Else the sum over all sites of a model would have the outcomes of all of them.
-    """
-    return not value.dim() or is_asked_by_pyro()
+def _reduced_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """The sum or the mean of a loss, whose terms have outcomes."""
+    reduction = kwargs.get("reduction", "mean")
+    has_weights = rule_of(func) is class_loss_rule and not is_plain_mean(args, kwargs)
+    if len(args) > 3 or (reduction == "mean" and has_weights):
+        return _collapse(func, args, kwargs)
+    terms = apply(func, args, {**kwargs, "reduction": "none"})
+    size = {"sum": 1, "mean": terms.numel(), "batchmean": len(args[0])}[reduction]
+    with torch._C._EnableTorchFunction():
+        return terms.sum() / size
 
 
 # Changes in place.
 
 
-def _is_in_place(func: Any) -> bool:
+def is_in_place(func: Any) -> bool:
+    """Whether a function changes its first argument."""
     name = getattr(func, "__name__", "")
-    is_operator = name in _IN_PLACE_OPERATORS or name == "__setitem__"
+    is_operator = name in IN_PLACE_OPERATORS or name == "__setitem__"
     return is_operator or (name.endswith("_") and not name.endswith("__"))
 
 
@@ -258,11 +296,11 @@ def _changed_in_place(func: Any, args: Any, kwargs: Any) -> Any:
             return _collapse(func, args, kwargs)
         warn_of_lost_gradient(name)
         return func(*args, **kwargs)
-    other = getattr(Tensor, _IN_PLACE_OPERATORS.get(name, name[:-1]), None)
+    other = getattr(Tensor, IN_PLACE_OPERATORS.get(name, name[:-1]), None)
     made = None
     if name == "__setitem__" and value.is_floating_point():
         made = _made(writing_rule, func, args, kwargs, value)
-    elif _rule_of(other) is elementwise_rule:
+    elif rule_of(other) is elementwise_rule:
         made = _made(elementwise_rule, other, args, kwargs, value)
     if made is None and _has_floats((args, kwargs)):
         return _changed_to_derivative(func, args, kwargs)
@@ -289,6 +327,11 @@ def _changed_to_derivative(func: Any, args: Any, kwargs: Any) -> Any:
 def _ask(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For what does not depend on the numbers, and for what asks for a plain tensor."""
     return None
+
+
+def asks(func: Any) -> bool:
+    """Whether a function asks for something that does not depend on the numbers."""
+    return rule_of(func) in (_ask, _ask_for_gradient, _hook)
 
 
 def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -338,11 +381,19 @@ _QUESTIONS = {
     *("data_ptr", "get_device", "element_size", "is_floating_point", "is_complex"),
     *("is_signed", "is_contiguous", "is_inference", "result_type", "can_cast"),
     *("__len__", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like"),
-    *("randn_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+    *("randn_like", "new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
     *("detach", "requires_grad_", "retain_grad", "__hash__", "__dir__"),
     *("__array_wrap__", "__dlpack_device__", "__set__", "__delete__"),
     *("broadcast_shapes", "is_same_size", "is_conj", "is_neg", "_is_view", "is_pinned"),
     *("untyped_storage", "is_shared", "share_memory_", "as_subclass"),
+}
+
+LINEAR_REDUCTIONS = {"sum", "mean"}
+
+_LOSSES = {
+    *("binary_cross_entropy", "binary_cross_entropy_with_logits", "gaussian_nll_loss"),
+    *("poisson_nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"),
+    *("soft_margin_loss", "margin_ranking_loss", "hinge_embedding_loss"),
 }
 
 _BY_NAME: dict[str, Rule | None] = {
@@ -353,11 +404,16 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("sum", "mean", "prod", "logsumexp", "softmax", "log_softmax"), _reduced),
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _reduced),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _reduced),
-    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm"), product_rule),
+    **dict.fromkeys(("matmul", "__matmul__", "mv", "mm", "bmm"), product_rule),
+    **dict.fromkeys(("linalg_solve_triangular", "linalg_solve", "cholesky_solve"), pair_rule),
+    **dict.fromkeys(("tril", "triu", "cholesky", "linalg_cholesky", "inverse"), matrix_rule),
+    **dict.fromkeys(("linalg_inv", "matrix_exp", "linalg_matrix_exp", "pinverse"), matrix_rule),
+    **dict.fromkeys(("det", "logdet", "linalg_det", "cholesky_inverse"), matrix_rule),
     **dict.fromkeys(("stack", "cat", "concat", "concatenate"), joining_rule),
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), joining_rule),
     **dict.fromkeys(("broadcast_tensors",), broadcasting_rule),
-    **dict.fromkeys(("binary_cross_entropy_with_logits", "binary_cross_entropy"), loss_rule),
+    **dict.fromkeys(_LOSSES, loss_rule),
+    **dict.fromkeys(("cross_entropy", "nll_loss"), class_loss_rule),
     "register_hook": _hook,
     "__getitem__": getitem_rule,
     "gather": gather_rule,
@@ -368,15 +424,23 @@ _BY_NAME: dict[str, Rule | None] = {
     "one_hot": one_hot_rule,
 }
 
-_IN_PLACE_OPERATORS = {
+# The operations that end a computation: the loss is a linear function of what they are called with.
+ENDS = {"backward", "grad"}
+
+IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
 }
 
-# Those that torch does not tag.
+# Those that torch does not tag, with its second names for others.
 _ALSO_ELEMENTWISE = {
-    *("floor_divide", "isclose", "isreal", "special_xlogy"),
-    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink"),
+    *("floor_divide", "isclose", "isreal", "special_xlogy", "conj", "resolve_conj"),
+    *("logsigmoid", "log_sigmoid", "softsign", "tanhshrink", "hardswish", "resolve_neg"),
+    *("subtract", "multiply", "divide", "negative", "absolute", "fix"),
+    *("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh"),
+    *("greater", "greater_equal", "less", "less_equal", "not_equal"),
+    *("special_expit", "special_gammainc", "special_gammaincc", "special_gammaln"),
+    *("special_ndtr", "special_psi"),
 }
 
 _OPERATORS = {

@@ -9,8 +9,6 @@ an error, where they are not known.
 
 - *Elementwise* operations, as ``z == 1`` or ``torch.where``, are applied to the outcomes.
 - What *moves* elements, as ``reshape`` or ``stack``, moves the elements of the draw alike.
-- *Reductions* and products with a matrix over the dimensions of an event are applied to the
-  outcomes.
 - *Lookups*, as ``table[z]`` or ``gather``, take the entries of all categories.
 """
 
@@ -44,21 +42,19 @@ from pyro_gumbel.tensors.subclass import as_plain, plain
 
 __all__ = [
     "broadcasting_rule",
+    "by_name",
     "converting_rule",
     "elementwise_rule",
     "embedding_rule",
     "gather_rule",
     "getitem_rule",
+    "in_dtype_of",
     "index_select_rule",
     "is_row_lookup",
     "joining_rule",
-    "loss_rule",
     "moving_like_rule",
     "moving_rule",
     "one_hot_rule",
-    "product_rule",
-    "reduced_dims",
-    "reduced_outcomes",
     "rows_of",
     "take_along_dim_rule",
     "take_rule",
@@ -84,22 +80,7 @@ def elementwise_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         table = func(*each[:count], **dict(zip(names, each[count:], strict=True)))
         if table.dim() != group.first.table.dim():
             return None  # `max` of one tensor
-        made.append(group.outcomes(_as(table, result)))
-    return made
-
-
-def loss_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """For a loss that torch gives element by element, if it is asked to."""
-    if kwargs.get("reduction") != "none" or varies(kwargs):
-        return None
-
-    def of_category(tables: dict[int, Tensor]) -> Any:
-        return func(*[tables.get(i, plain(each)) for i, each in enumerate(args)], **kwargs)
-
-    made = []
-    for group in grouped(args, result.dim()):
-        whole = {i: table.expand(-1, *args[i].shape) for i, table in group.tables.items()}
-        made.append(group.outcomes(of_every_category(of_category, whole)))
+        made.append(group.outcomes(in_dtype_of(table, result)))
     return made
 
 
@@ -109,56 +90,9 @@ def _with_dimension(argument: Any) -> Any:
     return argument.reshape(1) if is_number else argument
 
 
-def _as(table: Tensor, result: Tensor) -> Tensor:
+def in_dtype_of(table: Tensor, result: Tensor) -> Tensor:
+    """The outcomes of a result in its dtype."""
     return table if table.dtype == result.dtype else table.to(result.dtype)
-
-
-# Reductions and products.
-
-
-def reduced_dims(args: Any, kwargs: Any) -> list[int]:
-    """The dimensions of a reduction."""
-    given = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
-    dims = [given] if isinstance(given, int) else given
-    rank = args[0].dim()
-    return [d % rank for d in dims] if rank and dims else list(range(rank))
-
-
-def reduced_outcomes(
-    func: Any, args: Any, kwargs: Any, each: Outcomes, dims: list[int], result: Any
-) -> Any:
-    """The outcomes of each tensor of a result, for one set of elements that varies on its own."""
-    value = args[0]
-    sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
-    whole = each.table.expand(-1, *sizes)
-    tables = _parts(batched(func, whole, args[1:], kwargs))
-    parts = _parts(result)
-    is_kept = parts[0].dim() == value.dim()
-    elements = each.elements if is_kept else each.elements.squeeze(dims)
-    made = [
-        Outcomes(each.draws, elements, _as(table, part))
-        for table, part in zip(tables, parts, strict=True)
-    ]
-    return made[0] if isinstance(result, Tensor) else made
-
-
-def _parts(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def product_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """``x @ table``, which is linear over the last dimension of x, that of an event."""
-    value, matrix = _named(args, kwargs, "input", "other")
-    if not isinstance(value, OutcomeTensor) or varies(matrix) or matrix.dim() > 2:
-        return None
-    made = []
-    for each in outcomes_of(value):
-        if each.elements.shape[-1] != 1:
-            return None
-        table = each.table.expand(*each.table.shape[:-1], value.shape[-1])
-        elements = each.elements if matrix.dim() == 2 else each.elements.squeeze(-1)
-        made.append(Outcomes(each.draws, elements, torch.matmul(table, matrix)))
-    return made
 
 
 # Moving elements.
@@ -434,7 +368,7 @@ def _by_getitem(table: Any, index: Any, result: Any) -> Any:
 
 def gather_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """``table.gather(dim, index)``."""
-    table, dim, index = _named(args, kwargs, "input", "dim", "index")
+    table, dim, index = by_name(args, kwargs, "input", "dim", "index")
     if not varies(index):
         return moving_rule(func, args, kwargs, result)
     made = [gathered(plain(table), dim, index, each) for each in outcomes_of(index)]
@@ -459,7 +393,7 @@ def _in_gathered(whole: Tensor, dim: int, index: Tensor, codes: Tensor) -> Tenso
 
 def take_along_dim_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A `gather` of tensors that broadcast."""
-    table, index, dim = _named(args, kwargs, "input", "indices", "dim")
+    table, index, dim = by_name(args, kwargs, "input", "indices", "dim")
     if varies(table):
         return moving_rule(func, args, kwargs, result)
     if dim is None:
@@ -490,7 +424,7 @@ def _with(shape: Sequence[int], dim: int, size: int) -> list[int]:
 
 def take_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A lookup in a flat table."""
-    table, index = _named(args, kwargs, "input", "index")
+    table, index = by_name(args, kwargs, "input", "index")
     if varies(table):  # `torch.vmap` has no rule for `take`
         return moving_rule(lambda each, index: each.reshape(-1)[index], (table, index), {}, result)
     return _by_getitem(table.flatten(), index, result)
@@ -498,7 +432,7 @@ def take_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 
 def index_select_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A lookup along one dimension."""
-    table, dim, index = _named(args, kwargs, "input", "dim", "index")
+    table, dim, index = by_name(args, kwargs, "input", "dim", "index")
     if not varies(index):
         return moving_rule(func, args, kwargs, result)
     if not index.dim():
@@ -510,7 +444,7 @@ def index_select_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 def embedding_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A lookup of rows."""
     names = ("input", "weight") if func is F.embedding else ("weight", "indices")
-    first, second = _named(args, kwargs, *names)
+    first, second = by_name(args, kwargs, *names)
     index, table = (first, second) if func is F.embedding else (second, first)
     return _by_getitem(table, index, result)
 
@@ -525,7 +459,7 @@ def one_hot_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     return made
 
 
-def _named(args: Any, kwargs: Any, *names: str) -> list[Any]:
+def by_name(args: Any, kwargs: Any, *names: str) -> list[Any]:
     """The arguments of a function by name; None for one that was not given."""
     given = dict(zip(names, args, strict=False)) | kwargs
     return [given.get(name) for name in names]

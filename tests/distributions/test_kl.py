@@ -198,13 +198,10 @@ def test_values_and_their_logits_have_the_same_kl(values, temperatures):
         with_sizes([RelaxedBernoulli, RelaxedCategorical, RelaxedSubset], 10, 100),
     ),
 )
-def test_kl_of_soft_distributions_is_the_mean_of_a_million_draws(cls, k, temperatures):
+def test_kl_of_soft_distributions_is_the_mean_of_many_draws(cls, k, temperatures):
     q, p = soft_pair(cls, k, temperatures, torch.float32)
-    ratios = []
-    for _ in range(10):
-        s = q.sample((10**5,))
-        ratios.append(q.log_prob(s) - p.log_prob(s))
-    assert_same_mean(torch.cat(ratios), kl_divergence(q, p))
+    s = q.sample((200_000,))
+    assert_same_mean(q.log_prob(s) - p.log_prob(s), kl_divergence(q, p))
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES[:3])

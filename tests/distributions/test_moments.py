@@ -132,14 +132,14 @@ def draws(cls, k, temperature, count, dtype=torch.float64):
 
 @pytest.mark.parametrize("k", first_fast([10, 100]), ids=lambda k: f"{k} categories")
 @pytest.mark.parametrize("temperature", first_fast([0.67, 0.1, 2.0]))
-def test_moments_of_many_categories_are_those_of_a_million_draws(k, temperature):
-    d, s = draws(RelaxedCategorical, k, temperature, 10**6)
+def test_moments_of_many_categories_are_those_of_many_draws(k, temperature):
+    d, s = draws(RelaxedCategorical, k, temperature, 200_000)
     assert_same_mean(s, d.mean)
     assert_same_mean((s - d.mean) ** 2, d.variance)
     assert_same_mean(-d.log_prob(s), d.entropy())
     v = ExpRelaxedCategorical(temperature, logits=d.logits)
     assert_same_mean(-v.log_prob(v.sample((10**5,))), v.entropy())
-    assert_same_mean(v.sample((10**6,)), v.mean)
+    assert_same_mean(v.sample((200_000,)), v.mean)
 
 
 @pytest.mark.parametrize("k", first_fast([2, 10, 1000], 2))
@@ -457,7 +457,7 @@ def test_the_mode_is_differentiable(cls):
     x = leaf_of(make(cls, 3.0, (3,), 3, torch.float64))
     temperature = torch.tensor([2.1, 2.5, 7.0], dtype=torch.float64, requires_grad=True)
     mode = lambda x, temperature: cls(temperature, logits=x).mode  # noqa: E731
-    assert torch.autograd.gradcheck(mode, (x, temperature))
+    assert torch.autograd.gradcheck(mode, (x, temperature), fast_mode=True)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_the_value_that_the_naive_threshold_has_is_off_by_nats():
         z = x + noise.gumbel((10,), dtype=x.dtype, device=x.device)
         scaled = (z - x) / tau
         low, high = scaled.min() - 100, scaled.max() + 100
-        for _ in range(200):
+        for _ in range(80):
             c = (low + high) / 2
             low, high = (c, high) if (scaled - c).sigmoid().sum() > 3 else (low, c)
         exact = exact_coordinates(scaled.tolist(), 3)

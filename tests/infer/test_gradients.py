@@ -381,7 +381,7 @@ def test_a_plain_prior_under_two_losses():
     for elbo in (Trace_ELBO(), TraceMeanField_ELBO()):
         report = gradient_report(
             model, quadratic_guide, estimators=["reinmax"], temperatures=[1.0], elbo=elbo,
-            num_samples=300, progress=False,
+            num_samples=150, progress=False,
         )  # fmt: skip
         (row,) = report.rows
         assert row.bias / row.bias_error < 3

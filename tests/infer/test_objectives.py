@@ -5,6 +5,7 @@
 
 import math
 from functools import partial
+from itertools import product
 
 import pyro
 import pyro.distributions as dist
@@ -66,8 +67,13 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "context"),
+    slow_unless(
+        lambda case: case[0] == "Trace_ELBO" or case[1] in ("plate", "mask"),
+        product(OBJECTIVES, CONTEXTS),
+    ),
+)
 @pytest.mark.parametrize("kind", ["relaxed", "straight-through"])
 def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, context):
     assert_objective(OBJECTIVES[objective](), kind, context, 20_000)
@@ -75,7 +81,7 @@ def test_every_objective_has_the_same_mean_and_a_gradient(kind, objective, conte
 
 def assert_objective(elbo, kind, context, n):
     """The mean loss is that of `n` particles by hand, and all parameters have gradients."""
-    evaluations = 100 if elbo.num_particles == 1 else 3
+    evaluations = 50 if elbo.num_particles == 1 else 3
     p, q = partial(model, kind, context), partial(guide, kind, context)
     losses = torch.tensor([elbo.loss_and_grads(p, q) for _ in range(evaluations)])
     assert len(losses.unique()) > 1  # compiled or not, the noise is drawn each time
@@ -91,7 +97,7 @@ def assert_objective(elbo, kind, context, n):
 @pytest.mark.parametrize(
     ("objective", "context"),
     slow_unless(
-        lambda case: case[0] != "TraceGraph_ELBO" and case[1] != "mask",
+        lambda case: case[0] != "TraceGraph_ELBO" and case[1] == "plate",
         [
             *(("Trace_ELBO", context) for context in CONTEXTS),
             *((objective, "plate") for objective in ("TraceMeanField_ELBO", "TraceGraph_ELBO")),

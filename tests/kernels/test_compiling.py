@@ -135,7 +135,8 @@ def run(default, works, **environment):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("default", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("default", [True, False])
 def test_validation_is_as_it_was(default):
     assert run(default, works=True) == ""
 

@@ -18,6 +18,7 @@ from pyro_gumbel.ops import noise
 from tests.common import (
     BERNOULLI,
     DISCRETE,
+    FEW,
     RANKINGS,
     RELAXED,
     RELAXED_LOGITS,
@@ -27,6 +28,7 @@ from tests.common import (
     build,
     make,
     param_shape,
+    slow_unless,
 )
 
 LINKS = [interval, simplex, Hypersimplex(2)]
@@ -510,7 +512,9 @@ def _is_used(output, leaf):
     return gradient is not None
 
 
-@pytest.mark.parametrize("cls", [*RELAXED, *STRAIGHT_THROUGH, *DISCRETE])
+@pytest.mark.parametrize(
+    "cls", slow_unless(FEW.__contains__, [*RELAXED, *STRAIGHT_THROUGH, *DISCRETE])
+)
 def test_a_batch_of_gradients_of_a_large_draw_is_its_gradients_one_by_one(cls):
     """As `jacobian(vectorize=True)` asks for them: of draws, own densities and those of a value."""
     logits = torch.randn(noise.MANY // (1 if cls in BERNOULLI else 4), *param_shape(cls, 5))

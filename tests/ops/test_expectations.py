@@ -93,7 +93,7 @@ GROUPS = [[(0.0, 10)], [(1.0, 50), (-3.0, 50)], [(0.0, 2), (-6.0, 9998)]]
 @pytest.mark.parametrize(
     ("r", "groups"),
     slow_unless(
-        lambda case: abs(case[0]) < 20 or case == (20.0, GROUPS[0]),
+        lambda case: abs(case[0]) < 20,
         itertools.product([0.02, 0.3, 1.5, 5.0, 20.0, -0.33, -1.0, -3.0, -20.0], GROUPS),
     ),
 )
@@ -149,7 +149,7 @@ def test_terms_of_weight_0_are_left_out(r):
     assert (slopes[0][~alive] == 0).all()
 
 
-@pytest.mark.parametrize("r", [0.3, 1.0, 2.5, -0.7, -3.0])
+@pytest.mark.parametrize("r", slow_unless(lambda r: abs(r) < 1, [0.3, 1.0, 2.5, -0.7, -3.0]))
 def test_derivatives(r):
     b = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     r = torch.full((2,), r, dtype=torch.float64, requires_grad=True)

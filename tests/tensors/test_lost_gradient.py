@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from pyro_gumbel import IndexStraightThrough
+from pyro_gumbel import IndexStraightThrough, relaxed
 from pyro_gumbel.tensors.index_tensor import IndexTensor
 
 from .substitution import Draw, assert_equal
@@ -299,3 +299,20 @@ def test_a_float_has_the_derivative_in_operations_of_other_classes():
         found = table[draw.with_outcomes] * torch.ones(4).as_subclass(Marked)
     (gradient,) = torch.autograd.grad(found.sum(), draw.one_hot)
     torch.testing.assert_close(gradient, table.expand(4, 4))
+
+
+def test_a_distribution_outside_of_a_relaxed_model_warns_of_a_derivative():
+    """Of most distributions each operation keeps outcomes. This one solves for several elements."""
+    logits = torch.zeros(2, 3, requires_grad=True)
+    locs = torch.randn(3, 2)[IndexStraightThrough(logits=logits).rsample()]
+
+    def log_prob():
+        return dist.MultivariateNormal(locs, torch.eye(2)).log_prob(torch.zeros(2))
+
+    with pytest.warns(UserWarning, match=r"write relaxed\(model\)") as caught:
+        found = log_prob()
+    assert caught[0].filename == __file__
+    assert found.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        relaxed(log_prob)()

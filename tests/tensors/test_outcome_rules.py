@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, SelectedComponent
-from tests.states import relative_error
+from tests.states import drawn, gradient_of_draw, relative_error
 
 SITES, K = 3, 3
 
@@ -19,6 +19,7 @@ def normal(*shape, seed=0):
 
 
 V, W, A, S = normal(K, 4), normal(4, 2, seed=1), normal(6, seed=2), normal(K, seed=3).exp()
+SQUARES = normal(K, 2, 2, seed=7)
 X, LOGITS = normal(SITES, seed=4), normal(SITES, K, seed=5)
 
 
@@ -26,7 +27,64 @@ def one_hot(z):
     return F.one_hot(z, K).double()
 
 
+def covariances(z):
+    """A symmetric positive definite matrix for each element."""
+    return SQUARES[z] @ SQUARES[z].mT + torch.eye(2)
+
+
+def loss(function, *targets, **options):
+    """The exponential of a loss with each reduction."""
+
+    def total(z):
+        reductions = ("none", "mean", "sum")
+        each = [function(A[z], *targets, reduction=name, **options) for name in reductions]
+        return sum(value.exp().sum() for value in each)
+
+    return total
+
+
+CLASSES = torch.tensor([0, 3, 1])
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 1.5], dtype=torch.float64)
+
 FUNCTIONS = {
+    "product of matrices": lambda z: (SQUARES[z] @ SQUARES[z].mT).exp().sum(),
+    "product with a batch": lambda z: (SQUARES[z] @ SQUARES).exp().sum(),
+    "product of a plain batch": lambda z: (SQUARES @ SQUARES[z]).exp().sum(),
+    "product of a plain matrix": lambda z: torch.bmm(SQUARES, mat2=SQUARES[z]).exp().sum(),
+    "cholesky": lambda z: torch.linalg.cholesky(covariances(z)).exp().sum(),
+    "solve": lambda z: torch.linalg.solve(covariances(z), SQUARES[z]).exp().sum(),
+    "solve, triangular": lambda z: (
+        torch.linalg.solve_triangular(SQUARES[z], SQUARES, upper=False).exp().sum()
+    ),
+    "tril": lambda z: SQUARES[z].tril(-1).exp().sum(),
+    "triu": lambda z: torch.triu(SQUARES[z], diagonal=1).exp().sum(),
+    "inverse": lambda z: covariances(z).inverse().exp().sum(),
+    "logdet": lambda z: covariances(z).logdet().exp().sum(),
+    "mse_loss": loss(F.mse_loss, X),
+    "l1_loss": loss(F.l1_loss, X),
+    "huber_loss": loss(F.huber_loss, X, delta=0.5),
+    "smooth_l1_loss": loss(F.smooth_l1_loss, X),
+    "gaussian_nll_loss": loss(F.gaussian_nll_loss, X, X.exp()),
+    "poisson_nll_loss": loss(F.poisson_nll_loss, X.exp().round()),
+    "soft_margin_loss": loss(F.soft_margin_loss, X.sign()),
+    "kl_div by batch": lambda z: F.kl_div(A[z], X.softmax(-1), reduction="batchmean").exp(),
+    "cross_entropy": lambda z: F.cross_entropy(V[z], CLASSES, label_smoothing=0.1).exp(),
+    "cross_entropy of each": lambda z: (
+        F.cross_entropy(V[z], CLASSES, weight=WEIGHTS, reduction="none").exp().sum()
+    ),
+    "cross_entropy, summed": lambda z: F.cross_entropy(
+        V[z], CLASSES, weight=WEIGHTS, reduction="sum"
+    ).exp(),
+    "nll_loss": lambda z: F.nll_loss(V[z].log_softmax(-1), CLASSES).exp(),
+    "second names": lambda z: (
+        torch.multiply(A[z], 2.0).absolute().divide(3.0).subtract(1.0).negative().exp().sum()
+    ),
+    "second names of inverses": lambda z: (
+        torch.arctan(A[z]).exp() + torch.special.expit(S[z]) + torch.arcsinh(A[z]).exp()
+    ).sum(),
+    "second names of comparisons": lambda z: (
+        torch.where(torch.greater(A[z], 0) & A[z].not_equal(S[z]), A[z], 0.3).exp().sum()
+    ),
     "matrix product": lambda z: (V[z] @ W).exp().sum(),
     "vector product": lambda z: (V[z] @ W[:, 0]).exp().sum(),
     "logsigmoid": lambda z: F.logsigmoid(V[z]).exp().sum(),
@@ -48,11 +106,20 @@ FUNCTIONS = {
     "our binary prior, of integers": lambda z: (
         BernoulliStraightThrough(logits=X).log_prob((z == 1).long()).sum()
     ),
+    "a function of our one-hot prior": lambda z: (
+        CategoricalStraightThrough(logits=LOGITS).log_prob(one_hot(z)).exp().sum()
+    ),
+    "a function of our binary prior": lambda z: (
+        BernoulliStraightThrough(logits=X).log_prob((z == 1).double()).sum().exp()
+    ),
     "binary prior": lambda z: dist.Bernoulli(logits=X).log_prob((z == 1).double()).sum(),
     "binary likelihood": lambda z: dist.Bernoulli(logits=A[z]).log_prob((X > 0).double()).sum(),
     "selected component": lambda z: SelectedComponent(z, dist.Normal(A[:K], S)).log_prob(X).sum(),
     "selected component, one-hot": lambda z: (
         SelectedComponent(one_hot(z), dist.Normal(A[:K], S)).log_prob(X).sum()
+    ),
+    "sum of what is the same along it": lambda z: (
+        A[z].unsqueeze(-1).expand(-1, 4).sum(-1).exp().sum()
     ),
     "count": lambda z: dist.Poisson(2.0).log_prob(z).sum(),
 }
@@ -62,3 +129,29 @@ FUNCTIONS = {
 def test_the_mean_gradient_is_exact(name):
     logits = normal(SITES, K, seed=6).requires_grad_()
     assert relative_error(FUNCTIONS[name], logits) < 1e-7
+
+
+def test_the_mean_of_classes_with_weights_is_that_of_torch():
+    """It has no outcomes: its gradient is a derivative."""
+    state = torch.tensor([2, 0, 1])
+    value = drawn(state, normal(SITES, K, seed=6).requires_grad_())
+    for options in ({"weight": WEIGHTS}, {"ignore_index": 3}):
+        found = F.cross_entropy(V[value], CLASSES, **options)
+        assert found.requires_grad
+        torch.testing.assert_close(found.detach(), F.cross_entropy(V[state], CLASSES, **options))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_reduced_loss_is_linear_in_its_terms(reduction):
+    """So the gradient does not depend on the draw, whatever the number of elements."""
+    logits, x = normal(20, K, seed=6).requires_grad_(), normal(20)
+
+    def loss(z):
+        return F.mse_loss(A[z], x, reduction=reduction)
+
+    gradients = [gradient_of_draw(loss, torch.full((20,), k), logits) for k in range(K)]
+    terms = (x[:, None] - A[:K]) ** 2
+    total = (logits.softmax(-1) * terms).sum() / (20 if reduction == "mean" else 1)
+    (exact,) = torch.autograd.grad(total, logits)
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, exact)

@@ -1,0 +1,123 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Numbers in which a loss may be linear, or not.
+
+Let v be a sum over many elements of a draw, or a log density. Its gradient in the one-hot vectors
+is its table of outcomes. If the loss is linear in v, this gradient may go to the probabilities,
+which is exact on average and varies least. If the loss is not, as ``exp(v)``, it needs the outcomes
+of v, or an estimator where these would be too many.
+
+What follows is not known when v is made. So a `DeferredTensor` is the tensor for a linear loss, and
+remembers how to make the other one. A linear operation, as ``v + w``, ``2 * v`` or ``v.sum()``,
+gives such a tensor again. Every other operation takes the other one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel._tracing import in_transform
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
+
+__all__ = ["DeferredTensor", "Later", "deferred", "settled"]
+
+
+class DeferredTensor(OutcomeTensor):
+    """A tensor with the gradient for a loss that is linear in it, see this module."""
+
+    _later: "Later"  # the same numbers for a loss that is not
+
+    def defer(self, later: "Later") -> None:
+        """Take what is made later for the tensor of a loss that is not linear."""
+        self._later, self._made_version = later, changes_of(self)
+
+    @property
+    def later(self) -> Any:
+        """What makes the tensor of other losses; the tensor as it is if it was changed in place."""
+        return self._later if changes_of(self) == self._made_version else self.plain
+
+    @property
+    def settled(self) -> Tensor:
+        """The same numbers for a loss that is not linear in them."""
+        made: Tensor = settled(self.later)
+        return made
+
+    def collapsed(self, *, linear: bool) -> Tensor:
+        made: Tensor = self.plain if linear else collapsed(self.settled)
+        return made
+
+
+class Later:
+    """What a function makes of its arguments, when it is needed, once.
+
+    Deferred tensors among the arguments are taken as they are now. If a plain tensor among them is
+    changed in place meanwhile, other numbers would come of it. Then the value is taken itself.
+    """
+
+    __slots__ = ("_arguments", "_before", "_function", "_made", "_needed", "_value")
+
+    def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        self._value, self._function, self._made = value, function, None
+        self._before: list[tuple[Tensor, int]] = []
+        self._needed: list[Later] = []  # among the arguments
+        self._arguments = self._noted(arguments)
+
+    def _noted(self, arguments: Any) -> Any:
+        """The arguments as they are now."""
+        if isinstance(arguments, DeferredTensor):
+            arguments = arguments.later
+        if isinstance(arguments, Tensor):
+            self._before.append((arguments, changes_of(arguments)))
+        elif isinstance(arguments, Later):
+            self._needed.append(arguments)
+        elif type(arguments) in (tuple, list):
+            return type(arguments)([self._noted(each) for each in arguments])
+        elif isinstance(arguments, dict):
+            return {name: self._noted(each) for name, each in arguments.items()}
+        return arguments
+
+    def made(self) -> Any:
+        """It, without deferred tensors. What it needs is made first: a sum may have many terms."""
+        waiting = [self]
+        while waiting:
+            needed = [each for each in waiting[-1]._needed if each._made is None]
+            waiting += needed
+            if not needed:
+                waiting.pop()._make()
+        return self._made
+
+    def _make(self) -> None:
+        if self._made is not None:
+            return
+        if any(changes_of(each) != changes for each, changes in self._before):
+            self._made = self._value
+            return
+        with torch._C._EnableTorchFunction(), torch.enable_grad():
+            self._made = settled(self._function(*self._arguments))
+
+
+def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
+    """The same numbers and graph, which remember what makes them for a loss that is not linear.
+
+    :param value: a plain tensor, with the gradient for a loss that is linear in it.
+    :param function: makes the same numbers for other losses, of these arguments, see `Later`.
+    """
+    if in_transform() or torch.compiler.is_compiling():
+        return value
+    new = value.as_subclass(DeferredTensor)
+    new.defer(Later(value, function, *arguments))
+    return new
+
+
+def settled(arguments: Any) -> Any:
+    """The arguments of an operation that is not linear in them."""
+    if isinstance(arguments, DeferredTensor):
+        return arguments.settled if torch.is_grad_enabled() else arguments.plain
+    if isinstance(arguments, dict):
+        return {name: settled(each) for name, each in arguments.items()}
+    if type(arguments) in (tuple, list):
+        return type(arguments)(map(settled, arguments))
+    return arguments.made() if isinstance(arguments, Later) else arguments

@@ -1,0 +1,153 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How an operation of torch is applied to deferred tensors.
+
+One that is linear in them gives a deferred tensor again. Every other one takes the tensor for a
+loss that is not linear, see `pyro_gumbel.tensors.deferred`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
+from pyro_gumbel.tensors.index_tensor import collapsed, varies
+from pyro_gumbel.tensors.operations import (
+    ENDS,
+    IN_PLACE_OPERATORS,
+    LINEAR_REDUCTIONS,
+    apply,
+    asks,
+    is_in_place,
+    records_no_gradient,
+    rule_of,
+)
+from pyro_gumbel.tensors.rules import (
+    broadcasting_rule,
+    converting_rule,
+    getitem_rule,
+    joining_rule,
+    moving_like_rule,
+    moving_rule,
+)
+
+__all__: list[str] = []
+
+
+def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operation that a deferred tensor takes part in."""
+    if asks(func) or func.__name__ in _CHECKS or records_no_gradient():
+        return func(*args, **kwargs)
+    if is_in_place(func):
+        return _deferred_in_place(func, args, kwargs)
+    if _is_linear(func, args, kwargs):
+        return _linear(func, args, kwargs)
+    return _settled(func, args, kwargs)
+
+
+DeferredTensor._rule = staticmethod(_apply_deferred)
+
+
+def _settled(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation for a loss that is not linear in its arguments."""
+    args, kwargs = settled((args, kwargs))
+    return apply(func, args, kwargs) if varies((args, kwargs)) else func(*args, **kwargs)
+
+
+def _settled_later(*arguments: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _settled(*arguments)
+
+
+def _linear(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation for a loss that is linear in its result."""
+    result = func(*_for_linear(args), **_for_linear(kwargs))
+    if isinstance(result, Tensor):
+        return deferred(result, _settled_later, func, args, kwargs)
+    whole = Later(result, _settled_later, func, args, kwargs)
+    return type(result)(deferred(each, _entry_of, i, whole) for i, each in enumerate(result))
+
+
+def _entry_of(place: int, whole: Any) -> Any:
+    return settled(whole)[place]
+
+
+def _for_linear(arguments: Any) -> Any:
+    """The arguments with gradients in place of outcomes. A deferred tensor has its gradient."""
+    if isinstance(arguments, Tensor):
+        is_ready = isinstance(arguments, DeferredTensor)
+        return arguments if is_ready else collapsed(arguments, linear=True)
+    if type(arguments) in (tuple, list):
+        return type(arguments)([_for_linear(each) for each in arguments])
+    if isinstance(arguments, dict):
+        return {name: _for_linear(each) for name, each in arguments.items()}
+    return arguments
+
+
+def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """The change of a deferred tensor, or of another tensor by one."""
+    value, *rest = args
+    if not isinstance(value, DeferredTensor):
+        return _settled(func, args, kwargs)
+    other = getattr(Tensor, IN_PLACE_OPERATORS.get(func.__name__, func.__name__[:-1]), None)
+    if _is_linear(other, args, kwargs):
+        later = Later(value.plain, _settled_later, other, args, kwargs)
+        func(value, *_for_linear(rest), **_for_linear(kwargs))
+        value.defer(later)
+    else:
+        new = _settled(Tensor.clone, (value,), {})
+        _settled(func, (new, *rest), kwargs)
+        value.copy_(collapsed(new, linear=True))
+        value.defer(Later(value.plain, settled, new))
+    return value
+
+
+def _are_floats(arguments: Any) -> bool:
+    """Whether the deferred tensors among the arguments are floats: others are not linear in v."""
+    if isinstance(arguments, DeferredTensor):
+        return arguments.is_floating_point()
+    if isinstance(arguments, dict):
+        return all(map(_are_floats, arguments.values()))
+    return not isinstance(arguments, tuple | list) or all(map(_are_floats, arguments))
+
+
+def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a result is linear in all tensors with outcomes together, up to a constant."""
+    name, rule = getattr(func, "__name__", ""), rule_of(func)
+    if "out" in kwargs or not _are_floats((args, kwargs)):
+        return False
+    if name.strip("_") in _COMPARISONS:
+        return True  # in which no loss is linear: the result has no gradient until it is settled
+    if (
+        rule in (moving_rule, moving_like_rule, getitem_rule, converting_rule)
+        or name in LINEAR_REDUCTIONS
+    ):
+        return not varies(args[1:]) and not varies(kwargs)
+    if name in _PRODUCTS:
+        return not (varies(args[0]) and varies(args[1:])) and not varies(kwargs)
+    if name in _QUOTIENTS:
+        return not varies(args[1:]) and not kwargs
+    if name == "where":
+        return not varies(args[0]) and not kwargs
+    return name in _DIFFERENCES or rule in (joining_rule, broadcasting_rule)
+
+
+# The names of functions.
+
+# Operations on a deferred tensor whose results have no gradient.
+_CHECKS = {
+    *ENDS,
+    *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
+    *("item", "tolist", "__bool__", "__float__", "__int__"),
+}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+
+# Linear operations, besides those that move.
+_DIFFERENCES = {
+    *("add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "subtract"),
+    *("neg", "negative", "__neg__", "positive", "__pos__"),
+}
+_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
+_QUOTIENTS = {"div", "divide", "true_divide", "__truediv__"}
