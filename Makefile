@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all test-kernels lint types clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits_vae.py $(ARGS)
@@ -14,6 +14,10 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n auto -m "slow or not slow" $(ARGS)
+
+# The GPU kernels, in Triton's interpreter.
+test-kernels: $(VENV)/.kernels-installed
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n auto tests/kernels/triton $(ARGS)
 
 lint: $(VENV)/.lint-installed
 	$(VENV)/bin/python -m ruff check
@@ -26,6 +30,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) --editable ".[examples]" --group test
+	touch $@
+
+$(VENV)/.kernels-installed: $(VENV)/.installed
+	$(PIP) --group kernels
 	touch $@
 
 $(VENV)/.lint-installed: $(VENV)/.installed

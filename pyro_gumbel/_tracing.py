@@ -22,6 +22,7 @@ __all__ = [
     "in_forward_mode",
     "in_program",
     "in_transform",
+    "is_batched",
     "known",
     "version_of",
 ]
@@ -89,3 +90,11 @@ def in_transform() -> bool:
 def in_forward_mode() -> bool:
     """Whether a forward-mode derivative may be asked for."""
     return forward_ad._current_level >= 0
+
+
+def is_batched(tensor: Tensor | None) -> bool:
+    """Whether `is_grads_batched` or `torch.vmap` has put several gradients in one tensor."""
+    if tensor is None:
+        return False
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(tensor) or functorch.is_batchedtensor(tensor)

@@ -6,11 +6,13 @@
 Each mutant of the table below is one wrong line: a sign, a boundary, a check left out, a shape. Its
 tests run until the first failure. A mutant that no test fails on shows a gap in the tests.
 
-    python tests/mutations.py                                # all: forty minutes on one core
+    python tests/mutations.py                                # all: fifty minutes on one core
     python tests/mutations.py --jobs 2                       # two at a time
     python tests/mutations.py --only links-threshold-sign    # some of them
     python tests/mutations.py --list                         # what there is
     python tests/mutations.py --check                        # whether the table fits the code
+
+The mutants of the GPU kernels need Triton, which `make test-kernels` installs.
 
 This is no part of the test run: pytest does not collect the file. Nothing is changed in place. The
 files that git knows, or would add, are copied to a temporary folder, and the tests run there.
@@ -1068,8 +1070,37 @@ kernels-graph-of-a-hard-draw       kernels/test_cpu.py -k second_derivatives
     - if torch.is_grad_enabled():  # z = x + noise
     + if False:  # z = x + noise
 kernels-batched-gradients          kernels/test_cpu.py -k gradients
-    - torch.is_grad_enabled() or any(map(_is_batched, draws))
+    - torch.is_grad_enabled() or any(map(is_batched, draws))
     + torch.is_grad_enabled()
+
+[kernels/cuda.py]
+cuda-v-of-changed-parameters       kernels/triton/test_modes.py -k changes_are_not_counted
+    - if [version_of(parameter) for parameter in self.arguments[:2]] != self.versions:
+    + if False:
+cuda-v-of-leaves                   kernels/triton/test_modes.py -k changes_are_not_counted
+    - return tensor.grad_fn is not None and not is_view_of_leaf
+    + return True
+cuda-v-of-a-sample                 kernels/triton/test_modes.py -k draw_alike
+    - if not attached:
+    + if False:
+cuda-expanded-within-the-batch     kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - if over != batch[len(batch) - len(over) :]:
+    + if False:
+cuda-rows-of-samples               kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - kernels.OWN if count == n else kernels.MODULO
+    + kernels.OWN
+cuda-gradient-in-tau-of-s-alone    kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - s = None if wanted[1] else s
+    + pass
+cuda-half-from-s-alone             kernels/triton/test_formulas.py -k half
+    - enough = type(link) is Simplex and x.dtype == torch.float32
+    + enough = type(link) is Simplex
+cuda-one-depends-on-another        kernels/triton/test_modes.py -k depends_on_the_logits
+    - inputs = tuple(each.view_as(each) for each in inputs)
+    + inputs = tuple(inputs)
+cuda-batched-gradients             kernels/triton/test_modes.py -k several_gradients
+    - if torch.is_grad_enabled() or any(map(is_batched, grads)):
+    + if torch.is_grad_enabled():
 
 [kernels/dispatch.py]
 dispatch-outside-eager-mode        kernels/test_dispatch.py
@@ -1112,6 +1143,68 @@ kernels-reference-impossible       test_links.py
 kernels-reference-far-logits       kernels/test_dispatch.py
     - return link.centred(logits) + variates
     + return logits + variates
+
+[kernels/triton_kernels.py]
+triton-signed-words                kernels/triton/test_noise.py
+    - word = high.to(tl.int32, bitcast=True)
+    + word = high
+triton-few-bits                    kernels/triton/test_noise.py
+    - rest = low.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5
+    + rest = low.to(tl.uint32, bitcast=True).to(tl.float32) * 0 + 0.5
+triton-exponential-near-0          kernels/triton/test_noise.py
+    - e = tl.where((gap == 0) & ~is_low, m, -tl.log(u) * scale)
+    + e = tl.where((gap == 0) & ~is_low, m, -tl.log(u))
+triton-one-noise-for-a-row         kernels/triton/test_noise.py
+    - pair = start // 2 + tl.arange(0, BLOCK // 2)[None, :]
+    + pair = tl.arange(0, BLOCK // 2)[None, :]
+triton-far-logits                  kernels/triton/test_formulas.py -k far_from_0
+    - return 2 * tl.maximum(0.5 * x - 0.5 * top, HALF_LOWEST)
+    + return x
+triton-live-entries                kernels/triton/test_formulas.py -k impossible
+    - return tl.where(live, x, 0.0), live
+    + return tl.where(live, x, 0.0), column < K
+triton-number-of-live-entries      kernels/triton/test_formulas.py -k impossible
+    - tl.where(count == K, log_factorial, _log_gamma(count))
+    + log_factorial
+triton-rank                        kernels/triton/test_formulas.py -k all_sizes
+    - key = tl.where(number >= SIZE, higher, key)
+    + key = tl.where(number > SIZE, higher, key)
+triton-share-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
+    - share = chosen.to(tl.float32) / tied.to(tl.float32)
+    + share = chosen.to(tl.float32)
+triton-order-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
+    - wanted -= _sum_of_row(equal)
+    + pass
+triton-steps-of-newton             kernels/triton/test_formulas.py -k draws_of_all_sizes
+    - for _ in range(0, 8):
+    + for _ in range(0, 2):
+triton-own-density                 kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - sum_log_e - count * tl.log(sum_e)
+    + sum_log_e - (count - 1) * tl.log(sum_e)
+triton-single-value                kernels/triton/test_formulas.py -k densities_where
+    - grad = tl.where(count == SIZE, 0.0, grad)
+    + pass
+triton-differential                kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - r = tl.where(live, u - omega * sum_u, 0.0)
+    + r = tl.where(live, u + omega * sum_u, 0.0)
+triton-columns-of-a-gradient       kernels/triton/test_formulas.py -k any_strides
+    - at = row * grad_row + column.to(tl.int64) * grad_column
+    + at = row * grad_row + column.to(tl.int64)
+triton-impossible-values           kernels/triton/test_formulas.py -k densities_where
+    - log_p = tl.where(bad, -INFINITY, log_p)
+    + pass
+triton-infinite-v                  kernels/triton/test_formulas.py -k densities_where
+    - tl.where(live & as_given, dv, 0.0)
+    + tl.where(live, dv, 0.0)
+triton-temperature-of-bits         kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - tl.sum(dtau, axis=0)
+    + tl.max(dtau, axis=0)
+triton-second-order                kernels/triton/test_formulas.py -k second_order
+    - dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
+    + dx = 0.5 * (p * (u - of_mean) + hard * (of_chosen - of_mean))
+triton-narrow-offsets              kernels/triton/test_compiled.py
+    - return (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    + return (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
 
 [kernels/workspace.py]
 workspace-too-large-blocks         kernels/test_workspace.py
@@ -1667,8 +1760,12 @@ def copy_to(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """No bytecode is written: of two edits within a second the older one could be loaded."""
+    """No bytecode is written: of two edits within a second the older one could be loaded.
+
+    The GPU kernels run in Triton's interpreter, if it is installed.
+    """
     own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    own["TRITON_INTERPRET"] = "1"
     return {**os.environ, **own}
 
 

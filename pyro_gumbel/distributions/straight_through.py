@@ -179,6 +179,10 @@ class StraightThroughOutcome(FamilyStraightThrough):
         return remember(sample, PATHWISE, _Drawn(self))
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
+        arguments = self._logits, self.link, self.family.noise, sample_shape, self._batch_shape
+        fused = dispatch.second_order_draw(*arguments)
+        if fused is not None:
+            return fused
         with torch.no_grad():
             hard = self._hard(sample_shape)
         return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from pyro_gumbel._tracing import is_batched
 from pyro_gumbel.kernels import reference
 from pyro_gumbel.kernels.compiling import is_on, program
 from pyro_gumbel.kernels.formulas import FORMULAS, Formulas, Gradients
@@ -262,7 +263,7 @@ def _gradients(
     :param options: its arguments after the tensors; the last says what is wanted.
     """
     # In blocks memory is written to, which a graph, and gradients under vmap, do not allow.
-    few = math.prod(shape) < MANY or torch.is_grad_enabled() or any(map(_is_batched, draws))
+    few = math.prod(shape) < MANY or torch.is_grad_enabled() or any(map(is_batched, draws))
     if few:
         dv, dx, dtau = pull(x, tau, *draws, *options, None, None)
     else:
@@ -272,14 +273,6 @@ def _gradients(
     if dtau is not None:
         dtau = dtau.sum_to_size(tau.shape)
     return dv, dx, dtau
-
-
-def _is_batched(tensor: Tensor | None) -> bool:
-    """Whether `is_grads_batched` or `torch.vmap` has put several gradients in one tensor."""
-    if tensor is None:
-        return False
-    functorch = torch._C._functorch
-    return functorch.is_legacy_batchedtensor(tensor) or functorch.is_batchedtensor(tensor)
 
 
 def _gradients_in_blocks(

@@ -11,6 +11,7 @@ dimension of 1, or no dimensions.
 from collections.abc import Callable
 from types import ModuleType
 
+import torch
 from torch import Size, Tensor
 from torch.nn import Parameter
 
@@ -21,11 +22,41 @@ from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.links import Link
 from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 
-__all__ = ["BY_DEVICE", "Draw", "draw", "log_density", "straight_through_draw"]
+__all__ = [
+    "BY_DEVICE",
+    "Draw",
+    "backend",
+    "draw",
+    "log_density",
+    "second_order_draw",
+    "straight_through_draw",
+]
 
-BY_DEVICE: dict[str, ModuleType] = {"cpu": cpu}  # what runs the formulas on which type of device
+# What runs the formulas on which type of device. For "cuda" it is looked for if it is not here.
+BY_DEVICE: dict[str, ModuleType] = {"cpu": cpu}
+_NAMES = {cpu: "blocks", reference: "operations"}
+_on_gpu: dict[torch.device, ModuleType] = {}
 
 _WITH_TORCH_OPERATIONS = (Tensor, Parameter, OneHotSample)
+
+
+def backend(device: torch.device | str) -> str:
+    """What computes draws and densities on a device, where nothing asks for torch's operations.
+
+    >>> backend("cpu")
+    'blocks'
+
+    :param device: a device or its name, such as "cuda".
+    :returns: "triton" for the kernels on a GPU, "blocks" for those on a CPU, and "operations" for
+        the operations of torch: on other devices, and on a GPU where Triton is not installed or
+        does not run.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return _NAMES[reference]
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _NAMES.get(_module_for(device), "triton")
 
 
 def draw(
@@ -71,6 +102,26 @@ def straight_through_draw(
     )
 
 
+def second_order_draw(
+    logits: Tensor,
+    link: Link,
+    noise: Callable[..., Tensor],
+    sample_shape: Size,
+    batch_shape: Size,
+) -> Tensor | None:
+    """The hard value of bits or one-hot vectors with the gradient of the second-order surrogate.
+
+    None where no kernel does it. `pyro_gumbel.ops.second_order` has the same gradient.
+
+    :param noise: as in `draw`.
+    """
+    kernels = _kernels(link, noise, logits)
+    if not hasattr(kernels, "second_order_draw"):
+        return None
+    hard: Tensor | None = kernels.second_order_draw(logits, link, sample_shape, batch_shape)
+    return hard
+
+
 def log_density(
     value: Tensor,
     unconstrained: Tensor,
@@ -107,4 +158,25 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
     for tensor in tensors:
         if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
             return reference
-    return BY_DEVICE.get(device.type, reference)
+    return _module_for(device)
+
+
+def _module_for(device: torch.device) -> ModuleType:
+    """The module that computes on a device; on a GPU the first call sees whether Triton works."""
+    found = BY_DEVICE.get(device.type) or _on_gpu.get(device)
+    if found is None:
+        found = _triton_for(device) if device.type == "cuda" else reference
+        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            _on_gpu[device] = found
+    return found
+
+
+def _triton_for(device: torch.device) -> ModuleType:
+    """The kernels in Triton, if it is installed and runs on this GPU; else the reference."""
+    try:
+        from pyro_gumbel.kernels import cuda
+
+        cuda.try_on(device)
+    except Exception:  # for whatever reason: the reference is right too
+        return reference
+    return cuda

@@ -25,8 +25,9 @@ class Draw(NamedTuple):
 
     value: Tensor
     """s, in the dtype of the logits."""
-    unconstrained: Tensor | None
-    """v; None only if it need not be kept, and `link.inverse_inside(value)` finds it."""
+    unconstrained: Tensor | Callable[[Tensor], Tensor] | None
+    """v. Only if it need not be kept may it be a function that finds it from the value, or None for
+    `link.inverse_inside`."""
     log_prob: Tensor | None
     """log p(s) under the drawn distribution; None unless asked for, cheap and finite."""
 

@@ -4,6 +4,7 @@
 """Which kernels compute, and that there is always an answer."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -87,6 +88,30 @@ def test_both_have_the_same_values_from_the_same_noise(link, sampler):
             result = getattr(kernels, name)(*arguments, **options)
             results.append(result[:2] if options else result)
         torch.testing.assert_close(*results)
+
+
+def test_what_runs_on_a_device(monkeypatch):
+    """On a GPU the reference, if Triton is not there or does not work."""
+    assert dispatch.backend("cpu") == "blocks"
+    assert dispatch.backend("meta") == "operations"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dispatch.backend("cuda") == "operations"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(dispatch, "_on_gpu", {})
+    monkeypatch.setitem(sys.modules, "pyro_gumbel.kernels.cuda", None)  # its import fails
+    assert dispatch.backend("cuda") == "operations"
+    assert dispatch._on_gpu == {torch.device("cuda", 0): reference}
+
+
+def test_a_trial_during_a_capture_is_not_remembered(monkeypatch):
+    """A CUDA graph may forbid what compiling needs."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(dispatch, "_on_gpu", {})
+    monkeypatch.setitem(sys.modules, "pyro_gumbel.kernels.cuda", None)
+    assert dispatch._module_for(torch.device("cuda", 0)) is reference
+    assert not dispatch._on_gpu
 
 
 FAR = [1e6, -3e37]

@@ -1,0 +1,100 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Compiles every kernel for a GPU that is not there: a script, run by `test_compiled.py`.
+
+The interpreter takes more than the compiler does. So here the functions of the host ask for the
+kernels, for tensors of a CPU, and Triton compiles what they ask for to machine code of an H100.
+Nothing runs. One line is printed for each kernel: its name, and the types of the offsets that are
+added to blocks of pointers.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from pyro_gumbel.kernels import cuda
+from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.links import Hypersimplex, interval, simplex
+
+# A link, the shape of an event, and how many columns are taken at a time; the dtype of the logits,
+# and whether there is one temperature.
+CASES = [
+    (interval, (), 0, torch.float32, True),
+    (interval, (), 0, torch.bfloat16, False),
+    (simplex, (10,), 4096, torch.float32, True),
+    (simplex, (1000,), 256, torch.bfloat16, False),
+    (Hypersimplex(5), (10,), 4096, torch.float32, True),
+    (Hypersimplex(5), (1000,), 256, torch.bfloat16, False),
+]
+
+
+class NoDriver:
+    """Says that there is a GPU, and no more."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+compiled: list[tuple[str, Any]] = []
+
+
+def run(rows: Any, kernel: Any, *pointers: Any, more: Any = (), **options: Any) -> None:
+    """In place of `_Rows.run`: compile, but do not run."""
+    arguments = *pointers, *rows.counts, *more
+    made = kernel.warmup(*arguments, grid=rows.grid, **options, **rows.options)
+    compiled.append((kernel.__name__, made))
+
+
+def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_one: bool) -> None:
+    """A draw, a hard draw and a density with all gradients."""
+    rows = 48
+    x = torch.zeros(rows, *event, dtype=dtype, requires_grad=True)
+    tau = torch.ones(() if tau_is_one else (rows, *(1 for _ in event)), requires_grad=True)
+    seed, batch = torch.zeros(1, dtype=torch.int64), torch.Size((rows,))
+    arguments = x, tau, seed, link, batch, batch
+    cuda._FusedDraw.apply(x, tau.detach(), *arguments[2:], True, False, True)[0].sum().backward()
+    s, v, log_p = cuda._FusedDraw.apply(*arguments, True, True, True)
+    torch.autograd.backward([s, v, log_p], [torch.ones_like(y) for y in (s, v, log_p)])
+    cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
+    if link.event_dim == 0 or link is simplex:
+        cuda._FusedSecondOrderDraw.apply(x, *arguments[2:]).sum().backward()
+    v = v.detach().requires_grad_()
+    cuda.log_density(s, v, x, tau, link, batch, of_values=tau_is_one).sum().backward()
+
+
+def offsets(text: str) -> Iterator[str]:
+    """The types of offsets added to blocks of pointers."""
+    yield from set(re.findall(r"tt\.addptr .*: tensor<[^,]*>, tensor<(?:\d+x)*(\w+)", text))
+
+
+def main() -> None:
+    driver.set_active(NoDriver())
+    cuda._Rows.run = run  # type: ignore[method-assign]
+    for link, event, kernels.LONGEST, dtype, tau_is_one in CASES:
+        compile_case(link, event, dtype, tau_is_one)
+    for kernel, count, options in (
+        (kernels.noise_of_bits, (1,), kernels.launch_of_bits(1)[1]),
+        (kernels.noise_of_rows, (1,), {"K": 10, **kernels.launch_of_rows(1, 10)[1]}),
+    ):
+        seed, noise = torch.zeros(1, dtype=torch.int64), torch.zeros(10)
+        made = kernel.warmup(seed, noise, *count, grid=(1,), **options)
+        compiled.append((kernel.__name__, made))
+    for name, made in compiled:
+        assert "cubin" in made.asm, name
+        print(name, *sorted(offsets(made.asm["ttir"])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
