@@ -28,7 +28,8 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,13 +170,26 @@ def of_every_category(function: Callable[..., Any], *tables: Any) -> Any:
     :param tables: what these would have been, over a first dimension.
     """
     if not torch.jit.is_tracing():
-        return torch.vmap(function)(*tables)
+        with _slow_batching_allowed():
+            return torch.vmap(function)(*tables)
     # A trace does not see what `torch.vmap` does.
     first = tables[0] if isinstance(tables[0], Tensor) else next(iter(tables[0].values()))
     results = [function(*(_of_category(each, k) for each in tables)) for k in range(len(first))]
     if isinstance(results[0], Tensor):
         return torch.stack(results)
     return tuple(map(torch.stack, zip(*results, strict=True)))
+
+
+@contextmanager
+def _slow_batching_allowed() -> Iterator[None]:
+    """`torch.vmap` does not warn of operations that it applies one by one."""
+    torch_: Any = torch._C
+    before = torch_._debug_only_are_vmap_fallback_warnings_enabled()
+    torch_._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch_._functorch._set_vmap_fallback_warning_enabled(before)
 
 
 def _of_category(table: Any, category: int) -> Any:

@@ -128,6 +128,7 @@ FUNCTIONS = {
     "a single matrix": lambda z: covariances(z[0]).logdet().exp(),
     "a single element, normalised": lambda z: F.normalize(V[z[0]], dim=-1)[0] * V[z[1], 0],
     "a single element, sorted": lambda z: V[z[0]].sort(descending=True).values[1].exp(),
+    "a single element, taken": lambda z: V[z[0]].take(torch.tensor([1, 0])).prod(),
     "single elements, outer": lambda z: torch.outer(V[z[0]], W[:, 0] * A[z[1]]).exp().sum(),
     "single elements, var": lambda z: (V[z[0]].var() * A[z[1]]).exp(),
     "single elements, padded": lambda z: F.pad(V[z[0]], (1, 1), value=1.0).prod(),
