@@ -67,16 +67,17 @@ class Later:
 
     def _noted(self, arguments: Any) -> Any:
         """The arguments as they are now."""
-        if isinstance(arguments, DeferredTensor):
+        kind = type(arguments)
+        if kind is tuple or kind is list:
+            return kind([self._noted(each) for each in arguments])
+        if kind is dict:
+            return {name: self._noted(each) for name, each in arguments.items()}
+        if kind is DeferredTensor:
             arguments = arguments.later
         if isinstance(arguments, Tensor):
             self._before.append((arguments, changes_of(arguments)))
         elif isinstance(arguments, Later):
             self._needed.append(arguments)
-        elif type(arguments) in (tuple, list):
-            return type(arguments)([self._noted(each) for each in arguments])
-        elif isinstance(arguments, dict):
-            return {name: self._noted(each) for name, each in arguments.items()}
         return arguments
 
     def made(self) -> Any:

@@ -3,6 +3,7 @@
 
 """The tensors that categorical distributions draw, and what is made of them, with outcomes."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,7 +54,7 @@ class OutcomeTensor(PlainTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not all(each is Tensor or issubclass(each, PlainTensor) for each in types):
+        if not _are_known(tuple(types)):
             args, kwargs = collapsed((args, kwargs or {}))
             if varies((args, kwargs)):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
@@ -78,6 +79,12 @@ class OutcomeTensor(PlainTensor):
             return self
         outcomes = outcomes_of(self)
         return with_gradient(self.plain, outcomes, linear=linear) if outcomes else self.plain
+
+
+@functools.cache
+def _are_known(types: tuple[type, ...]) -> bool:
+    """Whether no other class of tensors takes part in an operation."""
+    return all(each is Tensor or issubclass(each, PlainTensor) for each in types)
 
 
 def changes_of(value: Tensor) -> int:
