@@ -118,6 +118,7 @@ def test_noise_is_not_taken_for_bias():
     assert len({row.standard_deviation for row in rows}) > 8
 
 
+@pytest.mark.slow
 def test_the_error_of_the_cosine():
     """Against its spread over seeds."""
     rows = rows_of_seeds(8, chain, chain_guide, "straight_through", num_samples=60)
@@ -302,6 +303,7 @@ def test_a_guide_of_counts_has_one_row():
         gradient_report(counts_model, counts_guide, estimators=["reinmax"], progress=False)
 
 
+@pytest.mark.slow
 def test_counts_keep_their_estimator_beside_other_sites():
     def model():
         b = pyro.sample("b", dist.Bernoulli(0.4))

@@ -56,6 +56,7 @@ def assert_same_mean_of_chain(values, expected):
     assert t.max() < bound
 
 
+@pytest.mark.slow
 def test_nuts_marginalises_straight_through_sites():
     """The posterior of the normal mean is then a mixture of three normal distributions."""
     logits, x = torch.tensor([0.3, -0.2, 0.1]), torch.tensor(1.0)
@@ -192,6 +193,7 @@ def test_nuts_agrees_with_quadrature(cls, temperature, dtype):
     assert_same_mean_of_chain(values, posterior.expected_features())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "temperature", "dtype"), SITES)
 def test_auto_normal_finds_the_nearest_normal(cls, temperature, dtype):
     posterior = Posterior(cls, temperature, dtype)

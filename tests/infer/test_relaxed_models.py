@@ -124,6 +124,7 @@ def test_a_guide_is_relaxed_like_a_model():
     assert pyro.param("logits").softmax(-1)[1] > 0.95
 
 
+@pytest.mark.slow
 def test_a_guide_relaxed_by_hand_finds_the_posterior_of_a_plain_model():
     def model():
         z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.7, 0.1, 0.1, 0.1])))

@@ -143,6 +143,7 @@ def test_validation_is_as_it_was(default):
     assert run(default, works=True) == ""
 
 
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path):
     """Nothing is compiled, and a warning says why and what to do."""
     printed = run(True, works=False, CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
