@@ -161,6 +161,7 @@ def relaxed_loss(x: Tensor) -> Tensor:
 
 def compiled_work(x: Tensor) -> Work:
     """The relaxed work by `torch.compile`, which a call before the turns compiles."""
+    x = x.detach().requires_grad_()  # compilers ask for the gradient, of which others warn
     loss = torch.compile(relaxed_loss, dynamic=False)
     return lambda: torch.autograd.grad(loss(x), x)
 

@@ -133,13 +133,14 @@ def draws(cls, k, temperature, count, dtype=torch.float64):
 @pytest.mark.parametrize("k", first_fast([10, 100]), ids=lambda k: f"{k} categories")
 @pytest.mark.parametrize("temperature", first_fast([0.67, 0.1, 2.0]))
 def test_moments_of_many_categories_are_those_of_many_draws(k, temperature):
-    d, s = draws(RelaxedCategorical, k, temperature, 200_000)
+    count = 200_000 if k == 10 else 10**6  # rare large entries make the mean of few less normal
+    d, s = draws(RelaxedCategorical, k, temperature, count)
     assert_same_mean(s, d.mean)
     assert_same_mean((s - d.mean) ** 2, d.variance)
     assert_same_mean(-d.log_prob(s), d.entropy())
     v = ExpRelaxedCategorical(temperature, logits=d.logits)
     assert_same_mean(-v.log_prob(v.sample((10**5,))), v.entropy())
-    assert_same_mean(v.sample((200_000,)), v.mean)
+    assert_same_mean(v.sample((count,)), v.mean)
 
 
 @pytest.mark.parametrize("k", first_fast([2, 10, 1000], 2))
