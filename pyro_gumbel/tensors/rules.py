@@ -352,7 +352,7 @@ def rows_of(table: Tensor, index: IndexTensor) -> Tensor:
     """``table[index]``. torch is many times faster where an index selects whole rows."""
     if index.dim():
         shape = index.shape + table.shape[1:]
-        result = table.index_select(0, index.flatten()).reshape(shape)
+        result = table.index_select(0, index.flatten().to(table.device)).reshape(shape)
     else:
         result = table[index]  # a view
     with without_gradient():
