@@ -117,7 +117,7 @@ def _are_floats(arguments: Any) -> bool:
 def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a result is linear in all tensors with outcomes together, up to a constant."""
     name, rule = getattr(func, "__name__", ""), rule_of(func)
-    if "out" in kwargs or not _are_floats((args, kwargs)):
+    if not args or "out" in kwargs or not _are_floats((args, kwargs)):
         return False
     if name.strip("_") in _COMPARISONS:
         return True  # in which no loss is linear: the result has no gradient until it is settled

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from pyro_gumbel._tracing import in_eager_mode
@@ -136,13 +137,24 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
     """
     name = getattr(func, "__name__", repr(func))
     if not (name in ENDS or name in _OF_NETWORKS or is_in_place(func)):
-        made = _made(lambda *given: single_outcomes(*given[:3]), func, args, kwargs, None)
+        made = _single_outcomes(func, args, kwargs)
         if made:
             return _carrying(func(*args, **kwargs), made)
     if is_product_with_plain(func, args):
         result = func(*collapsed(args, linear=True), **kwargs)
         return deferred(result, _collapsed_later, func, args, kwargs)
     return _collapse_for_others(func, args, kwargs)
+
+
+def _single_outcomes(func: Any, args: Any, kwargs: Any) -> Any:
+    """What `single_outcomes` finds; None if the function cannot be applied to every category."""
+    if kwargs.get("out") is not None:
+        return None
+    try:
+        with without_gradient():
+            return single_outcomes(func, args, kwargs)
+    except Exception:  # of any function: it need not return tensors, for example
+        return None
 
 
 def is_product_with_plain(func: Any, args: Any) -> bool:
@@ -234,6 +246,8 @@ def _find_rule(func: Any) -> Rule | None:
         return _ask_for_gradient
     if name == "__get__":
         return _MOVING_PROPERTIES.get(getattr(func, "__self__", None), _ask)
+    if name in _LOSSES | _CLASS_LOSSES and func is not getattr(F, name):
+        return None  # as `torch.kl_div`, whose arguments are others
     if name in _BY_NAME:
         return _BY_NAME[name]
     stem = name.strip("_")
@@ -439,6 +453,8 @@ _LOSSES = {
     *("soft_margin_loss", "margin_ranking_loss", "hinge_embedding_loss"),
 }
 
+_CLASS_LOSSES = {"cross_entropy", "nll_loss"}
+
 _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(_MOVING, moving_rule),
     **dict.fromkeys(_CONVERTING, converting_rule),
@@ -457,7 +473,7 @@ _BY_NAME: dict[str, Rule | None] = {
     **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack"), joining_rule),
     **dict.fromkeys(("broadcast_tensors",), broadcasting_rule),
     **dict.fromkeys(_LOSSES, loss_rule),
-    **dict.fromkeys(("cross_entropy", "nll_loss"), class_loss_rule),
+    **dict.fromkeys(_CLASS_LOSSES, class_loss_rule),
     "register_hook": _hook,
     "__getitem__": getitem_rule,
     "gather": gather_rule,

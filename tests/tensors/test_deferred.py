@@ -94,6 +94,8 @@ CURVED = {
     "truth values side by side": lambda v, x: torch.stack([v > 0, v < 1]).double(),
     "an integer as a number": lambda v, x: v.long().double(),
     "a product with values": lambda v, x: torch.dot(v, WEIGHTS.double()).exp(),
+    "by name": lambda v, x: torch.mul(input=v, other=v) + torch.add(input=v, other=1.0),
+    "where, by name": lambda v, x: torch.where(condition=WEIGHTS > 0, input=v, other=v.exp()),
     "in place": lambda v, x: v.exp_() + v,
     "in place, by values": lambda v, x: v.mul_(x[:2]),
     "written to": lambda v, x: written_to(v, 0, 0.3).exp(),

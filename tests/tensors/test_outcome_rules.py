@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.ops.special import safe_log
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, SelectedComponent
 from tests.states import drawn, gradient_of_draw, relative_error
@@ -174,3 +175,26 @@ def test_a_random_function_draws_once():
     found = F.dropout(V[value[0]])
     torch.manual_seed(0)
     torch.testing.assert_close(found.detach(), F.dropout(V[1 + 1]))
+
+
+def size_of(floats):
+    """A user's own function, which other classes of tensors may override."""
+    if has_torch_function_unary(floats):
+        return handle_torch_function(size_of, (floats,), floats)
+    return floats.numel() / 2
+
+
+def test_a_function_of_a_single_element_may_return_anything():
+    value = drawn(torch.tensor([2, 0, 1]), normal(SITES, K, seed=6).requires_grad_())
+    assert size_of(V[value[0]]) == 2.0
+    assert size_of(V[value]) == 6.0
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy_with_logits", "kl_div"])
+def test_losses_of_torch_itself_have_the_derivative(name):
+    """Their reduction is a number."""
+    state, function = torch.tensor([2, 0, 1]), getattr(torch, name)
+    value = drawn(state, normal(SITES, K, seed=6).requires_grad_())
+    found = function(A[value], X.sigmoid())
+    assert found.requires_grad
+    torch.testing.assert_close(found.detach(), function(A[state], X.sigmoid()))
