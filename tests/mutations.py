@@ -1582,7 +1582,7 @@ operations-product-by-estimator    tensors/test_deferred.py -k same_gradient
     - result = func(*collapsed(args, linear=True), **kwargs)
     + result = func(*collapsed(args), **kwargs)
 operations-loss-by-size            tensors/test_outcome_rules.py -k reduced_loss
-    - return terms.sum() / size
+    - return terms.sum() / terms.numel()
     + return terms.sum()
 operations-derivative-warns        tensors/test_lost_gradient.py -k outside_of_a_relaxed
     - elif name not in ENDS:

@@ -65,6 +65,8 @@ def _settled_later(*arguments: Any) -> Any:
 def _linear(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation for a loss that is linear in its result."""
     result = func(*_for_linear(args), **_for_linear(kwargs))
+    if result is NotImplemented:  # the other argument is asked next
+        return result
     if isinstance(result, Tensor):
         return deferred(result, _settled_later, func, args, kwargs)
     whole = Later(result, _settled_later, func, args, kwargs)

@@ -142,6 +142,8 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
             return _carrying(func(*args, **kwargs), made)
     if is_product_with_plain(func, args):
         result = func(*collapsed(args, linear=True), **kwargs)
+        if result is NotImplemented:
+            return result
         return deferred(result, _collapsed_later, func, args, kwargs)
     return _collapse_for_others(func, args, kwargs)
 
@@ -205,6 +207,7 @@ def _made(rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> 
     except (
         RuntimeError,
         IndexError,
+        TypeError,
         ValueError,
     ):  # not known here, or another category would be an error
         return None
@@ -320,13 +323,15 @@ def _reduced_over(dims: list[int], vary: set[int], func: Any, args: Any, kwargs:
 def _reduced_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """The sum or the mean of a loss, whose terms have outcomes."""
     reduction = kwargs.get("reduction", "mean")
+    allowed = ("sum", "mean", "batchmean") if func is F.kl_div else ("sum", "mean")
     has_weights = rule_of(func) is class_loss_rule and not is_plain_mean(args, kwargs)
-    if len(args) > 3 or (reduction == "mean" and has_weights):
+    if len(args) > 3 or reduction not in allowed or (reduction == "mean" and has_weights):
         return _collapse(func, args, kwargs)
     terms = apply(func, args, {**kwargs, "reduction": "none"})
-    size = {"sum": 1, "mean": terms.numel(), "batchmean": len(args[0])}[reduction]
     with torch._C._EnableTorchFunction():
-        return terms.sum() / size
+        if reduction == "mean":
+            return terms.sum() / terms.numel()
+        return terms.sum() / len(args[0]) if reduction == "batchmean" else terms.sum()
 
 
 # Changes in place.

@@ -234,3 +234,21 @@ def test_a_sum_of_many_terms():
     assert torch._is_all_true(total < 1e6)
     assert total._later._made is None
     torch.testing.assert_close((total / 400).exp().detach(), A[z].sum().exp().detach())
+
+
+class Other:
+    """What is no tensor, and takes part in operations with one."""
+
+    def __radd__(self, value):
+        return "added"
+
+    def __matmul__(self, value):
+        return NotImplemented
+
+
+def test_an_operation_with_what_is_no_tensor():
+    x = A[drawn(torch.tensor([2, 0, 1]), logits())]
+    assert x.sum() + Other() == x + Other() == "added"
+    for value in (x, x + x.sum()):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            Other() @ value

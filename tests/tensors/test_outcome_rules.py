@@ -69,6 +69,7 @@ FUNCTIONS = {
     "gaussian_nll_loss": loss(F.gaussian_nll_loss, X, X.exp()),
     "poisson_nll_loss": loss(F.poisson_nll_loss, X.exp().round()),
     "soft_margin_loss": loss(F.soft_margin_loss, X.sign()),
+    "mse_loss of a number": lambda z: F.mse_loss(A[z].sum(), X[0]).exp(),
     "kl_div by batch": lambda z: F.kl_div(A[z], X.softmax(-1), reduction="batchmean").exp(),
     "cross_entropy": lambda z: F.cross_entropy(V[z], CLASSES, label_smoothing=0.1).exp(),
     "cross_entropy of each": lambda z: (
@@ -198,3 +199,20 @@ def test_losses_of_torch_itself_have_the_derivative(name):
     found = function(A[value], X.sigmoid())
     assert found.requires_grad
     torch.testing.assert_close(found.detach(), function(A[state], X.sigmoid()))
+
+
+@pytest.mark.parametrize("function", [F.softplus, F.celu, torch.logit])
+def test_a_number_may_be_a_tensor(function):
+    """Where the parameter of a function is a number, torch takes a tensor of one."""
+    state, number = torch.tensor([2, 0, 1]), torch.tensor(0.25, dtype=torch.float64)
+    value = drawn(state, normal(SITES, K, seed=6).requires_grad_())
+    found = function(S[value][0], number)
+    torch.testing.assert_close(found.detach(), function(S[state][0], number))
+
+
+def test_a_loss_raises_the_errors_of_torch():
+    value = drawn(torch.tensor([2, 0, 1]), normal(SITES, K, seed=6).requires_grad_())
+    for reduction in ("batchmean", "middle"):
+        with pytest.raises(ValueError, match="not a valid value for reduction"):
+            F.mse_loss(A[value], X, reduction=reduction)
+    assert F.mse_loss(A[value][:0], X[:0]).isnan()
