@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pyro_gumbel.kernels import triton_kernels as kernels
 
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.interpreter  # of a process that has no GPU
 def test_all_kernels_compile_and_have_wide_offsets(tmp_path):
     """Rows times columns pass 2^31."""
     own = {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
