@@ -188,10 +188,23 @@ class _Rows(NamedTuple):
         counts = n, x_rows, tau_rows
         return cls(over, over + event, n, k, x, tau, counts, grid, options | launch)
 
-    def run(self, kernel: Any, *pointers: Tensor | None, more: Any = (), **options: Any) -> None:
-        """Run a kernel on the device of the draw, in the current stream."""
+    def run(
+        self,
+        kernel: Any,
+        *pointers: Tensor | None,
+        more: Any = (),
+        waits_for_memory: bool = False,
+        **options: Any,
+    ) -> None:
+        """Run a kernel on the device of the draw, in the current stream.
+
+        :param waits_for_memory: whether it computes little, and so is faster with more threads.
+        """
+        options |= self.options
+        if waits_for_memory:
+            options["num_warps"] *= 2
         with torch.cuda.device_of(self.x):
-            kernel[self.grid](*pointers, *self.counts, *more, **options, **self.options)
+            kernel[self.grid](*pointers, *self.counts, *more, **options)
 
     def flat(self, tensor: Tensor | None, event_dim: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """A tensor over the draw, and its strides over rows and columns, without a copy if it can.
@@ -363,7 +376,8 @@ def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor 
         # v, which the gradient in tau needs, is lost where s is 0.
         s = None if wanted[1] else s
         kernel = kernels.pull_draw_of_rows
-        rows.run(kernel, rows.x, rows.tau, seed, s, parts, *tensors, more=strides)
+        pointers = rows.x, rows.tau, seed, s, parts, *tensors
+        rows.run(kernel, *pointers, more=strides, waits_for_memory=s is not None)
     else:
         rows.run(kernels.pull_draw_of_bits, rows.x, rows.tau, seed, *tensors, more=strides)
     return _summed(dx, x), _summed(dtau, tau)
@@ -414,7 +428,8 @@ class _FusedLogDensity(torch.autograd.Function):
         pointers = values, v_, rows.x, rows.tau, gl, dv, dx, dtau
         bits, vectors = kernels.pull_density_of_bits, kernels.pull_density_of_rows
         kernel = vectors if link.event_dim else bits
-        rows.run(kernel, *pointers, more=(*strides, *gl_strides), OF_VALUES=of_values)
+        options = {"waits_for_memory": link.event_dim > 0, "OF_VALUES": of_values}
+        rows.run(kernel, *pointers, more=(*strides, *gl_strides), **options)
         return None, dv, _summed(dx, x), _summed(dtau, tau), None, None, None
 
 

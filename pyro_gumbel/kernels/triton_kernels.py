@@ -51,7 +51,7 @@ __all__ = [
     "pull_second_order_of_rows",
 ]
 
-TILE = 1024  # elements of a program
+TILE = 512  # elements of a program: fewer are slower, and so are more
 LONGEST = 4096  # columns that a program takes at a time
 
 # How a row of a draw finds its row of a parameter.
@@ -73,19 +73,19 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def launch_of_rows(rows: int, k: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for rows of k entries.
+    """The grid and the launch parameters for rows of k entries, 8 entries a thread.
 
     :param tile: the number of elements of a program, a power of two.
     """
-    block = min(max(2, triton.next_power_of_2(k)), LONGEST)
+    block = min(1 << max(1, (k - 1).bit_length()), LONGEST)
     each = max(1, tile // block)
-    warps = min(16, max(4, each * block // 256))
+    warps = min(16, max(1, each * block // 256))
     return (-(-rows // each),), {"ROWS": each, "BLOCK": block, "num_warps": warps}
 
 
 def launch_of_bits(size: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for bits."""
-    return (-(-size // tile),), {"BLOCK": tile, "num_warps": 4}
+    """The grid and the launch parameters for bits, 8 a thread."""
+    return (-(-size // tile),), {"BLOCK": tile, "num_warps": min(16, max(1, tile // 256))}
 
 
 # Functions of numbers.

@@ -50,7 +50,14 @@ class NoDriver:
 compiled: list[tuple[str, Any]] = []
 
 
-def run(rows: Any, kernel: Any, *pointers: Any, more: Any = (), **options: Any) -> None:
+def run(
+    rows: Any,
+    kernel: Any,
+    *pointers: Any,
+    more: Any = (),
+    waits_for_memory: Any = None,
+    **options: Any,
+) -> None:
     """In place of `_Rows.run`: compile, but do not run."""
     arguments = *pointers, *rows.counts, *more
     made = kernel.warmup(*arguments, grid=rows.grid, **options, **rows.options)
