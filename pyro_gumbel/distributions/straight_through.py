@@ -22,6 +22,7 @@ from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
 from pyro_gumbel.estimators import (
     Estimator,
+    gumbel_rao,
     gumbel_softmax,
     require_suited,
     resolved,
@@ -186,6 +187,23 @@ class StraightThroughOutcome(FamilyStraightThrough):
         with torch.no_grad():
             hard = self._hard(sample_shape)
         return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))
+
+    def _estimated(self, sample_shape: torch.Size) -> Tensor:
+        fused = self._rao(sample_shape)
+        return super()._estimated(sample_shape) if fused is None else fused
+
+    def _hard(self, sample_shape: torch.Size) -> Tensor:
+        fused = self._rao(sample_shape)
+        return super()._hard(sample_shape) if fused is None else fused.detach()
+
+    def _rao(self, sample_shape: torch.Size) -> Tensor | None:
+        """A draw with the gradient of `gumbel_rao`, if a kernel does it."""
+        if type(self.estimator) is not gumbel_rao:
+            return None
+        arguments = self._logits, self._tau, self.link, self.family.noise
+        return dispatch.rao_draw(
+            *arguments, sample_shape, self._batch_shape, self.estimator.samples
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.

@@ -19,13 +19,22 @@ import torch
 from torch import Size, Tensor
 
 from pyro_gumbel._tracing import is_batched, version_of
-from pyro_gumbel.kernels import reference
+from pyro_gumbel.estimators import mean_relaxed
+from pyro_gumbel.kernels import reference, triton_rao
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.kernels.reference import Draw
-from pyro_gumbel.links import Link, Simplex
+from pyro_gumbel.links import Hypersimplex, Link, Simplex
+from pyro_gumbel.ops.noise import perturbed_given_bit, perturbed_given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
-__all__ = ["draw", "log_density", "second_order_draw", "straight_through_draw", "try_on"]
+__all__ = [
+    "draw",
+    "log_density",
+    "rao_draw",
+    "second_order_draw",
+    "straight_through_draw",
+    "try_on",
+]
 
 TILE = kernels.TILE  # elements of a program
 COMPUTED = torch.float16, torch.bfloat16, torch.float32
@@ -100,6 +109,25 @@ def second_order_draw(
         return None
     over = sample_shape + batch_shape
     hard: Tensor = _FusedSecondOrderDraw.apply(logits, _seed(logits), link, over, batch_shape)
+    return hard
+
+
+def rao_draw(
+    logits: Tensor,
+    temperature: Tensor,
+    link: Link,
+    sample_shape: Size,
+    batch_shape: Size,
+    samples: int,
+) -> Tensor | None:
+    """A hard draw with the gradient of `gumbel_rao`, of rows that are taken whole."""
+    too_long = link.event_dim and logits.shape[-1] > kernels.LONGEST
+    if logits.dtype not in COMPUTED or type(link) is Hypersimplex or too_long:
+        return None
+    over = sample_shape + batch_shape
+    hard: Tensor = _FusedRaoDraw.apply(
+        logits, temperature, _seed(logits), link, over, batch_shape, samples
+    )
     return hard
 
 
@@ -327,6 +355,42 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         return _summed(dx, x), *nothing
 
 
+class _FusedRaoDraw(torch.autograd.Function):
+    """From x and tau to the hard value, which has the gradient of `gumbel_rao`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        tau: Tensor,
+        seed: Tensor,
+        link: Link,
+        over: Size,
+        batch: Size,
+        samples: int,
+    ) -> Tensor:
+        hard = _hard_value(_Rows.of(x, tau, link, over, batch), x, seed, None)
+        ctx.place, ctx.samples = (link, over, batch), samples
+        ctx.save_for_backward(x, tau, seed, hard)
+        return hard
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, tau, seed, hard = ctx.saved_tensors
+        wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
+        if torch.is_grad_enabled() or is_batched(grad):
+            noise = _noise_of_samples(x, seed, *ctx.place, ctx.samples)
+            mean = partial(_mean_given, ctx.place[0], hard, noise)
+            return *_gradients_of_graph(mean, (x, tau), wanted, (grad,)), *nothing
+        rows, event_dim = _Rows.of(x, tau, *ctx.place), ctx.place[0].event_dim
+        gs, strides = rows.flat(grad, event_dim)
+        dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
+        kernel = triton_rao.pull_rao_of_rows if event_dim else triton_rao.pull_rao_of_bits
+        tensors = rows.x, rows.tau, seed, hard, gs, dx, dtau
+        rows.run(kernel, *tensors, more=strides, SAMPLES=ctx.samples)
+        return _summed(dx, x), _summed(dtau, tau), *nothing
+
+
 def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> Tensor:
     """The hard value of a draw; for subsets also the parts of v, where they are wanted."""
     hard = _new(rows.shape, x, x.dtype)
@@ -440,15 +504,30 @@ def _noise_of_draw(
     x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
 ) -> Tensor:
     """The noise of a draw."""
-    rows = _Rows.of(x, tau, link, over, batch)
-    noise = _new(rows.shape, x)
-    with torch.cuda.device_of(x):
+    return _noise(over + x.shape[x.dim() - link.event_dim :], link, seed)
+
+
+def _noise_of_samples(
+    x: Tensor, seed: Tensor, link: Link, over: Size, batch: Size, samples: int
+) -> Tensor:
+    """The noise of the samples of `gumbel_rao`, over a new first dimension."""
+    n, event = over.numel(), x.shape[x.dim() - link.event_dim :]
+    each = n if link.event_dim else n + n % 2
+    noise = _noise(Size((samples + 1, each)) + event, link, seed)
+    return noise[1:, :n].reshape(samples, *over, *event)
+
+
+def _noise(shape: Size, link: Link, seed: Tensor) -> Tensor:
+    """The noise of a draw of a shape."""
+    noise = _new(shape, seed)
+    n, k = noise.numel(), shape[-1] if link.event_dim else 1
+    with torch.cuda.device_of(seed):
         if link.event_dim:
-            launch = {name: rows.options[name] for name in ("K", "ROWS", "BLOCK", "num_warps")}
-            kernels.noise_of_rows[rows.grid](seed, noise, rows.n, **launch)
+            grid, launch = kernels.launch_of_rows(n // k, k, TILE)
+            kernels.noise_of_rows[grid](seed, noise, n // k, K=k, **launch)
         else:
-            launch = {name: rows.options[name] for name in ("BLOCK", "num_warps")}
-            kernels.noise_of_bits[rows.grid](seed, noise, rows.n, **launch)
+            grid, launch = kernels.launch_of_bits(n, TILE)
+            kernels.noise_of_bits[grid](seed, noise, n, **launch)
     return noise
 
 
@@ -462,6 +541,18 @@ def _relaxed(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, 
 def _surrogate(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, ...]:
     """What a hard value has the gradient of; nothing where that is infinite or NaN."""
     return (link(link.centred(x.float()) + noise, tau).nan_to_num(nan=0.0),) * 3
+
+
+def _mean_given(
+    link: Link, hard: Tensor, noise: Tensor, x: Tensor, tau: Tensor
+) -> tuple[Tensor]:
+    """The surrogate of `gumbel_rao`; nothing where that is infinite or NaN."""
+    x = link.centred(x.float()).expand(hard.shape)
+    if link.event_dim:
+        z = perturbed_given_ranking(x, hard.argmax(-1, keepdim=True), noise)
+    else:
+        z = perturbed_given_bit(x, hard.float(), noise)
+    return (mean_relaxed(x, tau, z, link).nan_to_num(nan=0.0),)
 
 
 def _density(

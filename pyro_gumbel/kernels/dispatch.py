@@ -28,6 +28,7 @@ __all__ = [
     "backend",
     "draw",
     "log_density",
+    "rao_draw",
     "second_order_draw",
     "straight_through_draw",
 ]
@@ -119,6 +120,30 @@ def second_order_draw(
     if not hasattr(kernels, "second_order_draw"):
         return None
     hard: Tensor | None = kernels.second_order_draw(logits, link, sample_shape, batch_shape)
+    return hard
+
+
+def rao_draw(
+    logits: Tensor,
+    temperature: Tensor,
+    link: Link,
+    noise: Callable[..., Tensor],
+    sample_shape: Size,
+    batch_shape: Size,
+    samples: int,
+) -> Tensor | None:
+    """The hard value of bits or one-hot vectors with the gradient of `gumbel_rao`.
+
+    None where no kernel does it.
+
+    :param noise: as in `draw`.
+    """
+    kernels = _kernels(link, noise, logits, temperature)
+    if not hasattr(kernels, "rao_draw"):
+        return None
+    hard: Tensor | None = kernels.rao_draw(
+        logits, temperature, link, sample_shape, batch_shape, samples
+    )
     return hard
 
 

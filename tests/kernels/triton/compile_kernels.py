@@ -70,6 +70,7 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
     if link.event_dim == 0 or link is simplex:
         cuda._FusedSecondOrderDraw.apply(x, *arguments[2:]).sum().backward()
+        cuda._FusedRaoDraw.apply(*arguments, 10).sum().backward()
     v = v.detach().requires_grad_()
     cuda.log_density(s, v, x, tau, link, batch, of_values=tau_is_one).sum().backward()
 
