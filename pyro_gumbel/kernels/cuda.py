@@ -543,9 +543,7 @@ def _surrogate(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor
     return (link(link.centred(x.float()) + noise, tau).nan_to_num(nan=0.0),) * 3
 
 
-def _mean_given(
-    link: Link, hard: Tensor, noise: Tensor, x: Tensor, tau: Tensor
-) -> tuple[Tensor]:
+def _mean_given(link: Link, hard: Tensor, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor]:
     """The surrogate of `gumbel_rao`; nothing where that is infinite or NaN."""
     x = link.centred(x.float()).expand(hard.shape)
     if link.event_dim:

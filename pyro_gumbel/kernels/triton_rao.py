@@ -87,7 +87,7 @@ def pull_rao_of_rows(
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
     x, live = _logits(x_ptr, _own(row, x_rows, X_AT), row, 0, n, K, BLOCK)
-    x = _below(x, _largest_of(tl.where(live, x, LOWEST)))
+    x = tl.where(live, _below(x, _largest_of(tl.where(live, x, LOWEST))), 0.0)
     log_p = x - tl.log(_sum_of_row(tl.where(live, tl.exp(x), 0.0)))
     live = live & (log_p > -INFINITY)  # not where it is NaN
     u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, 0, n, K, BLOCK)
@@ -100,7 +100,7 @@ def pull_rao_of_rows(
         v = _scaled(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
         v = tl.where(chosen, 0.0, v)
         s = tl.where(live, tl.exp(v), 0.0)
-        s = s / _sum_of_row(s)
+        s = s / tl.maximum(_sum_of_row(s), 1.0)  # which it is but beyond the last row
         r = s * (u - _sum_of_row(s * u))
         dx += r
         sum_rv += _sum_of_row(r * v)

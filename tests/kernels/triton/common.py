@@ -3,10 +3,15 @@
 
 """What the tests of the kernels share."""
 
+import math
+
+import numpy
 import torch
+from scipy import stats
 
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import Hypersimplex, interval, simplex
+from tests.common import ALPHA
 
 LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
@@ -51,3 +56,11 @@ def assert_near(found, expected, digits=2e-6):
     assert torch.equal(found[odd].nan_to_num(7.0), expected[odd].nan_to_num(7.0))
     size = expected[~odd].abs().max().clamp(min=1.0) if (~odd).any() else 1.0
     torch.testing.assert_close(found[~odd], expected[~odd], rtol=0, atol=float(digits * size))
+
+
+def assert_uniform(u):
+    """By the statistic of Kolmogorov and Smirnov."""
+    u, n = numpy.sort(u), len(u)
+    grid = numpy.arange(n + 1) / n
+    distance = max((grid[1:] - u).max(), (u - grid[:-1]).max())
+    assert stats.kstwobign.sf(distance * math.sqrt(n)) > ALPHA

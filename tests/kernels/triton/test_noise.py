@@ -18,7 +18,7 @@ from pyro_gumbel.kernels import cuda
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from tests.common import ALPHA, assert_counts
-from tests.kernels.triton.common import placed, seed
+from tests.kernels.triton.common import assert_uniform, placed, seed
 
 N = 16_000_000
 
@@ -79,14 +79,6 @@ def bits_of_noise(n, tile=2**18, number=0):
     grid, launch = kernels.launch_of_bits(n, tile)
     kernels.noise_of_bits[grid](seed(number), noise, n, **launch)
     return noise
-
-
-def assert_uniform(u):
-    """By the statistic of Kolmogorov and Smirnov."""
-    u, n = numpy.sort(u), len(u)
-    grid = numpy.arange(n + 1) / n
-    distance = max((grid[1:] - u).max(), (u - grid[:-1]).max())
-    assert stats.kstwobign.sf(distance * math.sqrt(n)) > ALPHA
 
 
 def assert_poisson(count, mean):
