@@ -221,7 +221,7 @@ class gumbel_rao:  # used as a function
     CategoricalStraightThrough(temperature: 0.1, logits: (3,), batch_shape: (), event_shape: (3,))
 
     :param samples: the number n of draws, an int of 1 or more. Time and memory are proportional to
-        it.
+        it; in the kernels of a GPU time alone.
     :raises TypeError: unless `samples` is a Python int.
     :raises ValueError: unless `samples` is 1 or more.
     """

@@ -694,6 +694,9 @@ straight-through-any-estimator     distributions/test_straight_through.py
 straight-through-mark              distributions/test_straight_through.py
     - return value.requires_grad or bool(recall(value, PATHWISE))
     + return value.requires_grad
+straight-through-any-average       kernels/triton/test_rao.py -k only_what
+    - if type(self.estimator) is not gumbel_rao:
+    + if not isinstance(self.estimator, gumbel_rao):
 straight-through-forward-mode      distributions/test_second_order.py -k forward_mode
     - return self._gumbel_softmax(sample_shape).detach()
     + return self._gumbel_softmax(sample_shape)
@@ -1205,6 +1208,29 @@ triton-second-order                kernels/triton/test_formulas.py -k second_ord
 triton-narrow-offsets              kernels/triton/test_compiled.py
     - return (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     + return (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+
+[kernels/triton_rao.py]
+rao-other-category                 kernels/triton/test_rao.py -k noise_of_vectors
+    - _log_sigmoid_of(log_p + (of_chosen - log_e))
+    + _log_sigmoid_of(log_p - log_e)
+rao-jacobian                       kernels/triton/test_rao.py -k all_sizes
+    - r = s * (u - _sum_of_row(s * u))
+    + r = s * u
+rao-side-of-bits                   kernels/triton/test_rao.py -k noise_of_bits
+    - side = 2 * hard - 1
+    + side = 1 - 2 * hard
+rao-pairs-of-a-sample              kernels/triton/test_rao.py -k all_shapes
+    - before += (n + 1) // 2
+    + before += n // 2
+rao-flat-too-early                 kernels/triton/test_rao.py -k temperatures
+    - FLAT = tl.constexpr(-200.0)
+    + FLAT = tl.constexpr(-5.0)
+rao-far-quotient                   kernels/triton/test_rao.py -k any_spread
+    - return tl.maximum(log_sigmoid, tau * FLAT) / tau
+    + return log_sigmoid / tau
+rao-certain-bits                   kernels/triton/test_rao.py -k impossible
+    - u = tl.where(moves, u, 0.0)
+    + pass
 
 [kernels/workspace.py]
 workspace-too-large-blocks         kernels/test_workspace.py

@@ -174,6 +174,6 @@ def definitions(path):
 
 def test_no_two_modules_define_the_same_name():
     """But for the functions that every module of kernels has, which `dispatch` chooses from."""
-    kernels = {"draw", "log_density", "second_order_draw", "straight_through_draw"}
+    kernels = {"draw", "log_density", "rao_draw", "second_order_draw", "straight_through_draw"}
     names = [name for path in MODULES for name in definitions(path) if name not in kernels]
     assert sorted(names) == sorted(set(names))

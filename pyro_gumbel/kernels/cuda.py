@@ -377,17 +377,18 @@ class _FusedRaoDraw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, tau, seed, hard = ctx.saved_tensors
+        link, over, batch = ctx.place
         wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
         if torch.is_grad_enabled() or is_batched(grad):
-            noise = _noise_of_samples(x, seed, *ctx.place, ctx.samples)
-            mean = partial(_mean_given, ctx.place[0], hard, noise)
+            noise = _noise_of_samples(x, seed, link, over, ctx.samples)
+            mean = partial(_mean_given, link, hard, noise)
             return *_gradients_of_graph(mean, (x, tau), wanted, (grad,)), *nothing
-        rows, event_dim = _Rows.of(x, tau, *ctx.place), ctx.place[0].event_dim
-        gs, strides = rows.flat(grad, event_dim)
+        rows = _Rows.of(x, tau, link, over, batch)
+        gs, strides = rows.flat(grad, link.event_dim)
         dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
-        kernel = triton_rao.pull_rao_of_rows if event_dim else triton_rao.pull_rao_of_bits
+        bits, vectors = triton_rao.pull_rao_of_bits, triton_rao.pull_rao_of_rows
         tensors = rows.x, rows.tau, seed, hard, gs, dx, dtau
-        rows.run(kernel, *tensors, more=strides, SAMPLES=ctx.samples)
+        rows.run(vectors if link.event_dim else bits, *tensors, more=strides, SAMPLES=ctx.samples)
         return _summed(dx, x), _summed(dtau, tau), *nothing
 
 
@@ -504,20 +505,18 @@ def _noise_of_draw(
     x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
 ) -> Tensor:
     """The noise of a draw."""
-    return _noise(over + x.shape[x.dim() - link.event_dim :], link, seed)
+    return _noise_over(over + x.shape[x.dim() - link.event_dim :], link, seed)
 
 
-def _noise_of_samples(
-    x: Tensor, seed: Tensor, link: Link, over: Size, batch: Size, samples: int
-) -> Tensor:
+def _noise_of_samples(x: Tensor, seed: Tensor, link: Link, over: Size, samples: int) -> Tensor:
     """The noise of the samples of `gumbel_rao`, over a new first dimension."""
     n, event = over.numel(), x.shape[x.dim() - link.event_dim :]
     each = n if link.event_dim else n + n % 2
-    noise = _noise(Size((samples + 1, each)) + event, link, seed)
+    noise = _noise_over(Size((samples + 1, each)) + event, link, seed)
     return noise[1:, :n].reshape(samples, *over, *event)
 
 
-def _noise(shape: Size, link: Link, seed: Tensor) -> Tensor:
+def _noise_over(shape: Size, link: Link, seed: Tensor) -> Tensor:
     """The noise of a draw of a shape."""
     noise = _new(shape, seed)
     n, k = noise.numel(), shape[-1] if link.event_dim else 1

@@ -71,7 +71,7 @@ FLAT = tl.constexpr(-200.0)  # v of a category whose relaxed value is 0
 
 
 @triton.jit
-def _scaled(log_sigmoid, tau):
+def _over_tau(log_sigmoid, tau):
     """log sigmoid / tau, but not below `FLAT`: the quotient might overflow."""
     return tl.maximum(log_sigmoid, tau * FLAT) / tau
 
@@ -97,7 +97,7 @@ def pull_rao_of_rows(
         noise_row += n
         log_e = _log_exponential_of_rows(seed, noise_row, 0, K, BLOCK)
         of_chosen = _sum_of_row(tl.where(chosen, log_e, 0.0))
-        v = _scaled(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
+        v = _over_tau(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
         v = tl.where(chosen, 0.0, v)
         s = tl.where(live, tl.exp(v), 0.0)
         s = s / tl.maximum(_sum_of_row(s), 1.0)  # which it is but beyond the last row
@@ -130,7 +130,7 @@ def pull_rao_of_bits(
     before = tl.zeros((1,), tl.int64)
     for _ in range(0, SAMPLES):
         before += (n + 1) // 2
-        v = -_scaled(_log_sigmoid_of(log_q - _logistic_of_bits(seed, BLOCK, before)), tau)
+        v = -_over_tau(_log_sigmoid_of(log_q - _logistic_of_bits(seed, BLOCK, before)), tau)
         r = u * _slope_of(v)
         dx += r
         rv += r * v

@@ -37,8 +37,8 @@ def draw(arguments, samples=4):
 
 
 def noise_of_samples(arguments, samples):
-    x, _, *others = arguments
-    return cuda._noise_of_samples(x, *others, samples).double()
+    x, _, seed, link, over, _ = arguments
+    return cuda._noise_of_samples(x, seed, link, over, samples).double()
 
 
 def surrogate(arguments, hard, samples, x, tau):
