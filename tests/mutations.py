@@ -1214,13 +1214,13 @@ rao-other-category                 kernels/triton/test_rao.py -k noise_of_vector
     - _log_sigmoid_of(log_p + (of_chosen - log_e))
     + _log_sigmoid_of(log_p - log_e)
 rao-jacobian                       kernels/triton/test_rao.py -k all_sizes
-    - r = s * (u - _sum_of_row(s * u))
-    + r = s * u
+    - r = weight * share * (u - _sum_of_row(weight * u) * share)
+    + r = weight * share * u
 rao-side-of-bits                   kernels/triton/test_rao.py -k noise_of_bits
     - side = 2 * hard - 1
     + side = 1 - 2 * hard
 rao-pairs-of-a-sample              kernels/triton/test_rao.py -k all_shapes
-    - before += (n + 1) // 2
+    - before += n // 2 + n % 2
     + before += n // 2
 rao-flat-too-early                 kernels/triton/test_rao.py -k temperatures
     - FLAT = tl.constexpr(-200.0)

@@ -92,23 +92,23 @@ def pull_rao_of_rows(
     live = live & (log_p > -INFINITY)  # not where it is NaN
     u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, 0, n, K, BLOCK)
     chosen = _gradient_of_rows(hard_ptr, K, 1, row, 0, n, K, BLOCK) > 0
-    dx, sum_rv, noise_row = log_p * 0, tau * 0, row
+    sum_r, sum_rv, noise_row = log_p * 0, log_p * 0, row
     for _ in range(0, SAMPLES):
         noise_row += n
         log_e = _log_exponential_of_rows(seed, noise_row, 0, K, BLOCK)
         of_chosen = _sum_of_row(tl.where(chosen, log_e, 0.0))
         v = _over_tau(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
         v = tl.where(chosen, 0.0, v)
-        s = tl.where(live, tl.exp(v), 0.0)
-        s = s / tl.maximum(_sum_of_row(s), 1.0)  # which it is but beyond the last row
-        r = s * (u - _sum_of_row(s * u))
-        dx += r
-        sum_rv += _sum_of_row(r * v)
+        weight = tl.where(live, tl.exp(v), 0.0)
+        share = 1 / tl.maximum(_sum_of_row(weight), 1.0)  # it is less beyond the last row alone
+        r = weight * share * (u - _sum_of_row(weight * u) * share)
+        sum_r += r
+        sum_rv += r * v
     column = tl.arange(0, BLOCK)[None, :]
-    dx = tl.where(live, dx / (tau * SAMPLES), 0.0)
+    dx = tl.where(live, sum_r / (tau * SAMPLES), 0.0)
     tl.store(dx_ptr + (row * K + column), dx, mask=(row < n) & (column < K))
     if dtau_ptr is not None:
-        tl.store(dtau_ptr + row, -sum_rv / (tau * SAMPLES), mask=row < n)
+        tl.store(dtau_ptr + row, -_sum_of_row(sum_rv) / (tau * SAMPLES), mask=row < n)
 
 
 @triton.jit(do_not_specialize=["x_rows", "tau_rows"])
@@ -126,14 +126,14 @@ def pull_rao_of_bits(
     hard = tl.load(hard_ptr + at, mask=at < n, other=0.0).to(tl.float32)
     side = 2 * hard - 1
     log_q = _log_sigmoid_of(-side * tl.where(moves, x, 0.0))
-    dx, rv = u * 0, u * 0
+    sum_r, sum_rv = u * 0, u * 0
     before = tl.zeros((1,), tl.int64)
     for _ in range(0, SAMPLES):
-        before += (n + 1) // 2
+        before += n // 2 + n % 2
         v = -_over_tau(_log_sigmoid_of(log_q - _logistic_of_bits(seed, BLOCK, before)), tau)
         r = u * _slope_of(v)
-        dx += r
-        rv += r * v
-    tl.store(dx_ptr + at, dx / (tau * SAMPLES), mask=at < n)
+        sum_r += r
+        sum_rv += r * v
+    tl.store(dx_ptr + at, sum_r / (tau * SAMPLES), mask=at < n)
     if dtau_ptr is not None:
-        _store_of_temperature(dtau_ptr, -side * rv / (tau * SAMPLES), at, n, TAU_AT)
+        _store_of_temperature(dtau_ptr, -side * sum_rv / (tau * SAMPLES), at, n, TAU_AT)
