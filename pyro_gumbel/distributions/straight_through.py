@@ -22,7 +22,6 @@ from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
 from pyro_gumbel.estimators import (
     Estimator,
-    gumbel_rao,
     gumbel_softmax,
     require_suited,
     resolved,
@@ -189,21 +188,19 @@ class StraightThroughOutcome(FamilyStraightThrough):
         return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))
 
     def _estimated(self, sample_shape: torch.Size) -> Tensor:
-        fused = self._rao(sample_shape)
+        fused = self._fused(sample_shape)
         return super()._estimated(sample_shape) if fused is None else fused
 
     def _hard(self, sample_shape: torch.Size) -> Tensor:
-        fused = self._rao(sample_shape)
+        if self.estimator is gumbel_softmax or self.estimator is second_order:
+            return super()._hard(sample_shape)
+        fused = self._fused(sample_shape)
         return super()._hard(sample_shape) if fused is None else fused.detach()
 
-    def _rao(self, sample_shape: torch.Size) -> Tensor | None:
-        """A draw with the gradient of `gumbel_rao`, if a kernel does it."""
-        if type(self.estimator) is not gumbel_rao:
-            return None
+    def _fused(self, sample_shape: torch.Size) -> Tensor | None:
+        """A draw with the gradient of an estimator, if a kernel does it."""
         arguments = self._logits, self._tau, self.link, self.family.noise
-        return dispatch.rao_draw(
-            *arguments, sample_shape, self._batch_shape, self.estimator.samples
-        )
+        return dispatch.estimated_draw(*arguments, sample_shape, self._batch_shape, self.estimator)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.

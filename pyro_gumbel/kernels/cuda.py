@@ -19,8 +19,16 @@ import torch
 from torch import Size, Tensor
 
 from pyro_gumbel._tracing import is_batched, version_of
-from pyro_gumbel.estimators import mean_relaxed
+from pyro_gumbel.estimators import (
+    Estimator,
+    gapped,
+    gumbel_rao,
+    mean_relaxed,
+    reinmax,
+    straight_through,
+)
 from pyro_gumbel.kernels import reference, triton_rao
+from pyro_gumbel.kernels import triton_estimators as closed_forms
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.links import Hypersimplex, Link, Simplex
@@ -29,8 +37,8 @@ from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradien
 
 __all__ = [
     "draw",
+    "estimated_draw",
     "log_density",
-    "rao_draw",
     "second_order_draw",
     "straight_through_draw",
     "try_on",
@@ -112,21 +120,23 @@ def second_order_draw(
     return hard
 
 
-def rao_draw(
+def estimated_draw(
     logits: Tensor,
     temperature: Tensor,
     link: Link,
     sample_shape: Size,
     batch_shape: Size,
-    samples: int,
+    estimator: Estimator,
 ) -> Tensor | None:
-    """A hard draw with the gradient of `gumbel_rao`, of rows that are taken whole."""
-    too_long = link.event_dim and logits.shape[-1] > kernels.LONGEST
-    if logits.dtype not in COMPUTED or type(link) is Hypersimplex or too_long:
+    """A hard draw with the gradient of an estimator, of those that have a kernel."""
+    known = estimator is straight_through or estimator is reinmax or type(estimator) is gapped
+    if type(estimator) is gumbel_rao:  # of rows that are taken whole
+        known = not link.event_dim or logits.shape[-1] <= kernels.LONGEST
+    if logits.dtype not in COMPUTED or type(link) is Hypersimplex or not known:
         return None
     over = sample_shape + batch_shape
-    hard: Tensor = _FusedRaoDraw.apply(
-        logits, temperature, _seed(logits), link, over, batch_shape, samples
+    hard: Tensor = _FusedEstimatedDraw.apply(
+        logits, temperature, _seed(logits), link, over, batch_shape, estimator
     )
     return hard
 
@@ -355,8 +365,8 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         return _summed(dx, x), *nothing
 
 
-class _FusedRaoDraw(torch.autograd.Function):
-    """From x and tau to the hard value, which has the gradient of `gumbel_rao`."""
+class _FusedEstimatedDraw(torch.autograd.Function):
+    """From x and tau to the hard value, which has the gradient of an estimator's surrogate."""
 
     @staticmethod
     def forward(
@@ -367,10 +377,10 @@ class _FusedRaoDraw(torch.autograd.Function):
         link: Link,
         over: Size,
         batch: Size,
-        samples: int,
+        estimator: Estimator,
     ) -> Tensor:
         hard = _hard_value(_Rows.of(x, tau, link, over, batch), x, seed, None)
-        ctx.place, ctx.samples = (link, over, batch), samples
+        ctx.place, ctx.estimator = (link, over, batch), estimator
         ctx.save_for_backward(x, tau, seed, hard)
         return hard
 
@@ -380,16 +390,34 @@ class _FusedRaoDraw(torch.autograd.Function):
         link, over, batch = ctx.place
         wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
         if torch.is_grad_enabled() or is_batched(grad):
-            noise = _noise_of_samples(x, seed, link, over, ctx.samples)
-            mean = partial(_mean_given, link, hard, noise)
-            return *_gradients_of_graph(mean, (x, tau), wanted, (grad,)), *nothing
+            surrogate = partial(_estimated, link, hard, seed, over, ctx.estimator)
+            return *_gradients_of_graph(surrogate, (x, tau), wanted, (grad,)), *nothing
         rows = _Rows.of(x, tau, link, over, batch)
         gs, strides = rows.flat(grad, link.event_dim)
         dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
-        bits, vectors = triton_rao.pull_rao_of_bits, triton_rao.pull_rao_of_rows
-        tensors = rows.x, rows.tau, seed, hard, gs, dx, dtau
-        rows.run(vectors if link.event_dim else bits, *tensors, more=strides, SAMPLES=ctx.samples)
+        _run_estimator(ctx.estimator, rows, seed, strides, hard, gs, dx, dtau)
         return _summed(dx, x), _summed(dtau, tau), *nothing
+
+
+def _run_estimator(
+    estimator: Estimator, rows: _Rows, seed: Tensor, strides: tuple[int, ...], *tensors: Any
+) -> None:
+    """The backward pass of an estimator."""
+    have_event = rows.shape != rows.over
+    if isinstance(estimator, gumbel_rao):
+        bits, vectors = triton_rao.pull_rao_of_bits, triton_rao.pull_rao_of_rows
+        pointers = rows.x, rows.tau, seed, *tensors
+        samples = estimator.samples
+        rows.run(vectors if have_event else bits, *pointers, more=strides, SAMPLES=samples)
+        return
+    bits, vectors = closed_forms.pull_closed_form_of_bits, closed_forms.pull_closed_form_of_rows
+    gap, form = 0.0, closed_forms.STRAIGHT_THROUGH
+    if isinstance(estimator, gapped):
+        gap, form = estimator.gap, closed_forms.GAPPED
+    elif estimator is reinmax:
+        form = closed_forms.REINMAX
+    pointers, more = (rows.x, rows.tau, *tensors), (gap, *strides)
+    rows.run(vectors if have_event else bits, *pointers, more=more, FORM=form.value)
 
 
 def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> Tensor:
@@ -542,14 +570,28 @@ def _surrogate(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor
     return (link(link.centred(x.float()) + noise, tau).nan_to_num(nan=0.0),) * 3
 
 
-def _mean_given(link: Link, hard: Tensor, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor]:
-    """The surrogate of `gumbel_rao`; nothing where that is infinite or NaN."""
-    x = link.centred(x.float()).expand(hard.shape)
-    if link.event_dim:
-        z = perturbed_given_ranking(x, hard.argmax(-1, keepdim=True), noise)
+def _estimated(
+    link: Link,
+    hard: Tensor,
+    seed: Tensor,
+    over: Size,
+    estimator: Estimator,
+    x: Tensor,
+    tau: Tensor,
+) -> tuple[Tensor]:
+    """The surrogate of an estimator; nothing where that is infinite or NaN."""
+    noise_of = partial(_noise_of_samples, x, seed, link, over)
+    x, hard = link.centred(x.float()).expand(hard.shape), hard.float()
+    if not isinstance(estimator, gumbel_rao):
+        surrogate = estimator(x, tau, hard, hard, link)
     else:
-        z = perturbed_given_bit(x, hard.float(), noise)
-    return (mean_relaxed(x, tau, z, link).nan_to_num(nan=0.0),)
+        noise = noise_of(estimator.samples)
+        if link.event_dim:
+            z = perturbed_given_ranking(x, hard.argmax(-1, keepdim=True), noise)
+        else:
+            z = perturbed_given_bit(x, hard, noise)
+        surrogate = mean_relaxed(x, tau, z, link)
+    return (surrogate.nan_to_num(nan=0.0),)
 
 
 def _density(

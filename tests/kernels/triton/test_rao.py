@@ -33,7 +33,7 @@ by_link = pytest.mark.parametrize("link", LINKS, ids=NAMES)
 
 
 def draw(arguments, samples=4):
-    return cuda._FusedRaoDraw.apply(*arguments, samples)
+    return cuda._FusedEstimatedDraw.apply(*arguments, gumbel_rao(samples))
 
 
 def noise_of_samples(arguments, samples):
@@ -359,7 +359,7 @@ def is_by_kernel(sample):
     while node is not None:
         names.add(type(node).__name__)
         node = node.next_functions[0][0] if node.next_functions else None
-    return "_FusedRaoDrawBackward" in names
+    return "_FusedEstimatedDrawBackward" in names
 
 
 CLASSES = [BernoulliStraightThrough, CategoricalStraightThrough]
@@ -436,5 +436,5 @@ def test_nothing_is_read_back(cls, on_the_kernels, monkeypatch):
     arguments = d._logits, d._tau, d.link, d.family.noise, torch.Size((2,)), d.batch_shape
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    dispatch.rao_draw(*arguments, 10).sum().backward()
+    dispatch.estimated_draw(*arguments, d.estimator).sum().backward()
     assert leaf.grad.shape == leaf.shape
