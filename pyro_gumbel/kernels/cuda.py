@@ -352,7 +352,7 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         nothing = (None,) * 4
         if torch.is_grad_enabled() or is_batched(grad):
             attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
-            hard, grad = hard.float(), grad.float()
+            hard, grad = hard.detach().float(), grad.float()
             expand = partial(torch.broadcast_to, size=hard.shape)
             return *_gradients_of_graph(
                 lambda x: (attach(hard, expand(x.float())),), (x,), (True,), (grad,)
@@ -581,7 +581,7 @@ def _estimated(
 ) -> tuple[Tensor]:
     """The surrogate of an estimator; nothing where that is infinite or NaN."""
     noise_of = partial(_noise_of_samples, x, seed, link, over)
-    x, hard = link.centred(x.float()).expand(hard.shape), hard.float()
+    x, hard = link.centred(x.float()).expand(hard.shape), hard.detach().float()
     if not isinstance(estimator, gumbel_rao):
         surrogate = estimator(x, tau, hard, hard, link)
     else:

@@ -22,9 +22,11 @@ from tests.kernels.triton.common import (
     assert_uniform,
     event_of,
     in_double,
+    is_by_kernel,
     noise_of,
     parameters,
     placed,
+    smooth_total,
 )
 
 LINKS = [interval, simplex]
@@ -328,8 +330,8 @@ def test_second_derivatives(link):
     results = []
     for y, leaves in ((hard, [x, tau]), (expected, others)):
         first = torch.autograd.grad((y * weight).sum(), leaves, create_graph=True)
-        total = sum(g.sin().sum() for g in first)
-        results.append([*first, *torch.autograd.grad(total, leaves, retain_graph=True)])
+        second = torch.autograd.grad(smooth_total(first), leaves, retain_graph=True)
+        results.append([*first, *second])
     for one, other in zip(*results, strict=True):
         assert_near(one, other, 2e-5)
 
@@ -349,40 +351,7 @@ def test_several_gradients_at_once(link):
 # The classes.
 
 
-@pytest.fixture
-def on_the_kernels(monkeypatch):
-    monkeypatch.setitem(dispatch.BY_DEVICE, "cpu", cuda)
-
-
-def is_by_kernel(sample):
-    names, node = set(), sample.grad_fn
-    while node is not None:
-        names.add(type(node).__name__)
-        node = node.next_functions[0][0] if node.next_functions else None
-    return "_FusedEstimatedDrawBackward" in names
-
-
 CLASSES = [BernoulliStraightThrough, CategoricalStraightThrough]
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_classes_have_it(cls, dtype, on_the_kernels):
-    """float64 is computed by operations. `sample` draws what `rsample` draws."""
-    leaf = torch.randn(4, 5, dtype=dtype, requires_grad=True)
-    tau = torch.tensor(0.5, dtype=dtype, requires_grad=True)
-    d = cls(tau * 1.0, logits=leaf * 1.0, estimator="gumbel_rao")
-    draws = []
-    for each in (d.rsample, d.sample):
-        torch.manual_seed(3)
-        draws.append(each((2,)))
-    assert torch.equal(*draws)
-    assert not draws[1].requires_grad
-    assert draws[0].dtype == dtype
-    assert is_by_kernel(draws[0]) == (dtype != torch.float64)
-    found = torch.autograd.grad((draws[0] * torch.randn_like(draws[1])).sum(), [leaf, tau])
-    assert [g.dtype for g in found] == [dtype, dtype]
-    assert all(g.isfinite().all() and g.abs().max() > 0 for g in found)
 
 
 def test_only_what_it_is_for(on_the_kernels, short_blocks):
