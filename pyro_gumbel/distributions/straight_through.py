@@ -187,6 +187,21 @@ class StraightThroughOutcome(FamilyStraightThrough):
             hard = self._hard(sample_shape)
         return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))
 
+    def _estimated(self, sample_shape: torch.Size) -> Tensor:
+        fused = self._fused(sample_shape)
+        return super()._estimated(sample_shape) if fused is None else fused
+
+    def _hard(self, sample_shape: torch.Size) -> Tensor:
+        if self.estimator is gumbel_softmax or self.estimator is second_order:
+            return super()._hard(sample_shape)
+        fused = self._fused(sample_shape)
+        return super()._hard(sample_shape) if fused is None else fused.detach()
+
+    def _fused(self, sample_shape: torch.Size) -> Tensor | None:
+        """A draw with the gradient of an estimator, if a kernel does it."""
+        arguments = self._logits, self._tau, self.link, self.family.noise
+        return dispatch.estimated_draw(*arguments, sample_shape, self._batch_shape, self.estimator)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.
 

@@ -149,9 +149,9 @@ def _exponential_of_rows(seed, row, start, K: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _logistic_of_bits(seed, BLOCK: tl.constexpr):
-    """The logistic variates of a program."""
-    pair = tl.program_id(0).to(tl.int64) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+def _logistic_of_bits(seed, BLOCK: tl.constexpr, before=0):
+    """The logistic variates of a program, where the noise has so many pairs before its own."""
+    pair = before + tl.program_id(0).to(tl.int64) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     a, b, c, d = tl.randint4x(seed, pair)
     high, low = tl.reshape(tl.join(a, c), (BLOCK,)), tl.reshape(tl.join(b, d), (BLOCK,))
     m, is_low = _distance(high, low)

@@ -18,6 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from pyro_gumbel.estimators import gapped, gumbel_rao, reinmax, straight_through
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
@@ -77,6 +78,8 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
     if link.event_dim == 0 or link is simplex:
         cuda._FusedSecondOrderDraw.apply(x, *arguments[2:]).sum().backward()
+        for estimator in (gumbel_rao(), straight_through, reinmax, gapped()):
+            cuda._FusedEstimatedDraw.apply(*arguments, estimator).sum().backward()
     v = v.detach().requires_grad_()
     cuda.log_density(s, v, x, tau, link, batch, of_values=tau_is_one).sum().backward()
 

@@ -47,3 +47,11 @@ def short_blocks(monkeypatch):
     from pyro_gumbel.kernels import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "LONGEST", 8)
+
+
+@pytest.fixture
+def on_the_kernels(monkeypatch):
+    """The distributions find them, also for tensors of a CPU."""
+    from pyro_gumbel.kernels import cuda, dispatch
+
+    monkeypatch.setitem(dispatch.BY_DEVICE, "cpu" if INTERPRETED else "cuda", cuda)

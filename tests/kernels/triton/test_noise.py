@@ -18,11 +18,9 @@ from pyro_gumbel.kernels import cuda
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from tests.common import ALPHA, assert_counts
-from tests.kernels.triton import INTERPRETED
-from tests.kernels.triton.common import placed, seed
+from tests.kernels.triton.common import LARGE, assert_uniform, placed, seed
 
 N = 16_000_000
-LARGE = 2**18 if INTERPRETED else kernels.TILE  # elements of a program
 
 
 @triton.jit
@@ -112,14 +110,6 @@ def bits_of_noise(n, tile=LARGE, number=0):
     grid, launch = kernels.launch_of_bits(n, tile)
     kernels.noise_of_bits[grid](seed(number), noise, n, **launch)
     return noise
-
-
-def assert_uniform(u):
-    """By the statistic of Kolmogorov and Smirnov."""
-    u, n = numpy.sort(u), len(u)
-    grid = numpy.arange(n + 1) / n
-    distance = max((grid[1:] - u).max(), (u - grid[:-1]).max())
-    assert stats.kstwobign.sf(distance * math.sqrt(n)) > ALPHA
 
 
 def assert_poisson(count, mean):
