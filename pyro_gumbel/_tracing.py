@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "are_finite",
     "brief",
+    "counts_changes",
     "ends",
     "in_eager_mode",
     "in_forward_mode",
@@ -68,6 +69,16 @@ def brief(tensor: Tensor) -> str:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; 0 for inference tensors, which do not count it."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def counts_changes(tensor: Tensor) -> bool:
+    """Whether torch counts every change in place: of leaves and their views it does not.
+
+    It does not see what fused optimisers, `.data` and numpy write to a leaf.
+    """
+    if tensor.grad_fn is None:
+        return False
+    return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
 
 
 def in_program() -> bool:

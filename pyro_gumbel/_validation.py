@@ -65,9 +65,12 @@ def read_parameter(
             f"{'neither' if probs is None else 'both'}"
         )
     name, given = ("probs", probs) if logits is None else ("logits", logits)
-    elsewhere = device is not None and not isinstance(given, Tensor)
-    like = torch.empty((), device=device) if elsewhere else None
-    parameter = as_float_tensor(owner, name, given, like)
+    if isinstance(given, Tensor) and given.is_floating_point():
+        parameter = given
+    else:
+        elsewhere = device is not None and not isinstance(given, Tensor)
+        like = torch.empty((), device=device) if elsewhere else None
+        parameter = as_float_tensor(owner, name, given, like)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
             f"{owner}: `{name}` must have the categories in its last dimension, at least one (a "
@@ -245,8 +248,10 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     """
     if isinstance(given, Tensor) and given.is_floating_point():
         return given
-    given = _unwrapped(given)
     dtype, device = (None, None) if like is None else (like.dtype, like.device)
+    if type(given) is float:
+        return _scalar(given, dtype, device)
+    given = _unwrapped(given)
     if isinstance(given, Tensor):
         if given.is_floating_point():
             return given
@@ -255,16 +260,19 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
         kind = f"a tensor of {given.dtype}"
         remedy = f"write {name}={name}.to(torch.get_default_dtype())"
     elif isinstance(given, numbers.Real) and not isinstance(given, bool):
-        number = _as_float(given)
-        # `scalar_tensor` takes a fifth of the time, but refuses a number that overflows.
-        make = torch.scalar_tensor if abs(number) < 1e38 else torch.tensor
-        return make(number, dtype=dtype, device=device)
+        return _scalar(_as_float(given), dtype, device)
     else:
         kind = type(given).__name__
         remedy = f"write {name}=torch.as_tensor(..., dtype=torch.get_default_dtype())"
     raise TypeError(
         f"{owner}: `{name}` must be a number or a tensor of floats, got {kind}; {remedy}"
     )
+
+
+def _scalar(number: float, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    # `scalar_tensor` takes a fifth of the time, but refuses a number that overflows.
+    make = torch.scalar_tensor if abs(number) < 1e38 else torch.tensor
+    return make(number, dtype=dtype, device=device)
 
 
 def current(owner: str, temperature: Temperature | None) -> Any:

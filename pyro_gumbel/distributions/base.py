@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn import Parameter
 
-from pyro_gumbel._tracing import brief, ends, in_program
+from pyro_gumbel._tracing import brief, ends, in_eager_mode, in_program
 from pyro_gumbel._validation import (
     Temperature,
     broadcast,
@@ -37,11 +38,14 @@ from pyro_gumbel._validation import (
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.sample_cache import CacheKey
 from pyro_gumbel.estimators import straight_through_of
-from pyro_gumbel.links import Link
+from pyro_gumbel.links import NEAR, Link
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
 __all__ = ["Family", "FamilyDistribution", "expanded"]
+
+FEW = 2**12  # elements, of which single comparisons are faster than a sum
+_PLAIN = (Tensor, Parameter)
 
 
 class Family:
@@ -195,7 +199,7 @@ class FamilyDistribution:
         if family.takes_size:
             require_int_size(owner, size)
             self.size = size  # type: ignore[assignment]
-        tau = current(owner, temperature)
+        tau = temperature if type(temperature) is float else current(owner, temperature)
         device = tau.device if isinstance(tau, Tensor) else None
         try:
             self._parameter_name, parameter = read_parameter(
@@ -204,13 +208,16 @@ class FamilyDistribution:
         except ValueError as error:
             raise ValueError(f"{error}{self._line_to_write(tau)}") from None
         self._parameter = parameter
-        cut = parameter.dim() - family.event_dim
-        self._batch_shape, self._event_shape = parameter.shape[:cut], parameter.shape[cut:]
+        shape, categories = parameter.shape, torch.Size()
+        if family.event_dim:
+            shape, categories = shape[:-1], shape[-1:]
+        self._batch_shape = shape
         if self.takes_temperature:
-            self._set_up_temperature(tau)
+            self._set_up_temperature(owner, tau)
             self._cache_key = CacheKey()
-        self._event_shape = family.event_shape(owner, self._event_shape, size)
-        self.link: Link = family.link(size) if isinstance(family.link, type) else family.link
+        self._event_shape = family.event_shape(owner, categories, size)
+        link = family.link
+        self.link: Link = link(size) if isinstance(link, type) else link
         if validate_args is not None:
             self._validate_args = (
                 validate_args
@@ -220,19 +227,19 @@ class FamilyDistribution:
         if self._validate_args:
             self._check_arguments()
 
-    def _set_up_temperature(self, temperature: float | Tensor | None) -> None:
+    def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it."""
-        owner = type(self).__name__
         if temperature is None and not self.needs_temperature:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
-        self._temperature = read_temperature(owner, temperature, self._parameter)
-        self._batch_shape = joint_batch_shape(owner, self._temperature.shape, self._batch_shape)
+        tau = self._temperature = read_temperature(owner, temperature, self._parameter)
+        if tau.dim():
+            self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
     def _check_arguments(self) -> None:
         """Raise unless the values of the arguments are legal, if they can be read."""
-        if in_program():
+        if (in_eager_mode() and self._are_usual()) or in_program():
             return
         owner, tau = type(self).__name__, self.temperature if self.takes_temperature else None
         if tau is not None:
@@ -246,6 +253,29 @@ class FamilyDistribution:
                 )
         size = self.size if self.family.takes_size else None
         self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+
+    def _are_usual(self) -> bool:
+        """Whether the arguments are seen at once to be legal: a number, and logits near 0.
+
+        Those are legal in every family. The first draw then need not look at the logits again.
+        """
+        x, tau = self._parameter, self._temperature if self.takes_temperature else None
+        if self._parameter_name != "logits" or x.device.type != "cpu" or type(x) not in _PLAIN:
+            return False
+        if tau is not None:
+            if tau.dim() or tau.dtype != x.dtype or tau.device != x.device:
+                return False
+            if not 0 < tau.item() < math.inf:
+                return False
+        if not self.family.event_dim:
+            return x.numel() < FEW and torch.equal(x, x)  # there is no NaN
+        if not x.numel():
+            return False
+        least, most = x.detach().aminmax()
+        is_near = least.item() >= -NEAR and most.item() <= NEAR
+        if is_near and tau is not None:
+            self._cache_key.saw_near(x)
+        return is_near
 
     @classmethod
     def _line_to_write(cls, temperature: Any) -> str:
@@ -438,6 +468,14 @@ class FamilyDistribution:
             return tau if tau.device == parameter.device else tau.to(parameter.device)
         tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
+
+    @property
+    def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
+        x, tau = self._parameter, self._temperature
+        is_usual = x.dtype == tau.dtype == torch.float32 and not tau.dim()
+        if is_usual and tau.device == x.device and self._parameter_name == "logits":
+            return x, tau
+        return self._logits, self._tau
 
     @property
     def _noise_shape(self) -> torch.Size:

@@ -117,13 +117,14 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward pass is that of the estimator's surrogate."""
-        shape = self._sample_shape(sample_shape)
-        draw = self._estimated
+        shape, dtype = self._sample_shape(sample_shape), self._parameter.dtype
         if self.estimator is gumbel_softmax:
-            draw = self._gumbel_softmax
+            sample = self._gumbel_softmax(shape)
         elif self.estimator is second_order:
-            draw = self._second_order
-        return self._pathwise(cast(draw(shape), self._parameter.dtype))
+            sample = self._second_order(shape)
+        else:
+            sample = self._estimated(shape)
+        return self._pathwise(sample if sample.dtype == dtype else cast(sample, dtype))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
@@ -139,10 +140,14 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of the relaxed value."""
-        logits = self._logits
-        tau = logits.new_ones(()) if self._temperature is None else self._tau
-        arguments = logits, tau, self.link, self.family.noise
-        return dispatch.straight_through_draw(*arguments, sample_shape, self._batch_shape)
+        if self._temperature is None:
+            logits = self._logits
+            tau = logits.new_ones(())
+        else:
+            logits, tau = self._logits_and_tau
+        arguments = logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape
+        near = self._cache_key.is_near(self._parameter)
+        return dispatch.straight_through_draw(*arguments, near=near)
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of the second-order surrogate."""
