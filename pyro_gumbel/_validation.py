@@ -35,7 +35,6 @@ __all__ = [
     "read_seed",
     "read_shape",
     "read_size",
-    "read_temperature",
     "read_validate_args",
     "require",
     "require_int_size",
@@ -44,6 +43,7 @@ __all__ = [
 Temperature = float | Tensor | Callable[[], float | Tensor]
 
 _END = 2**63  # torch accepts ints below this number
+_LARGE = 1e38  # a float32 can hold what is below
 
 
 def read_parameter(
@@ -235,11 +235,6 @@ def _tensor_of(given: Any) -> Any:
         return given
 
 
-def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
-    """The temperature as a floating-point tensor; a number takes the dtype and device of `like`."""
-    return as_float_tensor(owner, "temperature", temperature, like)
-
-
 def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
     """A number or a tensor as a floating-point tensor.
 
@@ -249,8 +244,8 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     if isinstance(given, Tensor) and given.is_floating_point():
         return given
     dtype, device = (None, None) if like is None else (like.dtype, like.device)
-    if type(given) is float:
-        return _scalar(given, dtype, device)
+    if type(given) is float and abs(given) < _LARGE:
+        return torch.scalar_tensor(given, dtype=dtype, device=device)
     given = _unwrapped(given)
     if isinstance(given, Tensor):
         if given.is_floating_point():
@@ -260,19 +255,16 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
         kind = f"a tensor of {given.dtype}"
         remedy = f"write {name}={name}.to(torch.get_default_dtype())"
     elif isinstance(given, numbers.Real) and not isinstance(given, bool):
-        return _scalar(_as_float(given), dtype, device)
+        number = _as_float(given)
+        # `scalar_tensor` takes a fifth of the time, but refuses a number that overflows.
+        make = torch.scalar_tensor if abs(number) < _LARGE else torch.tensor
+        return make(number, dtype=dtype, device=device)
     else:
         kind = type(given).__name__
         remedy = f"write {name}=torch.as_tensor(..., dtype=torch.get_default_dtype())"
     raise TypeError(
         f"{owner}: `{name}` must be a number or a tensor of floats, got {kind}; {remedy}"
     )
-
-
-def _scalar(number: float, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-    # `scalar_tensor` takes a fifth of the time, but refuses a number that overflows.
-    make = torch.scalar_tensor if abs(number) < 1e38 else torch.tensor
-    return make(number, dtype=dtype, device=device)
 
 
 def current(owner: str, temperature: Temperature | None) -> Any:

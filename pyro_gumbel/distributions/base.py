@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import Parameter
 
-from pyro_gumbel._tracing import brief, ends, in_eager_mode, in_program
+from pyro_gumbel._tracing import brief, ends, in_eager_mode, in_program, is_free_of_nan
 from pyro_gumbel._validation import (
     Temperature,
+    as_float_tensor,
     broadcast,
     check_value,
     current,
     joint_batch_shape,
     read_parameter,
     read_shape,
-    read_temperature,
     read_validate_args,
     require,
     require_int_size,
@@ -46,6 +46,11 @@ __all__ = ["Family", "FamilyDistribution", "expanded"]
 
 FEW = 2**12  # elements, of which single comparisons are faster than a sum
 _PLAIN = (Tensor, Parameter)
+
+
+def _is_usual(temperature: Any) -> bool:
+    """Whether a temperature is a number that every dtype holds."""
+    return type(temperature) is float and 1e-4 < temperature < 1e4
 
 
 class Family:
@@ -213,8 +218,11 @@ class FamilyDistribution:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         if self.takes_temperature:
-            self._set_up_temperature(owner, tau)
             self._cache_key = CacheKey()
+            if _is_usual(tau):
+                self._temperature = as_float_tensor(owner, "temperature", tau, parameter)
+            else:
+                self._set_up_temperature(owner, tau)
         self._event_shape = family.event_shape(owner, categories, size)
         link = family.link
         self.link: Link = link(size) if isinstance(link, type) else link
@@ -225,7 +233,7 @@ class FamilyDistribution:
                 else read_validate_args(owner, validate_args)
             )
         if self._validate_args:
-            self._check_arguments()
+            self._check_arguments(tau)
 
     def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it."""
@@ -233,47 +241,54 @@ class FamilyDistribution:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
-        tau = self._temperature = read_temperature(owner, temperature, self._parameter)
+        tau = as_float_tensor(owner, "temperature", temperature, self._parameter)
+        self._temperature = tau
         if tau.dim():
             self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
-    def _check_arguments(self) -> None:
-        """Raise unless the values of the arguments are legal, if they can be read."""
-        if (in_eager_mode() and self._are_usual()) or in_program():
-            return
-        owner, tau = type(self).__name__, self.temperature if self.takes_temperature else None
-        if tau is not None:
-            least, most = ends(tau)
-            if not (least > 0 and most < math.inf):
-                require(
-                    (tau > 0) & tau.isfinite(),
-                    f"{owner}: `temperature` must be positive and finite",
-                    tau,
-                    "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
-                )
-        size = self.size if self.family.takes_size else None
-        self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+    def _check_arguments(self, temperature: Any) -> None:
+        """Raise unless the values of the arguments are legal, if they can be read.
 
-    def _are_usual(self) -> bool:
-        """Whether the arguments are seen at once to be legal: a number, and logits near 0.
-
-        Those are legal in every family. The first draw then need not look at the logits again.
+        :param temperature: as it was given.
         """
-        x, tau = self._parameter, self._temperature if self.takes_temperature else None
+        is_eager = in_eager_mode()
+        if not is_eager and in_program():
+            return
+        if self.takes_temperature and not _is_usual(temperature):
+            self._check_temperature()
+        if not (is_eager and self._are_usual_logits()):
+            size = self.size if self.family.takes_size else None
+            owner = type(self).__name__
+            self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+
+    def _check_temperature(self) -> None:
+        tau = self.temperature
+        if tau is None:
+            return
+        least, most = ends(tau)
+        if not (least > 0 and most < math.inf):
+            require(
+                (tau > 0) & tau.isfinite(),
+                f"{type(self).__name__}: `temperature` must be positive and finite",
+                tau,
+                "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
+            )
+
+    def _are_usual_logits(self) -> bool:
+        """Whether the parameter are logits that one look shows to be legal in every family.
+
+        Those over categories are near 0. The first draw then need not look at them again.
+        """
+        x = self._parameter
         if self._parameter_name != "logits" or x.device.type != "cpu" or type(x) not in _PLAIN:
             return False
-        if tau is not None:
-            if tau.dim() or tau.dtype != x.dtype or tau.device != x.device:
-                return False
-            if not 0 < tau.item() < math.inf:
-                return False
         if not self.family.event_dim:
-            return x.numel() < FEW and torch.equal(x, x)  # there is no NaN
+            return x.numel() < FEW and is_free_of_nan(x)
         if not x.numel():
             return False
         least, most = x.detach().aminmax()
         is_near = least.item() >= -NEAR and most.item() <= NEAR
-        if is_near and tau is not None:
+        if is_near and self.takes_temperature:
             self._cache_key.saw_near(x)
         return is_near
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import counts_changes, version_of
+from pyro_gumbel._tracing import counts_changes
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -41,16 +41,16 @@ class CacheKey:
     """The identity of a distribution's parameters. Copies made by `expand` share it."""
 
     state: "_State | None" = None  # of the last look
-    near: tuple[Any, ...] | None = None  # the attributes of logits that were seen to be near 0
+    near: tuple[Any, int] | None = None  # the graph and version of logits seen to be near 0
 
     def saw_near(self, logits: Tensor) -> None:
         """Keep that all logits are near 0, if torch counts all changes of them."""
         if counts_changes(logits):
-            self.near = _attributes(logits)
+            self.near = logits.grad_fn, logits._version
 
     def is_near(self, logits: Tensor) -> bool:
         """Whether all logits are known to be near 0: they were seen to be, and are as they were."""
-        return self.near is not None and self.near == _attributes(logits)
+        return self.near is not None and self.near == (logits.grad_fn, logits._version)
 
     def state_of(self, *parameters: Tensor) -> "_State":
         """What the parameters are now: the same object as long as they do not change."""
@@ -75,7 +75,8 @@ class _State:
 
 def _attributes(tensor: Tensor) -> tuple[Any, ...]:
     """All but the values of a tensor that may change."""
-    return tensor.requires_grad, tensor.grad_fn, tensor.dtype, version_of(tensor)
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.requires_grad, tensor.grad_fn, tensor.dtype, version
 
 
 def _copy_of(tensor: Tensor) -> Tensor | float | None:
@@ -107,16 +108,17 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
 class _Cache:
     """The content under a key, with what shows that the tensor is still the one drawn."""
 
+    log_prob: Tensor | None = None
+
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
-        self.key = key
-        self.content = content
-        self.log_prob: Tensor | None = None
+        self.key, self.content = key, content
         self.attached = owner.requires_grad, owner.is_leaf
         self.traced = torch._C._is_tracing()
         if not torch.compiler.is_compiling():
             self.owner = weakref.ref(owner)
-            self.version = version_of(owner)
-            self.copy = owner.clone() if owner.is_inference() else None
+            inference = owner.is_inference()
+            self.version = 0 if inference else owner._version
+            self.copy = owner.clone() if inference else None
 
     def is_valid_for(self, value: Tensor) -> bool:
         if (value.requires_grad, value.is_leaf) != self.attached:
@@ -129,7 +131,7 @@ class _Cache:
             return True  # made inside a compiled function, which keeps no marks
         if self.owner() is not value:
             return False
-        if self.version != version_of(value):
+        if self.version != (0 if value.is_inference() else value._version):
             return False
         return self.copy is None or torch.equal(self.copy, value)
 

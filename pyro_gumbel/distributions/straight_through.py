@@ -93,7 +93,9 @@ class FamilyStraightThrough(FamilyDistribution):
         *,
         estimator: str | Estimator | None = None,
     ) -> None:
-        self.estimator = resolved(type(self).__name__, temperature, estimator)
+        self.estimator: Estimator = gumbel_softmax
+        if estimator is not None or temperature is None:
+            self.estimator = resolved(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, validate_args=validate_args)
 
     def _set_up_with_size(
@@ -110,8 +112,8 @@ class FamilyStraightThrough(FamilyDistribution):
         if self.estimator is not gumbel_softmax:
             require_suited(type(self).__name__, self.estimator, self.link)
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
+    def _check_arguments(self, temperature: Any) -> None:
+        super()._check_arguments(temperature)
         if self.estimator is not gumbel_softmax and not in_program():
             warn_of_temperature(self.estimator, self.temperature)
 
@@ -146,7 +148,7 @@ class FamilyStraightThrough(FamilyDistribution):
         else:
             logits, tau = self._logits_and_tau
         arguments = logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape
-        near = self._cache_key.is_near(self._parameter)
+        near = self._cache_key.near is not None and self._cache_key.is_near(self._parameter)
         return dispatch.straight_through_draw(*arguments, near=near)
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:

@@ -24,6 +24,8 @@ from pyro_gumbel.links import Link
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, logistic_
 
+_unwrapped = torch._C._functorch.unwrap_if_dead
+
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
 
 # Where v is above the first, up to log(k), log(s) is as exact as v, and 1 / s is far from infinity.
@@ -50,6 +52,7 @@ def draw(
     """
     attached = torch.is_grad_enabled() and (logits.requires_grad or temperature.requires_grad)
     log_prob = log_prob and (attached or link.event_dim > 0)
+    logits, temperature = _unwrapped(logits), _unwrapped(temperature)
     how = link, sample_shape, batch_shape, keep, log_prob, near
     s, v, log_p = _apply_draw(logits, temperature, how)
     if not keep and not attached and v is not None and _follows_from_value(v, link):
@@ -78,7 +81,7 @@ def straight_through_draw(
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
     how = link, sample_shape, batch_shape, near
-    hard: Tensor = _apply_straight_through_draw(logits, temperature, how)
+    hard: Tensor = _apply_straight_through_draw(_unwrapped(logits), _unwrapped(temperature), how)
     return hard
 
 
@@ -130,10 +133,13 @@ class _Draw(torch.autograd.Function):
                 formulas.add_constant(log_p, tau)
         else:
             s, v, log_p = _draw_in_blocks(formulas, x, tau, shape, batch, keep, log_prob)
-        if log_p is not None and not math.isfinite(log_p.sum().item()):
+        is_known = near and formulas.value_gives_unconstrained and _is_above_0(tau)
+        if log_p is not None and not is_known and not math.isfinite(log_p.sum().item()):
             log_p = None
         ctx.formulas, ctx.batch = formulas, batch
-        ctx.save_for_backward(x, tau, s, v)
+        # The gradient in tau alone needs v, where the value gives it.
+        by_value = formulas.value_gives_unconstrained and not ctx.needs_input_grad[1]
+        ctx.save_for_backward(x, tau, s, None if by_value else v)
         ctx.set_materialize_grads(False)
         return s, v, log_p
 
@@ -148,6 +154,11 @@ class _Draw(torch.autograd.Function):
         draws = grad_value, grad_v, grad_log_prob, v, s
         _, dx, dtau = _gradients(ctx.formulas.pull_draw, s.shape, ctx.batch, x, tau, draws, wanted)
         return dx, dtau, None
+
+
+def _is_above_0(tau: Tensor) -> bool:
+    """Whether a temperature is so far from 0 that no quotient of numbers near 0 overflows."""
+    return tau.dim() == 0 and tau.item() > 1e-6
 
 
 def _draw_in_blocks(
@@ -215,7 +226,8 @@ class _StraightThroughDraw(torch.autograd.Function):
         return dx, dtau, None
 
 
-# `Function.apply` itself asks for transforms of torch.func, which `dispatch` has excluded.
+# Without what `Function.apply` does besides: it looks for transforms of torch.func, which `dispatch`
+# has excluded, and unwraps tensors that have left one.
 _apply_draw = super(torch.autograd.Function, _Draw).apply
 _apply_straight_through_draw = super(torch.autograd.Function, _StraightThroughDraw).apply
 

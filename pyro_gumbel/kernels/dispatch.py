@@ -165,7 +165,7 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
     for tensor in tensors:
         if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
             return reference
-    return _module_for(device)
+    return BY_DEVICE.get(device.type) or _module_for(device)
 
 
 def _module_for(device: torch.device) -> ModuleType:
