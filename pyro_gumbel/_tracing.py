@@ -12,17 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _is_tracing
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 __all__ = [
     "are_finite",
     "brief",
+    "counts_changes",
     "ends",
     "in_eager_mode",
     "in_forward_mode",
     "in_program",
     "in_transform",
     "is_batched",
+    "is_free_of_nan",
     "known",
     "version_of",
 ]
@@ -59,6 +63,14 @@ def are_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.detach().sum().item())
 
 
+def is_free_of_nan(tensor: Tensor) -> bool:
+    """Whether no number of a tensor is known to be NaN: it equals itself, element by element."""
+    try:
+        return torch.equal(tensor, tensor)
+    except RuntimeError:  # of a tensor that has left `torch.vmap`
+        return False
+
+
 def brief(tensor: Tensor) -> str:
     """The number of a scalar that can be read; otherwise the shape of the tensor."""
     number = known(tensor, otherwise=None) if tensor.dim() == 0 else None
@@ -70,21 +82,31 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def counts_changes(tensor: Tensor) -> bool:
+    """Whether torch counts every change in place: of leaves and their views it does not.
+
+    It does not see what fused optimisers, `.data` and numpy write to a leaf.
+    """
+    if tensor.grad_fn is None:
+        return False
+    return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
+
+
 def in_program() -> bool:
     """Whether torch traces or compiles: tensors then stand for the steps of a program."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing()
+    return is_compiling() or _is_tracing()
 
 
 def in_eager_mode() -> bool:
     """Whether tensors hold plain numbers: no tracing, no functorch transform, no forward mode."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if is_compiling() or _is_tracing():
         return False
-    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    return not _are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def in_transform() -> bool:
     """Whether a transform of torch.func or forward mode is active."""
-    return torch._C._are_functorch_transforms_active() or in_forward_mode()
+    return _are_functorch_transforms_active() or in_forward_mode()
 
 
 def in_forward_mode() -> bool:

@@ -35,7 +35,6 @@ __all__ = [
     "read_seed",
     "read_shape",
     "read_size",
-    "read_temperature",
     "read_validate_args",
     "require",
     "require_int_size",
@@ -44,6 +43,7 @@ __all__ = [
 Temperature = float | Tensor | Callable[[], float | Tensor]
 
 _END = 2**63  # torch accepts ints below this number
+_LARGE = 1e38  # a float32 can hold what is below
 
 
 def read_parameter(
@@ -65,9 +65,12 @@ def read_parameter(
             f"{'neither' if probs is None else 'both'}"
         )
     name, given = ("probs", probs) if logits is None else ("logits", logits)
-    elsewhere = device is not None and not isinstance(given, Tensor)
-    like = torch.empty((), device=device) if elsewhere else None
-    parameter = as_float_tensor(owner, name, given, like)
+    if isinstance(given, Tensor) and given.is_floating_point():
+        parameter = given
+    else:
+        elsewhere = device is not None and not isinstance(given, Tensor)
+        like = torch.empty((), device=device) if elsewhere else None
+        parameter = as_float_tensor(owner, name, given, like)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
             f"{owner}: `{name}` must have the categories in its last dimension, at least one (a "
@@ -232,11 +235,6 @@ def _tensor_of(given: Any) -> Any:
         return given
 
 
-def read_temperature(owner: str, temperature: Temperature | None, like: Tensor) -> Tensor:
-    """The temperature as a floating-point tensor; a number takes the dtype and device of `like`."""
-    return as_float_tensor(owner, "temperature", temperature, like)
-
-
 def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
     """A number or a tensor as a floating-point tensor.
 
@@ -245,8 +243,10 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     """
     if isinstance(given, Tensor) and given.is_floating_point():
         return given
-    given = _unwrapped(given)
     dtype, device = (None, None) if like is None else (like.dtype, like.device)
+    if type(given) is float and abs(given) < _LARGE:
+        return torch.scalar_tensor(given, dtype=dtype, device=device)
+    given = _unwrapped(given)
     if isinstance(given, Tensor):
         if given.is_floating_point():
             return given
@@ -257,7 +257,7 @@ def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = Non
     elif isinstance(given, numbers.Real) and not isinstance(given, bool):
         number = _as_float(given)
         # `scalar_tensor` takes a fifth of the time, but refuses a number that overflows.
-        make = torch.scalar_tensor if abs(number) < 1e38 else torch.tensor
+        make = torch.scalar_tensor if abs(number) < _LARGE else torch.tensor
         return make(number, dtype=dtype, device=device)
     else:
         kind = type(given).__name__

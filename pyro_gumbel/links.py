@@ -223,7 +223,7 @@ class Interval(_Sigmoid):
         )
 
     def hard(self, perturbed: Tensor) -> Tensor:
-        return (perturbed >= 0).to(perturbed.dtype)
+        return torch.heaviside(perturbed, perturbed.new_ones(()))  # 1 at 0 too
 
     def log_density(
         self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
@@ -339,7 +339,7 @@ class Simplex(_SumConstrained):
 
     def hard(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)
-        return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
+        return torch.zeros_like(perturbed).scatter_(-1, winner, 1.0)
 
     def log_slopes(self, unconstrained: Tensor) -> Tensor:
         return unconstrained

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn import Parameter
 
-from pyro_gumbel._tracing import brief, ends, in_program
+from pyro_gumbel._tracing import brief, ends, in_eager_mode, in_program, is_free_of_nan
 from pyro_gumbel._validation import (
     Temperature,
+    as_float_tensor,
     broadcast,
     check_value,
     current,
     joint_batch_shape,
     read_parameter,
     read_shape,
-    read_temperature,
     read_validate_args,
     require,
     require_int_size,
@@ -37,11 +38,19 @@ from pyro_gumbel._validation import (
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.sample_cache import CacheKey
 from pyro_gumbel.estimators import straight_through_of
-from pyro_gumbel.links import Link
+from pyro_gumbel.links import NEAR, Link
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
 __all__ = ["Family", "FamilyDistribution", "expanded"]
+
+FEW = 2**12  # elements, of which single comparisons are faster than a sum
+_PLAIN = (Tensor, Parameter)
+
+
+def _is_usual(temperature: Any) -> bool:
+    """Whether a temperature is a number that every dtype holds."""
+    return type(temperature) is float and 1e-4 < temperature < 1e4
 
 
 class Family:
@@ -195,7 +204,7 @@ class FamilyDistribution:
         if family.takes_size:
             require_int_size(owner, size)
             self.size = size  # type: ignore[assignment]
-        tau = current(owner, temperature)
+        tau = temperature if type(temperature) is float else current(owner, temperature)
         device = tau.device if isinstance(tau, Tensor) else None
         try:
             self._parameter_name, parameter = read_parameter(
@@ -204,13 +213,19 @@ class FamilyDistribution:
         except ValueError as error:
             raise ValueError(f"{error}{self._line_to_write(tau)}") from None
         self._parameter = parameter
-        cut = parameter.dim() - family.event_dim
-        self._batch_shape, self._event_shape = parameter.shape[:cut], parameter.shape[cut:]
+        shape, categories = parameter.shape, torch.Size()
+        if family.event_dim:
+            shape, categories = shape[:-1], shape[-1:]
+        self._batch_shape = shape
         if self.takes_temperature:
-            self._set_up_temperature(tau)
             self._cache_key = CacheKey()
-        self._event_shape = family.event_shape(owner, self._event_shape, size)
-        self.link: Link = family.link(size) if isinstance(family.link, type) else family.link
+            if _is_usual(tau):
+                self._temperature = as_float_tensor(owner, "temperature", tau, parameter)
+            else:
+                self._set_up_temperature(owner, tau)
+        self._event_shape = family.event_shape(owner, categories, size)
+        link = family.link
+        self.link: Link = link(size) if isinstance(link, type) else link
         if validate_args is not None:
             self._validate_args = (
                 validate_args
@@ -218,34 +233,64 @@ class FamilyDistribution:
                 else read_validate_args(owner, validate_args)
             )
         if self._validate_args:
-            self._check_arguments()
+            self._check_arguments(tau)
 
-    def _set_up_temperature(self, temperature: float | Tensor | None) -> None:
+    def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it."""
-        owner = type(self).__name__
         if temperature is None and not self.needs_temperature:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
-        self._temperature = read_temperature(owner, temperature, self._parameter)
-        self._batch_shape = joint_batch_shape(owner, self._temperature.shape, self._batch_shape)
+        tau = as_float_tensor(owner, "temperature", temperature, self._parameter)
+        self._temperature = tau
+        if tau.dim():
+            self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
-    def _check_arguments(self) -> None:
-        """Raise unless the values of the arguments are legal, if they can be read."""
-        if in_program():
+    def _check_arguments(self, temperature: Any) -> None:
+        """Raise unless the values of the arguments are legal, if they can be read.
+
+        :param temperature: as it was given.
+        """
+        is_eager = in_eager_mode()
+        if not is_eager and in_program():
             return
-        owner, tau = type(self).__name__, self.temperature if self.takes_temperature else None
-        if tau is not None:
-            least, most = ends(tau)
-            if not (least > 0 and most < math.inf):
-                require(
-                    (tau > 0) & tau.isfinite(),
-                    f"{owner}: `temperature` must be positive and finite",
-                    tau,
-                    "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
-                )
-        size = self.size if self.family.takes_size else None
-        self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+        if self.takes_temperature and not _is_usual(temperature):
+            self._check_temperature()
+        if not (is_eager and self._are_usual_logits()):
+            size = self.size if self.family.takes_size else None
+            owner = type(self).__name__
+            self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+
+    def _check_temperature(self) -> None:
+        tau = self.temperature
+        if tau is None:
+            return
+        least, most = ends(tau)
+        if not (least > 0 and most < math.inf):
+            require(
+                (tau > 0) & tau.isfinite(),
+                f"{type(self).__name__}: `temperature` must be positive and finite",
+                tau,
+                "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
+            )
+
+    def _are_usual_logits(self) -> bool:
+        """Whether the parameter are logits that one look shows to be legal in every family.
+
+        Those over categories are near 0. The first draw then need not look at them again.
+        """
+        x = self._parameter
+        if self._parameter_name != "logits" or x.device.type != "cpu" or type(x) not in _PLAIN:
+            return False
+        if not self.family.event_dim:
+            return x.numel() < FEW and is_free_of_nan(x)
+        if not x.numel():
+            return False
+        least, most = x.detach().aminmax()
+        is_near = least.item() >= -NEAR and most.item() <= NEAR
+        if is_near and self.takes_temperature:
+            self._cache_key.saw_near(x)
+        return is_near
 
     @classmethod
     def _line_to_write(cls, temperature: Any) -> str:
@@ -438,6 +483,14 @@ class FamilyDistribution:
             return tau if tau.device == parameter.device else tau.to(parameter.device)
         tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
+
+    @property
+    def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
+        x, tau = self._parameter, self._temperature
+        is_usual = x.dtype == tau.dtype == torch.float32 and not tau.dim()
+        if is_usual and tau.device == x.device and self._parameter_name == "logits":
+            return x, tau
+        return self._logits, self._tau
 
     @property
     def _noise_shape(self) -> torch.Size:

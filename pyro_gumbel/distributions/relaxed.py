@@ -68,15 +68,17 @@ class Relaxed(FamilyDistribution):
             return self.rsample(sample_shape)
 
     def _draw(self, sample_shape: Any, *, keep: bool, log_prob: bool) -> dispatch.Draw:
+        logits, tau = self._logits_and_tau
         return dispatch.draw(
-            self._logits,
-            self._tau,
+            logits,
+            tau,
             self.link,
             self.family.noise,
             self._sample_shape(sample_shape),
             self._batch_shape,
             keep=keep,
             log_prob=log_prob,
+            near=self._cache_key.is_near(self._parameter),
         )
 
     def _to_value(self, unconstrained: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gumbel._tracing import counts_changes
+
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
 
@@ -39,6 +41,16 @@ class CacheKey:
     """The identity of a distribution's parameters. Copies made by `expand` share it."""
 
     state: "_State | None" = None  # of the last look
+    near: tuple[Any, int] | None = None  # the graph and version of logits seen to be near 0
+
+    def saw_near(self, logits: Tensor) -> None:
+        """Keep that all logits are near 0, if torch counts all changes of them."""
+        if counts_changes(logits):
+            self.near = logits.grad_fn, logits._version
+
+    def is_near(self, logits: Tensor) -> bool:
+        """Whether all logits are known to be near 0: they were seen to be, and are as they were."""
+        return self.near is not None and self.near == (logits.grad_fn, logits._version)
 
     def state_of(self, *parameters: Tensor) -> "_State":
         """What the parameters are now: the same object as long as they do not change."""
@@ -51,20 +63,20 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.marks = [(*_attributes(t), _copy_of(t)) for t in tensors]
-        self.requires_grad = any(t.requires_grad for t in tensors)
+        self.marks = [(_attributes(t), _copy_of(t)) for t in tensors]
+        self.requires_grad = True in [t.requires_grad for t in tensors]
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        for t, (*attributes, copy) in zip(tensors, self.marks, strict=True):
+        for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
             if _attributes(t) != attributes or not (copy is None or _is_equal(t, copy)):
                 return False
         return True
 
 
-def _attributes(tensor: Tensor) -> list[Any]:
+def _attributes(tensor: Tensor) -> tuple[Any, ...]:
     """All but the values of a tensor that may change."""
     version = 0 if tensor.is_inference() else tensor._version
-    return [tensor.requires_grad, tensor.grad_fn, tensor.dtype, version]
+    return tensor.requires_grad, tensor.grad_fn, tensor.dtype, version
 
 
 def _copy_of(tensor: Tensor) -> Tensor | float | None:
@@ -72,8 +84,7 @@ def _copy_of(tensor: Tensor) -> Tensor | float | None:
 
     Reading values would wait for the GPU: what cannot be compared counts as changed.
     """
-    is_view_of_leaf = tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
-    if tensor.grad_fn is not None and not is_view_of_leaf:
+    if counts_changes(tensor):
         return None
     if tensor.device.type != "cpu":
         return math.nan
@@ -97,28 +108,24 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
 class _Cache:
     """The content under a key, with what shows that the tensor is still the one drawn."""
 
+    log_prob: Tensor | None = None
+
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
-        self.key = key
-        self.content = content
-        self.log_prob: Tensor | None = None
+        self.key, self.content = key, content
         self.attached = owner.requires_grad, owner.is_leaf
-        self.traced = torch.jit.is_tracing()
+        self.traced = torch._C._is_tracing()
         if not torch.compiler.is_compiling():
             self.owner = weakref.ref(owner)
             inference = owner.is_inference()
             self.version = 0 if inference else owner._version
             self.copy = owner.clone() if inference else None
 
-    def set_log_prob(self, log_prob: Tensor, key: CacheKey, parameters: tuple[Tensor, ...]) -> None:
-        self.log_prob, self.distribution = log_prob, key
-        self.parameters, self.state = parameters, key.state_of(*parameters)
-
     def is_valid_for(self, value: Tensor) -> bool:
         if (value.requires_grad, value.is_leaf) != self.attached:
             return False  # detached, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
-        if torch.jit.is_tracing() and not self.traced:
+        if torch._C._is_tracing() and not self.traced:
             return False  # what was drawn outside the trace would become a constant of it
         if not hasattr(self, "owner"):
             return True  # made inside a compiled function, which keeps no marks
@@ -149,7 +156,8 @@ def remember(
     """
     cache = _Cache(value, key, content)
     if log_prob is not None and distribution is not None:
-        cache.set_log_prob(log_prob, distribution, parameters)
+        cache.log_prob, cache.distribution = log_prob, distribution
+        cache.parameters, cache.state = parameters, distribution.state_of(*parameters)
     value._pyro_gumbel_cache = cache  # type: ignore[attr-defined]
     return value
 

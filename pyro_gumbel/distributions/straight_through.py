@@ -93,7 +93,9 @@ class FamilyStraightThrough(FamilyDistribution):
         *,
         estimator: str | Estimator | None = None,
     ) -> None:
-        self.estimator = resolved(type(self).__name__, temperature, estimator)
+        self.estimator: Estimator = gumbel_softmax
+        if estimator is not None or temperature is None:
+            self.estimator = resolved(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, validate_args=validate_args)
 
     def _set_up_with_size(
@@ -110,20 +112,21 @@ class FamilyStraightThrough(FamilyDistribution):
         if self.estimator is not gumbel_softmax:
             require_suited(type(self).__name__, self.estimator, self.link)
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
+    def _check_arguments(self, temperature: Any) -> None:
+        super()._check_arguments(temperature)
         if self.estimator is not gumbel_softmax and not in_program():
             warn_of_temperature(self.estimator, self.temperature)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward pass is that of the estimator's surrogate."""
-        shape = self._sample_shape(sample_shape)
-        draw = self._estimated
+        shape, dtype = self._sample_shape(sample_shape), self._parameter.dtype
         if self.estimator is gumbel_softmax:
-            draw = self._gumbel_softmax
+            sample = self._gumbel_softmax(shape)
         elif self.estimator is second_order:
-            draw = self._second_order
-        return self._pathwise(cast(draw(shape), self._parameter.dtype))
+            sample = self._second_order(shape)
+        else:
+            sample = self._estimated(shape)
+        return self._pathwise(sample if sample.dtype == dtype else cast(sample, dtype))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The draw that `rsample` makes from the same seed, without a gradient."""
@@ -139,10 +142,14 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of the relaxed value."""
-        logits = self._logits
-        tau = logits.new_ones(()) if self._temperature is None else self._tau
-        arguments = logits, tau, self.link, self.family.noise
-        return dispatch.straight_through_draw(*arguments, sample_shape, self._batch_shape)
+        if self._temperature is None:
+            logits = self._logits
+            tau = logits.new_ones(())
+        else:
+            logits, tau = self._logits_and_tau
+        arguments = logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape
+        near = self._cache_key.near is not None and self._cache_key.is_near(self._parameter)
+        return dispatch.straight_through_draw(*arguments, near=near)
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of the second-order surrogate."""

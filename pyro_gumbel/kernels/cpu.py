@@ -24,6 +24,8 @@ from pyro_gumbel.links import Link
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, logistic_
 
+_unwrapped = torch._C._functorch.unwrap_if_dead
+
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
 
 # Where v is above the first, up to log(k), log(s) is as exact as v, and 1 / s is far from infinity.
@@ -42,6 +44,7 @@ def draw(
     *,
     keep: bool,
     log_prob: bool,
+    near: bool = False,
 ) -> Draw:
     """A relaxed draw, with log p(s) if all of it is finite.
 
@@ -49,7 +52,9 @@ def draw(
     """
     attached = torch.is_grad_enabled() and (logits.requires_grad or temperature.requires_grad)
     log_prob = log_prob and (attached or link.event_dim > 0)
-    s, v, log_p = _Draw.apply(logits, temperature, link, sample_shape, batch_shape, keep, log_prob)
+    logits, temperature = _unwrapped(logits), _unwrapped(temperature)
+    how = link, sample_shape, batch_shape, keep, log_prob, near
+    s, v, log_p = _apply_draw(logits, temperature, how)
     if not keep and not attached and v is not None and _follows_from_value(v, link):
         v = None
     return Draw(s, v, log_p)
@@ -71,9 +76,12 @@ def straight_through_draw(
     noise: Callable[..., Tensor],
     sample_shape: Size,
     batch_shape: Size,
+    *,
+    near: bool = False,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard: Tensor = _StraightThroughDraw.apply(logits, temperature, link, sample_shape, batch_shape)
+    how = link, sample_shape, batch_shape, near
+    hard: Tensor = _apply_straight_through_draw(_unwrapped(logits), _unwrapped(temperature), how)
     return hard
 
 
@@ -109,15 +117,9 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        tau: Tensor,
-        link: Link,
-        sample: Size,
-        batch: Size,
-        keep: bool,
-        log_prob: bool,
+        ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool, bool, bool]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        link, sample, batch, keep, log_prob, near = how
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
@@ -125,17 +127,19 @@ class _Draw(torch.autograd.Function):
         if math.prod(shape) < MANY:
             draw_noise = exponential if event_dim else logistic
             noise = draw_noise(shape, dtype=x.dtype, device=x.device)
-            s, v, n, log_p = formulas.draw(noise, formulas.centred(x), tau, log_prob, None, None)
-            if n is not None:
-                v.sub_(n)
+            centred = x if near else formulas.centred(x)
+            s, v, log_p = formulas.draw_at_once(noise, centred, tau, log_prob)
             if log_p is not None:
                 formulas.add_constant(log_p, tau)
         else:
             s, v, log_p = _draw_in_blocks(formulas, x, tau, shape, batch, keep, log_prob)
-        if log_p is not None and not math.isfinite(log_p.sum().item()):
+        is_known = near and formulas.value_gives_unconstrained and _is_above_0(tau)
+        if log_p is not None and not is_known and not math.isfinite(log_p.sum().item()):
             log_p = None
         ctx.formulas, ctx.batch = formulas, batch
-        ctx.save_for_backward(x, tau, s, v)
+        # The gradient in tau alone needs v, where the value gives it.
+        by_value = formulas.value_gives_unconstrained and not ctx.needs_input_grad[1]
+        ctx.save_for_backward(x, tau, s, None if by_value else v)
         ctx.set_materialize_grads(False)
         return s, v, log_p
 
@@ -144,12 +148,17 @@ class _Draw(torch.autograd.Function):
         ctx: Any, grad_value: Any, grad_v: Any, grad_log_prob: Any
     ) -> tuple[Tensor | None, ...]:
         if grad_value is None and grad_v is None and grad_log_prob is None:
-            return (None,) * 7
+            return None, None, None
         x, tau, s, v = ctx.saved_tensors
         wanted = False, True, ctx.needs_input_grad[1]
         draws = grad_value, grad_v, grad_log_prob, v, s
         _, dx, dtau = _gradients(ctx.formulas.pull_draw, s.shape, ctx.batch, x, tau, draws, wanted)
-        return dx, dtau, None, None, None, None, None
+        return dx, dtau, None
+
+
+def _is_above_0(tau: Tensor) -> bool:
+    """Whether a temperature is so far from 0 that no quotient of numbers near 0 overflows."""
+    return tau.dim() == 0 and tau.item() > 1e-6
 
 
 def _draw_in_blocks(
@@ -183,14 +192,17 @@ class _StraightThroughDraw(torch.autograd.Function):
     """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]
+    ) -> Tensor:
+        link, sample, batch, near = how
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
         if math.prod(shape) < MANY:
             draw_noise = exponential if event_dim else logistic
             noise = draw_noise(shape, dtype=x.dtype, device=x.device)
-            z = formulas.perturbed(noise, formulas.centred(x), noise)
+            z = formulas.perturbed(noise, x if near else formulas.centred(x), noise)
             hard = link.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
@@ -211,7 +223,13 @@ class _StraightThroughDraw(torch.autograd.Function):
         wanted = False, True, ctx.needs_input_grad[1]
         pull = ctx.formulas.pull_straight_through
         _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, (grad, z), wanted)
-        return dx, dtau, None, None, None
+        return dx, dtau, None
+
+
+# Without what `Function.apply` does besides: it looks for transforms of torch.func, which `dispatch`
+# has excluded, and unwraps tensors that have left one.
+_apply_draw = super(torch.autograd.Function, _Draw).apply
+_apply_straight_through_draw = super(torch.autograd.Function, _StraightThroughDraw).apply
 
 
 class _LogDensity(torch.autograd.Function):

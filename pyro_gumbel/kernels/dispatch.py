@@ -71,6 +71,7 @@ def draw(
     *,
     keep: bool,
     log_prob: bool,
+    near: bool = False,
 ) -> Draw:
     """A relaxed draw over sample_shape + batch_shape.
 
@@ -79,11 +80,13 @@ def draw(
     :param keep: whether v must be returned. Otherwise it is None where `link.inverse_inside` finds
         it from the value to rounding.
     :param log_prob: whether log p(s) is of use. It is returned where it is cheap and finite.
+    :param near: whether all logits are known to be near 0.
     """
     kernels = _kernels(link, noise, logits, temperature)
-    return kernels.draw(
-        logits, temperature, link, noise, sample_shape, batch_shape, keep=keep, log_prob=log_prob
-    )
+    given = logits, temperature, link, noise, sample_shape, batch_shape
+    if kernels is cpu:
+        return cpu.draw(*given, keep=keep, log_prob=log_prob, near=near)
+    return kernels.draw(*given, keep=keep, log_prob=log_prob)
 
 
 def straight_through_draw(
@@ -93,15 +96,19 @@ def straight_through_draw(
     noise: Callable[..., Tensor],
     sample_shape: Size,
     batch_shape: Size,
+    *,
+    near: bool = False,
 ) -> Tensor:
     """The hard value that perturbed logits choose, with the gradient of their relaxed value.
 
     :param noise: as in `draw`.
+    :param near: as in `draw`.
     """
     kernels = _kernels(link, noise, logits, temperature)
-    return kernels.straight_through_draw(
-        logits, temperature, link, noise, sample_shape, batch_shape
-    )
+    given = logits, temperature, link, noise, sample_shape, batch_shape
+    if kernels is cpu:
+        return cpu.straight_through_draw(*given, near=near)
+    return kernels.straight_through_draw(*given)
 
 
 def second_order_draw(
@@ -184,7 +191,7 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
     for tensor in tensors:
         if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
             return reference
-    return _module_for(device)
+    return BY_DEVICE.get(device.type) or _module_for(device)
 
 
 def _module_for(device: torch.device) -> ModuleType:
