@@ -3,12 +3,15 @@
 
 """The base of our tensor classes: tensors in every respect, but for the operations with a rule."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 
-__all__ = ["PlainTensor", "as_plain", "plain"]
+__all__ = ["PlainTensor", "as_plain", "plain", "uncompiled"]
 
 
 class PlainTensor(Tensor):
@@ -47,3 +50,22 @@ def as_plain(arguments: Any) -> Any:
     if type(arguments) in (tuple, list):
         return type(arguments)(map(as_plain, arguments))
     return arguments
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that `torch.compile` does not look into.
+
+    Where nothing is compiled it is called at once: `torch._disable_dynamo` takes longer.
+    """
+    apart = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or eval_frame.get_eval_frame_callback() is not None:
+            return apart(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    action = eval_frame._FrameAction
+    strategy = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+    eval_frame.set_code_exec_strategy(call.__code__, strategy)
+    return call
