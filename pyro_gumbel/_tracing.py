@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "are_finite",
+    "are_seen_finite",
     "brief",
     "ends",
     "in_eager_mode",
@@ -57,6 +58,11 @@ def are_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or not in_eager_mode():
         return False
     return math.isfinite(tensor.detach().sum().item())
+
+
+def are_seen_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are known to be finite, where it takes little to see: on a CPU."""
+    return tensor.device.type == "cpu" and are_finite(tensor)
 
 
 def brief(tensor: Tensor) -> str:

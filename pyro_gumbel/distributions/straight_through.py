@@ -16,7 +16,7 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
-from pyro_gumbel._tracing import are_finite, ends, in_program
+from pyro_gumbel._tracing import are_seen_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
@@ -203,7 +203,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
     def _log_prob(self, value: Tensor) -> Tensor:
         weights = self.family.one_hot(value)
         log_probs = self.family.log_probs(self._logits)
-        if log_probs.device.type == "cpu" and are_finite(log_probs):
+        if are_seen_finite(log_probs):
             return self._over_batch((weights * log_probs).sum(-1))
         impossible, log_probs = _possible(log_probs)
         log_prob = (weights * log_probs).sum(-1)
