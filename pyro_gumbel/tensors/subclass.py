@@ -61,10 +61,11 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or eval_frame.get_eval_frame_callback() is not None:
-            return apart(*args, **kwargs)
-        return function(*args, **kwargs)
+        if eval_frame.get_eval_frame_callback() is None:
+            return function(*args, **kwargs)
+        return apart(*args, **kwargs)
 
+    call._torchdynamo_disable = True
     action = eval_frame._FrameAction
     strategy = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
     eval_frame.set_code_exec_strategy(call.__code__, strategy)
