@@ -98,7 +98,7 @@ class OutcomeDistribution(TorchDistribution):
         """Take this for the distribution at what was drawn."""
         super().__init__(now.batch_shape, now.event_shape, validate_args=False)
         batch = len(self._batch_shape)  # a parameter without a constraint may have more dimensions
-        self._tensors = [(t, max(tail, t.dim() - batch)) for t, tail in self._tensors]
+        self._tensors = [(t, max(tail, len(t.shape) - batch)) for t, tail in self._tensors]
         self.plain_distribution = now
         self.has_rsample = now.has_rsample
         self.has_enumerate_support = now.has_enumerate_support
@@ -231,10 +231,14 @@ class OutcomeDistribution(TorchDistribution):
         """
         tensors, tails = zip(*self._tensors, *values, strict=True)
         whole = [in_parts_of_events(*pair) for pair in zip(tensors, tails, strict=True)]
+        groups = grouped(whole, result.dim(), tails)
+        tables = []
+        with without_gradient(), _unchecked():
+            for group in groups:
+                own = {id(tensors[place]): table for place, table in group.tables.items()}
+                tables.append(self._table(function, values, own))
         made = []
-        for group in grouped(whole, result.dim(), tails):
-            tables = {id(tensors[place]): table for place, table in group.tables.items()}
-            table = self._table(function, values, tables)
+        for group, table in zip(groups, tables, strict=True):
             shapes = group.first.elements.shape, table.shape[1:]
             if table.dim() == result.dim() + 1 and _fit(shapes, result.shape):
                 made.append(group.outcomes(table))
@@ -249,9 +253,8 @@ class OutcomeDistribution(TorchDistribution):
             return tables.get(id(tensor), plain(tensor))
 
         varies = any(id(tensor) in tables for tensor, _ in self._tensors)
-        with without_gradient(), _unchecked():
-            new = self._make(replaced, False) if varies else self._without_checks
-            table: Tensor = function(new, *(replaced(*value) for value in values))
+        new = self._make(replaced, False) if varies else self._without_checks
+        table: Tensor = function(new, *(replaced(*value) for value in values))
         return table
 
     @property
@@ -416,9 +419,12 @@ def _plain_constructors() -> Iterator[None]:
         _thread.constructs_plain = before
 
 
+_WITHOUT_OUTCOMES = {Tensor, bool, int, float, type(None)}
+
+
 def _has_outcomes(argument: Any) -> bool:
     """Whether there are outcomes anywhere in an argument."""
-    if type(argument) is Tensor:  # which most are
+    if type(argument) in _WITHOUT_OUTCOMES:  # as most are
         return False
     if isinstance(argument, OutcomeTensor):
         return True

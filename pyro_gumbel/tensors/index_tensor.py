@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain, uncompiled
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain, uncompiled, without_rule
 
 __all__ = [
     "MOST",
@@ -39,6 +39,8 @@ class OutcomeTensor(PlainTensor):
     It is made of an `IndexTensor`, as ``table[z]``, ``z.float()`` and ``z == 1``. `with_gradient`
     in `pyro_gumbel.tensors.outcomes` has the formula of its gradient.
     """
+
+    shape, dtype = without_rule("shape"), without_rule("dtype")
 
     compares_floats = False  # for truth values: whether they are of floats, and so may end
     _outcomes: Sequence[Outcomes]

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 
-__all__ = ["PlainTensor", "as_plain", "plain", "uncompiled"]
+__all__ = ["PlainTensor", "as_plain", "plain", "uncompiled", "without_rule"]
+
+
+def without_rule(name: str) -> Any:
+    """An attribute of torch's tensors that has no rule. To look for one takes longer."""
+    attribute = getattr(Tensor, name)
+
+    def get(self: Tensor) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return attribute.__get__(self)
+
+    return property(get, attribute.__set__)
 
 
 class PlainTensor(Tensor):
