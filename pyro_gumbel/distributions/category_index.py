@@ -16,7 +16,7 @@ from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
 from pyro_gumbel.distributions.relaxation import register_relaxation
-from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
+from pyro_gumbel.distributions.straight_through import StraightThroughOutcome, without_impossible
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
 from pyro_gumbel.tensors.lookups import entries
 from pyro_gumbel.tensors.subclass import plain
@@ -141,8 +141,8 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
         log_probs = self.family.log_probs(self._logits)
         if are_seen_finite(log_probs):
             return log_probs
-        impossible = log_probs.isneginf()
-        return torch.where(impossible, -torch.inf, torch.where(impossible, 0.0, log_probs))
+        impossible, log_probs = without_impossible(log_probs)
+        return torch.where(impossible, -torch.inf, log_probs)
 
     @property
     def mean(self) -> Tensor:

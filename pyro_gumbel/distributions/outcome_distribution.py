@@ -162,7 +162,6 @@ class OutcomeDistribution(TorchDistribution):
     def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
         """What a function makes of the distribution, for every category."""
 
-
         def make(replace: Replace, checks: bool) -> Any:
             return function(self._make(replace, checks))
 

@@ -42,6 +42,7 @@ __all__ = [
     "StraightThrough",
     "StraightThroughOutcome",
     "with_outcomes",
+    "without_impossible",
 ]
 
 PATHWISE = "returned by rsample"  # the key of the cache of such a sample
@@ -205,7 +206,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
         log_probs = self.family.log_probs(self._logits)
         if are_seen_finite(log_probs):
             return self._over_batch((weights * log_probs).sum(-1))
-        impossible, log_probs = _possible(log_probs)
+        impossible, log_probs = without_impossible(log_probs)
         log_prob = (weights * log_probs).sum(-1)
         excluded = (impossible & (weights > 0)).any(-1)
         return self._over_batch(torch.where(excluded, -torch.inf, log_prob))
@@ -217,7 +218,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         """Which outcomes are impossible, and the log probabilities, 0 for those."""
-        return _possible(self.family.log_probs(self._logits))
+        return without_impossible(self.family.log_probs(self._logits))
 
     @property
     def mean(self) -> Tensor:
@@ -245,7 +246,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
         return self._parameter.expand(self._parameter_shape)
 
 
-def _possible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+def without_impossible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Which outcomes are impossible, and the log probabilities, 0 for those."""
     impossible = log_probs.isneginf()
     return impossible, torch.where(impossible, 0.0, log_probs)

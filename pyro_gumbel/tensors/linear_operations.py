@@ -117,7 +117,7 @@ def _are_floats(arguments: Any) -> bool:
         arguments = arguments.values()
     elif kind is not tuple and kind is not list:
         return True
-    return all([_are_floats(each) for each in arguments])
+    return all(map(_are_floats, arguments))
 
 
 def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:

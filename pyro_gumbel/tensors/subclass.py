@@ -15,7 +15,7 @@ __all__ = ["PlainTensor", "as_plain", "plain", "uncompiled", "without_rule"]
 
 
 def without_rule(name: str) -> Any:
-    """An attribute of torch's tensors that has no rule. To look for one takes longer."""
+    """An attribute of torch's tensors that no rule concerns, read without a look for one."""
     attribute = getattr(Tensor, name)
 
     def get(self: Tensor) -> Any:
@@ -64,20 +64,22 @@ def as_plain(arguments: Any) -> Any:
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that `torch.compile` does not look into.
+    """A function that `torch.compile` does not look into, nor into what it calls.
 
-    Where nothing is compiled it is called at once: `torch._disable_dynamo` takes longer.
+    `torch._disable_dynamo` does this, at the cost of microseconds in each call. So it has a part
+    only in calls from a compiled function, which does not look into the choice either.
     """
     apart = torch._disable_dynamo(function)
 
-    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if eval_frame.get_eval_frame_callback() is None:
+        if eval_frame.get_eval_frame_callback() is None:  # nothing is compiled
             return function(*args, **kwargs)
         return apart(*args, **kwargs)
 
-    call._torchdynamo_disable = True
-    action = eval_frame._FrameAction
-    strategy = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
-    eval_frame.set_code_exec_strategy(call.__code__, strategy)
+    functools.update_wrapper(call, function)
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    skip = eval_frame._FrameExecStrategy(
+        eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+    )
+    eval_frame.set_code_exec_strategy(call.__code__, skip)
     return call
