@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 
 __all__ = [
     "are_finite",
+    "are_seen_finite",
     "brief",
     "counts_changes",
     "ends",
@@ -69,6 +70,11 @@ def is_free_of_nan(tensor: Tensor) -> bool:
         return torch.equal(tensor, tensor)
     except RuntimeError:  # of a tensor that has left `torch.vmap`
         return False
+
+
+def are_seen_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are known to be finite, where it takes little to see: on a CPU."""
+    return tensor.device.type == "cpu" and are_finite(tensor)
 
 
 def brief(tensor: Tensor) -> str:
