@@ -28,7 +28,9 @@ __all__ = [
     "in_transform",
     "is_batched",
     "is_free_of_nan",
+    "is_own",
     "known",
+    "made_own",
     "version_of",
 ]
 
@@ -96,6 +98,17 @@ def counts_changes(tensor: Tensor) -> bool:
     if tensor.grad_fn is None:
         return False
     return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
+
+
+def made_own(tensor: Tensor) -> Tensor:
+    """Mark a tensor that a distribution has made from a number: nobody else knows it."""
+    tensor._pyro_gumbel_own = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def is_own(tensor: Tensor) -> bool:
+    """Whether a distribution has made a tensor from a number."""
+    return hasattr(tensor, "_pyro_gumbel_own") and not tensor.requires_grad
 
 
 def in_program() -> bool:

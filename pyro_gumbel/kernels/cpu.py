@@ -192,9 +192,7 @@ class _StraightThroughDraw(torch.autograd.Function):
     """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]) -> Tensor:
         link, sample, batch, near = how
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]

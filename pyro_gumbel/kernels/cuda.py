@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_gumbel._tracing import is_batched, version_of
+from pyro_gumbel._tracing import counts_changes, is_batched, is_own, version_of
 from pyro_gumbel.estimators import (
     Estimator,
     gapped,
@@ -79,11 +79,10 @@ def draw(
     log_prob = log_prob and (attached or link.event_dim > 0)  # as on a CPU
     if not attached:  # v without a gradient, whenever it is asked for
         logits, temperature = logits.detach(), temperature.detach()
-    if not keep and not temperature.requires_grad and temperature.numel() == 1:
-        temperature = temperature.clone()  # which nobody else can change
-        keep = not _counts_changes(logits)
-    else:
-        keep = keep or not (_counts_changes(logits) and _counts_changes(temperature))
+    is_safe = counts_changes(temperature) or is_own(temperature)
+    if not (keep or is_safe or temperature.requires_grad) and temperature.numel() == 1:
+        temperature, is_safe = temperature.clone(), True  # which nobody else can change
+    keep = keep or not (is_safe and counts_changes(logits))
     over = sample_shape + batch_shape
     arguments = logits, temperature, _seed(logits), link, over, batch_shape
     s, v, log_p = _FusedDraw.apply(*arguments, True, keep, log_prob)
@@ -182,12 +181,6 @@ class _Again:
             return link.inverse(value)
         v: Tensor = _FusedDraw.apply(*self.arguments, False, True, False)[1]
         return v
-
-
-def _counts_changes(tensor: Tensor) -> bool:
-    """Whether torch counts every change in place: not of leaves and their views."""
-    is_view_of_leaf = tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
-    return tensor.grad_fn is not None and not is_view_of_leaf
 
 
 def _seed(like: Tensor) -> Tensor:
