@@ -88,10 +88,9 @@ def pull_rao_of_rows(
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
     x = _logits(x_ptr, _own(tl.minimum(row, n - 1), x_rows, X_AT), 0, K, BLOCK)
-    live = x > -INFINITY
+    live = (x > -INFINITY) & (_sum_of_row((x != x).to(tl.float32)) == 0)  # no row with a NaN
     x = tl.where(live, _below(x, _largest_of(x)), 0.0)
     log_p = x - tl.log(_sum_of_row(tl.where(live, tl.exp(x), 0.0)))
-    live = live & (log_p > -INFINITY)  # not where it is NaN
     u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, 0, n, K, BLOCK)
     chosen = _gradient_of_rows(hard_ptr, K, 1, row, 0, n, K, BLOCK) > 0
     sum_r, sum_rv, noise_row = log_p * 0, log_p * 0, row
