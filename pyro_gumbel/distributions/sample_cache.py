@@ -108,13 +108,16 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
 class _Cache:
     """The content under a key, with what shows that the tensor is still the one drawn."""
 
-    log_prob: Tensor | None = None
+    log_prob: Tensor | None = None  # and with it:
+    distribution: CacheKey
+    parameters: tuple[Tensor, ...]
+    state: _State
 
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
         self.key, self.content = key, content
         self.attached = owner.requires_grad, owner.is_leaf
-        self.traced = torch._C._is_tracing()
         if not torch.compiler.is_compiling():
+            self.traced = torch._C._is_tracing()
             self.owner = weakref.ref(owner)
             inference = owner.is_inference()
             self.version = 0 if inference else owner._version
@@ -125,10 +128,10 @@ class _Cache:
             return False  # detached, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
+        if not hasattr(self, "owner"):
+            return not torch._C._is_tracing()  # made in a compiled function, which keeps no marks
         if torch._C._is_tracing() and not self.traced:
             return False  # what was drawn outside the trace would become a constant of it
-        if not hasattr(self, "owner"):
-            return True  # made inside a compiled function, which keeps no marks
         if self.owner() is not value:
             return False
         if self.version != (0 if value.is_inference() else value._version):

@@ -192,9 +192,7 @@ class _StraightThroughDraw(torch.autograd.Function):
     """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]) -> Tensor:
         link, sample, batch, near = how
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
@@ -226,8 +224,8 @@ class _StraightThroughDraw(torch.autograd.Function):
         return dx, dtau, None
 
 
-# Without what `Function.apply` does besides: it looks for transforms of torch.func, which `dispatch`
-# has excluded, and unwraps tensors that have left one.
+# Without what `Function.apply` does besides. It looks for transforms of torch.func, which
+# `dispatch` has ruled out, and unwraps tensors that have left one.
 _apply_draw = super(torch.autograd.Function, _Draw).apply
 _apply_straight_through_draw = super(torch.autograd.Function, _StraightThroughDraw).apply
 
