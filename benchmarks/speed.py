@@ -10,9 +10,11 @@
 
 The relaxed work ("soft") of one call: construct the distribution from logits x, draw y, evaluate
 log p(y), and differentiate sum(log p(y)) + sum(y * y) in x. The straight-through work ("hard"):
-construct, draw, and differentiate sum(y * w), w fixed. All is float32, at temperature 0.5. Logits
-are the result of an operation, like the output of a network. "Of a leaf" are logits that an
-optimiser changes in place: ours compares them with a copy before it uses the cached log p(y).
+construct, draw, and differentiate sum(y * w), w fixed. All is float32, at temperature 0.5: a number
+for ours, and a tensor for Pyro's and torch's classes, which take no number. Logits are the result
+of an operation, like the output of a network. "Of a leaf" are logits that an optimiser changes in
+place: ours compares them with a copy before it uses the cached log p(y). So it does with a tensor
+as the temperature. On a GPU it does not wait for a comparison, and computes log p(y) again.
 
 Every contestant's time includes its loss, so the time of the loss alone is listed: sum(y * y), or
 sum(y * w), and its gradient, y a leaf. The contestants take turns in one process, one call each,
@@ -20,7 +22,8 @@ and ratios are of medians. Those that check arguments are compared with ours tha
 others with ours that does not. JAX takes part if it is installed and has the device; so does
 `torch.compile` of the same formulas, which have no checks and no classes, on a GPU or with
 --compiled. With --compiled so does ours within `pyro_gumbel.compiled`. "Without the loss" is ours
-with the gradients of the loss given: construct, draw, score and differentiate alone.
+with the gradients of the loss given: construct, draw, score and differentiate alone. "The kernels
+alone" are the same in a CUDA graph, which leaves out the time of Python.
 
 The floor of the relaxed work is the time of what torch's operations must do for it in any case:
 random bits, logarithms and an exponential, writing y and the gradient, the loss itself.
@@ -79,20 +82,27 @@ Work = Callable[[], object]
 Times = dict[str, float | str]  # seconds, or the reason why there are none
 
 
+def of_tensor(family: Any, *, checks: bool = False) -> Maker:
+    return lambda tau, x: family(tau, logits=x, validate_args=checks)
+
+
 def unchecked(family: Any, **given: Any) -> Maker:
-    return lambda tau, x: family(tau, logits=x, validate_args=False, **given)
+    return lambda tau, x: family(TEMPERATURE, logits=x, validate_args=False, **given)
 
 
 def checked(family: Any) -> Maker:
-    return lambda tau, x: family(tau, logits=x, validate_args=True)
+    return lambda tau, x: family(TEMPERATURE, logits=x, validate_args=True)
 
 
 SOFT: dict[str, Maker] = {
     "RelaxedCategorical": unchecked(RelaxedCategorical),
     "RelaxedCategorical, checked": checked(RelaxedCategorical),
-    "Pyro's RelaxedOneHotCategorical": unchecked(dist.RelaxedOneHotCategorical),
-    "Pyro's RelaxedOneHotCategorical, checked": checked(dist.RelaxedOneHotCategorical),
-    "torch's RelaxedOneHotCategorical": unchecked(torch.distributions.RelaxedOneHotCategorical),
+    "RelaxedCategorical, of a tensor as temperature": of_tensor(RelaxedCategorical),
+    "Pyro's RelaxedOneHotCategorical": of_tensor(dist.RelaxedOneHotCategorical),
+    "Pyro's RelaxedOneHotCategorical, checked": of_tensor(
+        dist.RelaxedOneHotCategorical, checks=True
+    ),
+    "torch's RelaxedOneHotCategorical": of_tensor(torch.distributions.RelaxedOneHotCategorical),
 }
 HARD: dict[str, Maker] = {
     "CategoricalStraightThrough": unchecked(CategoricalStraightThrough),
@@ -173,6 +183,18 @@ def given_work(make: Maker, x: Tensor, y_slope: Tensor, p_slope: Tensor, device:
     torch.autograd.grad((y, distribution.log_prob(y)), x, (y_slope, p_slope))
 
 
+def in_cuda_graph(work: Work) -> Work:
+    """The same by a CUDA graph: what the GPU does, without the time that Python takes."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def jax_work(x: Tensor, options: argparse.Namespace) -> Work | None:
     """The relaxed work by the same formulas in JAX, if it is installed and has the device."""
     os.environ.setdefault("NPROC", str(options.threads))  # the threads of its CPU client
@@ -225,6 +247,8 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     works["RelaxedCategorical, without the loss"] = partial(
         given_work, ours, x, *given, options.device
     )
+    if options.device == "cuda":
+        works["the kernels alone"] = in_cuda_graph(works["RelaxedCategorical, without the loss"])
     by_jax = jax_work(x, options)
     if by_jax:
         works["JAX, jit"] = by_jax
@@ -291,7 +315,7 @@ def hard_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
     return works
 
 
-def svi_step(name: str, family: Any, device: str) -> Work:
+def svi_step(name: str, make: Maker, device: str) -> Work:
     """A step on a batch of random bits, of a VAE with one layer of categories."""
     images = torch.randint(2, (BATCH, PIXELS), device=device).float()
     width = LATENT[0] * LATENT[1]
@@ -302,7 +326,7 @@ def svi_step(name: str, family: Any, device: str) -> Work:
     def model(images: Tensor) -> None:
         pyro.module(f"decoder of {name}", decoder)
         with pyro.plate("images", BATCH):
-            z = pyro.sample("z", family(tau, logits=equal).to_event(1))
+            z = pyro.sample("z", make(tau, equal).to_event(1))
             pixels = dist.Bernoulli(logits=decoder(z.flatten(-2)))
             pyro.sample("x", pixels.to_event(1), obs=images)
 
@@ -310,7 +334,7 @@ def svi_step(name: str, family: Any, device: str) -> Work:
         pyro.module(f"encoder of {name}", encoder)
         logits = encoder(images).unflatten(-1, LATENT)
         with pyro.plate("images", BATCH):
-            pyro.sample("z", family(tau, logits=logits).to_event(1))
+            pyro.sample("z", make(tau, logits).to_event(1))
 
     return partial(SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step, images)
 
@@ -450,13 +474,10 @@ def peaks(shape: Shape, options: argparse.Namespace) -> dict[str, float]:
 
 
 def svi(options: argparse.Namespace) -> dict[str, Any]:
-    families = {
-        "RelaxedCategorical": RelaxedCategorical,
-        "Pyro's RelaxedOneHotCategorical": dist.RelaxedOneHotCategorical,
-    }
+    makers = {name: SOFT[name] for name in IN_MEMORY}
     pyro.clear_param_store()
     with pyro.validation_enabled(False):
-        steps = {name: svi_step(name, made, options.device) for name, made in families.items()}
+        steps = {name: svi_step(name, make, options.device) for name, make in makers.items()}
         times = in_turns(steps, options)
     pyro.clear_param_store()
     found: dict[str, Any] = {"seconds": times, "ratios": ratios(times)}
@@ -525,7 +546,7 @@ def others(options: argparse.Namespace) -> dict[str, Times]:
     works: dict[str, dict[str, Work]] = {
         f"{called(bits)}, bits": {
             "RelaxedBernoulli": soft(unchecked(RelaxedBernoulli), bits),
-            "Pyro's RelaxedBernoulli": soft(unchecked(dist.RelaxedBernoulli), bits),
+            "Pyro's RelaxedBernoulli": soft(of_tensor(dist.RelaxedBernoulli), bits),
             "BernoulliStraightThrough": hard(unchecked(BernoulliStraightThrough), bits),
         },
         f"{called(sets)}, subsets of 50": {
@@ -534,7 +555,7 @@ def others(options: argparse.Namespace) -> dict[str, Times]:
         },
         f"{called(rows)}, density of other values": {
             "RelaxedCategorical": density(unchecked(RelaxedCategorical)),
-            "Pyro's RelaxedOneHotCategorical": density(unchecked(dist.RelaxedOneHotCategorical)),
+            "Pyro's RelaxedOneHotCategorical": density(of_tensor(dist.RelaxedOneHotCategorical)),
         },
         f"{called(rows)}, estimators of CategoricalStraightThrough": {
             "gumbel_softmax": by("gumbel_softmax"),

@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 
 __all__ = [
     "are_finite",
+    "are_seen_finite",
     "brief",
     "counts_changes",
     "ends",
@@ -27,7 +28,9 @@ __all__ = [
     "in_transform",
     "is_batched",
     "is_free_of_nan",
+    "is_own",
     "known",
+    "made_own",
     "version_of",
 ]
 
@@ -71,6 +74,11 @@ def is_free_of_nan(tensor: Tensor) -> bool:
         return False
 
 
+def are_seen_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are known to be finite, where it takes little to see: on a CPU."""
+    return tensor.device.type == "cpu" and are_finite(tensor)
+
+
 def brief(tensor: Tensor) -> str:
     """The number of a scalar that can be read; otherwise the shape of the tensor."""
     number = known(tensor, otherwise=None) if tensor.dim() == 0 else None
@@ -90,6 +98,17 @@ def counts_changes(tensor: Tensor) -> bool:
     if tensor.grad_fn is None:
         return False
     return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
+
+
+def made_own(tensor: Tensor) -> Tensor:
+    """Mark a tensor that a distribution has made from a number: nobody else knows it."""
+    tensor._pyro_gumbel_own = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def is_own(tensor: Tensor) -> bool:
+    """Whether a distribution has made a tensor from a number."""
+    return hasattr(tensor, "_pyro_gumbel_own") and not tensor.requires_grad
 
 
 def in_program() -> bool:

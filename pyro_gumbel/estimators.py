@@ -65,6 +65,7 @@ __all__ = [
     "gapped",
     "gumbel_rao",
     "gumbel_softmax",
+    "mean_relaxed",
     "named",
     "reinmax",
     "require_suited",
@@ -220,7 +221,7 @@ class gumbel_rao:  # used as a function
     CategoricalStraightThrough(temperature: 0.1, logits: (3,), batch_shape: (), event_shape: (3,))
 
     :param samples: the number n of draws, an int of 1 or more. Time and memory are proportional to
-        it.
+        it; in the kernels of a GPU time alone.
     :raises TypeError: unless `samples` is a Python int.
     :raises ValueError: unless `samples` is 1 or more.
     """
@@ -238,7 +239,16 @@ class gumbel_rao:  # used as a function
             z = given_ranking(x, perturbed.topk(link.size, -1).indices, self.samples)
         else:
             z = given_bit(x, hard, self.samples)
-        return link(z + _zero_with_finite_gradient(logits), temperature).mean(0)
+        return mean_relaxed(logits, temperature, z, link)
+
+
+def mean_relaxed(logits: Tensor, temperature: Tensor, z: Tensor, link: Link) -> Tensor:
+    """The mean relaxed value of perturbed logits, over their first dimension.
+
+    :param logits: x, which alone has a gradient, where it is finite.
+    :param z: the perturbed logits, detached.
+    """
+    return link(z + _zero_with_finite_gradient(logits), temperature).mean(0)
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,18 @@ def z_bound(comparisons=1):
     return stats.norm.isf(ALPHA / 2 / comparisons)
 
 
+def seeded(draw, generator, *arguments, dtype=None):
+    """Random numbers that are the same on every device.
+
+    :param draw: such as torch.randn.
+    :param generator: a generator of the CPU, or a seed.
+    """
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    numbers = draw(*arguments, generator=generator, dtype=dtype, device="cpu")
+    return numbers.to(torch.get_default_device())
+
+
 def assert_counts(counts, probs):
     """Multinomial `counts` have the distribution `probs` (chi-square)."""
     counts, probs = torch.as_tensor(counts).double(), torch.as_tensor(probs).double()

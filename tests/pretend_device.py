@@ -159,6 +159,8 @@ class Calls(TorchFunctionMode):
                 return func(*args, **kwargs)
         if device not in (CPU, PRETENDED):
             return func(*args, **{**kwargs, "device": device})
+        if device == PRETENDED and kwargs.get("generator") is not None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         with OPERATIONS.making(device == PRETENDED):
             result = func(*args, **{**kwargs, "device": CPU})
         if func in (torch.as_tensor, torch.asarray):  # may be a tensor that was there before
@@ -233,4 +235,5 @@ def start():
     Tensor._reduce_ex_internal, torch.autograd._engine_run_backward = reduced, run
     torch.serialization.add_safe_globals([rebuilt])
     torch.compile = torch.jit.trace = skip
+    torch.cuda.is_current_stream_capturing = lambda: False
     return PRETENDED

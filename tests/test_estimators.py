@@ -30,6 +30,7 @@ from tests.common import (
     build,
     leaf_of,
     make,
+    seeded,
     slow_unless,
 )
 
@@ -90,8 +91,7 @@ def backward(name, x, tau, z, hard, gradient, link=links.simplex):
 
 def case(k, seed=0):
     """Logits, perturbed logits, the sample that they choose, and a gradient in it."""
-    generator = torch.Generator().manual_seed(seed)
-    x, g, gradient = torch.randn(3, k, dtype=torch.float64, generator=generator)
+    x, g, gradient = seeded(torch.randn, seed, 3, k, dtype=torch.float64)
     return x, x + g, links.simplex.hard(x + g), gradient
 
 

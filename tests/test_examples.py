@@ -27,7 +27,7 @@ import torch
 from pyro import poutine
 
 from pyro_gumbel import GradientReport, GradientRow
-from tests.common import first_fast
+from tests.common import first_fast, seeded
 
 pytestmark = pytest.mark.cpu(reason="the examples run on the CPU")
 
@@ -372,7 +372,7 @@ def test_equal_seeds_give_equal_results(tmp_path, script):
 @pytest.mark.parametrize("items", [2, 3, 10])
 def test_kendall_tau(items):
     """As scipy has it."""
-    first, second = torch.randn(2, items, generator=torch.Generator().manual_seed(items))
+    first, second = seeded(torch.randn, items, 2, items)
     expected = scipy.stats.kendalltau(first, second).statistic
     assert load("ranking").kendall_tau(first, second) == pytest.approx(expected)
 

@@ -21,7 +21,14 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import Parameter
 
-from pyro_gumbel._tracing import brief, ends, in_eager_mode, in_program, is_free_of_nan
+from pyro_gumbel._tracing import (
+    brief,
+    ends,
+    in_eager_mode,
+    in_program,
+    is_free_of_nan,
+    made_own,
+)
 from pyro_gumbel._validation import (
     Temperature,
     as_float_tensor,
@@ -218,9 +225,8 @@ class FamilyDistribution:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         if self.takes_temperature:
-            self._cache_key = CacheKey()
             if _is_usual(tau):
-                self._temperature = as_float_tensor(owner, "temperature", tau, parameter)
+                self._temperature = made_own(as_float_tensor(owner, "temperature", tau, parameter))
             else:
                 self._set_up_temperature(owner, tau)
         self._event_shape = family.event_shape(owner, categories, size)
@@ -232,6 +238,8 @@ class FamilyDistribution:
                 if type(validate_args) is bool
                 else read_validate_args(owner, validate_args)
             )
+        if self.takes_temperature:
+            self._cache_key = CacheKey(self._validate_args)
         if self._validate_args:
             self._check_arguments(tau)
 
@@ -242,7 +250,7 @@ class FamilyDistribution:
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
         tau = as_float_tensor(owner, "temperature", temperature, self._parameter)
-        self._temperature = tau
+        self._temperature = tau if isinstance(temperature, Tensor) else made_own(tau)
         if tau.dim():
             self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
@@ -355,7 +363,7 @@ class FamilyDistribution:
             if isinstance(state.get(name), Tensor):
                 state[name] = _without_parameter_reference(state[name])
         if "_cache_key" in state:
-            state["_cache_key"] = CacheKey()
+            state["_cache_key"] = CacheKey(self._validate_args)
         return state
 
     def __copy__(self) -> Self:

@@ -39,7 +39,7 @@ from pyro_gumbel.distributions.relaxed import (
 from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
 from pyro_gumbel.links import simplex
 from pyro_gumbel.ops.expectations import log_softmax_mean
-from pyro_gumbel.ops.logarithms import log_of_positive
+from pyro_gumbel.ops.logarithms import are_regular, log_of_positive
 from pyro_gumbel.ops.noise import gumbel
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import with_one_hot_gradient
@@ -71,6 +71,8 @@ class CategoricalFamily(Family):
     }
 
     def logits_of(self, probs: Tensor) -> Tensor:
+        if are_regular(probs):
+            return probs.log()
         return torch.where(probs <= 0, -math.inf, log_of_positive(probs))
 
     def normalised_logits(self, logits: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import constraints
 
+from pyro_gumbel._tracing import are_seen_finite
 from pyro_gumbel.distributions import kl
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.categorical import CategoricalFamily, CategoricalStraightThrough
 from pyro_gumbel.distributions.relaxation import register_relaxation
-from pyro_gumbel.distributions.straight_through import StraightThroughOutcome
+from pyro_gumbel.distributions.straight_through import StraightThroughOutcome, without_impossible
 from pyro_gumbel.tensors.index_tensor import IndexTensor, drawn_index
 from pyro_gumbel.tensors.lookups import entries
 from pyro_gumbel.tensors.subclass import plain
@@ -132,9 +133,16 @@ class IndexStraightThrough(StraightThroughOutcome, Categorical):
     def log_prob(self, value: Tensor) -> Tensor:
         """log p of the category; -inf for one of probability 0."""
         self._validate_sample(plain(value))
-        impossible, log_probs = self._log_probs()
-        table = torch.where(impossible, -torch.inf, log_probs)
-        return self._over_batch(entries(table, value))
+        return self._over_batch(entries(self._table, value))
+
+    @property
+    def _table(self) -> Tensor:
+        """log p of each category, -inf where p is 0, which passes no gradient."""
+        log_probs = self.family.log_probs(self._logits)
+        if are_seen_finite(log_probs):
+            return log_probs
+        impossible, log_probs = without_impossible(log_probs)
+        return torch.where(impossible, -torch.inf, log_probs)
 
     @property
     def mean(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_gumbel._validation import broadcast
 from pyro_gumbel.distributions.base import Family, FamilyDistribution
 from pyro_gumbel.distributions.plain import exact_logits
 from pyro_gumbel.ops.expectations import relaxed_divergence
@@ -121,4 +122,4 @@ def _require_alike(q: Any, p: Any) -> None:
 
 
 def _over_joint_batch(divergence: Tensor, q: Distribution, p: Distribution) -> Tensor:
-    return divergence.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    return divergence.expand(broadcast(q.batch_shape, p.batch_shape))  # type: ignore[arg-type]

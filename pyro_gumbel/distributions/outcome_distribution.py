@@ -81,15 +81,24 @@ class OutcomeDistribution(TorchDistribution):
 
     def __init__(self, make: Make) -> None:
         self._make = make
-        self._tensors: list[tuple[Tensor, int]] = []
-        now = make(self._read, True)
-        super().__init__(now.batch_shape, now.event_shape, validate_args=False)
-        batch = len(self._batch_shape)  # a parameter without a constraint may have more dimensions
-        self._tensors = [(t, max(tail, t.dim() - batch)) for t, tail in self._tensors]
-        self._keep(now)
+        self._tensors: list[tuple[Tensor, int]] = []  # with how many dimensions not of the batch
+        self._keep(make(self._read, True))
+
+    def _with(self, make: Make, now: Any) -> "OutcomeDistribution":
+        """A distribution of the same tensors, which are not read again.
+
+        :param now: the distribution at what was drawn.
+        """
+        new = OutcomeDistribution.__new__(OutcomeDistribution)
+        new._make, new._tensors = make, self._tensors
+        new._keep(now)
+        return new
 
     def _keep(self, now: Any) -> None:
         """Take this for the distribution at what was drawn."""
+        super().__init__(now.batch_shape, now.event_shape, validate_args=False)
+        batch = len(self._batch_shape)  # a parameter without a constraint may have more dimensions
+        self._tensors = [(t, max(tail, len(t.shape) - batch)) for t, tail in self._tensors]
         self.plain_distribution = now
         self.has_rsample = now.has_rsample
         self.has_enumerate_support = now.has_enumerate_support
@@ -148,13 +157,15 @@ class OutcomeDistribution(TorchDistribution):
 
         if shape == self.batch_shape:
             return self
-        larger = OutcomeDistribution(make)
-        larger._tensors = self._tensors
-        return larger
+        return self._with(make, self.plain_distribution.expand(shape))
 
     def mapped(self, function: Callable[[Any], Any]) -> "OutcomeDistribution":
         """What a function makes of the distribution, for every category."""
-        return OutcomeDistribution(lambda replace, checks: function(self._make(replace, checks)))
+
+        def make(replace: Replace, checks: bool) -> Any:
+            return function(self._make(replace, checks))
+
+        return self._with(make, function(self.plain_distribution))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A draw without a gradient."""
@@ -219,10 +230,14 @@ class OutcomeDistribution(TorchDistribution):
         """
         tensors, tails = zip(*self._tensors, *values, strict=True)
         whole = [in_parts_of_events(*pair) for pair in zip(tensors, tails, strict=True)]
+        groups = grouped(whole, result.dim(), tails)
+        tables = []
+        with without_gradient(), _unchecked():
+            for group in groups:
+                own = {id(tensors[place]): table for place, table in group.tables.items()}
+                tables.append(self._table(function, values, own))
         made = []
-        for group in grouped(whole, result.dim(), tails):
-            tables = {id(tensors[place]): table for place, table in group.tables.items()}
-            table = self._table(function, values, tables)
+        for group, table in zip(groups, tables, strict=True):
             shapes = group.first.elements.shape, table.shape[1:]
             if table.dim() == result.dim() + 1 and _fit(shapes, result.shape):
                 made.append(group.outcomes(table))
@@ -237,9 +252,8 @@ class OutcomeDistribution(TorchDistribution):
             return tables.get(id(tensor), plain(tensor))
 
         varies = any(id(tensor) in tables for tensor, _ in self._tensors)
-        with without_gradient(), _unchecked():
-            new = self._make(replaced, False) if varies else self._without_checks
-            table: Tensor = function(new, *(replaced(*value) for value in values))
+        new = self._make(replaced, False) if varies else self._without_checks
+        table: Tensor = function(new, *(replaced(*value) for value in values))
         return table
 
     @property
@@ -349,24 +363,33 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
         return None
     if not any(map(_has_outcomes, args)) and not any(map(_has_outcomes, kwargs.values())):
         return None
-    bound = cls.__signature__.bind(*args, **kwargs)
-    given = bound.arguments
-    if not any(_has_outcomes(each) for name, each in given.items() if not _passes_on(cls, name)):
+    count = len(args)
+    names = [*_names(cls, count), *kwargs]
+    given = [*args, *kwargs.values()]
+    replaced = [
+        (place, _tail(cls, name, dict(zip(names, given, strict=True))))
+        for place, name in enumerate(names)
+        if _is_replaced(given[place])
+    ]
+    if not any(_has_outcomes(given[i]) and not _passes_on(cls, names[i]) for i, _ in replaced):
         return None
 
-    tails = {name: _tail(cls, name, given) for name, each in given.items() if _is_replaced(each)}
-
     def make(replace: Replace, checks: bool) -> Any:
-        new = copy.copy(bound)
-        new.arguments = dict(given)
-        for name, tail in tails.items():
-            new.arguments[name] = _replaced(given[name], replace, checks, tail)
-        if not checks and "validate_args" in given:
-            new.arguments["validate_args"] = False
+        new = list(given)
+        for place, tail in replaced:
+            new[place] = _replaced(given[place], replace, checks, tail)
+        if not checks and "validate_args" in names:
+            new[names.index("validate_args")] = False
         with _plain_constructors():
-            return cls(*new.args, **new.kwargs)
+            return cls(*new[:count], **dict(zip(kwargs, new[count:], strict=True)))
 
     return OutcomeDistribution(make)
+
+
+def _names(cls: Any, count: int) -> list[str]:
+    """The names of the first parameters of a constructor, empty ones of those beyond `*args`."""
+    names = list(cls.__signature__.parameters)[:count]
+    return names + [""] * (count - len(names))
 
 
 def _passes_on(cls: Any, name: str) -> bool:
@@ -395,19 +418,24 @@ def _plain_constructors() -> Iterator[None]:
         _thread.constructs_plain = before
 
 
+_WITHOUT_OUTCOMES = {Tensor, bool, int, float, type(None)}
+
+
 def _has_outcomes(argument: Any) -> bool:
     """Whether there are outcomes anywhere in an argument."""
-    if type(argument) is Tensor:  # which most are
+    if type(argument) in _WITHOUT_OUTCOMES:  # as most are
         return False
-    if isinstance(argument, OutcomeTensor | OutcomeDistribution):
+    if isinstance(argument, OutcomeTensor):
         return True
-    if isinstance(argument, WRAPPERS):
-        return _has_outcomes(argument.base_dist)
-    if isinstance(argument, Transform):
-        return any(_has_outcomes(each) for name, each in vars(argument).items() if name != "_inv")
     if isinstance(argument, dict):
         return any(map(_has_outcomes, argument.values()))
-    return isinstance(argument, list | tuple) and any(map(_has_outcomes, argument))
+    if isinstance(argument, list | tuple):
+        return any(map(_has_outcomes, argument))
+    if isinstance(argument, Transform):
+        return any(_has_outcomes(each) for name, each in vars(argument).items() if name != "_inv")
+    if isinstance(argument, WRAPPERS):
+        return _has_outcomes(argument.base_dist)
+    return isinstance(argument, OutcomeDistribution)
 
 
 def _is_replaced(argument: Any) -> bool:

@@ -16,8 +16,14 @@ operations (`_version`). It does not see every change of a leaf: fused optimiser
 numpy write to leaves unseen. So a leaf, a view of a leaf, and a tensor without a graph are compared
 with a copy; all draws of one distribution share that copy.
 
+On a GPU to compare is to wait for it. Without validation nothing waits: then a log_prob is computed
+again where parameters would have to be compared. A temperature that was given as a number is known
+to the distribution alone, and need not be. With validation there is one comparison a log_prob, and
+each draw has a copy of its own.
+
 Not detected: writes through `.data`, numpy or the storage to a value, or to parameters that are
-results of operations; and any in-place change inside a compiled function.
+results of operations, or on a GPU to the temperature that a distribution has made from a number;
+and any in-place change inside a compiled function.
 
 **Memory.** A relaxed value keeps its logit-space form, unless that can be computed from the value
 to rounding; its log_prob, until it is asked for, except for binary values without a gradient; and
@@ -32,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import counts_changes
+from pyro_gumbel._tracing import counts_changes, is_own
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -42,6 +48,9 @@ class CacheKey:
 
     state: "_State | None" = None  # of the last look
     near: tuple[Any, int] | None = None  # the graph and version of logits seen to be near 0
+
+    def __init__(self, may_wait: bool) -> None:
+        self.may_wait = may_wait  # for a GPU, to compare parameters
 
     def saw_near(self, logits: Tensor) -> None:
         """Keep that all logits are near 0, if torch counts all changes of them."""
@@ -54,23 +63,38 @@ class CacheKey:
 
     def state_of(self, *parameters: Tensor) -> "_State":
         """What the parameters are now: the same object as long as they do not change."""
-        if self.state is None or not self.state.is_that_of(parameters):
-            self.state = _State(parameters)
-        return self.state
+        state = self.state
+        if state is None or state.would_wait or not state.is_that_of(parameters):
+            self.state = state = _State(parameters, self.may_wait)
+        return state
 
 
 class _State:
     """What tells whether tensors have changed."""
 
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.marks = [(_attributes(t), _copy_of(t)) for t in tensors]
+    def __init__(self, tensors: tuple[Tensor, ...], may_wait: bool) -> None:
+        self.marks = [(_attributes(t), _copy_of(t, may_wait)) for t in tensors]
         self.requires_grad = True in [t.requires_grad for t in tensors]
+        self.would_wait = any(
+            isinstance(c, Tensor) and c.device.type != "cpu" for _, c in self.marks
+        )
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
-            if _attributes(t) != attributes or not (copy is None or _is_equal(t, copy)):
+            if _attributes(t) != attributes:
                 return False
-        return True
+            if not (copy is None or self.would_wait or _is_equal(t, copy)):
+                return False
+        return not self.would_wait or self._has_equal_numbers(tensors)
+
+    def _has_equal_numbers(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether all tensors have the values of their copies, by one look at the GPU."""
+        pairs = [(t.detach(), c) for t, (_, c) in zip(tensors, self.marks, strict=True)
+                 if c is not None]  # fmt: skip
+        if any(not isinstance(c, Tensor) or c.shape != t.shape for t, c in pairs):
+            return False
+        equal = [(t == c).all() for t, c in pairs]
+        return bool(equal[0] if len(equal) == 1 else torch.stack(equal).all())
 
 
 def _attributes(tensor: Tensor) -> tuple[Any, ...]:
@@ -79,15 +103,17 @@ def _attributes(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.requires_grad, tensor.grad_fn, tensor.dtype, version
 
 
-def _copy_of(tensor: Tensor) -> Tensor | float | None:
-    """The values to compare with later; None if torch counts all changes, NaN on a GPU.
+def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
+    """The values to compare with later; None if all changes are counted.
 
-    Reading values would wait for the GPU: what cannot be compared counts as changed.
+    NaN if they must not be compared: then they count as changed.
     """
     if counts_changes(tensor):
         return None
     if tensor.device.type != "cpu":
-        return math.nan
+        if is_own(tensor):
+            return None
+        return tensor.detach().clone() if may_wait else math.nan
     return tensor.item() if tensor.dim() == 0 else tensor.detach().clone()
 
 

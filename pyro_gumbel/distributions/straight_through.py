@@ -16,7 +16,7 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
-from pyro_gumbel._tracing import are_finite, ends, in_program
+from pyro_gumbel._tracing import are_seen_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
@@ -42,6 +42,7 @@ __all__ = [
     "StraightThrough",
     "StraightThroughOutcome",
     "with_outcomes",
+    "without_impossible",
 ]
 
 PATHWISE = "returned by rsample"  # the key of the cache of such a sample
@@ -194,6 +195,21 @@ class StraightThroughOutcome(FamilyStraightThrough):
             hard = self._hard(sample_shape)
         return self.family.with_second_order_gradient(hard, self._logits.expand(hard.shape))
 
+    def _estimated(self, sample_shape: torch.Size) -> Tensor:
+        fused = self._fused(sample_shape)
+        return super()._estimated(sample_shape) if fused is None else fused
+
+    def _hard(self, sample_shape: torch.Size) -> Tensor:
+        if self.estimator is gumbel_softmax or self.estimator is second_order:
+            return super()._hard(sample_shape)
+        fused = self._fused(sample_shape)
+        return super()._hard(sample_shape) if fused is None else fused.detach()
+
+    def _fused(self, sample_shape: torch.Size) -> Tensor | None:
+        """A draw with the gradient of an estimator, if a kernel does it."""
+        arguments = self._logits, self._tau, self.link, self.family.noise
+        return dispatch.estimated_draw(*arguments, sample_shape, self._batch_shape, self.estimator)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) = <value, log p>, linear in the value and differentiable in it.
 
@@ -210,9 +226,9 @@ class StraightThroughOutcome(FamilyStraightThrough):
     def _log_prob(self, value: Tensor) -> Tensor:
         weights = self.family.one_hot(value)
         log_probs = self.family.log_probs(self._logits)
-        if log_probs.device.type == "cpu" and are_finite(log_probs):
+        if are_seen_finite(log_probs):
             return self._over_batch((weights * log_probs).sum(-1))
-        impossible, log_probs = _possible(log_probs)
+        impossible, log_probs = without_impossible(log_probs)
         log_prob = (weights * log_probs).sum(-1)
         excluded = (impossible & (weights > 0)).any(-1)
         return self._over_batch(torch.where(excluded, -torch.inf, log_prob))
@@ -224,7 +240,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         """Which outcomes are impossible, and the log probabilities, 0 for those."""
-        return _possible(self.family.log_probs(self._logits))
+        return without_impossible(self.family.log_probs(self._logits))
 
     @property
     def mean(self) -> Tensor:
@@ -252,7 +268,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
         return self._parameter.expand(self._parameter_shape)
 
 
-def _possible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+def without_impossible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Which outcomes are impossible, and the log probabilities, 0 for those."""
     impossible = log_probs.isneginf()
     return impossible, torch.where(impossible, 0.0, log_probs)

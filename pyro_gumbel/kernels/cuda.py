@@ -18,14 +18,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_gumbel._tracing import is_batched, version_of
-from pyro_gumbel.kernels import reference
+from pyro_gumbel._tracing import counts_changes, is_batched, is_own, version_of
+from pyro_gumbel.estimators import (
+    Estimator,
+    gapped,
+    gumbel_rao,
+    mean_relaxed,
+    reinmax,
+    straight_through,
+)
+from pyro_gumbel.kernels import reference, triton_rao
+from pyro_gumbel.kernels import triton_estimators as closed_forms
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.kernels.reference import Draw
-from pyro_gumbel.links import Link, Simplex
+from pyro_gumbel.links import Hypersimplex, Link, Simplex
+from pyro_gumbel.ops.noise import perturbed_given_bit, perturbed_given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
-__all__ = ["draw", "log_density", "second_order_draw", "straight_through_draw", "try_on"]
+__all__ = [
+    "draw",
+    "estimated_draw",
+    "log_density",
+    "second_order_draw",
+    "straight_through_draw",
+    "try_on",
+]
 
 TILE = kernels.TILE  # elements of a program
 COMPUTED = torch.float16, torch.bfloat16, torch.float32
@@ -62,11 +79,10 @@ def draw(
     log_prob = log_prob and (attached or link.event_dim > 0)  # as on a CPU
     if not attached:  # v without a gradient, whenever it is asked for
         logits, temperature = logits.detach(), temperature.detach()
-    if not keep and not temperature.requires_grad and temperature.numel() == 1:
-        temperature = temperature.clone()  # which nobody else can change
-        keep = not _counts_changes(logits)
-    else:
-        keep = keep or not (_counts_changes(logits) and _counts_changes(temperature))
+    is_safe = counts_changes(temperature) or is_own(temperature)
+    if not (keep or is_safe or temperature.requires_grad) and temperature.numel() == 1:
+        temperature, is_safe = temperature.clone(), True  # which nobody else can change
+    keep = keep or not (is_safe and counts_changes(logits))
     over = sample_shape + batch_shape
     arguments = logits, temperature, _seed(logits), link, over, batch_shape
     s, v, log_p = _FusedDraw.apply(*arguments, True, keep, log_prob)
@@ -100,6 +116,27 @@ def second_order_draw(
         return None
     over = sample_shape + batch_shape
     hard: Tensor = _FusedSecondOrderDraw.apply(logits, _seed(logits), link, over, batch_shape)
+    return hard
+
+
+def estimated_draw(
+    logits: Tensor,
+    temperature: Tensor,
+    link: Link,
+    sample_shape: Size,
+    batch_shape: Size,
+    estimator: Estimator,
+) -> Tensor | None:
+    """A hard draw with the gradient of an estimator, of those that have a kernel."""
+    known = estimator is straight_through or estimator is reinmax or type(estimator) is gapped
+    if type(estimator) is gumbel_rao:  # of rows that are taken whole
+        known = not link.event_dim or logits.shape[-1] <= kernels.LONGEST
+    if logits.dtype not in COMPUTED or type(link) is Hypersimplex or not known:
+        return None
+    over = sample_shape + batch_shape
+    hard: Tensor = _FusedEstimatedDraw.apply(
+        logits, temperature, _seed(logits), link, over, batch_shape, estimator
+    )
     return hard
 
 
@@ -146,12 +183,6 @@ class _Again:
         return v
 
 
-def _counts_changes(tensor: Tensor) -> bool:
-    """Whether torch counts every change in place: not of leaves and their views."""
-    is_view_of_leaf = tensor._is_view() and (tensor._base is None or tensor._base.grad_fn is None)
-    return tensor.grad_fn is not None and not is_view_of_leaf
-
-
 def _seed(like: Tensor) -> Tensor:
     return torch.randint(0, 2**63 - 1, (1,), device=like.device)
 
@@ -188,10 +219,23 @@ class _Rows(NamedTuple):
         counts = n, x_rows, tau_rows
         return cls(over, over + event, n, k, x, tau, counts, grid, options | launch)
 
-    def run(self, kernel: Any, *pointers: Tensor | None, more: Any = (), **options: Any) -> None:
-        """Run a kernel on the device of the draw, in the current stream."""
+    def run(
+        self,
+        kernel: Any,
+        *pointers: Tensor | None,
+        more: Any = (),
+        waits_for_memory: bool = False,
+        **options: Any,
+    ) -> None:
+        """Run a kernel on the device of the draw, in the current stream.
+
+        :param waits_for_memory: whether it computes little, and so is faster with more threads.
+        """
+        options |= self.options
+        if waits_for_memory:
+            options["num_warps"] *= 2
         with torch.cuda.device_of(self.x):
-            kernel[self.grid](*pointers, *self.counts, *more, **options, **self.options)
+            kernel[self.grid](*pointers, *self.counts, *more, **options)
 
     def flat(self, tensor: Tensor | None, event_dim: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """A tensor over the draw, and its strides over rows and columns, without a copy if it can.
@@ -314,7 +358,7 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         nothing = (None,) * 4
         if torch.is_grad_enabled() or is_batched(grad):
             attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
-            hard, grad = hard.float(), grad.float()
+            hard, grad = hard.detach().float(), grad.float()
             expand = partial(torch.broadcast_to, size=hard.shape)
             return *_gradients_of_graph(
                 lambda x: (attach(hard, expand(x.float())),), (x,), (True,), (grad,)
@@ -325,6 +369,61 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         bits, vectors = kernels.pull_second_order_of_bits, kernels.pull_second_order_of_rows
         rows.run(vectors if link.event_dim else bits, rows.x, hard, gs, dx, more=strides)
         return _summed(dx, x), *nothing
+
+
+class _FusedEstimatedDraw(torch.autograd.Function):
+    """From x and tau to the hard value, which has the gradient of an estimator's surrogate."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        tau: Tensor,
+        seed: Tensor,
+        link: Link,
+        over: Size,
+        batch: Size,
+        estimator: Estimator,
+    ) -> Tensor:
+        hard = _hard_value(_Rows.of(x, tau, link, over, batch), x, seed, None)
+        ctx.place, ctx.estimator = (link, over, batch), estimator
+        ctx.save_for_backward(x, tau, seed, hard)
+        return hard
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, tau, seed, hard = ctx.saved_tensors
+        link, over, batch = ctx.place
+        wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
+        if torch.is_grad_enabled() or is_batched(grad):
+            surrogate = partial(_estimated, link, hard, seed, over, ctx.estimator)
+            return *_gradients_of_graph(surrogate, (x, tau), wanted, (grad,)), *nothing
+        rows = _Rows.of(x, tau, link, over, batch)
+        gs, strides = rows.flat(grad, link.event_dim)
+        dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
+        _run_estimator(ctx.estimator, rows, seed, strides, hard, gs, dx, dtau)
+        return _summed(dx, x), _summed(dtau, tau), *nothing
+
+
+def _run_estimator(
+    estimator: Estimator, rows: _Rows, seed: Tensor, strides: tuple[int, ...], *tensors: Any
+) -> None:
+    """The backward pass of an estimator."""
+    have_event = rows.shape != rows.over
+    if isinstance(estimator, gumbel_rao):
+        bits, vectors = triton_rao.pull_rao_of_bits, triton_rao.pull_rao_of_rows
+        pointers = rows.x, rows.tau, seed, *tensors
+        samples = estimator.samples
+        rows.run(vectors if have_event else bits, *pointers, more=strides, SAMPLES=samples)
+        return
+    bits, vectors = closed_forms.pull_closed_form_of_bits, closed_forms.pull_closed_form_of_rows
+    gap, form = 0.0, closed_forms.STRAIGHT_THROUGH
+    if isinstance(estimator, gapped):
+        gap, form = estimator.gap, closed_forms.GAPPED
+    elif estimator is reinmax:
+        form = closed_forms.REINMAX
+    pointers, more = (rows.x, rows.tau, *tensors), (gap, *strides)
+    rows.run(vectors if have_event else bits, *pointers, more=more, FORM=form.value)
 
 
 def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> Tensor:
@@ -363,7 +462,8 @@ def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor 
         # v, which the gradient in tau needs, is lost where s is 0.
         s = None if wanted[1] else s
         kernel = kernels.pull_draw_of_rows
-        rows.run(kernel, rows.x, rows.tau, seed, s, parts, *tensors, more=strides)
+        pointers = rows.x, rows.tau, seed, s, parts, *tensors
+        rows.run(kernel, *pointers, more=strides, waits_for_memory=s is not None)
     else:
         rows.run(kernels.pull_draw_of_bits, rows.x, rows.tau, seed, *tensors, more=strides)
     return _summed(dx, x), _summed(dtau, tau)
@@ -414,7 +514,8 @@ class _FusedLogDensity(torch.autograd.Function):
         pointers = values, v_, rows.x, rows.tau, gl, dv, dx, dtau
         bits, vectors = kernels.pull_density_of_bits, kernels.pull_density_of_rows
         kernel = vectors if link.event_dim else bits
-        rows.run(kernel, *pointers, more=(*strides, *gl_strides), OF_VALUES=of_values)
+        options = {"waits_for_memory": link.event_dim > 0, "OF_VALUES": of_values}
+        rows.run(kernel, *pointers, more=(*strides, *gl_strides), **options)
         return None, dv, _summed(dx, x), _summed(dtau, tau), None, None, None
 
 
@@ -440,15 +541,28 @@ def _noise_of_draw(
     x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
 ) -> Tensor:
     """The noise of a draw."""
-    rows = _Rows.of(x, tau, link, over, batch)
-    noise = _new(rows.shape, x)
-    with torch.cuda.device_of(x):
+    return _noise_over(over + x.shape[x.dim() - link.event_dim :], link, seed)
+
+
+def _noise_of_samples(x: Tensor, seed: Tensor, link: Link, over: Size, samples: int) -> Tensor:
+    """The noise of the samples of `gumbel_rao`, over a new first dimension."""
+    n, event = over.numel(), x.shape[x.dim() - link.event_dim :]
+    each = n if link.event_dim else n + n % 2
+    noise = _noise_over(Size((samples + 1, each)) + event, link, seed)
+    return noise[1:, :n].reshape(samples, *over, *event)
+
+
+def _noise_over(shape: Size, link: Link, seed: Tensor) -> Tensor:
+    """The noise of a draw of a shape."""
+    noise = _new(shape, seed)
+    n, k = noise.numel(), shape[-1] if link.event_dim else 1
+    with torch.cuda.device_of(seed):
         if link.event_dim:
-            launch = {name: rows.options[name] for name in ("K", "ROWS", "BLOCK", "num_warps")}
-            kernels.noise_of_rows[rows.grid](seed, noise, rows.n, **launch)
+            grid, launch = kernels.launch_of_rows(n // k, k, TILE)
+            kernels.noise_of_rows[grid](seed, noise, n // k, K=k, **launch)
         else:
-            launch = {name: rows.options[name] for name in ("BLOCK", "num_warps")}
-            kernels.noise_of_bits[rows.grid](seed, noise, rows.n, **launch)
+            grid, launch = kernels.launch_of_bits(n, TILE)
+            kernels.noise_of_bits[grid](seed, noise, n, **launch)
     return noise
 
 
@@ -462,6 +576,30 @@ def _relaxed(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, 
 def _surrogate(link: Any, noise: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, ...]:
     """What a hard value has the gradient of; nothing where that is infinite or NaN."""
     return (link(link.centred(x.float()) + noise, tau).nan_to_num(nan=0.0),) * 3
+
+
+def _estimated(
+    link: Link,
+    hard: Tensor,
+    seed: Tensor,
+    over: Size,
+    estimator: Estimator,
+    x: Tensor,
+    tau: Tensor,
+) -> tuple[Tensor]:
+    """The surrogate of an estimator; nothing where that is infinite or NaN."""
+    noise_of = partial(_noise_of_samples, x, seed, link, over)
+    x, hard = link.centred(x.float()).expand(hard.shape), hard.detach().float()
+    if not isinstance(estimator, gumbel_rao):
+        surrogate = estimator(x, tau, hard, hard, link)
+    else:
+        noise = noise_of(estimator.samples)
+        if link.event_dim:
+            z = perturbed_given_ranking(x, hard.argmax(-1, keepdim=True), noise)
+        else:
+            z = perturbed_given_bit(x, hard, noise)
+        surrogate = mean_relaxed(x, tau, z, link)
+    return (surrogate.nan_to_num(nan=0.0),)
 
 
 def _density(

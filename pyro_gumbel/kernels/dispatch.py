@@ -16,6 +16,7 @@ from torch import Size, Tensor
 from torch.nn import Parameter
 
 from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.kernels import cpu, reference
 from pyro_gumbel.kernels.formulas import FORMULAS
 from pyro_gumbel.kernels.reference import Draw
@@ -27,6 +28,7 @@ __all__ = [
     "Draw",
     "backend",
     "draw",
+    "estimated_draw",
     "log_density",
     "second_order_draw",
     "straight_through_draw",
@@ -126,6 +128,30 @@ def second_order_draw(
     if not hasattr(kernels, "second_order_draw"):
         return None
     hard: Tensor | None = kernels.second_order_draw(logits, link, sample_shape, batch_shape)
+    return hard
+
+
+def estimated_draw(
+    logits: Tensor,
+    temperature: Tensor,
+    link: Link,
+    noise: Callable[..., Tensor],
+    sample_shape: Size,
+    batch_shape: Size,
+    estimator: Estimator,
+) -> Tensor | None:
+    """The hard value of bits or one-hot vectors with the gradient of an estimator.
+
+    None where no kernel does it.
+
+    :param noise: as in `draw`.
+    """
+    kernels = _kernels(link, noise, logits, temperature)
+    if not hasattr(kernels, "estimated_draw"):
+        return None
+    hard: Tensor | None = kernels.estimated_draw(
+        logits, temperature, link, sample_shape, batch_shape, estimator
+    )
     return hard
 
 

@@ -51,7 +51,7 @@ __all__ = [
     "pull_second_order_of_rows",
 ]
 
-TILE = 1024  # elements of a program
+TILE = 512  # elements of a program: fewer are slower, and so are more
 LONGEST = 4096  # columns that a program takes at a time
 
 # How a row of a draw finds its row of a parameter.
@@ -62,25 +62,59 @@ MODULO = tl.constexpr(2)
 INFINITY = tl.constexpr(float("inf"))
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # float32
 HALF_LOWEST = tl.constexpr(-1.7014117331926443e38)
+LEAST = tl.constexpr(-8.5e37)  # v on the simplex that stands for -inf, and
+FLOOR = tl.constexpr(-8e37)  # what is below it
+TINY = tl.constexpr(1.1754943508222875e-38)
 LOG_TINY = tl.constexpr(-87.33654475055310)  # v for a value of 0, and
 LOG_NEAR_ONE = tl.constexpr(16.635532333438686)  # for a value of 1, as `Link.finite` has them
 UNIT = tl.constexpr(2.0**-32)
+LOG_2_OF_POWER = tl.constexpr(0.6931471805599453 * 2.0**-23)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def launch_of_rows(rows: int, k: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for rows of k entries.
+    """The grid and the launch parameters for rows of k entries, 8 entries a thread.
 
     :param tile: the number of elements of a program, a power of two.
     """
-    block = min(max(2, triton.next_power_of_2(k)), LONGEST)
+    block = min(1 << max(1, (k - 1).bit_length()), LONGEST)
     each = max(1, tile // block)
-    warps = min(16, max(4, each * block // 256))
+    warps = min(16, max(1, each * block // 256))
     return (-(-rows // each),), {"ROWS": each, "BLOCK": block, "num_warps": warps}
 
 
 def launch_of_bits(size: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for bits."""
-    return (-(-size // tile),), {"BLOCK": tile, "num_warps": 4}
+    """The grid and the launch parameters for bits, 8 a thread."""
+    return (-(-size // tile),), {"BLOCK": tile, "num_warps": min(16, max(1, tile // 256))}
+
+
+# Functions of numbers.
+
+
+@triton.jit
+def _log(x):
+    """log x of a positive normal number, to 1.1 units in the last place; faster than tl.log.
+
+    x = 2^n (1 + f) with |f| <= 1/3, and log(1 + f) = f - f^2 / 2 + f^3 q(f), where q is the
+    polynomial of degree 7 with the smallest largest relative error.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    power = (bits - 0x3F2AAAAB) & -0x800000  # 2^23 n
+    f = (bits - power).to(tl.float32, bitcast=True) - 1
+    q = 0.139657974 - 0.128804788 * f
+    q = q * f - 0.121869721
+    q = q * f + 0.140101045
+    q = q * f - 0.166802794
+    q = q * f + 0.200101078
+    q = q * f - 0.249998033
+    q = q * f + 0.333332211
+    return power.to(tl.float32) * LOG_2_OF_POWER + ((q * f - 0.5) * (f * f) + f)
+
+
+@triton.jit
+def _exp(v):
+    """exp v of a number above -2e38, 0 where it is not a normal number; faster than tl.exp."""
+    return tl.exp2(v * LOG2_E)
 
 
 # Noise.
@@ -96,35 +130,32 @@ def _distance(high, low):
 
 
 @triton.jit
-def _log_exponential(m, is_low):
-    """log E, with E = -log U."""
+def _exponential(m, is_low):
+    """E = -log U."""
     u = tl.where(is_low, m, 1 - m)
-    gap = 1 - u  # exact; where it is not m, the logarithm is scaled for the digits that u lost
-    exact = is_low | (gap == 0)
-    scale = tl.where(exact, 1.0, m / tl.where(exact, 1.0, gap))
-    e = tl.where((gap == 0) & ~is_low, m, -tl.log(u) * scale)
-    return tl.log(e)
+    lost = tl.where(is_low, 0.0, m - (1 - u))  # exact: by the rounding of 1 - m
+    return lost - _log(u)
 
 
 @triton.jit
-def _log_exponential_of_rows(seed, row, start, K: tl.constexpr, BLOCK: tl.constexpr):
-    """log E of a block of columns."""
+def _exponential_of_rows(seed, row, start, K: tl.constexpr, BLOCK: tl.constexpr):
+    """E of a block of columns."""
     pair = start // 2 + tl.arange(0, BLOCK // 2)[None, :]
     a, b, c, d = tl.randint4x(seed, row * ((K + 1) // 2) + pair)
     high = tl.reshape(tl.join(a, c), (row.shape[0], BLOCK))
     low = tl.reshape(tl.join(b, d), (row.shape[0], BLOCK))
     m, is_low = _distance(high, low)
-    return _log_exponential(m, is_low)
+    return _exponential(m, is_low)
 
 
 @triton.jit
-def _logistic_of_bits(seed, BLOCK: tl.constexpr):
-    """The logistic variates of a program."""
-    pair = tl.program_id(0).to(tl.int64) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+def _logistic_of_bits(seed, BLOCK: tl.constexpr, before=0):
+    """The logistic variates of a program, where the noise has so many pairs before its own."""
+    pair = before + tl.program_id(0).to(tl.int64) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     a, b, c, d = tl.randint4x(seed, pair)
     high, low = tl.reshape(tl.join(a, c), (BLOCK,)), tl.reshape(tl.join(b, d), (BLOCK,))
     m, is_low = _distance(high, low)
-    size = tl.log(m / (1 - m))
+    size = _log(m / (1 - m))
     return tl.where(is_low, size, -size)
 
 
@@ -160,12 +191,12 @@ def _slope_of(v):
 def _log_slope_of(v):
     """log sigmoid(v) + log sigmoid(-v), also the logistic log density."""
     size = tl.abs(v)
-    return -size - 2 * tl.log(1 + tl.exp(-size))
+    return -size - 2 * _log(1 + tl.exp(-size))
 
 
 @triton.jit
 def _log_sigmoid_of(v):
-    return tl.minimum(v, 0.0) - tl.log(1 + tl.exp(-tl.abs(v)))
+    return tl.minimum(v, 0.0) - _log(1 + tl.exp(-tl.abs(v)))
 
 
 @triton.jit
@@ -184,6 +215,18 @@ def _finite_of(v):
 
 
 @triton.jit
+def _finite_on_simplex(v):
+    return tl.where(v < FLOOR, LOG_TINY, v)
+
+
+@triton.jit
+def _infinite_of(v, SIMPLEX: tl.constexpr):
+    if SIMPLEX:
+        v = tl.where(v < FLOOR, -INFINITY, v)
+    return v
+
+
+@triton.jit
 def _log_gamma(k):
     """log (k - 1)! by Stirling's series at k + 5."""
     y = k + 5
@@ -194,7 +237,10 @@ def _log_gamma(k):
 @triton.jit
 def _constant(count, tau, log_factorial, K: tl.constexpr):
     """log (k-1)! + (k-1) log tau, with k the number of live entries."""
-    return tl.where(count == K, log_factorial, _log_gamma(count)) + (count - 1) * tl.log(tau)
+    constant = tl.zeros_like(count) + log_factorial
+    if tl.min(tl.min(count, axis=1), axis=0) < K:
+        constant = tl.where(count == K, constant, _log_gamma(count))
+    return constant + (count - 1) * tl.log(tau)
 
 
 @triton.jit
@@ -231,7 +277,7 @@ def _rows_here(ROWS: tl.constexpr):
 @triton.jit
 def _temperature(tau_ptr, row, n, tau_rows, TAU_AT: tl.constexpr):
     if TAU_AT == FIRST:
-        tau = tl.load(tau_ptr).to(tl.float32) + tl.zeros_like(row).to(tl.float32)
+        tau = tl.load(tau_ptr).to(tl.float32)  # one number for a program: cheaper than one a row
     else:
         at = _own(row, tau_rows, TAU_AT)
         tau = tl.load(tau_ptr + at, mask=row < n, other=1.0).to(tl.float32)
@@ -239,42 +285,42 @@ def _temperature(tau_ptr, row, n, tau_rows, TAU_AT: tl.constexpr):
 
 
 @triton.jit
-def _logits(x_ptr, x_row, row, start, n, K: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of logits, 0 where they are -inf, and which are live."""
+def _logits(x_ptr, x_row, start, K: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of logits, -inf beyond the last column."""
     column = start + tl.arange(0, BLOCK)[None, :]
-    inside = (row < n) & (column < K)
-    x = tl.load(x_ptr + (x_row * K + column), mask=inside, other=0.0).to(tl.float32)
-    live = (column < K) & (x != -INFINITY)
-    return tl.where(live, x, 0.0), live
+    if K % BLOCK == 0:
+        x = tl.load(x_ptr + (x_row * K + column))
+    else:
+        x = tl.load(x_ptr + (x_row * K + column), mask=column < K, other=-INFINITY)
+    return x.to(tl.float32)
 
 
 @triton.jit
-def _top_of_logits(x_ptr, x_row, row, n, K: tl.constexpr, BLOCK: tl.constexpr):
+def _top_of_logits(x_ptr, x_row, K: tl.constexpr, BLOCK: tl.constexpr):
     """The largest logit of each row."""
-    top = tl.zeros_like(row).to(tl.float32) + LOWEST
+    top = tl.zeros_like(x_row).to(tl.float32) - INFINITY
     for start in range(0, K, BLOCK):
-        x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
-        top = tl.maximum(top, _largest_of(tl.where(live, x, LOWEST)))
+        top = tl.maximum(top, _largest_of(_logits(x_ptr, x_row, start, K, BLOCK)))
     return top
 
 
 @triton.jit
 def _below(x, top):
     """x - top, at least the lowest number."""
-    return 2 * tl.maximum(0.5 * x - 0.5 * top, HALF_LOWEST)
+    return tl.maximum(x, tl.maximum(top, 0.0) + LOWEST) - top
 
 
 @triton.jit
-def _perturbed_logits(x_ptr, x_row, seed, row, start, top, n, K: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of z, -inf where x is; its log E; and which entries are live."""
-    x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
-    log_e = _log_exponential_of_rows(seed, row, start, K, BLOCK)
-    return tl.where(live, _below(x, top) - log_e, -INFINITY), log_e, live
+def _perturbed_logits(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of z, -inf where x is, and its E, 1 there."""
+    x = _logits(x_ptr, x_row, start, K, BLOCK)
+    e = tl.where(x > -INFINITY, _exponential_of_rows(seed, row, start, K, BLOCK), 1.0)
+    return tl.where(x > -INFINITY, _below(x, top) - _log(e), -INFINITY), e
 
 
 @triton.jit
-def _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K: tl.constexpr, BLOCK: tl.constexpr):
-    z, _log_e, _live = _perturbed_logits(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+def _perturbed_alone(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK: tl.constexpr):
+    z, _e = _perturbed_logits(x_ptr, x_row, seed, row, start, top, K, BLOCK)
     return z
 
 
@@ -290,44 +336,44 @@ def _scaled_z(z, base, tau):
 
 
 @triton.jit
-def _largest_of_row(z, x_ptr, x_row, seed, row, top, n, K: tl.constexpr, BLOCK: tl.constexpr):
+def _largest_of_row(z, x_ptr, x_row, seed, row, top, K: tl.constexpr, BLOCK: tl.constexpr):
     largest = _largest_of(z)
     if K > BLOCK:
         for start in range(BLOCK, K, BLOCK):
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
             largest = tl.maximum(largest, _largest_of(z))
     return largest
 
 
 @triton.jit
-def _number_from(key, z, x_ptr, x_row, seed, row, top, n, K: tl.constexpr, BLOCK: tl.constexpr):
+def _number_from(key, z, x_ptr, x_row, seed, row, top, K: tl.constexpr, BLOCK: tl.constexpr):
     """How many entries of a row have at least this key."""
     number = tl.zeros_like(key)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         number += _sum_of_row((_key_of(z) >= key).to(tl.int32))
     return number
 
 
 @triton.jit
 def _key_of_rank(
-    z, x_ptr, x_row, seed, row, top, n, SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr
+    z, x_ptr, x_row, seed, row, top, SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The key of the m-th largest entry, bit by bit."""
     zero = tl.zeros_like(row).to(tl.int32)
-    number = _number_from(zero, z, x_ptr, x_row, seed, row, top, n, K, BLOCK)
+    number = _number_from(zero, z, x_ptr, x_row, seed, row, top, K, BLOCK)
     key = tl.where(number >= SIZE, zero, zero - 0x7FFFFFFF - 1)
     for i in range(0, 31):
         higher = key + (1 << (30 - i))
-        number = _number_from(higher, z, x_ptr, x_row, seed, row, top, n, K, BLOCK)
+        number = _number_from(higher, z, x_ptr, x_row, seed, row, top, K, BLOCK)
         key = tl.where(number >= SIZE, higher, key)
     return key
 
 
 @triton.jit
 def _about_rank(
-    key, z, x_ptr, x_row, seed, row, top, n,
+    key, z, x_ptr, x_row, seed, row, top,
     SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """How many entries with this key are chosen, how many there are, and the next smaller entry."""
@@ -335,7 +381,7 @@ def _about_rank(
     following = key.to(tl.float32) * 0 - INFINITY
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         here = _key_of(z)
         above += _sum_of_row((here > key).to(tl.int32))
         tied += _sum_of_row((here == key).to(tl.int32))
@@ -344,23 +390,34 @@ def _about_rank(
 
 
 @triton.jit
-def _log_total(z, x_ptr, x_row, seed, row, top, base, tau, n, K: tl.constexpr, BLOCK: tl.constexpr):
+def _inverse_of(tau):
+    return 1 / tl.maximum(tau, TINY)
+
+
+@triton.jit
+def _scaled_on_simplex(z, base, tau):
+    """(z - base) / tau, at least `LEAST`, which stands for -inf."""
+    return tl.maximum((z - base) * _inverse_of(tau), LEAST)
+
+
+@triton.jit
+def _log_total(z, x_ptr, x_row, seed, row, top, base, tau, K: tl.constexpr, BLOCK: tl.constexpr):
     """The shift on the simplex."""
     total = tl.zeros_like(base)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
-        total += _sum_of_row(tl.exp(_scaled_z(z, base, tau)))
-    return tl.log(total)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
+        total += _sum_of_row(_exp(_scaled_on_simplex(z, base, tau)))
+    return _log(total)
 
 
 @triton.jit
 def _threshold(
-    key, base, z, x_ptr, x_row, seed, row, top, tau, n,
+    key, base, z, x_ptr, x_row, seed, row, top, tau,
     SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The shift on the hypersimplex; -inf where only the chosen entries are live."""
-    chosen, tied, following = _about_rank(key, z, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
+    chosen, tied, following = _about_rank(key, z, x_ptr, x_row, seed, row, top, SIZE, K, BLOCK)
     share = chosen.to(tl.float32) / tied.to(tl.float32)
     following = tl.where(chosen < tied, base, following)  # the (m+1)-th largest entry
     alone = following == -INFINITY
@@ -374,7 +431,7 @@ def _threshold(
         lacked, lacked_2 = tl.zeros_like(base), tl.zeros_like(base)
         for start in range(0, K, BLOCK):
             if K > BLOCK:
-                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
             here = _key_of(z)
             top_part = tl.where(here > key, 1.0, tl.where(here == key, share, 0.0))
             rest_part = tl.where(z == -INFINITY, 0.0, 1 - top_part)
@@ -395,11 +452,14 @@ def _threshold(
 
 @triton.jit
 def _unconstrained_of(z, base, shift, tau, SIMPLEX: tl.constexpr):
-    """v; -inf where z is, and elsewhere inf where the shift is -inf."""
-    v = _scaled_z(z, base, tau)
+    """v; -inf where z is, and elsewhere inf where the shift is -inf.
+
+    On the simplex numbers below `FLOOR` stand for -inf.
+    """
     if SIMPLEX:
-        v = v - shift
+        v = _scaled_on_simplex(z, base, tau) - shift
     else:
+        v = _scaled_z(z, base, tau)
         alone = shift == -INFINITY
         v = tl.where(alone & (z > -INFINITY), INFINITY, v - tl.where(alone, 0.0, shift))
     return v
@@ -407,18 +467,18 @@ def _unconstrained_of(z, base, shift, tau, SIMPLEX: tl.constexpr):
 
 @triton.jit
 def _log_total_slope(
-    z, x_ptr, x_row, seed, row, top, base, shift, tau, n, K: tl.constexpr, BLOCK: tl.constexpr
+    z, x_ptr, x_row, seed, row, top, base, shift, tau, K: tl.constexpr, BLOCK: tl.constexpr
 ):
     """logsumexp(log w) on the hypersimplex."""
     most, total = tl.zeros_like(base) + LOWEST, tl.zeros_like(base)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         v = _finite_of(_unconstrained_of(z, base, shift, tau, False))
         most = tl.maximum(most, _largest_of(tl.where(z > -INFINITY, _log_slope_of(v), LOWEST)))
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         v = _finite_of(_unconstrained_of(z, base, shift, tau, False))
         share = tl.exp(tl.minimum(_log_slope_of(v) - most, 0.0))
         total += _sum_of_row(tl.where(z > -INFINITY, share, 0.0))
@@ -427,17 +487,17 @@ def _log_total_slope(
 
 @triton.jit
 def _base_and_shift(
-    z, x_ptr, x_row, seed, row, top, tau, n,
+    z, x_ptr, x_row, seed, row, top, tau,
     SIMPLEX: tl.constexpr, SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`base` and `shift`."""
     if SIMPLEX:
-        base = _largest_of_row(z, x_ptr, x_row, seed, row, top, n, K, BLOCK)
-        shift = _log_total(z, x_ptr, x_row, seed, row, top, base, tau, n, K, BLOCK)
+        base = _largest_of_row(z, x_ptr, x_row, seed, row, top, K, BLOCK)
+        shift = _log_total(z, x_ptr, x_row, seed, row, top, base, tau, K, BLOCK)
     else:
-        key = _key_of_rank(z, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
+        key = _key_of_rank(z, x_ptr, x_row, seed, row, top, SIZE, K, BLOCK)
         base = _float_of(key)
-        shift = _threshold(key, base, z, x_ptr, x_row, seed, row, top, tau, n, SIZE, K, BLOCK)
+        shift = _threshold(key, base, z, x_ptr, x_row, seed, row, top, tau, SIZE, K, BLOCK)
     return base, shift
 
 
@@ -450,8 +510,8 @@ def noise_of_rows(seed_ptr, noise_ptr, n, K: tl.constexpr, ROWS: tl.constexpr, B
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
     for start in range(0, K, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        log_e = _log_exponential_of_rows(seed, row, start, K, BLOCK)
-        tl.store(noise_ptr + (row * K + column), -log_e, mask=(row < n) & (column < K))
+        e = _exponential_of_rows(seed, row, start, K, BLOCK)
+        tl.store(noise_ptr + (row * K + column), -tl.log(e), mask=(row < n) & (column < K))
 
 
 _ROW_COUNTS = ["n", "x_rows", "tau_rows"]
@@ -469,41 +529,36 @@ def draw_rows(
     :param parts_ptr: None, or where `base` and `shift` of all rows go.
     """
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
-    x_row = _own(row, x_rows, X_AT)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
-    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
-    z, log_e, live = _perturbed_logits(x_ptr, x_row, seed, row, 0, top, n, K, BLOCK)
-    base, shift = _base_and_shift(z, x_ptr, x_row, seed, row, top, tau, n, SIMPLEX, SIZE, K, BLOCK)
+    top = _top_of_logits(x_ptr, x_row, K, BLOCK)
+    z, e = _perturbed_logits(x_ptr, x_row, seed, row, 0, top, K, BLOCK)
+    base, shift = _base_and_shift(z, x_ptr, x_row, seed, row, top, tau, SIMPLEX, SIZE, K, BLOCK)
     if parts_ptr is not None:
         tl.store(parts_ptr + row, base, mask=row < n)
         tl.store(parts_ptr + (n + row), shift, mask=row < n)
-    count, sum_e = tl.zeros_like(base), tl.zeros_like(base)
-    sum_log_e, sum_log_w = tl.zeros_like(base), tl.zeros_like(base)
+    count, sum_e, terms = tl.zeros_like(base), tl.zeros_like(base), tl.zeros_like(base)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z, log_e, live = _perturbed_logits(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z, e = _perturbed_logits(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         column = start + tl.arange(0, BLOCK)[None, :]
         inside = (row < n) & (column < K)
         v = _unconstrained_of(z, base, shift, tau, SIMPLEX)
         if s_ptr is not None:
-            s = tl.exp(v) if SIMPLEX else _sigmoid_of(v)
+            s = _exp(v) if SIMPLEX else _sigmoid_of(v)
             tl.store(s_ptr + (row * K + column), s, mask=inside)
         if v_ptr is not None:
-            tl.store(v_ptr + (row * K + column), v, mask=inside)
+            tl.store(v_ptr + (row * K + column), _infinite_of(v, SIMPLEX), mask=inside)
         if log_p_ptr is not None:
-            v = _finite_of(v)
-            log_w = v if SIMPLEX else _log_slope_of(v)
+            live = z > -INFINITY
             count += _sum_of_row(live.to(tl.float32))
-            sum_e += _sum_of_row(tl.where(live, tl.exp(log_e), 0.0))
-            sum_log_e += _sum_of_row(tl.where(live, log_e, 0.0))
-            sum_log_w += _sum_of_row(tl.where(live, log_w, 0.0))
+            sum_e += _sum_of_row(tl.where(live, e, 0.0))
+            log_w = _finite_on_simplex(v) if SIMPLEX else _log_slope_of(_finite_of(v))
+            terms += _sum_of_row(tl.where(live, _log(e) - log_w, 0.0))
     if log_p_ptr is not None:
-        log_p = _constant(count, tau, log_factorial, K) + sum_log_e - count * tl.log(sum_e)
-        log_p -= sum_log_w
+        log_p = _constant(count, tau, log_factorial, K) + terms - count * _log(sum_e)
         if not SIMPLEX:
-            log_p += _log_total_slope(
-                z, x_ptr, x_row, seed, row, top, base, shift, tau, n, K, BLOCK
-            )
+            log_p += _log_total_slope(z, x_ptr, x_row, seed, row, top, base, shift, tau, K, BLOCK)
             log_p = tl.where(count == SIZE, 0.0, log_p)
         tl.store(log_p_ptr + row, log_p, mask=row < n)
 
@@ -516,23 +571,53 @@ def choose_rows(
 ):  # fmt: skip
     """The hard value of a draw: 1 at its m largest z, of equal ones at the first."""
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
-    x_row = _own(row, x_rows, X_AT)
-    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
-    z = _perturbed_alone(x_ptr, x_row, seed, row, 0, top, n, K, BLOCK)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
+    top = _top_of_logits(x_ptr, x_row, K, BLOCK)
+    z = _perturbed_alone(x_ptr, x_row, seed, row, 0, top, K, BLOCK)
     if SIMPLEX:
-        key = _key_of(_largest_of_row(z, x_ptr, x_row, seed, row, top, n, K, BLOCK))
+        _choose_largest(z, hard_ptr, x_ptr, x_row, seed, row, top, n, K, BLOCK)
     else:
-        key = _key_of_rank(z, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
+        key = _key_of_rank(z, x_ptr, x_row, seed, row, top, SIZE, K, BLOCK)
         if parts_ptr is not None:
             tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
             base = _float_of(key)
-            shift = _threshold(key, base, z, x_ptr, x_row, seed, row, top, tau, n, SIZE, K, BLOCK)
+            shift = _threshold(key, base, z, x_ptr, x_row, seed, row, top, tau, SIZE, K, BLOCK)
             tl.store(parts_ptr + row, base, mask=row < n)
             tl.store(parts_ptr + (n + row), shift, mask=row < n)
-    wanted, _tied, _following = _about_rank(key, z, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
+        _choose_from(key, z, hard_ptr, x_ptr, x_row, seed, row, top, n, SIZE, K, BLOCK)
+
+
+@triton.jit
+def _choose_largest(
+    z, hard_ptr, x_ptr, x_row, seed, row, top, n, K: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Store 1 at the largest entry of each row, of equal ones at the first, and 0 elsewhere."""
+    largest, at = _largest_of(z), tl.zeros_like(row).to(tl.int32) + K
+    column = tl.arange(0, BLOCK)[None, :]
+    at = tl.min(tl.where(z == largest, column, K), axis=1, keep_dims=True)
+    if K > BLOCK:
+        for start in range(BLOCK, K, BLOCK):
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
+            here = _largest_of(z)
+            first = tl.min(tl.where(z == here, start + column, K), axis=1, keep_dims=True)
+            at = tl.where(here > largest, first, at)
+            largest = tl.maximum(largest, here)
+    for start in range(0, K, BLOCK):
+        chosen = (start + column == at).to(tl.float32)
+        inside = (row < n) & (start + column < K)
+        tl.store(hard_ptr + (row * K + start + column), chosen, mask=inside)
+
+
+@triton.jit
+def _choose_from(
+    key, z, hard_ptr, x_ptr, x_row, seed, row, top, n,
+    SIZE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store 1 at the entries above a key and, until there are m, at those that have it."""
+    wanted, _tied, _following = _about_rank(key, z, x_ptr, x_row, seed, row, top, SIZE, K, BLOCK)
     for start in range(0, K, BLOCK):
         if K > BLOCK:
-            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+            z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
         column = start + tl.arange(0, BLOCK)[None, :]
         here = _key_of(z)
         equal = (here == key).to(tl.int32)
@@ -571,10 +656,10 @@ def _value_before_pull(
         omega, h, v = w, w * 0 + 1, w * 0
     else:
         v = _unconstrained_of(z, base, shift, tau, SIMPLEX)
-        live = (v > -INFINITY) & (v < INFINITY)
+        live = (v >= FLOOR) if SIMPLEX else (v > -INFINITY) & (v < INFINITY)
         v = tl.where(live, v, 0.0)
         if SIMPLEX:
-            w = tl.where(live, tl.exp(v), 0.0)
+            w = tl.where(live, _exp(v), 0.0)
             omega, h = w, w * 0 + 1
         else:
             w = tl.where(live, _slope_of(v), 0.0)
@@ -614,25 +699,25 @@ def pull_draw_of_rows(
     :param gs_ptr: with gv_ptr and gl_ptr the gradients in s, v and log p(s), or None.
     """
     row = _rows_here(ROWS)
-    x_row = _own(row, x_rows, X_AT)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
     nothing = tl.zeros((ROWS, 1), tl.float32)
     z = tl.zeros((ROWS, BLOCK), tl.float32)
     seed, top, base, shift, total_slope = 0, nothing, nothing, nothing, nothing
     if s_ptr is None:
         seed = tl.load(seed_ptr)
-        top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
-        z = _perturbed_alone(x_ptr, x_row, seed, row, 0, top, n, K, BLOCK)
+        top = _top_of_logits(x_ptr, x_row, K, BLOCK)
+        z = _perturbed_alone(x_ptr, x_row, seed, row, 0, top, K, BLOCK)
         if parts_ptr is None:
             base, shift = _base_and_shift(
-                z, x_ptr, x_row, seed, row, top, tau, n, SIMPLEX, SIZE, K, BLOCK
+                z, x_ptr, x_row, seed, row, top, tau, SIMPLEX, SIZE, K, BLOCK
             )
         else:
             base = tl.load(parts_ptr + row, mask=row < n, other=0.0)
             shift = tl.load(parts_ptr + (n + row), mask=row < n, other=0.0)
         if not SIMPLEX:
             total_slope = _log_total_slope(
-                z, x_ptr, x_row, seed, row, top, base, shift, tau, n, K, BLOCK
+                z, x_ptr, x_row, seed, row, top, base, shift, tau, K, BLOCK
             )
     of_log_p = nothing
     if gl_ptr is not None:
@@ -645,7 +730,7 @@ def pull_draw_of_rows(
     if K > BLOCK:
         for start in range(BLOCK, K, BLOCK):
             if s_ptr is None:
-                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
             u, omega, v, live = _pull_block(
                 z, x_ptr, x_row, s_ptr, row, base, shift, tau, total_slope, of_log_p,
                 gs_ptr, gs_row, gs_column, gv_ptr, gv_row, gv_column, start, n, SIMPLEX, K, BLOCK,
@@ -655,18 +740,19 @@ def pull_draw_of_rows(
     for start in range(0, K, BLOCK):
         if K > BLOCK:
             if s_ptr is None:
-                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, n, K, BLOCK)
+                z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
             u, omega, v, live = _pull_block(
                 z, x_ptr, x_row, s_ptr, row, base, shift, tau, total_slope, of_log_p,
                 gs_ptr, gs_row, gs_column, gv_ptr, gv_row, gv_column, start, n, SIMPLEX, K, BLOCK,
             )  # fmt: skip
         r = tl.where(live, u - omega * sum_u, 0.0)
         column = start + tl.arange(0, BLOCK)[None, :]
-        tl.store(dx_ptr + (row * K + column), r / tau, mask=(row < n) & (column < K))
+        tl.store(dx_ptr + (row * K + column), r * _inverse_of(tau), mask=(row < n) & (column < K))
         sum_rv += _sum_of_row(r * v)
     if dtau_ptr is not None:
         degrees = tl.maximum(count - 1, 0.0)
-        tl.store(dtau_ptr + row, (of_log_p * degrees - sum_rv) / tau, mask=row < n)
+        dtau = (of_log_p * degrees - sum_rv) * _inverse_of(tau)
+        tl.store(dtau_ptr + row, dtau, mask=row < n)
 
 
 @triton.jit(do_not_specialize=_ROW_COUNTS)
@@ -677,12 +763,12 @@ def pull_second_order_of_rows(
 ):  # fmt: skip
     """The gradient in x, for each row, of `pyro_gumbel.ops.second_order`."""
     row = _rows_here(ROWS)
-    x_row = _own(row, x_rows, X_AT)
-    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
+    top = _top_of_logits(x_ptr, x_row, K, BLOCK)
     total, of_chosen, of_mean = tl.zeros_like(top), tl.zeros_like(top), tl.zeros_like(top)
     for start in range(0, K, BLOCK):
-        x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
-        weight = tl.where(live, tl.exp(_below(x, top)), 0.0)
+        x = _logits(x_ptr, x_row, start, K, BLOCK)
+        weight = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0)
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         total += _sum_of_row(weight)
@@ -690,8 +776,8 @@ def pull_second_order_of_rows(
         of_mean += _sum_of_row(weight * u)
     of_mean /= total
     for start in range(0, K, BLOCK):
-        x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
-        p = tl.where(live, tl.exp(_below(x, top)), 0.0) / total
+        x = _logits(x_ptr, x_row, start, K, BLOCK)
+        p = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0) / total
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
@@ -708,7 +794,8 @@ def _value_in_density(
     OF_VALUES: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """d up to a constant, v made finite, where it was, where live, and where impossible."""
-    x, live = _logits(x_ptr, x_row, row, start, n, K, BLOCK)
+    x = _logits(x_ptr, x_row, start, K, BLOCK)
+    live = x > -INFINITY
     column = start + tl.arange(0, BLOCK)[None, :]
     inside = (row < n) & (column < K)
     at = row * v_row + column.to(tl.int64) * v_column
@@ -717,7 +804,8 @@ def _value_in_density(
     least = 0.0 if OF_VALUES else -INFINITY
     value = tl.load(value_ptr + (row * K + column), mask=inside & ~live, other=least)
     impossible = inside & ~live & (value.to(tl.float32) > least)
-    return _below(x, top) - tau * v, v, v == given, live, impossible
+    d = tl.where(live, _below(x, top), 0.0) - tau * v
+    return d, v, v == given, live, impossible
 
 
 @triton.jit
@@ -763,9 +851,9 @@ def density_of_rows(
 ):  # fmt: skip
     """log p(s), or log p(v); -inf for an impossible value."""
     row = _rows_here(ROWS)
-    x_row = _own(row, x_rows, X_AT)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
-    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
+    top = _top_of_logits(x_ptr, x_row, K, BLOCK)
     most, total, slope, count, bad = _parts_of_density(
         value_ptr, v_ptr, v_row, v_column, x_ptr, x_row, top, tau, row, n,
         OF_VALUES, SIMPLEX, K, BLOCK,
@@ -796,9 +884,9 @@ def pull_density_of_rows(
 ):  # fmt: skip
     """The gradients of a density in v, x and tau, for each row; those that have a pointer."""
     row = _rows_here(ROWS)
-    x_row = _own(row, x_rows, X_AT)
+    x_row = _own(tl.minimum(row, n - 1), x_rows, X_AT)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
-    top = _top_of_logits(x_ptr, x_row, row, n, K, BLOCK)
+    top = _top_of_logits(x_ptr, x_row, K, BLOCK)
     most, total, slope, count, bad = _parts_of_density(
         value_ptr, v_ptr, v_row, v_column, x_ptr, x_row, top, tau, row, n,
         OF_VALUES, SIMPLEX, K, BLOCK,

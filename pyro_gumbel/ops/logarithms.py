@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel._tracing import ends, in_eager_mode
 
 __all__ = [
+    "are_regular",
     "clamped_log",
     "exact_log",
     "exact_log1m",
@@ -55,6 +56,8 @@ def finite_log(log: Tensor) -> Tensor:
 
 
 def _log(value: Tensor, least: float) -> Tensor:
+    if are_regular(value):
+        return value.log()
     if in_eager_mode():
         return _Log.apply(value, least)
     floor = _linear_below(value)
@@ -62,6 +65,11 @@ def _log(value: Tensor, least: float) -> Tensor:
     extended = torch.where(value < floor, (value - floor) / floor + math.log(floor), above)
     exact = value.detach().clamp(min=least).log()
     return extended + (exact - extended.detach())
+
+
+def are_regular(value: Tensor) -> bool:
+    """Whether the plain logarithm does, as it takes little to see on a CPU: no number is tiny."""
+    return value.device.type == "cpu" and ends(value)[0] >= _linear_below(value)
 
 
 def _linear_below(value: Tensor) -> float:

@@ -80,6 +80,8 @@ __all__ = [
     "gumbel",
     "logistic",
     "logistic_",
+    "perturbed_given_bit",
+    "perturbed_given_ranking",
     "uniform",
 ]
 
@@ -228,10 +230,16 @@ def given_ranking(logits: Tensor, ranking: Tensor, draws: int) -> Tensor:
     :param draws: how many to draw, over a new first dimension.
     """
     g = gumbel((draws, *logits.shape), dtype=logits.dtype, device=logits.device)
+    return perturbed_given_ranking(logits, ranking, g)
+
+
+@torch.no_grad()
+def perturbed_given_ranking(logits: Tensor, ranking: Tensor, g: Tensor) -> Tensor:
+    """The z of `given_ranking` that Gumbel variates g give, one for each draw and category."""
     others = logits.scatter(-1, ranking, -math.inf)
     from_last = torch.cat([others.logsumexp(-1, True), logits.gather(-1, ranking).flip(-1)], -1)
     log_left = from_last.logcumsumexp(-1)[..., 1:].flip(-1)  # log Z_1, ..., log Z_m
-    ranking = ranking.expand((draws, *ranking.shape))
+    ranking = ranking.expand((*g.shape[:-1], ranking.shape[-1]))
     log_e = (-g.gather(-1, ranking) - log_left).logcumsumexp(-1)
     last = log_e[..., -1:]
     behind = -torch.logaddexp(last, -(logits + g))
@@ -248,5 +256,11 @@ def given_bit(logits: Tensor, bit: Tensor, draws: int) -> Tensor:
     :param draws: how many to draw, over a new first dimension.
     """
     noise = logistic((draws, *logits.shape), dtype=logits.dtype, device=logits.device)
+    return perturbed_given_bit(logits, bit, noise)
+
+
+@torch.no_grad()
+def perturbed_given_bit(logits: Tensor, bit: Tensor, noise: Tensor) -> Tensor:
+    """The z of `given_bit` that logistic variates give, one for each draw and bit."""
     sign = 2 * bit - 1
     return -sign * logsigmoid(logsigmoid(-sign * logits) - noise)

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from pyro_gumbel._tracing import in_transform
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
+from pyro_gumbel.tensors.subclass import without_rule
 
 __all__ = ["DeferredTensor", "Later", "deferred", "settled"]
 
 
 class DeferredTensor(OutcomeTensor):
     """A tensor with the gradient for a loss that is linear in it, see this module."""
+
+    requires_grad = without_rule("requires_grad")
 
     _later: "Later"  # the same numbers for a loss that is not
 
@@ -44,6 +47,11 @@ class DeferredTensor(OutcomeTensor):
         """The same numbers for a loss that is not linear in them."""
         made: Tensor = settled(self.later)
         return made
+
+    def register_hook(self, hook: Callable[..., Any]) -> Any:
+        """On the gradient of a linear loss."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return super().register_hook(hook)
 
     def collapsed(self, *, linear: bool) -> Tensor:
         made: Tensor = self.plain if linear else collapsed(self.settled)

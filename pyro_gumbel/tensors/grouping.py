@@ -155,6 +155,8 @@ def in_parts_of_events(tensor: Any, tail: int) -> Any:
     :param tail: the number of these dimensions.
     :raises NotImplementedError: if they would be many.
     """
+    if not tail:
+        return tensor
     shapes = [each.elements.shape for each in outcomes_of(tensor)]
     vary = {
         d for shape in shapes for d in range(max(len(shape) - tail, 0), len(shape)) if shape[d] != 1

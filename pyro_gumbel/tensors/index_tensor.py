@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain, uncompiled, without_rule
 
 __all__ = [
     "MOST",
@@ -40,13 +40,15 @@ class OutcomeTensor(PlainTensor):
     in `pyro_gumbel.tensors.outcomes` has the formula of its gradient.
     """
 
+    shape, dtype = without_rule("shape"), without_rule("dtype")
+
     compares_floats = False  # for truth values: whether they are of floats, and so may end
     _outcomes: Sequence[Outcomes]
     _made_version: int  # to notice changes in place
     _rule: Callable[..., Any]  # gives the result of an operation its outcomes
 
     @classmethod
-    @torch._disable_dynamo  # it would reuse the code compiled for one `func` for another
+    @uncompiled  # it would reuse the code compiled for one `func` for another
     def __torch_function__(
         cls,
         func: Callable[..., Any],
@@ -63,12 +65,12 @@ class OutcomeTensor(PlainTensor):
             return cls._rule(func, args, kwargs or {})
 
     @property
-    @torch._disable_dynamo
+    @uncompiled
     def kept(self) -> Sequence[Outcomes]:
         """The outcomes; none if the numbers were changed in place."""
         return self._outcomes if changes_of(self) == self._made_version else ()
 
-    @torch._disable_dynamo
+    @uncompiled
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
         self._outcomes, self._made_version = outcomes, changes_of(self)
@@ -145,7 +147,7 @@ class IndexTensor(OutcomeTensor):
     """
 
 
-@torch._disable_dynamo  # a compiled graph has plain tensors only, without this gradient
+@uncompiled  # a compiled graph has plain tensors only, without this gradient
 def drawn_index(
     one_hot: Tensor, index: Tensor, probs: Callable[[], Tensor] | None = None
 ) -> Tensor:

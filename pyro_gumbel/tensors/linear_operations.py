@@ -79,14 +79,14 @@ def _entry_of(place: int, whole: Any) -> Any:
 
 def _for_linear(arguments: Any) -> Any:
     """The arguments with gradients in place of outcomes. A deferred tensor has its gradient."""
-    if isinstance(arguments, Tensor):
-        is_ready = isinstance(arguments, DeferredTensor)
-        return arguments if is_ready else collapsed(arguments, linear=True)
-    if type(arguments) in (tuple, list):
-        return type(arguments)([_for_linear(each) for each in arguments])
-    if isinstance(arguments, dict):
+    kind = type(arguments)
+    if kind is DeferredTensor:
+        return arguments
+    if kind is tuple or kind is list:
+        return kind([_for_linear(each) for each in arguments])
+    if kind is dict:
         return {name: _for_linear(each) for name, each in arguments.items()}
-    return arguments
+    return collapsed(arguments, linear=True)
 
 
 def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
@@ -109,11 +109,15 @@ def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _are_floats(arguments: Any) -> bool:
     """Whether the deferred tensors among the arguments are floats: others are not linear in v."""
-    if isinstance(arguments, DeferredTensor):
-        return arguments.is_floating_point()
-    if isinstance(arguments, dict):
-        return all(map(_are_floats, arguments.values()))
-    return not isinstance(arguments, tuple | list) or all(map(_are_floats, arguments))
+    kind = type(arguments)
+    if kind is DeferredTensor:
+        is_float: bool = arguments.is_floating_point()
+        return is_float
+    if kind is dict:
+        arguments = arguments.values()
+    elif kind is not tuple and kind is not list:
+        return True
+    return all(map(_are_floats, arguments))
 
 
 def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:

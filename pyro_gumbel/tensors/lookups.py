@@ -182,8 +182,10 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
 
 def _entries_of(table: Tensor, index: Tensor) -> Tensor:
     index = index.to(table.device, torch.long)  # as torch does with an index on the CPU
-    indices, whole = torch.broadcast_tensors(index.unsqueeze(-1), table)
-    return whole.gather(-1, indices[..., :1]).squeeze(-1)
+    if index.shape != table.shape[:-1]:
+        whole, table = torch.broadcast_tensors(index.unsqueeze(-1), table)
+        index = whole[..., 0]
+    return table.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
 def _entries(table: Tensor, outcomes: Outcomes) -> Outcomes:

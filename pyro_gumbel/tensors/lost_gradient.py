@@ -26,6 +26,7 @@ _TRANSPARENT = {
     "pyro_gumbel.tensors.linear_operations",
     "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
+    "pyro_gumbel.tensors.subclass",
     "torch._compile",
     "torch._dynamo.eval_frame",
     "torch._jit_internal",

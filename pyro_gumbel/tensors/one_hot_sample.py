@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode, version_of
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, drawn_index
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain
+from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, uncompiled
 
 __all__ = ["OneHotSample", "as_one_hot_sample"]
 
@@ -52,7 +52,7 @@ class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
     drawn_version: int  # to notice changes in place
 
     @classmethod
-    @torch._disable_dynamo  # it would reuse the code compiled for one `func` for another
+    @uncompiled  # it would reuse the code compiled for one `func` for another
     def __torch_function__(
         cls,
         func: Callable[..., Any],

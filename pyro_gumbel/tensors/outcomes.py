@@ -290,7 +290,7 @@ class _WithGradient(Function):
             one_hot = draws[0].one_hot
             rows = _of_elements(gradient, elements, table, one_hot.dtype)
             if is_whole:
-                of_draws.append(rows.reshape(one_hot.shape).to(one_hot.dtype))
+                of_draws.append(rows.reshape(one_hot.shape).to(one_hot.device, one_hot.dtype))
             else:
                 of_draws += _of_draws(rows, elements, draws)
         return of_draws
@@ -344,12 +344,13 @@ def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch
 def _of_draws(rows: Tensor, elements: Tensor, draws: Sequence[CategoricalDraw]) -> list[Tensor]:
     """The gradient in the one-hot vectors of each draw."""
     k = rows.shape[-1]
-    rows, elements = rows.reshape(-1, k), elements.flatten()
+    rows, elements = rows.reshape(-1, k), elements.flatten().to(rows.device)
     result = []
     for draw in draws:
         total = rows.new_zeros(draw.size + 1, k)
         at = elements - draw.first
         at = torch.where((at >= 0) & (at < draw.size), at, draw.size)
         total = total.index_add_(0, at, rows)[: draw.size]
-        result.append(total.reshape(draw.one_hot.shape).to(draw.one_hot.dtype))
+        one_hot = draw.one_hot
+        result.append(total.reshape(one_hot.shape).to(one_hot.device, one_hot.dtype))
     return result

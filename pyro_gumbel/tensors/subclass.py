@@ -3,12 +3,26 @@
 
 """The base of our tensor classes: tensors in every respect, but for the operations with a rule."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 
-__all__ = ["PlainTensor", "as_plain", "plain"]
+__all__ = ["PlainTensor", "as_plain", "plain", "uncompiled", "without_rule"]
+
+
+def without_rule(name: str) -> Any:
+    """An attribute of torch's tensors that no rule concerns, read without a look for one."""
+    attribute = getattr(Tensor, name)
+
+    def get(self: Tensor) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return attribute.__get__(self)
+
+    return property(get, attribute.__set__)
 
 
 class PlainTensor(Tensor):
@@ -47,3 +61,25 @@ def as_plain(arguments: Any) -> Any:
     if type(arguments) in (tuple, list):
         return type(arguments)(map(as_plain, arguments))
     return arguments
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that `torch.compile` does not look into, nor into what it calls.
+
+    `torch._disable_dynamo` does this, at the cost of microseconds in each call. So it has a part
+    only in calls from a compiled function, which does not look into the choice either.
+    """
+    apart = torch._disable_dynamo(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if eval_frame.get_eval_frame_callback() is None:  # nothing is compiled
+            return function(*args, **kwargs)
+        return apart(*args, **kwargs)
+
+    functools.update_wrapper(call, function)
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    skip = eval_frame._FrameExecStrategy(
+        eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+    )
+    eval_frame.set_code_exec_strategy(call.__code__, skip)
+    return call

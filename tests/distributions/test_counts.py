@@ -25,7 +25,7 @@ from pyro_gumbel import NegativeBinomialStraightThrough as NegativeBinomial
 from pyro_gumbel import PoissonStraightThrough as Poisson
 from pyro_gumbel import relax
 from pyro_gumbel.distributions import poisson, trials
-from tests.common import assert_counts, assert_same_mean
+from tests.common import assert_counts, assert_same_mean, seeded
 from tests.counts import (
     CLASSES,
     COMPOUNDS,
@@ -86,7 +86,7 @@ def quadratic(name):
     if name not in VECTORS:
         return lambda z: 0.7 * z**2 - 1.3 * z
     generator = torch.Generator().manual_seed(1)
-    a, b = (torch.randn(3, n, generator=generator, dtype=torch.float64) for n in (3, 1))
+    a, b = (seeded(torch.randn, generator, 3, n, dtype=torch.float64) for n in (3, 1))
     return lambda z: ((z @ a) * z).sum(-1) + (z @ b).squeeze(-1)
 
 

@@ -22,6 +22,7 @@ from pyro_gumbel.distributions.outcome_distribution import (
 )
 from pyro_gumbel.tensors.deferred import DeferredTensor
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor
+from tests.common import seeded
 from tests.states import drawn, relative_error
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -31,11 +32,11 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 def normal(*shape):
-    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+    return seeded(torch.randn, GENERATOR, shape, dtype=torch.float64)
 
 
 def uniform(*shape):
-    return torch.rand(shape, generator=GENERATOR, dtype=torch.float64)
+    return seeded(torch.rand, GENERATOR, shape, dtype=torch.float64)
 
 
 # Tables: of any number, of a positive one, of a probability; of vectors of three.

@@ -21,7 +21,7 @@ from pyro_gumbel import (
     SelectedComponent,
 )
 from pyro_gumbel.tensors.index_tensor import as_derivative
-from tests.common import assert_counts, assert_same_mean
+from tests.common import assert_counts, assert_same_mean, seeded
 
 K = 3
 BATCH = 5
@@ -30,7 +30,7 @@ EYE = torch.eye(K, dtype=torch.float64)
 
 def numbers(*shape):
     """Some numbers, the same for the same shape."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return seeded(torch.randn, 7, shape, dtype=torch.float64)
 
 
 def covariance(*shape):

@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.nn.functional import one_hot
 
 from pyro_gumbel import CategoricalStraightThrough
-from tests.common import z_bound
+from tests.common import seeded, z_bound
 from tests.infer.latents import KINDS, T, gradients
 from tests.infer.sites import train
 
@@ -24,7 +24,7 @@ class ThreeLatents:
     """Three latents of four categories, coupled by one observation; 64 states in all."""
 
     def __init__(self, seed):
-        draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
+        draw = partial(seeded, torch.randn, torch.Generator().manual_seed(seed))
         self.prior, self.weights, self.x = draw(3, 4), draw(3, 4, 5), 2 * draw(5)
         self.logits = draw(3, 4)
         self.states = one_hot(torch.tensor(list(product(range(4), repeat=3))), 4).float()

@@ -11,13 +11,14 @@ from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
 from pyro_gumbel import relaxed
 from pyro_gumbel.tensors.deferred import DeferredTensor
+from tests.common import seeded
 
 POINTS, K = 3, 3
 GENERATOR = torch.Generator().manual_seed(0)
 
 
 def normal(*shape):
-    return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
+    return seeded(torch.randn, GENERATOR, shape, dtype=torch.float64)
 
 
 X, A, B = normal(POINTS), normal(POINTS), normal(POINTS)

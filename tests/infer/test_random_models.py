@@ -22,6 +22,7 @@ from pyro_gumbel import relaxed
 from pyro_gumbel.distributions import IndexStraightThrough
 from pyro_gumbel.ops.second_order import with_one_hot_gradient
 from pyro_gumbel.tensors.index_tensor import drawn_index
+from tests.common import seeded
 from tests.states import prob_of, states
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -108,7 +109,7 @@ class Model:
         ]
         self.tables = {}
         self.generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(self.sites, self.categories, generator=self.generator)
+        start = seeded(torch.randn, self.generator, self.sites, self.categories)
         self.logits = start.double().requires_grad_()
         self.factors = [self._factor() for _ in range(chance.randint(1, 4))]
 
@@ -122,7 +123,7 @@ class Model:
 
     def table(self, *shape):
         if shape not in self.tables:
-            new = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+            new = seeded(torch.randn, self.generator, shape, dtype=torch.float64)
             self.tables[shape] = (0.7 * new).requires_grad_()
         return self.tables[shape]
 

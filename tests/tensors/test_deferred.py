@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_gumbel.tensors.deferred import DeferredTensor, settled
+from tests.common import seeded
 from tests.states import (
     drawn,
     exact_gradient,
@@ -23,7 +24,7 @@ WEIGHTS = torch.tensor([0.5, -1.5])
 
 
 def table(*shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return seeded(torch.randn, seed, shape, dtype=torch.float64)
 
 
 A, B, PAIR = table(K, seed=1), table(K, seed=2), table(K, 2, seed=3)

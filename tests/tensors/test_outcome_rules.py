@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, SelectedComponent
+from tests.common import seeded
 from tests.states import drawn, gradient_of_draw, relative_error
 
 SITES, K = 3, 3
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return seeded(torch.randn, seed, shape, dtype=torch.float64)
 
 
 V, W, A, S = normal(K, 4), normal(4, 2, seed=1), normal(6, seed=2), normal(K, seed=3).exp()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pyro_gumbel.tensors import index_tensor
 from pyro_gumbel.tensors.deferred import settled
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor
+from tests.common import seeded
 from tests.states import drawn, relative_error
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -21,7 +22,7 @@ X, X4 = torch.randn(SITES, dtype=torch.float64), torch.randn(4, dtype=torch.floa
 
 
 def table(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return seeded(torch.randn, seed, shape, dtype=torch.float64)
 
 
 A, B, S = table(K, seed=1), table(K, seed=2), table(K, seed=3).exp()

@@ -15,6 +15,8 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch.nn import functional as F
 
+from tests.common import seeded
+
 from .substitution import Draw, assert_equal, centred
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -73,10 +75,10 @@ def is_whole(x):
 
 def table(*shape, dtype=torch.float64):
     """The same numbers for the same shape."""
-    generator = torch.Generator().manual_seed(sum(s * 31**i for i, s in enumerate(shape)))
+    seed = sum(s * 31**i for i, s in enumerate(shape))
     if dtype == torch.float64:
-        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
-    return torch.randint(4, shape, generator=generator)
+        return seeded(torch.rand, seed, shape, dtype=dtype) + 0.5
+    return seeded(torch.randint, seed, 4, shape)
 
 
 def integers(x):

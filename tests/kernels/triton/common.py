@@ -3,10 +3,19 @@
 
 """What the tests of the kernels share."""
 
+import math
+
+import numpy
 import torch
+from scipy import stats
 
 from pyro_gumbel.kernels import cuda
+from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
+from tests.common import ALPHA
+from tests.kernels.triton import INTERPRETED
+
+LARGE = 2**18 if INTERPRETED else kernels.TILE  # elements of a program
 
 LINKS = [interval, simplex, Hypersimplex(2)]
 NAMES = ["interval", "simplex", "hypersimplex"]
@@ -51,3 +60,29 @@ def assert_near(found, expected, digits=2e-6):
     assert torch.equal(found[odd].nan_to_num(7.0), expected[odd].nan_to_num(7.0))
     size = expected[~odd].abs().max().clamp(min=1.0) if (~odd).any() else 1.0
     torch.testing.assert_close(found[~odd], expected[~odd], rtol=0, atol=float(digits * size))
+
+
+def assert_uniform(u):
+    """By the statistic of Kolmogorov and Smirnov."""
+    u, n = numpy.sort(u), len(u)
+    grid = numpy.arange(n + 1) / n
+    distance = max((grid[1:] - u).max(), (u - grid[:-1]).max())
+    assert stats.kstwobign.sf(distance * math.sqrt(n)) > ALPHA
+
+
+def is_by_kernel(sample):
+    """Whether the sample of an estimator was drawn by the kernels, not by operations."""
+    node = sample.grad_fn
+    while node is not None and type(node).__name__ != "_FusedEstimatedDrawBackward":
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node is not None
+
+
+def state_of_generator():
+    """That of torch's generator of the device."""
+    return (torch if INTERPRETED else torch.cuda).get_rng_state()
+
+
+def smooth_total(outputs):
+    """A sum of functions that are not linear, with other weights for each entry."""
+    return sum((y.exp() * torch.linspace(0.5, 1.5, y.numel()).view(y.shape)).sum() for y in outputs)

@@ -18,6 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from pyro_gumbel.estimators import gapped, gumbel_rao, reinmax, straight_through
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.kernels import triton_kernels as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
@@ -50,7 +51,14 @@ class NoDriver:
 compiled: list[tuple[str, Any]] = []
 
 
-def run(rows: Any, kernel: Any, *pointers: Any, more: Any = (), **options: Any) -> None:
+def run(
+    rows: Any,
+    kernel: Any,
+    *pointers: Any,
+    more: Any = (),
+    waits_for_memory: Any = None,
+    **options: Any,
+) -> None:
     """In place of `_Rows.run`: compile, but do not run."""
     arguments = *pointers, *rows.counts, *more
     made = kernel.warmup(*arguments, grid=rows.grid, **options, **rows.options)
@@ -70,6 +78,8 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
     if link.event_dim == 0 or link is simplex:
         cuda._FusedSecondOrderDraw.apply(x, *arguments[2:]).sum().backward()
+        for estimator in (gumbel_rao(), straight_through, reinmax, gapped()):
+            cuda._FusedEstimatedDraw.apply(*arguments, estimator).sum().backward()
     v = v.detach().requires_grad_()
     cuda.log_density(s, v, x, tau, link, batch, of_values=tau_is_one).sum().backward()
 

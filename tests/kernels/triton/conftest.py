@@ -1,27 +1,44 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The kernels run in Triton's interpreter, by `make test-kernels`, and not in other test runs."""
+"""The kernels run in Triton's interpreter, by `make test-kernels`, or on a GPU (`--device cuda`).
+
+In other test runs there is nothing here.
+"""
 
 import importlib.util
-import os
 
 import pytest
-import torch
 
-if os.environ.get("TRITON_INTERPRET") != "1" or not importlib.util.find_spec("triton"):
-    collect_ignore_glob = ["test_*.py"]
+from tests.kernels.triton import INTERPRETED
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+ON_GPU_ALONE = "test_on_gpu.py"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """True to leave a file out, None to let others decide."""
+    on_gpu = config.getoption("device") == "cuda"
+    runs = on_gpu or (INTERPRETED and collection_path.name != ON_GPU_ALONE)
+    is_left_out = collection_path.name.startswith("test_") and not (runs and HAS_TRITON)
+    return True if is_left_out else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """What a compiled kernel cannot do is left out on a GPU."""
+    if not INTERPRETED:
+        items[:] = [item for item in items if not item.get_closest_marker("interpreter")]
 
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
-    """Memory that a kernel does not write to holds NaN, and tiles are large, for speed."""
+    """Memory that a kernel does not write to holds NaN. In the interpreter tiles are large."""
     from pyro_gumbel.kernels import cuda
 
-    monkeypatch.setattr(cuda, "TILE", 2**14)
-    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
+    new = cuda._new
+    monkeypatch.setattr(cuda, "_new", lambda *given: new(*given).fill_(float("nan")))
+    if INTERPRETED:
+        monkeypatch.setattr(cuda, "TILE", 2**14)
 
 
 @pytest.fixture
@@ -30,3 +47,11 @@ def short_blocks(monkeypatch):
     from pyro_gumbel.kernels import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "LONGEST", 8)
+
+
+@pytest.fixture
+def on_the_kernels(monkeypatch):
+    """The distributions find them, also for tensors of a CPU."""
+    from pyro_gumbel.kernels import cuda, dispatch
+
+    monkeypatch.setitem(dispatch.BY_DEVICE, "cpu" if INTERPRETED else "cuda", cuda)
