@@ -236,7 +236,7 @@ families-sure-entry                distributions/test_moments.py -k derivatives
     - deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
     + deviation = variance.sqrt()
 families-copied-cache              distributions/test_arguments.py -k pickle
-    - state["_cache_key"] = CacheKey()
+    - state["_cache_key"] = CacheKey(self._validate_args)
     + pass
 base-temperature-of-noise          distributions/test_category_index.py
     - return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
@@ -598,8 +598,8 @@ cache-parameter-version            distributions/test_sample_cache.py
     - version = 0 if tensor.is_inference() else tensor._version
     + version = 0
 cache-leaf-not-compared            distributions/test_sample_cache.py
-    - or not (copy is None or _is_equal(t, copy))
-    + or False
+    - if not (copy is None or self.would_wait or _is_equal(t, copy)):
+    + if False:
 cache-view-of-a-leaf               distributions/test_sample_cache.py
     - if counts_changes(tensor):
     + if tensor.grad_fn is not None:

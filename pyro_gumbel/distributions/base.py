@@ -22,6 +22,7 @@ from torch.distributions import constraints
 from torch.nn import Parameter
 
 from pyro_gumbel._tracing import (
+    CPU,
     brief,
     ends,
     in_eager_mode,
@@ -288,7 +289,7 @@ class FamilyDistribution:
         Those over categories are near 0. The first draw then need not look at them again.
         """
         x = self._parameter
-        if self._parameter_name != "logits" or x.device.type != "cpu" or type(x) not in _PLAIN:
+        if self._parameter_name != "logits" or x.device != CPU or type(x) not in _PLAIN:
             return False
         if not self.family.event_dim:
             return x.numel() < FEW and is_free_of_nan(x)

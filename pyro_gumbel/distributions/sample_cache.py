@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import counts_changes, is_own
+from pyro_gumbel._tracing import CPU, counts_changes, is_own
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -75,9 +75,7 @@ class _State:
     def __init__(self, tensors: tuple[Tensor, ...], may_wait: bool) -> None:
         self.marks = [(_attributes(t), _copy_of(t, may_wait)) for t in tensors]
         self.requires_grad = True in [t.requires_grad for t in tensors]
-        self.would_wait = any(
-            isinstance(c, Tensor) and c.device.type != "cpu" for _, c in self.marks
-        )
+        self.would_wait = True in [isinstance(c, Tensor) and c.device != CPU for _, c in self.marks]
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
@@ -110,7 +108,7 @@ def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
     """
     if counts_changes(tensor):
         return None
-    if tensor.device.type != "cpu":
+    if tensor.device != CPU:
         if is_own(tensor):
             return None
         return tensor.detach().clone() if may_wait else math.nan
@@ -120,7 +118,7 @@ def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
 def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
     """Whether a tensor still has the values of its copy."""
     if not isinstance(copy, Tensor):
-        return tensor.device.type == "cpu" and tensor.dim() == 0 and tensor.item() == copy
+        return tensor.device == CPU and tensor.dim() == 0 and tensor.item() == copy
     if tensor.shape != copy.shape:
         return False
     tensor = tensor.detach()
