@@ -263,6 +263,9 @@ class FamilyDistribution:
         is_eager = in_eager_mode()
         if not is_eager and in_program():
             return
+        on_gpu = self._parameter.device.type == "cuda"
+        if is_eager and on_gpu and self._are_seen_legal(temperature):
+            return
         if self.takes_temperature and not _is_usual(temperature):
             self._check_temperature()
         if not (is_eager and self._are_usual_logits()):
@@ -282,6 +285,20 @@ class FamilyDistribution:
                 tau,
                 "write temperature=0.5, or torch.nn.functional.softplus(raw) for a learnt one",
             )
+
+    def _are_seen_legal(self, temperature: Any) -> bool:
+        """Whether one look at a GPU shows all arguments to be legal."""
+        x = self._parameter.detach()
+        if self._parameter_name == "logits":
+            legal = x.sum().isfinite()
+        elif self.family.event_dim:
+            legal = x.sum().isfinite() & (x > 0).all()
+        else:
+            legal = ((x >= 0) & (x <= 1)).all()
+        if self.takes_temperature and temperature is not None and not _is_usual(temperature):
+            tau = self.temperature
+            legal = legal & ((tau > 0) & (tau < math.inf)).all()
+        return bool(legal.item())
 
     def _are_usual_logits(self) -> bool:
         """Whether the parameter are logits that one look shows to be legal in every family.

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import brief, in_program, known
-from pyro_gumbel._validation import Temperature
+from pyro_gumbel._tracing import brief, in_eager_mode, in_program, known
+from pyro_gumbel._validation import Temperature, check_value
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, recall_log_prob, remember
@@ -130,10 +130,12 @@ class RelaxedValue(Relaxed):
             own = recall_log_prob(value, self._cache_key)
             if own is not None:
                 return own if own.shape == self._batch_shape else self._over_batch(own)
-        self._validate_sample(value)
-        v = recall(value, self.link)
+        v = recall(value, self.link) if isinstance(value, Tensor) else None
+        if not (v is None and self._is_seen_usual(value)):
+            self._validate_sample(value)
+            if v is None:
+                self._warn_of_hard_values(value)
         if v is None:
-            self._warn_of_hard_values(value)
             v = self._inverse(value)
         v = cast(v, torch.promote_types(v.dtype, self._dtype))
         return self._over_batch(self._log_density(value, v, of_values=True))
@@ -149,6 +151,17 @@ class RelaxedValue(Relaxed):
 
     def _inverse(self, value: Tensor) -> Tensor:
         return self.link.inverse(cast(value, torch.promote_types(value.dtype, self._dtype)))
+
+    def _is_seen_usual(self, value: Any) -> bool:
+        """Whether one look at a GPU shows a value to be in the support, and no part to be hard."""
+        is_seen = isinstance(value, Tensor) and value.device.type == "cuda"
+        if not (is_seen and self._validate_args and in_eager_mode()):
+            return False
+        check_value(
+            type(self).__name__, value, self._batch_shape, self._event_shape, integers=False
+        )
+        hard = _are_hard(value) if self.link.event_dim else (value == 0) | (value == 1)
+        return bool((self.support.check(value).all() & ~hard.any()).item())
 
     def _warn_of_hard_values(self, value: Tensor) -> None:
         """Warn if some of `value` is 0 or 1 in all entries, unless there is no other value."""

@@ -3,6 +3,7 @@
 
 """What only a GPU shows: waiting for it, CUDA graphs, streams, autocast, and large offsets."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -48,35 +49,60 @@ def test_the_kernels_run_here():
     assert kernels.backend("cuda") == "triton"
 
 
-@pytest.fixture
-def waits():
-    """A list of the messages of torch wherever it waits for the GPU."""
+@contextlib.contextmanager
+def waiting(mode):
+    """Torch says where it waits for the GPU."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as found:
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def waits_of(function, *arguments, **keywords):
+    """How often a call waits for the GPU, and what it returns."""
+    with warnings.catch_warnings(record=True) as found, waiting("warn"):
         warnings.simplefilter("always")
-        yield found
-    torch.cuda.set_sync_debug_mode("default")
+        result = function(*arguments, **keywords)
+    return len([each for each in found if "synchronizing" in str(each.message)]), result
 
 
-def test_nothing_waits_without_validation(cls, waits):
+def test_nothing_waits_without_validation(cls):
     leaf, temperature = leaf_of(cls), torch.tensor(0.6)
     step(cls, leaf, temperature)
-    d = build(cls, 0.6, logits=leaf * 1.0, validate_args=False)
-    d.log_prob(d.rsample().detach().clone())
-    assert not [str(each.message) for each in waits]
+    with waiting("error"):
+        step(cls, leaf, temperature)
+        d = build(cls, 0.6, logits=leaf * 1.0, validate_args=False)
+        d.log_prob(d.rsample().detach().clone())
 
 
-def test_validation_waits_once(cls, waits):
-    leaf, temperature = leaf_of(cls), torch.tensor(0.6)
-    d = build(cls, temperature, logits=leaf * 1.0, validate_args=True)
-    assert len(waits) <= 1
-    value = d.rsample()
-    assert len(waits) <= 1
-    other = build(cls, temperature, logits=leaf * 1.0, validate_args=True)
-    del waits[:]
-    other.log_prob(value)
-    assert len(waits) <= 1
+@pytest.mark.parametrize("number", [True, False])
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+def test_validation_waits_once(cls, parameter, number):
+    """In a constructor, and in a log_prob, of a draw and of any other value."""
+    temperature = 0.6 if number else torch.tensor(0.6)
+    given = {parameter: torch.rand(64, *shape_of(cls, 10), requires_grad=True) * 0.9 + 0.05}
+    step(cls, leaf_of(cls), temperature, validate_args=True)
+    constructor, d = waits_of(build, cls, temperature, **given, validate_args=True)
+    draw, value = waits_of(d.rsample)
+    others = value, value.detach().clone()
+    log_probs = [waits_of(d.log_prob, each)[0] for each in others]
+    assert (constructor, draw) in ((0, 0), (1, 0))
+    assert max(log_probs) <= 1
+
+
+def test_a_log_prob_is_that_of_the_parameters_as_they_are(cls):
+    """However they are changed after the draw."""
+    for validate_args in (True, False):
+        for change in (lambda x: x.data.mul_(0.9), lambda x: x.detach().mul_(0.9)):
+            x, temperature = torch.rand(64, *shape_of(cls, 10)), torch.tensor(0.6)
+            d = build(cls, temperature, logits=x, validate_args=validate_args)
+            for parameter in (x, temperature):
+                value = d.rsample()
+                change(parameter)
+                now = build(cls, temperature.clone(), logits=x.clone(), validate_args=validate_args)
+                assert_near(d.log_prob(value), now.log_prob(value), 1e-5)
 
 
 def test_cuda_graphs(cls):
