@@ -73,9 +73,13 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...], may_wait: bool) -> None:
-        self.marks = [(_attributes(t), _copy_of(t, may_wait)) for t in tensors]
-        self.requires_grad = True in [t.requires_grad for t in tensors]
-        self.would_wait = True in [isinstance(c, Tensor) and c.device != CPU for _, c in self.marks]
+        self.marks: list[tuple[Any, ...]] = []
+        self.requires_grad = self.would_wait = False
+        for t in tensors:
+            copy = None if counts_changes(t) else _copy_of(t, may_wait)
+            self.marks.append((_attributes(t), copy))
+            self.requires_grad |= t.requires_grad
+            self.would_wait |= isinstance(copy, Tensor) and copy.device != CPU
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
@@ -102,12 +106,10 @@ def _attributes(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
-    """The values to compare with later; None if all changes are counted.
+    """The values to compare with later, of a tensor whose changes are not all counted.
 
-    NaN if they must not be compared: then they count as changed.
+    None if nobody can change it; NaN if they must not be compared: then they count as changed.
     """
-    if counts_changes(tensor):
-        return None
     if tensor.device != CPU:
         if is_own(tensor):
             return None
