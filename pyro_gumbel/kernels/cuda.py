@@ -12,7 +12,7 @@ reference. The arguments are those of `pyro_gumbel.kernels.dispatch`.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -190,14 +190,14 @@ def _seed(like: Tensor) -> Tensor:
 class _Rows(NamedTuple):
     """A draw or a density as the kernels see it: n vectors or bits, each with its parameters."""
 
+    x: Tensor
+    tau: Tensor
     over: Size
     """Without the event: samples and batch."""
     shape: Size
     """With the event."""
     n: int
     k: int
-    x: Tensor
-    tau: Tensor
     counts: tuple[int, int, int]
     """How many there are of the draw, of x and of tau."""
     grid: tuple[int]
@@ -205,19 +205,11 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, tau: Tensor, link: Link, over: Size, batch: Size) -> "_Rows":
-        event_dim = link.event_dim
-        event = x.shape[x.dim() - event_dim :]
-        n, k = over.numel(), event.numel()
-        x, x_rows, x_at = _by_row(x, event_dim, batch, n)
-        tau, tau_rows, tau_at = _by_row(tau, event_dim if tau.dim() else 0, batch, n)
-        options: dict[str, Any] = {"X_AT": x_at, "TAU_AT": tau_at}
-        if event_dim:
-            options |= {"SIMPLEX": type(link) is Simplex, "SIZE": link.size, "K": k}  # type: ignore[attr-defined]
-            grid, launch = kernels.launch_of_rows(n, k, TILE)
-        else:
-            grid, launch = kernels.launch_of_bits(n, TILE)
-        counts = n, x_rows, tau_rows
-        return cls(over, over + event, n, k, x, tau, counts, grid, options | launch)
+        places = _places(x.shape, tau.shape, link, over, batch, TILE, kernels.LONGEST)
+        (x_shape, tau_shape), *rest = places
+        x = x if x_shape is None else x.expand(x_shape)
+        tau = tau if tau_shape is None else tau.expand(tau_shape)
+        return cls(x.contiguous(), tau.contiguous(), *rest)
 
     def run(
         self,
@@ -235,7 +227,7 @@ class _Rows(NamedTuple):
         if waits_for_memory:
             options["num_warps"] *= 2
         with torch.cuda.device_of(self.x):
-            kernel[self.grid](*pointers, *self.counts, *more, **options)
+            _launch(kernel, self.grid, self.x.device, (*pointers, *self.counts, *more), options)
 
     def flat(self, tensor: Tensor | None, event_dim: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """A tensor over the draw, and its strides over rows and columns, without a copy if it can.
@@ -262,17 +254,79 @@ class _Rows(NamedTuple):
         return dx, dtau
 
 
-def _by_row(parameter: Tensor, event_dim: int, batch: Size, n: int) -> tuple[Tensor, int, int]:
-    """A parameter as contiguous rows, their number, and how a row of a draw finds its own."""
-    cut = parameter.dim() - event_dim
-    over = parameter.shape[:cut]
+@lru_cache(maxsize=1024)
+def _places(
+    x: Size, tau: Size, link: Link, over: Size, batch: Size, tile: int, longest: int
+) -> tuple[Any, ...]:
+    """What x and tau must be expanded to, or None, and all of `_Rows` but its tensors.
+
+    :param longest: what `kernels.launch_of_rows` reads.
+    """
+    event_dim = link.event_dim
+    event = x[len(x) - event_dim :]
+    n, k = over.numel(), event.numel()
+    x_shape, x_rows, x_at = _by_row(x, event_dim, batch, n)
+    tau_shape, tau_rows, tau_at = _by_row(tau, event_dim if tau else 0, batch, n)
+    options: dict[str, Any] = {"X_AT": x_at, "TAU_AT": tau_at}
+    if event_dim:
+        options |= {"SIMPLEX": type(link) is Simplex, "SIZE": link.size, "K": k}  # type: ignore[attr-defined]
+        grid, launch = kernels.launch_of_rows(n, k, tile)
+    else:
+        grid, launch = kernels.launch_of_bits(n, tile)
+    counts = n, x_rows, tau_rows
+    return (x_shape, tau_shape), over, over + event, n, k, counts, grid, options | launch
+
+
+def _by_row(shape: Size, event_dim: int, batch: Size, n: int) -> tuple[Size | None, int, int]:
+    """The shape that makes rows of a parameter, their number, and how a draw's row finds its own.
+
+    The shape is None if it is the one that the parameter has.
+    """
+    cut = len(shape) - event_dim
+    over, event, expanded = shape[:cut], shape[cut:], None
     while over and over[0] == 1:
         over = over[1:]
     if over != batch[len(batch) - len(over) :]:  # it is expanded within the batch
-        over, parameter = batch, parameter.expand(batch + parameter.shape[cut:])
+        over, expanded = batch, batch + event
     count = over.numel()
     at = kernels.FIRST if count == 1 else kernels.OWN if count == n else kernels.MODULO
-    return parameter.contiguous(), count, at.value
+    return expanded, count, at.value
+
+
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+
+def _launch(
+    kernel: Any,
+    grid: tuple[int],
+    device: torch.device,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
+    """Run a kernel. The second time with arguments of the same kinds it is known.
+
+    At each call Triton looks for what it has compiled for such arguments. That takes longer than
+    all else that a small draw does.
+    """
+    key = (kernel.__name__, device.index, *options.values(), *map(_kind_of, arguments))
+    found = _compiled.get(key)
+    if found is not None:
+        made, constants = found
+        made[(grid[0], 1, 1)](*arguments, *constants)
+        return
+    made = kernel[grid](*arguments, **options)
+    if made is not None:  # not in the interpreter
+        names = kernel.arg_names[len(arguments) :]
+        _compiled[key] = made, tuple(options[name] for name in names)
+
+
+def _kind_of(argument: Any) -> Any:
+    """What a kernel is compiled for, of an argument."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
+    return type(argument)
 
 
 def _new(shape: Any, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
