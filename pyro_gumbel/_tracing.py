@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 __all__ = [
+    "CPU",
     "are_finite",
     "are_seen_finite",
     "brief",
@@ -33,6 +34,8 @@ __all__ = [
     "made_own",
     "version_of",
 ]
+
+CPU = torch.device("cpu")  # to compare with it is faster than to ask for the name of a type
 
 
 def known(tensor: Tensor, otherwise: Any) -> Any:
@@ -101,8 +104,12 @@ def counts_changes(tensor: Tensor) -> bool:
 
 
 def made_own(tensor: Tensor) -> Tensor:
-    """Mark a tensor that a distribution has made from a number: nobody else knows it."""
-    tensor._pyro_gumbel_own = True  # type: ignore[attr-defined]
+    """Mark a tensor that a distribution has made from a number: nobody else knows it.
+
+    On a CPU nobody asks.
+    """
+    if tensor.device != CPU:
+        tensor._pyro_gumbel_own = True  # type: ignore[attr-defined]
     return tensor
 
 

@@ -339,7 +339,7 @@ class Simplex(_SumConstrained):
 
     def hard(self, perturbed: Tensor) -> Tensor:
         winner = perturbed.argmax(-1, keepdim=True)
-        return torch.zeros_like(perturbed).scatter_(-1, winner, 1.0)
+        return torch.zeros_like(perturbed).scatter(-1, winner, 1.0)
 
     def log_slopes(self, unconstrained: Tensor) -> Tensor:
         return unconstrained

@@ -22,6 +22,7 @@ from torch.distributions import constraints
 from torch.nn import Parameter
 
 from pyro_gumbel._tracing import (
+    CPU,
     brief,
     ends,
     in_eager_mode,
@@ -53,11 +54,6 @@ __all__ = ["Family", "FamilyDistribution", "expanded"]
 
 FEW = 2**12  # elements, of which single comparisons are faster than a sum
 _PLAIN = (Tensor, Parameter)
-
-
-def _is_usual(temperature: Any) -> bool:
-    """Whether a temperature is a number that every dtype holds."""
-    return type(temperature) is float and 1e-4 < temperature < 1e4
 
 
 class Family:
@@ -224,9 +220,12 @@ class FamilyDistribution:
         if family.event_dim:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
+        is_usual = type(tau) is float and 1e-4 < tau < 1e4  # a number that every dtype holds
         if self.takes_temperature:
-            if _is_usual(tau):
-                self._temperature = made_own(as_float_tensor(owner, "temperature", tau, parameter))
+            if is_usual:
+                self._temperature = made_own(
+                    torch.scalar_tensor(tau, dtype=parameter.dtype, device=parameter.device)
+                )
             else:
                 self._set_up_temperature(owner, tau)
         self._event_shape = family.event_shape(owner, categories, size)
@@ -241,7 +240,7 @@ class FamilyDistribution:
         if self.takes_temperature:
             self._cache_key = CacheKey(self._validate_args)
         if self._validate_args:
-            self._check_arguments(tau)
+            self._check_arguments(None if is_usual else tau)
 
     def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it."""
@@ -257,25 +256,23 @@ class FamilyDistribution:
     def _check_arguments(self, temperature: Any) -> None:
         """Raise unless the values of the arguments are legal, if they can be read.
 
-        :param temperature: as it was given.
+        :param temperature: as it was given; None if it is known to be legal.
         """
-        is_eager = in_eager_mode()
+        is_eager, on_cpu = in_eager_mode(), self._parameter.device == CPU
         if not is_eager and in_program():
             return
-        on_gpu = self._parameter.device.type == "cuda"
+        on_gpu = not on_cpu and self._parameter.device.type == "cuda"
         if is_eager and on_gpu and self._are_seen_legal(temperature):
             return
-        if self.takes_temperature and not _is_usual(temperature):
+        if temperature is not None:
             self._check_temperature()
-        if not (is_eager and self._are_usual_logits()):
+        if not (is_eager and on_cpu and self._are_usual_logits()):
             size = self.size if self.family.takes_size else None
             owner = type(self).__name__
             self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
 
     def _check_temperature(self) -> None:
         tau = self.temperature
-        if tau is None:
-            return
         least, most = ends(tau)
         if not (least > 0 and most < math.inf):
             require(
@@ -294,18 +291,18 @@ class FamilyDistribution:
             legal = x.sum().isfinite() & (x > 0).all()
         else:
             legal = ((x >= 0) & (x <= 1)).all()
-        if self.takes_temperature and temperature is not None and not _is_usual(temperature):
+        if temperature is not None:
             tau = self.temperature
             legal = legal & ((tau > 0) & (tau < math.inf)).all()
         return bool(legal.item())
 
     def _are_usual_logits(self) -> bool:
-        """Whether the parameter are logits that one look shows to be legal in every family.
+        """Whether the parameter, on a CPU, is logits that one look shows to be legal anywhere.
 
         Those over categories are near 0. The first draw then need not look at them again.
         """
         x = self._parameter
-        if self._parameter_name != "logits" or x.device.type != "cpu" or type(x) not in _PLAIN:
+        if self._parameter_name != "logits" or type(x) not in _PLAIN:
             return False
         if not self.family.event_dim:
             return x.numel() < FEW and is_free_of_nan(x)

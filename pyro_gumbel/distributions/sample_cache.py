@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel._tracing import counts_changes, is_own
+from pyro_gumbel._tracing import CPU, counts_changes, is_own
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -73,11 +73,13 @@ class _State:
     """What tells whether tensors have changed."""
 
     def __init__(self, tensors: tuple[Tensor, ...], may_wait: bool) -> None:
-        self.marks = [(_attributes(t), _copy_of(t, may_wait)) for t in tensors]
-        self.requires_grad = True in [t.requires_grad for t in tensors]
-        self.would_wait = any(
-            isinstance(c, Tensor) and c.device.type != "cpu" for _, c in self.marks
-        )
+        self.marks: list[tuple[Any, ...]] = []
+        self.requires_grad = self.would_wait = False
+        for t in tensors:
+            copy = None if counts_changes(t) else _copy_of(t, may_wait)
+            self.marks.append((_attributes(t), copy))
+            self.requires_grad |= t.requires_grad
+            self.would_wait |= isinstance(copy, Tensor) and copy.device != CPU
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
@@ -104,13 +106,11 @@ def _attributes(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
-    """The values to compare with later; None if all changes are counted.
+    """The values to compare with later, of a tensor whose changes are not all counted.
 
-    NaN if they must not be compared: then they count as changed.
+    None if nobody can change it; NaN if they must not be compared: then they count as changed.
     """
-    if counts_changes(tensor):
-        return None
-    if tensor.device.type != "cpu":
+    if tensor.device != CPU:
         if is_own(tensor):
             return None
         return tensor.detach().clone() if may_wait else math.nan
@@ -120,7 +120,7 @@ def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
 def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
     """Whether a tensor still has the values of its copy."""
     if not isinstance(copy, Tensor):
-        return tensor.device.type == "cpu" and tensor.dim() == 0 and tensor.item() == copy
+        return tensor.device == CPU and tensor.dim() == 0 and tensor.item() == copy
     if tensor.shape != copy.shape:
         return False
     tensor = tensor.detach()
@@ -134,13 +134,16 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
 class _Cache:
     """The content under a key, with what shows that the tensor is still the one drawn."""
 
-    log_prob: Tensor | None = None
+    log_prob: Tensor | None = None  # and with it:
+    distribution: CacheKey
+    parameters: tuple[Tensor, ...]
+    state: _State
 
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
         self.key, self.content = key, content
         self.attached = owner.requires_grad, owner.is_leaf
-        self.traced = torch._C._is_tracing()
         if not torch.compiler.is_compiling():
+            self.traced = torch._C._is_tracing()
             self.owner = weakref.ref(owner)
             inference = owner.is_inference()
             self.version = 0 if inference else owner._version
@@ -151,10 +154,10 @@ class _Cache:
             return False  # detached, or a leaf whose own gradient is wanted
         if torch.compiler.is_compiling():
             return True
+        if not hasattr(self, "owner"):
+            return not torch._C._is_tracing()  # made in a compiled function, which keeps no marks
         if torch._C._is_tracing() and not self.traced:
             return False  # what was drawn outside the trace would become a constant of it
-        if not hasattr(self, "owner"):
-            return True  # made inside a compiled function, which keeps no marks
         if self.owner() is not value:
             return False
         if self.version != (0 if value.is_inference() else value._version):

@@ -224,8 +224,8 @@ class _StraightThroughDraw(torch.autograd.Function):
         return dx, dtau, None
 
 
-# Without what `Function.apply` does besides: it looks for transforms of torch.func, which `dispatch`
-# has excluded, and unwraps tensors that have left one.
+# Without what `Function.apply` does besides. It looks for transforms of torch.func, which
+# `dispatch` has ruled out, and unwraps tensors that have left one.
 _apply_draw = super(torch.autograd.Function, _Draw).apply
 _apply_straight_through_draw = super(torch.autograd.Function, _StraightThroughDraw).apply
 

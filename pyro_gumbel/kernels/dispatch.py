@@ -83,10 +83,20 @@ def draw(
     :param near: whether all logits are known to be near 0.
     """
     kernels = _kernels(link, noise, logits, temperature)
-    given = logits, temperature, link, noise, sample_shape, batch_shape
-    if kernels is cpu:
-        return cpu.draw(*given, keep=keep, log_prob=log_prob, near=near)
-    return kernels.draw(*given, keep=keep, log_prob=log_prob)
+    if kernels is not cpu:
+        given = logits, temperature, link, noise, sample_shape, batch_shape
+        return kernels.draw(*given, keep=keep, log_prob=log_prob)
+    return cpu.draw(
+        logits,
+        temperature,
+        link,
+        noise,
+        sample_shape,
+        batch_shape,
+        keep=keep,
+        log_prob=log_prob,
+        near=near,
+    )
 
 
 def straight_through_draw(
@@ -105,10 +115,12 @@ def straight_through_draw(
     :param near: as in `draw`.
     """
     kernels = _kernels(link, noise, logits, temperature)
-    given = logits, temperature, link, noise, sample_shape, batch_shape
-    if kernels is cpu:
-        return cpu.straight_through_draw(*given, near=near)
-    return kernels.straight_through_draw(*given)
+    if kernels is not cpu:
+        given = logits, temperature, link, noise, sample_shape, batch_shape
+        return kernels.straight_through_draw(*given)
+    return cpu.straight_through_draw(
+        logits, temperature, link, noise, sample_shape, batch_shape, near=near
+    )
 
 
 def second_order_draw(

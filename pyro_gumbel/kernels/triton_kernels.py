@@ -307,15 +307,16 @@ def _top_of_logits(x_ptr, x_row, K: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _below(x, top):
     """x - top, at least the lowest number."""
-    return tl.maximum(x, tl.maximum(top, 0.0) + LOWEST) - top
+    return _at_least(x, tl.maximum(top, 0.0) + LOWEST) - top
 
 
 @triton.jit
 def _perturbed_logits(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK: tl.constexpr):
     """A block of z, -inf where x is, and its E, 1 there."""
     x = _logits(x_ptr, x_row, start, K, BLOCK)
-    e = tl.where(x > -INFINITY, _exponential_of_rows(seed, row, start, K, BLOCK), 1.0)
-    return tl.where(x > -INFINITY, _below(x, top) - _log(e), -INFINITY), e
+    live = x != -INFINITY
+    e = tl.where(live, _exponential_of_rows(seed, row, start, K, BLOCK), 1.0)
+    return tl.where(live, _below(x, top) - _log(e), -INFINITY), e
 
 
 @triton.jit
@@ -327,7 +328,7 @@ def _perturbed_alone(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK
 @triton.jit
 def _scaled_z(z, base, tau):
     """(z - base) / tau, with the value at infinity where z is -inf or the quotient overflows."""
-    below = tl.where(z > -INFINITY, z - base, 0.0)
+    below = tl.where(z != -INFINITY, z - base, 0.0)
     overflows = below <= tl.minimum(tau, 1.0) * HALF_LOWEST
     return tl.where(overflows | (z == -INFINITY), -INFINITY, tl.where(overflows, 0.0, below) / tau)
 
@@ -390,6 +391,12 @@ def _about_rank(
 
 
 @triton.jit
+def _at_least(x, least):
+    """The larger of two numbers; NaN if one is NaN, which `tl.maximum` would pass over."""
+    return tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _inverse_of(tau):
     return 1 / tl.maximum(tau, TINY)
 
@@ -397,7 +404,7 @@ def _inverse_of(tau):
 @triton.jit
 def _scaled_on_simplex(z, base, tau):
     """(z - base) / tau, at least `LEAST`, which stands for -inf."""
-    return tl.maximum((z - base) * _inverse_of(tau), LEAST)
+    return _at_least((z - base) * _inverse_of(tau), LEAST)
 
 
 @triton.jit
@@ -550,7 +557,7 @@ def draw_rows(
         if v_ptr is not None:
             tl.store(v_ptr + (row * K + column), _infinite_of(v, SIMPLEX), mask=inside)
         if log_p_ptr is not None:
-            live = z > -INFINITY
+            live = z != -INFINITY
             count += _sum_of_row(live.to(tl.float32))
             sum_e += _sum_of_row(tl.where(live, e, 0.0))
             log_w = _finite_on_simplex(v) if SIMPLEX else _log_slope_of(_finite_of(v))
@@ -768,7 +775,7 @@ def pull_second_order_of_rows(
     total, of_chosen, of_mean = tl.zeros_like(top), tl.zeros_like(top), tl.zeros_like(top)
     for start in range(0, K, BLOCK):
         x = _logits(x_ptr, x_row, start, K, BLOCK)
-        weight = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0)
+        weight = tl.where(x != -INFINITY, tl.exp(_below(x, top)), 0.0)
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         total += _sum_of_row(weight)
@@ -777,7 +784,7 @@ def pull_second_order_of_rows(
     of_mean /= total
     for start in range(0, K, BLOCK):
         x = _logits(x_ptr, x_row, start, K, BLOCK)
-        p = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0) / total
+        p = tl.where(x != -INFINITY, tl.exp(_below(x, top)), 0.0) / total
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
@@ -795,7 +802,7 @@ def _value_in_density(
 ):  # fmt: skip
     """d up to a constant, v made finite, where it was, where live, and where impossible."""
     x = _logits(x_ptr, x_row, start, K, BLOCK)
-    live = x > -INFINITY
+    live = x != -INFINITY
     column = start + tl.arange(0, BLOCK)[None, :]
     inside = (row < n) & (column < K)
     at = row * v_row + column.to(tl.int64) * v_column

@@ -18,10 +18,23 @@ from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.dct_adam import DCTAdam
 
-from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedPlackettLuce
+from pyro_gumbel import (
+    CategoricalStraightThrough,
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedPlackettLuce,
+)
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.links import interval
-from tests.common import BERNOULLI, RELAXED_VALUES, build, leaf_of, make, param_shape
+from tests.common import (
+    BERNOULLI,
+    RELAXED_VALUES,
+    assert_counts,
+    build,
+    leaf_of,
+    make,
+    param_shape,
+)
 
 OF_ONE_ROW = [cls for cls in RELAXED_VALUES if cls is not RelaxedPlackettLuce]
 
@@ -443,6 +456,38 @@ def test_the_log_prob_that_a_draw_has_cached_is_that_in_logit_space(cls, shape, 
     value = d.rsample()
     expected = exact_score(d, recall(value, d.link))
     torch.testing.assert_close(d.log_prob(value).double(), expected, rtol=1e-5, atol=2e-3)
+
+
+# What the constructor has seen of the logits, which the draw need not look at again.
+
+
+def moved_far_away(logits):
+    logits.add_(1e8)  # where neighbouring float32 numbers are 8 apart
+
+
+FAR_AWAY = {
+    "in place": torch.no_grad()(moved_far_away),
+    "data": lambda logits: moved_far_away(logits.data),
+    "numpy": lambda logits: moved_far_away(torch.from_numpy(logits.detach().numpy())),
+}
+
+
+UNCOUNTED = [
+    pytest.param(made, change, marks=marks_of(change))
+    for made in ("leaf", "view")
+    for change in FAR_AWAY
+]
+
+
+@pytest.mark.parametrize(("made", "change"), [("result", "in place"), *UNCOUNTED])
+@pytest.mark.parametrize("cls", [RelaxedCategorical, CategoricalStraightThrough])
+def test_logits_that_have_moved_far_away_are_centred_again(cls, made, change):
+    leaf = torch.zeros(1000, 5, requires_grad=True)
+    logits = {"leaf": leaf, "view": leaf.view_as(leaf), "result": leaf * 1}[made]
+    d = cls(0.5, logits=logits)
+    FAR_AWAY[change](logits)
+    winners = d.sample().argmax(-1)
+    assert_counts(winners.bincount(minlength=5), torch.full((5,), 0.2))
 
 
 # What a kept draw holds.

@@ -399,6 +399,16 @@ def test_infinite_logits_leave_the_formulas(link, of_values):
     assert found.isneginf().sum() == 1
 
 
+@pytest.mark.parametrize("tau", [1e-3, 1e-38])
+def test_a_density_of_logits_near_0_is_finite_or_left_out(tau):
+    """Logits that are known to be near 0, and a temperature that makes quotients overflow."""
+    x = torch.randn(50, K)
+    arguments = simplex, None, torch.Size(), torch.Size((50,))
+    _, v, density = cpu.draw(x, torch.tensor(tau), *arguments, keep=True, log_prob=True, near=True)
+    assert v.isfinite().all() == (density is not None) == (tau > 1e-38)
+    assert density is None or density.isfinite().all()
+
+
 def draws_in_a_thread(_):
     """Draws in inference mode, then others; whether their densities are those of their values."""
     logits = torch.randn(noise.MANY // 8, 8)
