@@ -49,11 +49,11 @@ from pyro_gumbel.kernels.triton_kernels import (
     INFINITY,
     _below,
     _bits_here,
-    _exp,
+    _exp_of,
     _exponential_of_rows,
     _gradient_of_rows,
     _largest_of,
-    _log,
+    _log_of,
     _log_sigmoid_of,
     _logistic_of_bits,
     _logits,
@@ -96,11 +96,11 @@ def pull_rao_of_rows(
     sum_r, sum_rv, noise_row = log_p * 0, log_p * 0, row
     for _ in range(0, SAMPLES):
         noise_row += n
-        log_e = _log(_exponential_of_rows(seed, noise_row, 0, K, BLOCK))
+        log_e = _log_of(_exponential_of_rows(seed, noise_row, 0, K, BLOCK))
         of_chosen = _sum_of_row(tl.where(chosen, log_e, 0.0))
         v = _over_tau(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
         v = tl.where(chosen, 0.0, v)
-        weight = tl.where(live, _exp(v), 0.0)
+        weight = tl.where(live, _exp_of(v), 0.0)
         share = 1 / tl.maximum(_sum_of_row(weight), 1.0)  # it is less beyond the last row alone
         r = weight * share * (u - _sum_of_row(weight * u) * share)
         sum_r += r
