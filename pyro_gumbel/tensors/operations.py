@@ -337,6 +337,7 @@ def _reduced_loss(func: Any, args: Any, kwargs: Any) -> Any:
 # Changes in place.
 
 
+@functools.cache
 def is_in_place(func: Any) -> bool:
     """Whether a function changes its first argument."""
     name = getattr(func, "__name__", "")
