@@ -201,7 +201,7 @@ class _StraightThroughDraw(torch.autograd.Function):
             draw_noise = exponential if event_dim else logistic
             noise = draw_noise(shape, dtype=x.dtype, device=x.device)
             z = formulas.perturbed(noise, x if near else formulas.centred(x), noise)
-            hard = link.hard(z)
+            hard = formulas.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
             blocks = Blocks(shape, batch, event_dim)
