@@ -61,7 +61,7 @@ def _closed_form_block(
 ):  # fmt: skip
     """Of a block the weights of S and of p, v, D and u."""
     x = _logits(x_ptr, x_row, start, K, BLOCK)
-    live = x > -INFINITY
+    live = x != -INFINITY
     y = tl.where(live, _below(x, top), 0.0)
     u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
     hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)

@@ -92,7 +92,7 @@ def launch_of_bits(size: int, tile: int = TILE) -> tuple[tuple[int], dict[str, i
 
 
 @triton.jit
-def _log(x):
+def _log_of(x):
     """log x of a positive normal number, to 1.1 units in the last place; faster than tl.log.
 
     x = 2^n (1 + f) with |f| <= 1/3, and log(1 + f) = f - f^2 / 2 + f^3 q(f), where q is the
@@ -112,7 +112,7 @@ def _log(x):
 
 
 @triton.jit
-def _exp(v):
+def _exp_of(v):
     """exp v of a number above -2e38, 0 where it is not a normal number; faster than tl.exp."""
     return tl.exp2(v * LOG2_E)
 
@@ -134,7 +134,7 @@ def _exponential(m, is_low):
     """E = -log U."""
     u = tl.where(is_low, m, 1 - m)
     lost = tl.where(is_low, 0.0, m - (1 - u))  # exact: by the rounding of 1 - m
-    return lost - _log(u)
+    return lost - _log_of(u)
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def _logistic_of_bits(seed, BLOCK: tl.constexpr, before=0):
     a, b, c, d = tl.randint4x(seed, pair)
     high, low = tl.reshape(tl.join(a, c), (BLOCK,)), tl.reshape(tl.join(b, d), (BLOCK,))
     m, is_low = _distance(high, low)
-    size = _log(m / (1 - m))
+    size = _log_of(m / (1 - m))
     return tl.where(is_low, size, -size)
 
 
@@ -191,12 +191,12 @@ def _slope_of(v):
 def _log_slope_of(v):
     """log sigmoid(v) + log sigmoid(-v), also the logistic log density."""
     size = tl.abs(v)
-    return -size - 2 * _log(1 + tl.exp(-size))
+    return -size - 2 * _log_of(1 + tl.exp(-size))
 
 
 @triton.jit
 def _log_sigmoid_of(v):
-    return tl.minimum(v, 0.0) - _log(1 + tl.exp(-tl.abs(v)))
+    return tl.minimum(v, 0.0) - _log_of(1 + tl.exp(-tl.abs(v)))
 
 
 @triton.jit
@@ -307,15 +307,16 @@ def _top_of_logits(x_ptr, x_row, K: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _below(x, top):
     """x - top, at least the lowest number."""
-    return tl.maximum(x, tl.maximum(top, 0.0) + LOWEST) - top
+    return _at_least(x, tl.maximum(top, 0.0) + LOWEST) - top
 
 
 @triton.jit
 def _perturbed_logits(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK: tl.constexpr):
     """A block of z, -inf where x is, and its E, 1 there."""
     x = _logits(x_ptr, x_row, start, K, BLOCK)
-    e = tl.where(x > -INFINITY, _exponential_of_rows(seed, row, start, K, BLOCK), 1.0)
-    return tl.where(x > -INFINITY, _below(x, top) - _log(e), -INFINITY), e
+    live = x != -INFINITY
+    e = tl.where(live, _exponential_of_rows(seed, row, start, K, BLOCK), 1.0)
+    return tl.where(live, _below(x, top) - _log_of(e), -INFINITY), e
 
 
 @triton.jit
@@ -327,7 +328,7 @@ def _perturbed_alone(x_ptr, x_row, seed, row, start, top, K: tl.constexpr, BLOCK
 @triton.jit
 def _scaled_z(z, base, tau):
     """(z - base) / tau, with the value at infinity where z is -inf or the quotient overflows."""
-    below = tl.where(z > -INFINITY, z - base, 0.0)
+    below = tl.where(z != -INFINITY, z - base, 0.0)
     overflows = below <= tl.minimum(tau, 1.0) * HALF_LOWEST
     return tl.where(overflows | (z == -INFINITY), -INFINITY, tl.where(overflows, 0.0, below) / tau)
 
@@ -390,6 +391,12 @@ def _about_rank(
 
 
 @triton.jit
+def _at_least(x, least):
+    """The larger of two numbers; NaN if one is NaN, which `tl.maximum` would pass over."""
+    return tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _inverse_of(tau):
     return 1 / tl.maximum(tau, TINY)
 
@@ -397,7 +404,7 @@ def _inverse_of(tau):
 @triton.jit
 def _scaled_on_simplex(z, base, tau):
     """(z - base) / tau, at least `LEAST`, which stands for -inf."""
-    return tl.maximum((z - base) * _inverse_of(tau), LEAST)
+    return _at_least((z - base) * _inverse_of(tau), LEAST)
 
 
 @triton.jit
@@ -407,8 +414,8 @@ def _log_total(z, x_ptr, x_row, seed, row, top, base, tau, K: tl.constexpr, BLOC
     for start in range(0, K, BLOCK):
         if K > BLOCK:
             z = _perturbed_alone(x_ptr, x_row, seed, row, start, top, K, BLOCK)
-        total += _sum_of_row(_exp(_scaled_on_simplex(z, base, tau)))
-    return _log(total)
+        total += _sum_of_row(_exp_of(_scaled_on_simplex(z, base, tau)))
+    return _log_of(total)
 
 
 @triton.jit
@@ -545,18 +552,18 @@ def draw_rows(
         inside = (row < n) & (column < K)
         v = _unconstrained_of(z, base, shift, tau, SIMPLEX)
         if s_ptr is not None:
-            s = _exp(v) if SIMPLEX else _sigmoid_of(v)
+            s = _exp_of(v) if SIMPLEX else _sigmoid_of(v)
             tl.store(s_ptr + (row * K + column), s, mask=inside)
         if v_ptr is not None:
             tl.store(v_ptr + (row * K + column), _infinite_of(v, SIMPLEX), mask=inside)
         if log_p_ptr is not None:
-            live = z > -INFINITY
+            live = z != -INFINITY
             count += _sum_of_row(live.to(tl.float32))
             sum_e += _sum_of_row(tl.where(live, e, 0.0))
             log_w = _finite_on_simplex(v) if SIMPLEX else _log_slope_of(_finite_of(v))
-            terms += _sum_of_row(tl.where(live, _log(e) - log_w, 0.0))
+            terms += _sum_of_row(tl.where(live, _log_of(e) - log_w, 0.0))
     if log_p_ptr is not None:
-        log_p = _constant(count, tau, log_factorial, K) + terms - count * _log(sum_e)
+        log_p = _constant(count, tau, log_factorial, K) + terms - count * _log_of(sum_e)
         if not SIMPLEX:
             log_p += _log_total_slope(z, x_ptr, x_row, seed, row, top, base, shift, tau, K, BLOCK)
             log_p = tl.where(count == SIZE, 0.0, log_p)
@@ -659,7 +666,7 @@ def _value_before_pull(
         live = (v >= FLOOR) if SIMPLEX else (v > -INFINITY) & (v < INFINITY)
         v = tl.where(live, v, 0.0)
         if SIMPLEX:
-            w = tl.where(live, _exp(v), 0.0)
+            w = tl.where(live, _exp_of(v), 0.0)
             omega, h = w, w * 0 + 1
         else:
             w = tl.where(live, _slope_of(v), 0.0)
@@ -768,7 +775,7 @@ def pull_second_order_of_rows(
     total, of_chosen, of_mean = tl.zeros_like(top), tl.zeros_like(top), tl.zeros_like(top)
     for start in range(0, K, BLOCK):
         x = _logits(x_ptr, x_row, start, K, BLOCK)
-        weight = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0)
+        weight = tl.where(x != -INFINITY, tl.exp(_below(x, top)), 0.0)
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         total += _sum_of_row(weight)
@@ -777,7 +784,7 @@ def pull_second_order_of_rows(
     of_mean /= total
     for start in range(0, K, BLOCK):
         x = _logits(x_ptr, x_row, start, K, BLOCK)
-        p = tl.where(x > -INFINITY, tl.exp(_below(x, top)), 0.0) / total
+        p = tl.where(x != -INFINITY, tl.exp(_below(x, top)), 0.0) / total
         u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, start, n, K, BLOCK)
         hard = _gradient_of_rows(hard_ptr, K, 1, row, start, n, K, BLOCK)
         dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
@@ -795,7 +802,7 @@ def _value_in_density(
 ):  # fmt: skip
     """d up to a constant, v made finite, where it was, where live, and where impossible."""
     x = _logits(x_ptr, x_row, start, K, BLOCK)
-    live = x > -INFINITY
+    live = x != -INFINITY
     column = start + tl.arange(0, BLOCK)[None, :]
     inside = (row < n) & (column < K)
     at = row * v_row + column.to(tl.int64) * v_column

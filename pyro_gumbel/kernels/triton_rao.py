@@ -49,11 +49,11 @@ from pyro_gumbel.kernels.triton_kernels import (
     INFINITY,
     _below,
     _bits_here,
-    _exp,
+    _exp_of,
     _exponential_of_rows,
     _gradient_of_rows,
     _largest_of,
-    _log,
+    _log_of,
     _log_sigmoid_of,
     _logistic_of_bits,
     _logits,
@@ -88,20 +88,19 @@ def pull_rao_of_rows(
     row, seed = _rows_here(ROWS), tl.load(seed_ptr)
     tau = _temperature(tau_ptr, row, n, tau_rows, TAU_AT)
     x = _logits(x_ptr, _own(tl.minimum(row, n - 1), x_rows, X_AT), 0, K, BLOCK)
-    live = x > -INFINITY
+    live = (x > -INFINITY) & (_sum_of_row((x != x).to(tl.float32)) == 0)  # no row with a NaN
     x = tl.where(live, _below(x, _largest_of(x)), 0.0)
     log_p = x - tl.log(_sum_of_row(tl.where(live, tl.exp(x), 0.0)))
-    live = live & (log_p > -INFINITY)  # not where it is NaN
     u = _gradient_of_rows(gs_ptr, gs_row, gs_column, row, 0, n, K, BLOCK)
     chosen = _gradient_of_rows(hard_ptr, K, 1, row, 0, n, K, BLOCK) > 0
     sum_r, sum_rv, noise_row = log_p * 0, log_p * 0, row
     for _ in range(0, SAMPLES):
         noise_row += n
-        log_e = _log(_exponential_of_rows(seed, noise_row, 0, K, BLOCK))
+        log_e = _log_of(_exponential_of_rows(seed, noise_row, 0, K, BLOCK))
         of_chosen = _sum_of_row(tl.where(chosen, log_e, 0.0))
         v = _over_tau(_log_sigmoid_of(log_p + (of_chosen - log_e)), tau)
         v = tl.where(chosen, 0.0, v)
-        weight = tl.where(live, _exp(v), 0.0)
+        weight = tl.where(live, _exp_of(v), 0.0)
         share = 1 / tl.maximum(_sum_of_row(weight), 1.0)  # it is less beyond the last row alone
         r = weight * share * (u - _sum_of_row(weight * u) * share)
         sum_r += r

@@ -307,6 +307,23 @@ def test_logits_of_any_spread():
         assert all(g.isfinite().all() for g in found)
 
 
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_nan_is_not_passed_over(link):
+    """Without validation a logit that is NaN shows in its row, and in no other."""
+    x, tau = parameters(link)
+    with torch.no_grad():
+        x[1, ...] = (
+            torch.where(torch.arange(5) == 2, math.nan, x[1]) if link.event_dim else math.nan
+        )
+    s, _, log_p = cuda._FusedDraw.apply(*placed(x, tau, link, (3,)), True, True, True)
+    found = density(
+        cuda, s.detach(), link.inverse(s.detach().nan_to_num(0.5)), x, tau, link, (4,), True
+    )
+    is_nan = torch.tensor([False, True, False, False])
+    for each in (s.sum(-1) if link.event_dim else s, log_p, found):
+        assert each.isnan().equal(is_nan.expand(each.shape))
+
+
 # Low and high temperatures.
 
 

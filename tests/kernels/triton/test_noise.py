@@ -60,7 +60,7 @@ def test_logarithms():
     """In units of the last place, close to 1 and over all normal numbers."""
     close = 1 + 0.4 * (2 * torch.rand(200_000) - 1) ** 3
     x = torch.cat([close, torch.exp(87 * (2 * torch.rand(200_000) - 1)), torch.ones(1)])
-    found = of_numbers(kernels._log, x)
+    found = of_numbers(kernels._log_of, x)
     expected = x.double().log()
     unit = torch.nextafter(expected.abs().float(), torch.tensor(torch.inf)) - expected.abs().float()
     assert ((found - expected).abs() <= 1.1 * unit).all()
@@ -69,7 +69,7 @@ def test_logarithms():
 def test_exponentials():
     """To the digits of a float32 exponent; numbers below the normal ones may be 0."""
     x = torch.cat([-88 * torch.rand(100_000), 80 * torch.rand(1000), torch.tensor([0.0, -2e38])])
-    found = of_numbers(kernels._exp, x)
+    found = of_numbers(kernels._exp_of, x)
     expected = x.double().exp()
     error = expected * (2e-7 + 1.2e-7 * x.abs())
     assert ((found - expected).abs() <= error.clamp(min=torch.finfo(torch.float32).tiny)).all()

@@ -16,6 +16,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     kernels,
 )
+from pyro_gumbel.estimators import NAMES
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import interval, simplex
 from tests.common import RANKINGS, RELAXED_LOGITS, RELAXED_VALUES, STRAIGHT_THROUGH, build
@@ -220,12 +221,14 @@ def test_more_entries_than_31_bits_count():
     assert hard.argmax(-1).equal(s.argmax(-1))
 
 
+@pytest.mark.parametrize("estimator", NAMES)
 @pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
-def test_second_order_in_a_cuda_graph(cls):
-    leaf = leaf_of(cls)
+def test_estimators_in_a_cuda_graph(cls, estimator):
+    leaf, temperature = leaf_of(cls), None if estimator == "second_order" else torch.tensor(0.6)
+    options = {"estimator": estimator, "validate_args": False}
 
     def draw():
-        value = cls(logits=leaf * 1.0, validate_args=False).rsample()
+        value = cls(temperature, logits=leaf * 1.0, **options).rsample()
         return value, torch.autograd.grad((value * value.cumsum(0)).sum(), leaf)[0]
 
     draw()
