@@ -223,7 +223,7 @@ class Interval(_Sigmoid):
         )
 
     def hard(self, perturbed: Tensor) -> Tensor:
-        return torch.heaviside(perturbed, perturbed.new_ones(()))  # 1 at 0 too
+        return (perturbed >= 0).to(perturbed.dtype)
 
     def log_density(
         self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool

@@ -69,6 +69,9 @@ tracing-ends-under-vmap            distributions/test_torch.py -k vmap
 tracing-not-finite                 distributions/test_arguments.py
     - return math.isfinite(tensor.detach().sum().item())
     + return True
+tracing-not-a-number               distributions/test_arguments.py -k bad_arguments
+    - return torch.equal(tensor, tensor)
+    + return True
 tracing-finite-under-vmap          distributions/test_torch.py -k vmap
     - if tensor.is_meta or not in_eager_mode():
     + if tensor.is_meta:
@@ -1141,6 +1144,12 @@ dispatch-subclass-of-a-tensor      kernels/test_dispatch.py
     + if not isinstance(tensor, Tensor) or
 
 [kernels/formulas.py]
+kernels-density-of-few-bits        kernels/test_cpu.py
+    - torch.sub(v, noise, out=noise).add_(log_p, alpha=2)
+    + torch.sub(v, noise, out=noise).add_(log_p, alpha=1)
+kernels-density-of-few-rows        kernels/test_cpu.py
+    - log_e.sub_(v).sum(-1).sub_(log_total, alpha=self.degrees + 1)
+    + log_e.sub_(v).sum(-1).sub_(log_total, alpha=self.degrees)
 kernels-logistic-density           kernels/test_cpu.py
     - return size.neg().exp_().log1p_().mul_(-2).sub_(size)
     + return size.neg().exp_().log1p_().mul_(-1).sub_(size)

@@ -46,13 +46,13 @@ from pyro_gumbel._validation import (
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.sample_cache import CacheKey
 from pyro_gumbel.estimators import straight_through_of
+from pyro_gumbel.kernels.formulas import FEW
 from pyro_gumbel.links import NEAR, Link
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
 __all__ = ["Family", "FamilyDistribution", "expanded"]
 
-FEW = 2**12  # elements, of which single comparisons are faster than a sum
 _PLAIN = (Tensor, Parameter)
 
 

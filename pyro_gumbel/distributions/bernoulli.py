@@ -93,7 +93,7 @@ class BernoulliFamily(Family):
         return with_bit_gradient(value, logits)
 
     def mode(self, logits: Tensor, size: int | None = None) -> Tensor:
-        return interval.hard(logits.detach())
+        return interval.hard(logits)
 
     def number_of_outcomes(self, probs: Tensor) -> int:
         return 2

@@ -24,7 +24,7 @@ from pyro_gumbel.links import Link
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.noise import MANY, exponential, exponential_, logistic, logistic_
 
-_unwrapped = torch._C._functorch.unwrap_if_dead
+_alive = torch._C._functorch.unwrap_if_dead  # of a tensor that has left a transform
 
 __all__ = ["MANY", "draw", "log_density", "straight_through_draw"]
 
@@ -52,7 +52,7 @@ def draw(
     """
     attached = torch.is_grad_enabled() and (logits.requires_grad or temperature.requires_grad)
     log_prob = log_prob and (attached or link.event_dim > 0)
-    logits, temperature = _unwrapped(logits), _unwrapped(temperature)
+    logits, temperature = _alive(logits), _alive(temperature)
     how = link, sample_shape, batch_shape, keep, log_prob, near
     s, v, log_p = _apply_draw(logits, temperature, how)
     if not keep and not attached and v is not None and _follows_from_value(v, link):
@@ -81,7 +81,7 @@ def straight_through_draw(
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
     how = link, sample_shape, batch_shape, near
-    hard: Tensor = _apply_straight_through_draw(_unwrapped(logits), _unwrapped(temperature), how)
+    hard: Tensor = _apply_straight_through_draw(_alive(logits), _alive(temperature), how)
     return hard
 
 
@@ -201,7 +201,7 @@ class _StraightThroughDraw(torch.autograd.Function):
             draw_noise = exponential if event_dim else logistic
             noise = draw_noise(shape, dtype=x.dtype, device=x.device)
             z = formulas.perturbed(noise, x if near else formulas.centred(x), noise)
-            hard = link.hard(z)
+            hard = formulas.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
             blocks = Blocks(shape, batch, event_dim)

@@ -61,6 +61,7 @@ from pyro_gumbel.links import NEAR, Hypersimplex, Interval, Link, Simplex, inter
 from pyro_gumbel.ops.noise import MANY, gumbel, logistic
 
 __all__ = [
+    "FEW",
     "FORMULAS",
     "SHORT",
     "Elementwise",
@@ -70,6 +71,7 @@ __all__ = [
     "OnSimplex",
 ]
 
+FEW = 2**12  # elements, up to which one scalar operation is faster than several vectorised ones
 SHORT = 32  # torch is slow at sums over rows with fewer entries
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -130,6 +132,11 @@ class Formulas:
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         """z from noise, which is overwritten."""
         raise NotImplementedError
+
+    def hard(self, z: Tensor) -> Tensor:
+        """The hard value that z chooses, without a graph."""
+        hard: Tensor = self.link.hard(z)
+        return hard
 
     def at_perturbed(
         self, z: Tensor, tau: Tensor, out: Tensor | None
@@ -282,6 +289,11 @@ class Elementwise(Formulas):
 
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.add(noise, x, out=out)
+
+    def hard(self, z: Tensor) -> Tensor:
+        if z.numel() >= FEW:
+            return interval.hard(z)
+        return torch.heaviside(z, z.new_ones(()))  # 1 at 0 too
 
     def at_perturbed(
         self, z: Tensor, tau: Tensor, out: Tensor | None
