@@ -27,10 +27,16 @@ from pyro_gumbel.estimators import (
     reinmax,
     straight_through,
 )
-from pyro_gumbel.kernels import reference, triton_rao
-from pyro_gumbel.kernels import triton_estimators as closed_forms
-from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.kernels import (
+    reference,
+    triton_bits,
+    triton_estimators,
+    triton_functions,
+    triton_rao,
+    triton_rows,
+)
 from pyro_gumbel.kernels.reference import Draw
+from pyro_gumbel.kernels.triton_functions import FIRST, MODULO, OWN
 from pyro_gumbel.links import Hypersimplex, Link, Simplex
 from pyro_gumbel.ops.noise import perturbed_given_bit, perturbed_given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
@@ -44,16 +50,16 @@ __all__ = [
     "try_on",
 ]
 
-TILE = kernels.TILE  # elements of a program
+TILE = triton_functions.TILE  # elements of a program
 COMPUTED = torch.float16, torch.bfloat16, torch.float32
 
 
 def try_on(device: torch.device) -> None:
     """Run a kernel on a device. It raises what Triton raises there."""
     seed, noise = torch.zeros(1, dtype=torch.int64, device=device), torch.empty(1, device=device)
-    grid, launch = kernels.launch_of_bits(1, TILE)
+    grid, launch = triton_functions.launch_of_bits(1, TILE)
     with torch.cuda.device_of(seed):
-        kernels.noise_of_bits[grid](seed, noise, 1, **launch)
+        triton_functions.noise_of_bits[grid](seed, noise, 1, **launch)
 
 
 def draw(
@@ -130,7 +136,7 @@ def estimated_draw(
     """A hard draw with the gradient of an estimator, of those that have a kernel."""
     known = estimator is straight_through or estimator is reinmax or type(estimator) is gapped
     if type(estimator) is gumbel_rao:  # of rows that are taken whole
-        known = not link.event_dim or logits.shape[-1] <= kernels.LONGEST
+        known = not link.event_dim or logits.shape[-1] <= triton_functions.LONGEST
     if logits.dtype not in COMPUTED or type(link) is Hypersimplex or not known:
         return None
     over = sample_shape + batch_shape
@@ -205,8 +211,8 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, tau: Tensor, link: Link, over: Size, batch: Size) -> "_Rows":
-        places = _places(x.shape, tau.shape, link, over, batch, TILE, kernels.LONGEST)
-        (x_shape, tau_shape), *rest = places
+        plan = _plan_of(x.shape, tau.shape, link, over, batch, TILE, triton_functions.LONGEST)
+        (x_shape, tau_shape), *rest = plan
         x = x if x_shape is None else x.expand(x_shape)
         tau = tau if tau_shape is None else tau.expand(tau_shape)
         return cls(x.contiguous(), tau.contiguous(), *rest)
@@ -246,7 +252,7 @@ class _Rows(NamedTuple):
         dx = dtau = None
         if of_x:
             dx = _new(self.shape, x, x.dtype if x.shape == self.shape else torch.float32)
-        if of_tau and self.shape == self.over and self.options["TAU_AT"] == kernels.FIRST.value:
+        if of_tau and self.shape == self.over and self.options["TAU_AT"] == FIRST.value:
             dtau = _new(self.grid, x)  # a number a program of bits
         elif of_tau:
             has_event = self.shape != self.over and tau.dim() > 0
@@ -255,12 +261,12 @@ class _Rows(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _places(
+def _plan_of(
     x: Size, tau: Size, link: Link, over: Size, batch: Size, tile: int, longest: int
 ) -> tuple[Any, ...]:
     """What x and tau must be expanded to, or None, and all of `_Rows` but its tensors.
 
-    :param longest: what `kernels.launch_of_rows` reads.
+    :param longest: what `triton_functions.launch_of_rows` reads.
     """
     event_dim = link.event_dim
     event = x[len(x) - event_dim :]
@@ -270,9 +276,9 @@ def _places(
     options: dict[str, Any] = {"X_AT": x_at, "TAU_AT": tau_at}
     if event_dim:
         options |= {"SIMPLEX": type(link) is Simplex, "SIZE": link.size, "K": k}  # type: ignore[attr-defined]
-        grid, launch = kernels.launch_of_rows(n, k, tile)
+        grid, launch = triton_functions.launch_of_rows(n, k, tile)
     else:
-        grid, launch = kernels.launch_of_bits(n, tile)
+        grid, launch = triton_functions.launch_of_bits(n, tile)
     counts = n, x_rows, tau_rows
     return (x_shape, tau_shape), over, over + event, n, k, counts, grid, options | launch
 
@@ -289,7 +295,7 @@ def _by_row(shape: Size, event_dim: int, batch: Size, n: int) -> tuple[Size | No
     if over != batch[len(batch) - len(over) :]:  # it is expanded within the batch
         over, expanded = batch, batch + event
     count = over.numel()
-    at = kernels.FIRST if count == 1 else kernels.OWN if count == n else kernels.MODULO
+    at = FIRST if count == 1 else OWN if count == n else MODULO
     return expanded, count, at.value
 
 
@@ -360,9 +366,9 @@ class _FusedDraw(torch.autograd.Function):
                 parts = _new((2, rows.n), x)
             outputs = s, v, log_p, parts
             more = (math.lgamma(rows.k),)
-            rows.run(kernels.draw_rows, rows.x, rows.tau, seed, *outputs, more=more)
+            rows.run(triton_rows.draw_rows, rows.x, rows.tau, seed, *outputs, more=more)
         else:
-            rows.run(kernels.draw_bits, rows.x, rows.tau, seed, s, v, log_p)
+            rows.run(triton_bits.draw_bits, rows.x, rows.tau, seed, s, v, log_p)
         enough = type(link) is Simplex and x.dtype == torch.float32  # to save s alone
         ctx.place = link, over, batch
         ctx.save_for_backward(x, tau, seed, s if enough else None, parts)
@@ -420,7 +426,7 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
         rows = _Rows.of(x, seed.squeeze(), link, over, batch)
         gs, strides = rows.flat(grad, link.event_dim)
         dx, _ = rows.room_for_gradients(x, seed, True, False)
-        bits, vectors = kernels.pull_second_order_of_bits, kernels.pull_second_order_of_rows
+        bits, vectors = triton_bits.pull_second_order_of_bits, triton_rows.pull_second_order_of_rows
         rows.run(vectors if link.event_dim else bits, rows.x, hard, gs, dx, more=strides)
         return _summed(dx, x), *nothing
 
@@ -470,12 +476,13 @@ def _run_estimator(
         samples = estimator.samples
         rows.run(vectors if have_event else bits, *pointers, more=strides, SAMPLES=samples)
         return
-    bits, vectors = closed_forms.pull_closed_form_of_bits, closed_forms.pull_closed_form_of_rows
-    gap, form = 0.0, closed_forms.STRAIGHT_THROUGH
+    bits = triton_estimators.pull_closed_form_of_bits
+    vectors = triton_estimators.pull_closed_form_of_rows
+    gap, form = 0.0, triton_estimators.STRAIGHT_THROUGH
     if isinstance(estimator, gapped):
-        gap, form = estimator.gap, closed_forms.GAPPED
+        gap, form = estimator.gap, triton_estimators.GAPPED
     elif estimator is reinmax:
-        form = closed_forms.REINMAX
+        form = triton_estimators.REINMAX
     pointers, more = (rows.x, rows.tau, *tensors), (gap, *strides)
     rows.run(vectors if have_event else bits, *pointers, more=more, FORM=form.value)
 
@@ -484,9 +491,9 @@ def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> T
     """The hard value of a draw; for subsets also the parts of v, where they are wanted."""
     hard = _new(rows.shape, x, x.dtype)
     if rows.shape != rows.over:
-        rows.run(kernels.choose_rows, rows.x, rows.tau, seed, hard, parts)
+        rows.run(triton_rows.choose_rows, rows.x, rows.tau, seed, hard, parts)
     else:
-        rows.run(kernels.choose_bits, rows.x, rows.tau, seed, hard)
+        rows.run(triton_bits.choose_bits, rows.x, rows.tau, seed, hard)
     return hard
 
 
@@ -515,11 +522,11 @@ def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor 
     if event_dim:
         # v, which the gradient in tau needs, is lost where s is 0.
         s = None if wanted[1] else s
-        kernel = kernels.pull_draw_of_rows
+        kernel = triton_rows.pull_draw_of_rows
         pointers = rows.x, rows.tau, seed, s, parts, *tensors
         rows.run(kernel, *pointers, more=strides, waits_for_memory=s is not None)
     else:
-        rows.run(kernels.pull_draw_of_bits, rows.x, rows.tau, seed, *tensors, more=strides)
+        rows.run(triton_bits.pull_draw_of_bits, rows.x, rows.tau, seed, *tensors, more=strides)
     return _summed(dx, x), _summed(dtau, tau)
 
 
@@ -544,9 +551,9 @@ class _FusedLogDensity(torch.autograd.Function):
         pointers = values, v_, rows.x, rows.tau, log_p
         if link.event_dim:
             more = *strides, math.lgamma(rows.k)
-            rows.run(kernels.density_of_rows, *pointers, more=more, OF_VALUES=of_values)
+            rows.run(triton_rows.density_of_rows, *pointers, more=more, OF_VALUES=of_values)
         else:
-            rows.run(kernels.density_of_bits, *pointers, more=strides, OF_VALUES=of_values)
+            rows.run(triton_bits.density_of_bits, *pointers, more=strides, OF_VALUES=of_values)
         ctx.place = link, over, batch, of_values
         ctx.save_for_backward(value, v, x, tau)
         return log_p
@@ -566,7 +573,7 @@ class _FusedLogDensity(torch.autograd.Function):
         dv = _new(rows.shape, v, v.dtype) if of_v else None
         dx, dtau = rows.room_for_gradients(x, tau, of_x, of_tau)
         pointers = values, v_, rows.x, rows.tau, gl, dv, dx, dtau
-        bits, vectors = kernels.pull_density_of_bits, kernels.pull_density_of_rows
+        bits, vectors = triton_bits.pull_density_of_bits, triton_rows.pull_density_of_rows
         kernel = vectors if link.event_dim else bits
         options = {"waits_for_memory": link.event_dim > 0, "OF_VALUES": of_values}
         rows.run(kernel, *pointers, more=(*strides, *gl_strides), **options)
@@ -612,11 +619,11 @@ def _noise_over(shape: Size, link: Link, seed: Tensor) -> Tensor:
     n, k = noise.numel(), shape[-1] if link.event_dim else 1
     with torch.cuda.device_of(seed):
         if link.event_dim:
-            grid, launch = kernels.launch_of_rows(n // k, k, TILE)
-            kernels.noise_of_rows[grid](seed, noise, n // k, K=k, **launch)
+            grid, launch = triton_functions.launch_of_rows(n // k, k, TILE)
+            triton_functions.noise_of_rows[grid](seed, noise, n // k, K=k, **launch)
         else:
-            grid, launch = kernels.launch_of_bits(n, TILE)
-            kernels.noise_of_bits[grid](seed, noise, n, **launch)
+            grid, launch = triton_functions.launch_of_bits(n, TILE)
+            triton_functions.noise_of_bits[grid](seed, noise, n, **launch)
     return noise
 
 

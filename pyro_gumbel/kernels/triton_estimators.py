@@ -23,23 +23,27 @@ For bits S = sigmoid(v) and J(S) u = S (1 - S) u.
 import triton
 import triton.language as tl
 
-from pyro_gumbel.kernels.triton_kernels import (
-    INFINITY,
-    _below,
-    _bits_here,
-    _gradient_of_rows,
-    _logits,
+from pyro_gumbel.kernels.triton_bits import (
     _of_bits,
+    _store_of_temperature,
+)
+from pyro_gumbel.kernels.triton_functions import (
+    INFINITY,
+    _bits_here,
     _own,
     _rows_here,
     _sigmoid_of,
     _slope_of,
-    _store_of_temperature,
-    _sum_of_row,
     _temperature,
-    _top_of_logits,
 )
 from pyro_gumbel.kernels.triton_rao import _over_tau
+from pyro_gumbel.kernels.triton_rows import (
+    _below,
+    _gradient_of_rows,
+    _logits,
+    _sum_of_row,
+    _top_of_logits,
+)
 
 __all__ = [
     "GAPPED",

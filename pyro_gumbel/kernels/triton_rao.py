@@ -5,7 +5,7 @@ r"""The gradient of `gumbel_rao` as Triton kernels: noise given the hard value, 
 
 The surrogate is the mean of n relaxed values, whose perturbed logits z are drawn given the hard
 value D. Symbols as in `pyro_gumbel.ops.noise`, which derives z, and in
-`pyro_gumbel.kernels.triton_kernels`. A program goes through the n samples one after another, and
+`pyro_gumbel.kernels.triton_functions`. A program goes through the n samples one after another, and
 adds up their gradients. So nothing of a sample is stored.
 
 **Vectors.** With independent Exponential(1) variates :math:`E_i`, the waiting time of the chosen
@@ -45,25 +45,29 @@ The same holds for pairs of bits.
 import triton
 import triton.language as tl
 
-from pyro_gumbel.kernels.triton_kernels import (
+from pyro_gumbel.kernels.triton_bits import (
+    _of_bits,
+    _store_of_temperature,
+)
+from pyro_gumbel.kernels.triton_functions import (
     INFINITY,
-    _below,
     _bits_here,
     _exp_of,
     _exponential_of_rows,
-    _gradient_of_rows,
-    _largest_of,
     _log_of,
     _log_sigmoid_of,
     _logistic_of_bits,
-    _logits,
-    _of_bits,
     _own,
     _rows_here,
     _slope_of,
-    _store_of_temperature,
-    _sum_of_row,
     _temperature,
+)
+from pyro_gumbel.kernels.triton_rows import (
+    _below,
+    _gradient_of_rows,
+    _largest_of,
+    _logits,
+    _sum_of_row,
 )
 
 __all__ = ["pull_rao_of_bits", "pull_rao_of_rows"]

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from pyro_gumbel.kernels import cuda
-from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.kernels import triton_functions as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from tests.common import ALPHA
 from tests.kernels.triton import INTERPRETED

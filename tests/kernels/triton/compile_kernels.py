@@ -20,7 +20,7 @@ from triton.runtime.driver import driver
 
 from pyro_gumbel.estimators import gapped, gumbel_rao, reinmax, straight_through
 from pyro_gumbel.kernels import cuda
-from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.kernels import triton_functions as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 
 # A link, the shape of an event, and how many columns are taken at a time; the dtype of the logits,

@@ -44,9 +44,9 @@ def _poisoned(monkeypatch):
 @pytest.fixture
 def short_blocks(monkeypatch):
     """Rows longer than 8 are taken 8 columns at a time."""
-    from pyro_gumbel.kernels import triton_kernels
+    from pyro_gumbel.kernels import triton_functions
 
-    monkeypatch.setattr(triton_kernels, "LONGEST", 8)
+    monkeypatch.setattr(triton_functions, "LONGEST", 8)
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pyro_gumbel.kernels import triton_estimators, triton_kernels, triton_rao
+from pyro_gumbel.kernels import (
+    triton_bits,
+    triton_estimators,
+    triton_functions,
+    triton_rao,
+    triton_rows,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,6 +36,6 @@ def test_all_kernels_compile_and_have_wide_offsets(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert all(offsets == ["i64"] for _, *offsets in lines)
-    modules = triton_kernels, triton_rao, triton_estimators
+    modules = triton_functions, triton_rows, triton_bits, triton_rao, triton_estimators
     exported = {name for module in modules for name in module.__all__ if name.islower()}
     assert {name for name, *_ in lines} == exported - {"launch_of_bits", "launch_of_rows"}

@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyro_gumbel.kernels import cuda, reference
-from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.kernels import cuda, reference, triton_rows
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 from tests.kernels.triton.common import (
@@ -359,7 +358,7 @@ def test_of_equal_entries_the_first_are_chosen(size, blocks, monkeypatch, reques
     """The relaxed value treats them alike."""
     if blocks:
         request.getfixturevalue("short_blocks")
-    monkeypatch.setattr(kernels, "_exponential_of_rows", no_noise)
+    monkeypatch.setattr(triton_rows, "_exponential_of_rows", no_noise)
     x = torch.tensor([[0.0, 1, 0, 1, 1, 1, 1, -1, 1, 0, 1, 1]])
     links = [simplex, Hypersimplex(1)] if size == 1 else [Hypersimplex(size)]
     for link in links:

@@ -15,7 +15,7 @@ import triton.language as tl
 from scipy import stats
 
 from pyro_gumbel.kernels import cuda
-from pyro_gumbel.kernels import triton_kernels as kernels
+from pyro_gumbel.kernels import triton_functions as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from tests.common import ALPHA, assert_counts
 from tests.kernels.triton.common import LARGE, assert_uniform, placed, seed

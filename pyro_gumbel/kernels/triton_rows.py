@@ -1,23 +1,13 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The formulas of `pyro_gumbel.kernels.formulas` as Triton kernels, each with its backward pass.
+"""Draws and densities of vectors as Triton kernels, each with its backward pass.
 
-Symbols as there: logits x, temperature tau, value s, value in logit space v, slope w, weights
-omega, h = d log w / dv. All is computed in float32.
-
-**Rows.** A program has `ROWS` rows, each a vector of `K` entries, and takes `BLOCK` columns at a
-time. Short rows are taken whole: loops over columns then run once. Longer rows are gone through
-several times, and their noise is drawn again each time. Rows of the parameters are fewer than
-those of a draw where there are samples or an expanded batch; `_own` says which one a row has.
-Offsets are 64 bits wide. An entry is *live* if its logit is not -inf. The others are left out of
-every sum, and k counts the live ones. Infinities are masked before they could be subtracted.
-
-**Noise.** Each pair of columns has a counter, and Philox turns seed and counter into two times 64
-random bits. The sign of the first 32 says which half of (0, 1) the variate U is in; the other 63
-are its distance m from the nearer end, to full relative precision down to 2^-65. Then E = -log U is
--log(m) or -log(1 - m), and the logistic variate is log(m) - log(1 - m) or its negative. So a
-backward pass can draw the noise of its forward pass again, and no tensor keeps it.
+Symbols and words as in `pyro_gumbel.kernels.triton_functions`. A program has `ROWS` rows, each a
+vector of `K` entries, and takes `BLOCK` columns at a time. Short rows are taken whole: loops over
+columns then run once. Longer rows are gone through several times, and their noise is drawn again
+each time. An entry is *live* if its logit is not -inf. The others are left out of every sum, and k
+counts the live ones. Infinities are masked before they could be subtracted.
 
 **The simplex and the hypersimplex** share kernels. In both v = (z - base) / tau - shift. On the
 simplex `base` is the largest z, and `shift` the logarithm of a sum. On the hypersimplex `base` is
@@ -29,189 +19,36 @@ equal to `base` some may be chosen: each then counts as chosen in part.
 import triton
 import triton.language as tl
 
+from pyro_gumbel.kernels.triton_functions import (
+    FLOOR,
+    HALF_LOWEST,
+    INFINITY,
+    LEAST,
+    LOG_TINY,
+    LOWEST,
+    TINY,
+    _exp_of,
+    _exponential_of_rows,
+    _finite_of,
+    _log_of,
+    _log_sigmoid_of,
+    _log_slope_of,
+    _own,
+    _rows_here,
+    _sigmoid_of,
+    _slope_of,
+    _tanh_of_half,
+    _temperature,
+)
+
 __all__ = [
-    "FIRST",
-    "MODULO",
-    "OWN",
-    "choose_bits",
     "choose_rows",
-    "density_of_bits",
     "density_of_rows",
-    "draw_bits",
     "draw_rows",
-    "launch_of_bits",
-    "launch_of_rows",
-    "noise_of_bits",
-    "noise_of_rows",
-    "pull_density_of_bits",
     "pull_density_of_rows",
-    "pull_draw_of_bits",
     "pull_draw_of_rows",
-    "pull_second_order_of_bits",
     "pull_second_order_of_rows",
 ]
-
-TILE = 512  # elements of a program: fewer are slower, and so are more
-LONGEST = 4096  # columns that a program takes at a time
-
-# How a row of a draw finds its row of a parameter.
-OWN = tl.constexpr(0)
-FIRST = tl.constexpr(1)
-MODULO = tl.constexpr(2)
-
-INFINITY = tl.constexpr(float("inf"))
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # float32
-HALF_LOWEST = tl.constexpr(-1.7014117331926443e38)
-LEAST = tl.constexpr(-8.5e37)  # v on the simplex that stands for -inf, and
-FLOOR = tl.constexpr(-8e37)  # what is below it
-TINY = tl.constexpr(1.1754943508222875e-38)
-LOG_TINY = tl.constexpr(-87.33654475055310)  # v for a value of 0, and
-LOG_NEAR_ONE = tl.constexpr(16.635532333438686)  # for a value of 1, as `Link.finite` has them
-UNIT = tl.constexpr(2.0**-32)
-LOG_2_OF_POWER = tl.constexpr(0.6931471805599453 * 2.0**-23)
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-def launch_of_rows(rows: int, k: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for rows of k entries, 8 entries a thread.
-
-    :param tile: the number of elements of a program, a power of two.
-    """
-    block = min(1 << max(1, (k - 1).bit_length()), LONGEST)
-    each = max(1, tile // block)
-    warps = min(16, max(1, each * block // 256))
-    return (-(-rows // each),), {"ROWS": each, "BLOCK": block, "num_warps": warps}
-
-
-def launch_of_bits(size: int, tile: int = TILE) -> tuple[tuple[int], dict[str, int]]:
-    """The grid and the launch parameters for bits, 8 a thread."""
-    return (-(-size // tile),), {"BLOCK": tile, "num_warps": min(16, max(1, tile // 256))}
-
-
-# Functions of numbers.
-
-
-@triton.jit
-def _log_of(x):
-    """log x of a positive normal number, to 1.1 units in the last place; faster than tl.log.
-
-    x = 2^n (1 + f) with |f| <= 1/3, and log(1 + f) = f - f^2 / 2 + f^3 q(f), where q is the
-    polynomial of degree 7 with the smallest largest relative error.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    power = (bits - 0x3F2AAAAB) & -0x800000  # 2^23 n
-    f = (bits - power).to(tl.float32, bitcast=True) - 1
-    q = 0.139657974 - 0.128804788 * f
-    q = q * f - 0.121869721
-    q = q * f + 0.140101045
-    q = q * f - 0.166802794
-    q = q * f + 0.200101078
-    q = q * f - 0.249998033
-    q = q * f + 0.333332211
-    return power.to(tl.float32) * LOG_2_OF_POWER + ((q * f - 0.5) * (f * f) + f)
-
-
-@triton.jit
-def _exp_of(v):
-    """exp v of a number above -2e38, 0 where it is not a normal number; faster than tl.exp."""
-    return tl.exp2(v * LOG2_E)
-
-
-# Noise.
-
-
-@triton.jit
-def _distance(high, low):
-    """The distance of U from the nearer end, in (0, 1/2], and whether U is in the lower half."""
-    word = high.to(tl.int32, bitcast=True)
-    rest = low.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5
-    m = ((word & 0x7FFFFFFF).to(tl.float32) + rest * UNIT) * UNIT
-    return m, word < 0
-
-
-@triton.jit
-def _exponential(m, is_low):
-    """E = -log U."""
-    u = tl.where(is_low, m, 1 - m)
-    lost = tl.where(is_low, 0.0, m - (1 - u))  # exact: by the rounding of 1 - m
-    return lost - _log_of(u)
-
-
-@triton.jit
-def _exponential_of_rows(seed, row, start, K: tl.constexpr, BLOCK: tl.constexpr):
-    """E of a block of columns."""
-    pair = start // 2 + tl.arange(0, BLOCK // 2)[None, :]
-    a, b, c, d = tl.randint4x(seed, row * ((K + 1) // 2) + pair)
-    high = tl.reshape(tl.join(a, c), (row.shape[0], BLOCK))
-    low = tl.reshape(tl.join(b, d), (row.shape[0], BLOCK))
-    m, is_low = _distance(high, low)
-    return _exponential(m, is_low)
-
-
-@triton.jit
-def _logistic_of_bits(seed, BLOCK: tl.constexpr, before=0):
-    """The logistic variates of a program, where the noise has so many pairs before its own."""
-    pair = before + tl.program_id(0).to(tl.int64) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-    a, b, c, d = tl.randint4x(seed, pair)
-    high, low = tl.reshape(tl.join(a, c), (BLOCK,)), tl.reshape(tl.join(b, d), (BLOCK,))
-    m, is_low = _distance(high, low)
-    size = _log_of(m / (1 - m))
-    return tl.where(is_low, size, -size)
-
-
-# Functions of entries.
-
-
-@triton.jit
-def _own(row, rows, AT: tl.constexpr):
-    """The row of a parameter that a row of a draw has."""
-    if AT == OWN:
-        own = row
-    elif AT == FIRST:
-        own = row * 0
-    else:
-        own = row % rows
-    return own
-
-
-@triton.jit
-def _sigmoid_of(v):
-    a = tl.exp(-tl.abs(v))
-    return tl.where(v >= 0, 1.0, a) / (1 + a)
-
-
-@triton.jit
-def _slope_of(v):
-    """sigmoid(v) sigmoid(-v)."""
-    a = tl.exp(-tl.abs(v))
-    return a / ((1 + a) * (1 + a))
-
-
-@triton.jit
-def _log_slope_of(v):
-    """log sigmoid(v) + log sigmoid(-v), also the logistic log density."""
-    size = tl.abs(v)
-    return -size - 2 * _log_of(1 + tl.exp(-size))
-
-
-@triton.jit
-def _log_sigmoid_of(v):
-    return tl.minimum(v, 0.0) - _log_of(1 + tl.exp(-tl.abs(v)))
-
-
-@triton.jit
-def _tanh_of_half(v):
-    """tanh(v / 2) = -d log w / dv of the sigmoid."""
-    a = tl.exp(-tl.abs(v))
-    size = (1 - a) / (1 + a)
-    return tl.where(v >= 0, size, -size)
-
-
-@triton.jit
-def _finite_of(v):
-    """v, with what `Link.finite` puts in the place of infinities."""
-    v = tl.where(v == -INFINITY, LOG_TINY, v)
-    return tl.where(v == INFINITY, LOG_NEAR_ONE, v)
 
 
 @triton.jit
@@ -267,21 +104,6 @@ def _sum_of_row(z):
 
 
 # Rows of logits.
-
-
-@triton.jit
-def _rows_here(ROWS: tl.constexpr):
-    return (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-
-
-@triton.jit
-def _temperature(tau_ptr, row, n, tau_rows, TAU_AT: tl.constexpr):
-    if TAU_AT == FIRST:
-        tau = tl.load(tau_ptr).to(tl.float32)  # one number for a program: cheaper than one a row
-    else:
-        at = _own(row, tau_rows, TAU_AT)
-        tau = tl.load(tau_ptr + at, mask=row < n, other=1.0).to(tl.float32)
-    return tau
 
 
 @triton.jit
@@ -509,16 +331,6 @@ def _base_and_shift(
 
 
 # Draws of vectors.
-
-
-@triton.jit
-def noise_of_rows(seed_ptr, noise_ptr, n, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """The Gumbel noise of a draw."""
-    row, seed = _rows_here(ROWS), tl.load(seed_ptr)
-    for start in range(0, K, BLOCK):
-        column = start + tl.arange(0, BLOCK)[None, :]
-        e = _exponential_of_rows(seed, row, start, K, BLOCK)
-        tl.store(noise_ptr + (row * K + column), -tl.log(e), mask=(row < n) & (column < K))
 
 
 _ROW_COUNTS = ["n", "x_rows", "tau_rows"]
@@ -927,170 +739,3 @@ def pull_density_of_rows(
     if dtau_ptr is not None:
         degrees = tl.maximum(count - 1, 0.0)
         tl.store(dtau_ptr + row, grad * degrees / tau - sum_rv, mask=row < n)
-
-
-# Bits. A program has `BLOCK` of them. n is specialised: multiples of 16 are read 16 bytes at once.
-
-_BIT_COUNTS = ["x_rows", "tau_rows"]
-
-
-@triton.jit
-def _bits_here(BLOCK: tl.constexpr):
-    return tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-
-
-@triton.jit
-def _of_bits(ptr, at, n, rows, AT: tl.constexpr):
-    """The parameter of each bit, 1 beyond the last one."""
-    if AT == FIRST:
-        found = tl.load(ptr).to(tl.float32) + tl.zeros_like(at).to(tl.float32)
-    else:
-        found = tl.load(ptr + _own(at, rows, AT), mask=at < n, other=1.0).to(tl.float32)
-    return found
-
-
-@triton.jit
-def _store_of_temperature(dtau_ptr, dtau, at, n, TAU_AT: tl.constexpr):
-    """The gradient in tau of each bit, or of all of a program if there is one tau."""
-    if TAU_AT == FIRST:
-        # Beyond the last bit the gradients that come in are 0.
-        tl.store(dtau_ptr + tl.program_id(0), tl.sum(dtau, axis=0))
-    else:
-        tl.store(dtau_ptr + at, dtau, mask=at < n)
-
-
-@triton.jit
-def noise_of_bits(seed_ptr, noise_ptr, n, BLOCK: tl.constexpr):
-    """The logistic noise of a draw."""
-    at = _bits_here(BLOCK)
-    tl.store(noise_ptr + at, _logistic_of_bits(tl.load(seed_ptr), BLOCK), mask=at < n)
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def draw_bits(
-    x_ptr, tau_ptr, seed_ptr, s_ptr, v_ptr, log_p_ptr, n, x_rows, tau_rows,
-    X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """s, v and log p(s), those that have a pointer."""
-    at = _bits_here(BLOCK)
-    x, tau = _of_bits(x_ptr, at, n, x_rows, X_AT), _of_bits(tau_ptr, at, n, tau_rows, TAU_AT)
-    noise = _logistic_of_bits(tl.load(seed_ptr), BLOCK)
-    v = (x + noise) / tau
-    if s_ptr is not None:
-        tl.store(s_ptr + at, _sigmoid_of(v), mask=at < n)
-    if v_ptr is not None:
-        tl.store(v_ptr + at, v, mask=at < n)
-    if log_p_ptr is not None:
-        point = tl.abs(x) == INFINITY
-        log_p = tl.log(tau) + _log_slope_of(noise) - _log_slope_of(_finite_of(v))
-        tl.store(log_p_ptr + at, tl.where(point, 0.0, log_p), mask=at < n)
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def choose_bits(
-    x_ptr, tau_ptr, seed_ptr, hard_ptr, n, x_rows, tau_rows,
-    X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The hard value of a draw."""
-    at = _bits_here(BLOCK)
-    z = _of_bits(x_ptr, at, n, x_rows, X_AT) + _logistic_of_bits(tl.load(seed_ptr), BLOCK)
-    tl.store(hard_ptr + at, (z >= 0).to(tl.float32), mask=at < n)
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def pull_draw_of_bits(
-    x_ptr, tau_ptr, seed_ptr, gs_ptr, gv_ptr, gl_ptr, dx_ptr, dtau_ptr,
-    n, x_rows, tau_rows, gs_step, gv_step, gl_step,
-    X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The gradients in x and tau of a draw or of a hard value."""
-    at = _bits_here(BLOCK)
-    inside = at < n
-    x, tau = _of_bits(x_ptr, at, n, x_rows, X_AT), _of_bits(tau_ptr, at, n, tau_rows, TAU_AT)
-    v = (x + _logistic_of_bits(tl.load(seed_ptr), BLOCK)) / tau
-    moves = tl.abs(v) < INFINITY
-    v = tl.where(moves, v, 0.0)
-    r, of_log_p = v * 0, v * 0
-    if gl_ptr is not None:
-        of_log_p = tl.load(gl_ptr + at * gl_step, mask=inside, other=0.0).to(tl.float32)
-        of_log_p = tl.where(moves, of_log_p, 0.0)
-        r += of_log_p * _tanh_of_half(v)
-    if gs_ptr is not None:
-        gs = tl.load(gs_ptr + at * gs_step, mask=inside, other=0.0).to(tl.float32)
-        r += gs * _slope_of(v)
-    if gv_ptr is not None:
-        r += tl.load(gv_ptr + at * gv_step, mask=inside, other=0.0).to(tl.float32)
-    r = tl.where(moves, r, 0.0)
-    tl.store(dx_ptr + at, r / tau, mask=inside)
-    if dtau_ptr is not None:
-        _store_of_temperature(dtau_ptr, (of_log_p - r * v) / tau, at, n, TAU_AT)
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def pull_second_order_of_bits(
-    x_ptr, hard_ptr, gs_ptr, dx_ptr, n, x_rows, tau_rows, gs_step,
-    X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The gradient in x of `pyro_gumbel.ops.second_order`."""
-    at = _bits_here(BLOCK)
-    p = _sigmoid_of(_of_bits(x_ptr, at, n, x_rows, X_AT))
-    hard = tl.load(hard_ptr + at, mask=at < n, other=0.0).to(tl.float32)
-    u = tl.load(gs_ptr + at * gs_step, mask=at < n, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + at, 0.5 * tl.abs(hard - p) * u, mask=at < n)
-
-
-@triton.jit
-def _bits_in_density(value_ptr, v_ptr, v_step, x, at, n, OF_VALUES: tl.constexpr):
-    """v made finite, where it was, where x is, and which values are impossible."""
-    given = tl.load(v_ptr + at * v_step, mask=at < n, other=0.0).to(tl.float32)
-    v = _finite_of(given)
-    point = tl.abs(x) == INFINITY
-    least, most = (0.0, 1.0) if OF_VALUES else (-INFINITY, INFINITY)
-    value = tl.load(value_ptr + at, mask=(at < n) & point, other=0.0).to(tl.float32)
-    impossible = ((x == -INFINITY) & (value > least)) | ((x == INFINITY) & (value < most))
-    return v, v == given, point, impossible
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def density_of_bits(
-    value_ptr, v_ptr, x_ptr, tau_ptr, log_p_ptr, n, x_rows, tau_rows, v_step,
-    OF_VALUES: tl.constexpr, X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """log p(s), or log p(v); -inf for an impossible value."""
-    at = _bits_here(BLOCK)
-    x, tau = _of_bits(x_ptr, at, n, x_rows, X_AT), _of_bits(tau_ptr, at, n, tau_rows, TAU_AT)
-    v, _as_given, point, impossible = _bits_in_density(
-        value_ptr, v_ptr, v_step, x, at, n, OF_VALUES
-    )
-    log_p = tl.log(tau) + _log_slope_of(tl.where(point, 0.0, x) - tau * v)
-    if OF_VALUES:
-        log_p -= _log_slope_of(v)
-    log_p = tl.where(point, tl.where(impossible, -INFINITY, 0.0), log_p)
-    tl.store(log_p_ptr + at, log_p, mask=at < n)
-
-
-@triton.jit(do_not_specialize=_BIT_COUNTS)
-def pull_density_of_bits(
-    value_ptr, v_ptr, x_ptr, tau_ptr, gl_ptr, dv_ptr, dx_ptr, dtau_ptr,
-    n, x_rows, tau_rows, v_step, gl_step,
-    OF_VALUES: tl.constexpr, X_AT: tl.constexpr, TAU_AT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The gradients of a density in v, x and tau; those that have a pointer."""
-    at = _bits_here(BLOCK)
-    inside = at < n
-    x, tau = _of_bits(x_ptr, at, n, x_rows, X_AT), _of_bits(tau_ptr, at, n, tau_rows, TAU_AT)
-    v, as_given, point, _impossible = _bits_in_density(
-        value_ptr, v_ptr, v_step, x, at, n, OF_VALUES
-    )
-    grad = tl.load(gl_ptr + at * gl_step, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.where(point, 0.0, grad)
-    r = -grad * _tanh_of_half(tl.where(point, 0.0, x) - tau * v)
-    if dx_ptr is not None:
-        tl.store(dx_ptr + at, r, mask=inside)
-    if dv_ptr is not None:
-        dv = -tau * r
-        if OF_VALUES:
-            dv += grad * _tanh_of_half(v)
-        tl.store(dv_ptr + at, tl.where(as_given, dv, 0.0), mask=inside)
-    if dtau_ptr is not None:
-        _store_of_temperature(dtau_ptr, grad / tau - r * v, at, n, TAU_AT)
