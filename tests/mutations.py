@@ -1099,8 +1099,8 @@ cuda-v-of-changed-parameters       kernels/triton/test_modes.py -k changes_are_n
     - if [version_of(parameter) for parameter in self.arguments[:2]] != self.versions:
     + if False:
 cuda-v-of-leaves                   kernels/triton/test_modes.py -k changes_are_not_counted
-    - return tensor.grad_fn is not None and not is_view_of_leaf
-    + return True
+    - keep = keep or not (is_safe and counts_changes(logits))
+    + keep = keep or not is_safe
 cuda-v-of-a-sample                 kernels/triton/test_modes.py -k draw_alike
     - if not attached:
     + if False:
@@ -1108,8 +1108,8 @@ cuda-expanded-within-the-batch     kernels/triton/test_formulas.py -k draws_of_a
     - if over != batch[len(batch) - len(over) :]:
     + if False:
 cuda-rows-of-samples               kernels/triton/test_formulas.py -k draws_of_all_shapes
-    - kernels.OWN if count == n else kernels.MODULO
-    + kernels.OWN
+    - OWN if count == n else MODULO
+    + OWN
 cuda-gradient-in-tau-of-s-alone    kernels/triton/test_formulas.py -k draws_of_all_shapes
     - s = None if wanted[1] else s
     + pass
@@ -1126,7 +1126,7 @@ cuda-derivative-through-a-sample   kernels/triton/test_estimators.py -k derivati
     - x, hard = link.centred(x.float()).expand(hard.shape), hard.detach().float()
     + x, hard = link.centred(x.float()).expand(hard.shape), hard.float()
 cuda-rao-of-long-rows              kernels/triton/test_rao.py -k only_what
-    - known = not link.event_dim or logits.shape[-1] <= kernels.LONGEST
+    - known = not link.event_dim or logits.shape[-1] <= triton_functions.LONGEST
     + known = True
 cuda-rao-of-subclasses             kernels/triton/test_rao.py -k only_what
     - if type(estimator) is gumbel_rao:
@@ -1183,6 +1183,14 @@ kernels-reference-far-logits       kernels/test_dispatch.py
     - return link.centred(logits) + variates
     + return logits + variates
 
+[kernels/triton_bits.py]
+triton-temperature-of-bits         kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - tl.sum(dtau, axis=0)
+    + tl.max(dtau, axis=0)
+triton-differential-of-bits        kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - r += gs * _slope_of(v)
+    + r += gs * _sigmoid_of(v)
+
 [kernels/triton_estimators.py]
 triton-reinmax-middle              kernels/triton/test_estimators.py -k reinmax
     - (u - 0.5 * (mean + of_chosen))
@@ -1197,7 +1205,7 @@ triton-quotient-of-bits            kernels/triton/test_estimators.py -k all_shap
     - v = tl.where(y >= 0, size, -size)
     + v = size
 
-[kernels/triton_kernels.py]
+[kernels/triton_functions.py]
 triton-signed-words                kernels/triton/test_noise.py
     - word = high.to(tl.int32, bitcast=True)
     + word = high
@@ -1205,59 +1213,20 @@ triton-few-bits                    kernels/triton/test_noise.py
     - rest = low.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5
     + rest = low.to(tl.uint32, bitcast=True).to(tl.float32) * 0 + 0.5
 triton-exponential-near-0          kernels/triton/test_noise.py
-    - e = tl.where((gap == 0) & ~is_low, m, -tl.log(u) * scale)
-    + e = tl.where((gap == 0) & ~is_low, m, -tl.log(u))
+    - lost = tl.where(is_low, 0.0, m - (1 - u))
+    + lost = tl.where(is_low, 0.0, m - m)
 triton-one-noise-for-a-row         kernels/triton/test_noise.py
     - pair = start // 2 + tl.arange(0, BLOCK // 2)[None, :]
     + pair = tl.arange(0, BLOCK // 2)[None, :]
-triton-far-logits                  kernels/triton/test_formulas.py -k far_from_0
-    - return 2 * tl.maximum(0.5 * x - 0.5 * top, HALF_LOWEST)
-    + return x
-triton-live-entries                kernels/triton/test_formulas.py -k impossible
-    - return tl.where(live, x, 0.0), live
-    + return tl.where(live, x, 0.0), column < K
-triton-number-of-live-entries      kernels/triton/test_formulas.py -k impossible
-    - tl.where(count == K, log_factorial, _log_gamma(count))
-    + log_factorial
-triton-rank                        kernels/triton/test_formulas.py -k all_sizes
-    - key = tl.where(number >= SIZE, higher, key)
-    + key = tl.where(number > SIZE, higher, key)
-triton-share-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
-    - share = chosen.to(tl.float32) / tied.to(tl.float32)
-    + share = chosen.to(tl.float32)
-triton-order-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
-    - wanted -= _sum_of_row(equal)
-    + pass
-triton-steps-of-newton             kernels/triton/test_formulas.py -k draws_of_all_sizes
-    - for _ in range(0, 8):
-    + for _ in range(0, 2):
-triton-own-density                 kernels/triton/test_formulas.py -k draws_of_all_shapes
-    - sum_log_e - count * tl.log(sum_e)
-    + sum_log_e - (count - 1) * tl.log(sum_e)
-triton-single-value                kernels/triton/test_formulas.py -k densities_where
-    - grad = tl.where(count == SIZE, 0.0, grad)
-    + pass
-triton-differential                kernels/triton/test_formulas.py -k draws_of_all_shapes
-    - r = tl.where(live, u - omega * sum_u, 0.0)
-    + r = tl.where(live, u + omega * sum_u, 0.0)
-triton-columns-of-a-gradient       kernels/triton/test_formulas.py -k any_strides
-    - at = row * grad_row + column.to(tl.int64) * grad_column
-    + at = row * grad_row + column.to(tl.int64)
-triton-impossible-values           kernels/triton/test_formulas.py -k densities_where
-    - log_p = tl.where(bad, -INFINITY, log_p)
-    + pass
-triton-infinite-v                  kernels/triton/test_formulas.py -k densities_where
-    - tl.where(live & as_given, dv, 0.0)
-    + tl.where(live, dv, 0.0)
-triton-temperature-of-bits         kernels/triton/test_formulas.py -k draws_of_all_shapes
-    - tl.sum(dtau, axis=0)
-    + tl.max(dtau, axis=0)
-triton-second-order                kernels/triton/test_formulas.py -k second_order
-    - dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
-    + dx = 0.5 * (p * (u - of_mean) + hard * (of_chosen - of_mean))
 triton-narrow-offsets              kernels/triton/test_compiled.py
     - return (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     + return (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+triton-logarithm                   kernels/triton/test_noise.py -k logarithms
+    - q = q * f - 0.249998033
+    + q = q * f - 0.25
+triton-exponential                 kernels/triton/test_noise.py -k exponentials
+    - return tl.exp2(v * LOG2_E)
+    + return tl.exp2(v * 1.4427)
 
 [kernels/triton_rao.py]
 rao-other-category                 kernels/triton/test_rao.py -k noise_of_vectors
@@ -1281,6 +1250,56 @@ rao-far-quotient                   kernels/triton/test_rao.py -k any_spread
 rao-certain-bits                   kernels/triton/test_rao.py -k impossible
     - u = tl.where(moves, u, 0.0)
     + pass
+
+[kernels/triton_rows.py]
+triton-far-logits                  kernels/triton/test_formulas.py -k far_from_0
+    - return _at_least(x, tl.maximum(top, 0.0) + LOWEST) - top
+    + return x
+triton-live-entries                kernels/triton/test_formulas.py -k impossible
+    - live = z != -INFINITY
+    + live = z == z
+triton-number-of-live-entries      kernels/triton/test_formulas.py -k impossible
+    - constant = tl.where(count == K, constant, _log_gamma(count))
+    + pass
+triton-rank                        kernels/triton/test_formulas.py -k all_sizes
+    - key = tl.where(number >= SIZE, higher, key)
+    + key = tl.where(number > SIZE, higher, key)
+triton-share-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
+    - share = chosen.to(tl.float32) / tied.to(tl.float32)
+    + share = chosen.to(tl.float32)
+triton-order-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
+    - wanted -= _sum_of_row(equal)
+    + pass
+triton-steps-of-newton             kernels/triton/test_formulas.py -k draws_of_all_sizes
+    - for _ in range(0, 8):
+    + for _ in range(0, 2):
+triton-own-density                 kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - terms - count * _log_of(sum_e)
+    + terms - (count - 1) * _log_of(sum_e)
+triton-single-value                kernels/triton/test_formulas.py -k densities_where
+    - grad = tl.where(count == SIZE, 0.0, grad)
+    + pass
+triton-differential                kernels/triton/test_formulas.py -k draws_of_all_shapes
+    - r = tl.where(live, u - omega * sum_u, 0.0)
+    + r = tl.where(live, u + omega * sum_u, 0.0)
+triton-columns-of-a-gradient       kernels/triton/test_formulas.py -k any_strides
+    - at = row * grad_row + column.to(tl.int64) * grad_column
+    + at = row * grad_row + column.to(tl.int64)
+triton-impossible-values           kernels/triton/test_formulas.py -k densities_where
+    - log_p = tl.where(bad, -INFINITY, log_p)
+    + pass
+triton-infinite-v                  kernels/triton/test_formulas.py -k densities_where
+    - tl.where(live & as_given, dv, 0.0)
+    + tl.where(live, dv, 0.0)
+triton-second-order                kernels/triton/test_formulas.py -k second_order
+    - dx = 0.5 * (p * (u - of_chosen) + hard * (of_chosen - of_mean))
+    + dx = 0.5 * (p * (u - of_mean) + hard * (of_chosen - of_mean))
+triton-nan-passed-over             kernels/triton/test_formulas.py -k nan
+    - below = tl.where(z != -INFINITY, z - base, 0.0)
+    + below = tl.where(z > -INFINITY, z - base, 0.0)
+triton-first-of-equal-entries      kernels/triton/test_formulas.py -k equal_entries
+    - at = tl.min(tl.where(z == largest, column, K), axis=1, keep_dims=True)
+    + at = tl.max(tl.where(z == largest, column, 0), axis=1, keep_dims=True)
 
 [kernels/workspace.py]
 workspace-too-large-blocks         kernels/test_workspace.py
