@@ -67,7 +67,8 @@ def rounding_on_the_way(distribution, value, noise):
 
     Some 8 roundings, each by eps / 2, of numbers that are at most |x| + |noise| before a division
     by tau, and so much over tau after it. A value s follows with the slope s (1 - s), of v and of
-    the constant that is subtracted from v, and has two roundings of its own.
+    the constant that is subtracted from v. Both times it is found from v with an exponential, a sum
+    and a quotient, which together are right to 2 eps; below eps it may have been clamped.
     """
     eps = torch.finfo(value.dtype).eps
     size = distribution.logits.detach().abs() + noise.abs()
@@ -76,7 +77,7 @@ def rounding_on_the_way(distribution, value, noise):
     of_logits = 4 * eps * (1 + size / distribution.temperature)
     if type(distribution) in RELAXED_LOGITS:
         return of_logits
-    return 2 * value * (1 - value) * of_logits + eps
+    return 2 * value * (1 - value) * of_logits + 4 * eps
 
 
 def test_of_the_noise_that_makes_a_value_it_is_the_most_probable():
