@@ -34,6 +34,10 @@ from pyro_gumbel.ops import noise
 # The chance of a false alarm of one statistical test.
 ALPHA = 2e-5
 
+# How much two equal backward passes may differ, in float64. The threads of a GPU add to a sum in
+# another order each time, which changes the last of its 16 digits.
+NONDETERMINISM = 0.0 if torch.get_default_device().type == "cpu" else 1e-9
+
 # The families.
 BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
 CATEGORICAL = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
@@ -241,6 +245,21 @@ def seeded(draw, generator, *arguments, dtype=None):
         generator = torch.Generator().manual_seed(generator)
     numbers = draw(*arguments, generator=generator, dtype=dtype, device="cpu")
     return numbers.to(torch.get_default_device())
+
+
+def random_state():
+    """The state of the generator that draws on the device."""
+    return _generators().get_rng_state()
+
+
+def set_random_state(state):
+    """Draw on the device from where `random_state` was called."""
+    _generators().set_rng_state(state)
+
+
+def _generators():
+    on_gpu = torch.get_default_device().type == "cuda" and torch.cuda.is_available()
+    return torch.cuda if on_gpu else torch
 
 
 def assert_counts(counts, probs):

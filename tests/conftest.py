@@ -49,6 +49,14 @@ def _fresh_process():
 
 
 @pytest.fixture
+def equal_draws(monkeypatch):
+    """Kernels of a GPU draw other numbers from a seed than torch's operations, which draw here."""
+    from pyro_gumbel.kernels import dispatch, reference
+
+    monkeypatch.setitem(dispatch.BY_DEVICE, "cuda", reference)
+
+
+@pytest.fixture
 def float64():
     """Tensors of this precision by default, for the length of a test."""
     torch.set_default_dtype(torch.float64)

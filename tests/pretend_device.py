@@ -93,15 +93,17 @@ class Operations(TorchDispatchMode):
 PUTS = {"index_put", "index_put_", "_index_put_impl_"}
 TAKE_INDICES = {"index", *PUTS}
 TAKE_SCALARS = {"masked_fill", "masked_fill_", "fill", "fill_", *PUTS}
+TAKE_NO_SCALARS = {"clamp", "clamp_", "clamp_min", "clamp_min_", "clamp_max", "clamp_max_"}
 TAKE_ALL = {"copy", "copy_", "set_"}
 
 
 def refuse_mixtures(func, args, kwargs):
-    """What CUDA takes from the CPU is indices, and scalars in pointwise operations."""
+    """What CUDA takes from the CPU is indices, and scalars in most pointwise operations."""
     name = func.overloadpacket.__name__
     if name in TAKE_ALL or name.startswith("_foreach"):
         return
     takes_scalars = torch.Tag.pointwise in func.tags or name in TAKE_SCALARS
+    takes_scalars = takes_scalars and name not in TAKE_NO_SCALARS
     for place, argument in enumerate(func._schema.arguments):
         if argument.name == "indices" and name in TAKE_INDICES:
             continue

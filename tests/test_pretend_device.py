@@ -37,6 +37,7 @@ REFUSED = {
     "an operand": lambda x, y: x + y,
     "a scalar to a vector": lambda x, y: y + x[0],
     "in place": lambda x, y: y[0].add_(x[0]),
+    "a bound": lambda x, y: x.clamp(y[0], y[1]),
     "a list": lambda x, y: torch.cat([x, y]),
     "an index of the device": lambda x, y: y[x.long()],
     "an index by its name": lambda x, y: x.index_select(0, y.long()),

@@ -32,7 +32,15 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.common import ALL, DISCRETE, WITH_INDICES, build, param_shape
+from tests.common import (
+    ALL,
+    DISCRETE,
+    WITH_INDICES,
+    build,
+    param_shape,
+    random_state,
+    set_random_state,
+)
 
 HUGE = 10**400  # beyond the floats
 
@@ -225,7 +233,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
             guide.load_state_dict(state["guide"])
             pyro.get_param_store().set_state(state["parameters"])
             optimiser.set_state(state["optimiser"])
-            torch.set_rng_state(state["generator"])
+            set_random_state(state["generator"])
         for _ in range(steps):
             svi.step()
             schedule.step()
@@ -234,7 +242,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(name):
             "guide": guide.state_dict(),
             "parameters": pyro.get_param_store().get_state(),
             "optimiser": optimiser.get_state(),
-            "generator": torch.get_rng_state(),
+            "generator": random_state(),
         }
         torch.save(state, file)
         file.seek(0)

@@ -352,7 +352,7 @@ def _shares(mesh: "Mesh", below: Tensor, r: Tensor) -> Tensor:
     """The first derivatives of L in each b_i."""
     place, table = _Place(mesh, below), mesh.table(r)[0]
     by_point = place.sums(table).exp() @ table.mT
-    around = by_point.gather(-1, place.index.flatten(-2)).unflatten(-1, place.index.shape[-2:])
+    around = by_point.gather(-1, place.index.flatten(-2)).reshape(place.index.shape)
     return -mesh.width * (around * place.weights(1)).sum(-1)
 
 
@@ -405,7 +405,7 @@ class Mesh:
         steps = torch.arange(self.points + self.stride * self.nodes, device=r.device) - zero
         f = _log_survival(r, self.low + self.step * steps.double())
         index = (points.unsqueeze(-1) + nodes).flatten()
-        table = f.index_select(-1, index).unflatten(-1, (self.points, self.nodes))
+        table = f.index_select(-1, index).reshape(-1, self.points, self.nodes)
         return table, table[:, zero]
 
 

@@ -205,8 +205,13 @@ def covers(outcomes: Outcomes, table: Tensor, dim: int = 0) -> bool:
     return outcomes.is_category and has_dim and outcomes.num_categories <= table.shape[dim]
 
 
-def _within(codes: Tensor, size: int) -> Tensor:
-    """Indices of a dimension, those that are out of range at its ends."""
+def _within(codes: Tensor, size: Any) -> Tensor:
+    """Indices of a dimension, those that are out of range at its ends.
+
+    :param size: of the dimension. A trace has tensors for sizes, which are on the CPU.
+    """
+    if isinstance(size, Tensor):
+        size = size.to(codes.device)  # as `clamp` wants it
     return codes.clamp(-size, size - 1)
 
 

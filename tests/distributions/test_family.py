@@ -86,7 +86,7 @@ def test_a_guide_finds_the_posterior(hard):
 
     whole = relaxed(model, 0.5, hard=hard) if not hard else model
     guide = AutoRelaxed(whole, 0.5, hard=hard)
-    elbo = TraceMeanField_ELBO(num_particles=20, vectorize_particles=True)
+    elbo = TraceMeanField_ELBO(num_particles=2000, vectorize_particles=True)
     svi = SVI(whole, guide, pyro.optim.Adam({"lr": 0.05}), elbo)
     for _ in range(200):
         svi.step()

@@ -271,14 +271,14 @@ def test_hardening_under_vmap_and_compile():
     assert torch.equal(torch.compile(harden, backend="eager", fullgraph=True)(value), expected)
 
 
-def ones_and_a_zero():
-    return harden(BernoulliStraightThrough(T, probs=torch.tensor([1.0, 1.0, 0.0])).rsample())
+def a_hardened_draw(probs):
+    return harden(BernoulliStraightThrough(T, probs=probs).rsample())
 
 
 def test_hardening_a_discrete_value_in_a_compiled_function():
     """There it cannot be read whether a value is discrete already."""
-    compiled = torch.compile(ones_and_a_zero, backend="eager", fullgraph=True)
-    assert compiled().tolist() == [1.0, 1.0, 0.0]
+    compiled = torch.compile(a_hardened_draw, backend="eager", fullgraph=True)
+    assert compiled(torch.tensor([1.0, 1.0, 0.0])).tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])

@@ -401,9 +401,11 @@ def test_all_of_the_categories(cls):
 
 
 def loss_of(cls, draws=()):
+    weights = torch.arange(1.0, 4.0)
+
     def loss(logits):
         distribution = build(cls, None, logits=logits, validate_args=False)
-        return ((distribution.rsample(draws) * torch.arange(1.0, 4.0)) ** 2).sum()
+        return ((distribution.rsample(draws) * weights) ** 2).sum()
 
     return loss
 

@@ -38,13 +38,18 @@ def covariance(*shape):
     return root @ root.mT + torch.eye(2, dtype=torch.float64)
 
 
+def normals(*shape):
+    """Of other variances each: what is the same for all components has no gradient in z."""
+    return dist.Normal(numbers(*shape), numbers(*shape).exp())
+
+
 # Components of the batch shape `shape`, whose last dimension is over them.
 COMPONENTS = {
-    "normal": lambda shape: dist.Normal(numbers(*shape), numbers(*shape).exp()),
+    "normal": lambda shape: normals(*shape),
     "poisson": lambda shape: dist.Poisson(numbers(*shape).exp()),
     "multivariate": lambda shape: dist.MultivariateNormal(numbers(*shape, 2), covariance(*shape)),
-    "independent": lambda shape: dist.Normal(numbers(*shape, 4), 0.5).to_event(1),
-    "matrices": lambda shape: dist.Normal(numbers(*shape, 4, 2), 1.5).to_event(2),
+    "independent": lambda shape: normals(*shape, 4).to_event(1),
+    "matrices": lambda shape: normals(*shape, 4, 2).to_event(2),
     "counts of categories": lambda shape: dist.Multinomial(4, logits=numbers(*shape, 3)),
     "transformed": lambda shape: dist.LogNormal(numbers(*shape), 0.7),
     "masked": lambda shape: dist.Normal(numbers(*shape), 1.0).mask(numbers(*shape) > 0),

@@ -79,8 +79,9 @@ def test_a_relaxed_model_is_the_one_written_by_hand(hard, handler):
         if site["type"] == "sample" and name not in ("groups", "data"):
             expected = traces[0][name]
             assert type(expected["fn"]) is type(site["fn"])
-            assert torch.equal(expected["value"], site["value"])
-            assert torch.equal(expected["log_prob_sum"], site["log_prob_sum"])
+            # On a GPU a parameter that is expanded has another kernel, which rounds otherwise.
+            torch.testing.assert_close(expected["value"], site["value"])
+            torch.testing.assert_close(expected["log_prob_sum"], site["log_prob_sum"])
             assert expected["cond_indep_stack"] == site["cond_indep_stack"]
 
 

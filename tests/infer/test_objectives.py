@@ -32,6 +32,7 @@ from pyro_gumbel import (
     SubsetStraightThrough,
 )
 from tests.common import (
+    NONDETERMINISM,
     assert_same_mean,
     build,
     event_shape,
@@ -176,7 +177,7 @@ def test_the_divergence_of_relaxed_sites_has_no_monte_carlo_noise(cls, temperatu
     for _ in range(30):
         losses.append(TraceMeanField_ELBO().loss_and_grads(p, q))
         gradients_of_draws.append(gradients()["logits"])
-    assert torch.stack(gradients_of_draws).std(0).max() < 1e-15
+    assert torch.stack(gradients_of_draws).std(0).max() <= 1e-15 + NONDETERMINISM
     assert gradients_of_draws[0].abs().max() > 1e-3
     assert max(losses) - min(losses) < 1e-12
     with torch.no_grad(), pyro.plate("particles", 20_000, dim=-2):

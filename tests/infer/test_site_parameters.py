@@ -16,6 +16,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gumbel import AutoRelaxed, LearnableTemperature, relaxed
 from pyro_gumbel.distributions.wrappers import innermost
+from tests.common import random_state, set_random_state
 from tests.infer.sites import DISTRIBUTIONS, GRID, PLATES, PROBS, T, chain, with_guide
 
 # A `state_dict`.
@@ -33,7 +34,7 @@ def test_a_state_dict_goes_on_where_it_was():
         if saved is not None:
             guide.load_state_dict(torch.load(saved[0]))
             pyro.set_rng_seed(0)
-            torch.set_rng_state(saved[1])
+            set_random_state(saved[1])
         optimiser = torch.optim.SGD(guide.parameters(), 0.1)
         for _ in range(steps):
             optimiser.zero_grad()
@@ -42,7 +43,7 @@ def test_a_state_dict_goes_on_where_it_was():
         file = io.BytesIO()
         torch.save(guide.state_dict(), file)
         file.seek(0)
-        return guide.logits.z.detach(), (file, torch.get_rng_state())
+        return guide.logits.z.detach(), (file, random_state())
 
     whole, _ = run(6)
     _, saved = run(3)

@@ -23,12 +23,12 @@ SPREADS = [0.0, 0.1, 1.0, 3.0, 10.0, 50.0]
 def log_prob_over_rankings(x, chosen):
     """log P(S) as the sum over the m! rankings, at 50 digits."""
     with mpmath.workdps(50):
-        weights, total = [mpmath.exp(i) for i in x], mpmath.mpf(0)
+        weights, total = dict(enumerate(map(mpmath.exp, x))), mpmath.mpf(0)
         for order in itertools.permutations(chosen):
-            left, product = mpmath.fsum(weights), mpmath.mpf(1)
+            left, product = weights.copy(), mpmath.mpf(1)
             for i in order:
-                product *= weights[i] / left
-                left -= weights[i]
+                total_left = mpmath.fsum(left.values())  # no difference, which can be 0
+                product *= left.pop(i) / total_left
             total += product
         return float(mpmath.log(total))
 

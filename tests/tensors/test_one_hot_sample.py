@@ -261,6 +261,7 @@ def expected_gradient(x, logits):
     return torch.autograd.grad(linear_of(x, logits), logits)[0]
 
 
+@pytest.mark.usefixtures("equal_draws")
 def test_func_grad():
     x, logits = torch.randn(3, K), torch.randn(3, K)
     torch.manual_seed(1)

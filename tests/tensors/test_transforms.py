@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from pyro_gumbel import CategoricalStraightThrough, IndexStraightThrough
 from pyro_gumbel.tensors.index_tensor import as_derivative, drawn_index
+from pyro_gumbel.tensors.lookups import _within
 
 K = 4
 TABLE = torch.arange(12.0, dtype=torch.float64).reshape(K, 3).sin()
@@ -167,6 +168,12 @@ def test_jit_trace(logits):
     other, table = logits.flip(0) + 1, TABLE.flip(0)
     torch.testing.assert_close(seeded(traced, other, table), seeded(of_one_hot, other, table))
     torch.testing.assert_close(gradients(traced, other, table), gradients(of_one_hot, other, table))
+
+
+def test_the_sizes_of_a_trace_are_on_the_cpu():
+    """A lookup clamps its indices by them, which wants all of its arguments on one device."""
+    codes, size = torch.tensor([-9, 1, 9]), torch.tensor(4, device="cpu")
+    assert _within(codes, size).tolist() == _within(codes, 4).tolist() == [-4, 1, 3]
 
 
 @pytest.mark.slow
