@@ -63,13 +63,24 @@ def as_plain(arguments: Any) -> Any:
     return arguments
 
 
+_NAMES_OF_DYNAMO = (
+    "_FrameAction",
+    "_FrameExecStrategy",
+    "get_eval_frame_callback",
+    "set_code_exec_strategy",
+)
+
+
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that `torch.compile` does not look into, nor into what it calls.
 
     `torch._disable_dynamo` does this, at the cost of microseconds in each call. So it has a part
-    only in calls from a compiled function, which does not look into the choice either.
+    only in calls from a compiled function, which does not look into the choice either. A torch that
+    lacks one of the private names that this takes has it in every call.
     """
     apart = torch._disable_dynamo(function)
+    if not all(hasattr(eval_frame, name) for name in _NAMES_OF_DYNAMO):
+        return apart
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if eval_frame.get_eval_frame_callback() is None:  # nothing is compiled

@@ -9,6 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from pyro_gumbel import CategoricalStraightThrough, IndexStraightThrough
+from pyro_gumbel.tensors import subclass
 from pyro_gumbel.tensors.index_tensor import as_derivative, drawn_index
 from pyro_gumbel.tensors.lookups import _within
 
@@ -211,3 +212,20 @@ def test_a_full_graph_is_an_error(logits):
     compiled = torch.compile(of_index, backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compiled(logits.requires_grad_(), TABLE)
+
+
+def test_without_the_private_names_of_dynamo(monkeypatch):
+    """A torch that lacks one: the compiler is kept out in torch's own way."""
+    monkeypatch.setattr(subclass, "_NAMES_OF_DYNAMO", ("a_name_that_torch_does_not_have",))
+    seen = []
+
+    @subclass.uncompiled
+    def function(x):
+        seen.append(torch.compiler.is_compiling())
+        return x + 1
+
+    x = torch.ones(2)
+    compiled = torch.compile(lambda x: 2 * function(2 * x), backend="eager")
+    assert compiled(x).tolist() == [6.0, 6.0]
+    assert function(x).tolist() == [2.0, 2.0]
+    assert seen == [False, False]
