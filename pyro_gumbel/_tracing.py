@@ -48,11 +48,13 @@ def known(tensor: Tensor, otherwise: Any) -> Any:
         return otherwise
 
 
-def ends(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest number of a tensor.
+def ends(tensor: Tensor | float) -> tuple[float, float]:
+    """The smallest and the largest number of a tensor; of a float both are the float.
 
     Both are NaN if the tensor holds a NaN, is empty or cannot be read.
     """
+    if isinstance(tensor, float):
+        return tensor, tensor
     if not tensor.numel() or tensor.is_meta or not in_eager_mode():
         return math.nan, math.nan
     if tensor.numel() == 1:

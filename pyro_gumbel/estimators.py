@@ -431,7 +431,7 @@ def resolved(owner: str, temperature: object, estimator: str | Estimator | None)
     )
 
 
-def warn_of_temperature(estimator: Estimator, temperature: Tensor) -> None:
+def warn_of_temperature(estimator: Estimator, temperature: Tensor | float) -> None:
     """Warn where an estimator does not do what it is for at a temperature.
 
     Of `reinmax` at any but 1, where it is biased for quadratic functions too; of `gapped` where the

@@ -29,6 +29,7 @@ from pyro_gumbel import (
     SubsetStraightThrough,
 )
 from pyro_gumbel.kernels import cpu as kernels
+from pyro_gumbel.kernels import dispatch, reference
 from pyro_gumbel.ops import noise
 
 # The chance of a false alarm of one statistical test.
@@ -160,7 +161,10 @@ def on_a_face(cls, possible, parameter, dtype=torch.float64):
 
 
 def share_noise(k, monkeypatch):
-    """From one seed fewer than k categories have the noise of the first of k."""
+    """From one seed fewer than k categories have the noise of the first of k.
+
+    On a GPU too, where kernels would draw their own.
+    """
     rand = torch.rand
 
     def first(shape, **kinds):
@@ -170,6 +174,7 @@ def share_noise(k, monkeypatch):
         return lambda out: out.copy_(draw(out.shape, dtype=out.dtype, device=out.device))
 
     monkeypatch.setattr(torch, "rand", first)
+    monkeypatch.setitem(dispatch.BY_DEVICE, "cuda", reference)
     monkeypatch.setattr(kernels, "exponential_", filled(noise.exponential))
     monkeypatch.setattr(kernels, "logistic_", filled(noise.logistic))
 

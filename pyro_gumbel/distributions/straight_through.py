@@ -98,6 +98,7 @@ class FamilyStraightThrough(FamilyDistribution):
         if estimator is not None or temperature is None:
             self.estimator = resolved(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, validate_args=validate_args)
+        self._warn_of(temperature)
 
     def _set_up_with_size(
         self,
@@ -112,11 +113,15 @@ class FamilyStraightThrough(FamilyDistribution):
         self._set_up(probs, logits, temperature=temperature, size=size, validate_args=validate_args)
         if self.estimator is not gumbel_softmax:
             require_suited(type(self).__name__, self.estimator, self.link)
+        self._warn_of(temperature)
 
-    def _check_arguments(self, temperature: Any) -> None:
-        super()._check_arguments(temperature)
-        if self.estimator is not gumbel_softmax and not in_program():
-            warn_of_temperature(self.estimator, self.temperature)
+    def _warn_of(self, temperature: Temperature | None) -> None:
+        """Warn where the estimator does not suit the temperature, as it was given."""
+        if self.estimator is gumbel_softmax or not self._validate_args or in_program():
+            return
+        # A number is read without waiting for a GPU.
+        tau = temperature if isinstance(temperature, float) else self.temperature
+        warn_of_temperature(self.estimator, tau)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward pass is that of the estimator's surrogate."""

@@ -51,13 +51,18 @@ __all__ = [
 ]
 
 
+# Functions of entries and of rows.
+
+
 @triton.jit
 def _finite_on_simplex(v):
+    """v, with what `Link.finite` puts in the place of what stands for -inf."""
     return tl.where(v < FLOOR, LOG_TINY, v)
 
 
 @triton.jit
 def _infinite_of(v, SIMPLEX: tl.constexpr):
+    """v, with -inf where it stands for that."""
     if SIMPLEX:
         v = tl.where(v < FLOOR, -INFINITY, v)
     return v

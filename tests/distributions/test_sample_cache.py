@@ -24,7 +24,8 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
 )
-from pyro_gumbel.distributions.sample_cache import recall
+from pyro_gumbel._tracing import made_own
+from pyro_gumbel.distributions.sample_cache import CacheKey, recall
 from pyro_gumbel.links import interval
 from tests.common import (
     BERNOULLI,
@@ -545,3 +546,17 @@ def test_all_draws_of_a_distribution_share_one_copy_of_its_parameters():
     draws = [d.expand([2]).sample(), d.sample(), d.sample()]
     states = {id(draw._pyro_gumbel_cache.state) for draw in draws}
     assert len(states) == 1
+
+
+@pytest.mark.parametrize("is_number", [True, False])
+def test_off_the_cpu_a_temperature_that_may_be_changed_counts_as_changed(is_number):
+    """Without validation, where to compare would be to wait; one made from a number may not be."""
+    logits = 1 * torch.zeros(3, device="meta", requires_grad=True)
+    temperature = torch.zeros((), device="meta")
+    if is_number:
+        temperature = made_own(temperature)
+    parameters = logits, temperature
+    state = CacheKey(may_wait=False).state_of(*parameters)
+    assert state.is_that_of(parameters) is is_number
+    temperature.mul_(2)
+    assert not state.is_that_of(parameters)

@@ -331,3 +331,62 @@ def test_the_seed_is_all_that_is_drawn(cls, monkeypatch):
     torch.manual_seed(0)
     torch.randint(0, 2**63 - 1, (1,))
     assert state_of_generator().equal(state)
+
+
+# Launches.
+
+
+class Kernel:
+    """Says whether it was asked for itself, or for what it was compiled to."""
+
+    __name__ = "a kernel of the test"
+    arg_names = ("x_ptr", "y_ptr", "n", "K", "BLOCK")
+
+    def __init__(self):
+        self.asked = []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.asked.append("itself")
+            return Compiled(self.asked, options)
+
+        return run
+
+
+class Compiled:
+    def __init__(self, asked, options):
+        self.asked, self.options = asked, options
+
+    def __getitem__(self, grid):
+        assert len(grid) == 3
+
+        def run(*arguments):
+            assert arguments[3:] == (self.options["K"], self.options["BLOCK"])
+            self.asked.append("compiled")
+
+        return run
+
+
+def test_a_launch_is_known_for_arguments_of_the_same_kinds(monkeypatch):
+    """Others, such as of another dtype, alignment or divisibility, are compiled for."""
+    monkeypatch.setattr(cuda, "_compiled", {})
+    kernel, x = Kernel(), torch.zeros(64)
+    options = {"K": 5, "BLOCK": 8, "num_warps": 4}
+    usual = (x, None, 7), options
+    others = [
+        ((x.double(), None, 7), options),
+        ((x[1:], None, 7), options),
+        ((x, x, 7), options),
+        ((x, None, 16), options),
+        ((x, None, 1), options),
+        ((x, None, 2**31), options),
+        ((x, None, 7.0), options),
+        ((x, None, 7), {**options, "K": 6}),
+        ((x, None, 7), {**options, "num_warps": 8}),
+    ]
+    for arguments, given in (usual, *others):
+        for asked in ("itself", "compiled"):
+            cuda._launch(kernel, (3,), x.device, arguments, given)
+            assert kernel.asked[-1] == asked
+    cuda._launch(kernel, (9,), x.device, (torch.ones(128), None, 11), options)
+    assert kernel.asked[-1] == "compiled"

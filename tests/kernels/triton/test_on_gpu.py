@@ -93,6 +93,14 @@ def test_validation_waits_once(cls, parameter, number):
     assert max(log_probs) <= 1
 
 
+@pytest.mark.parametrize("estimator", ["reinmax", "gapped"])
+def test_an_estimator_that_looks_at_the_temperature_waits_once(estimator):
+    leaf = leaf_of(CategoricalStraightThrough)
+    arguments = {"logits": leaf * 1.0, "estimator": estimator, "validate_args": True}
+    constructor, _ = waits_of(CategoricalStraightThrough, 1.0, **arguments)
+    assert constructor == 1
+
+
 def test_a_log_prob_is_that_of_the_parameters_as_they_are(cls):
     """However they are changed after the draw."""
     for validate_args in (True, False):
