@@ -33,6 +33,7 @@ __all__ = [
     "ConstantTemperature",
     "CosineTemperature",
     "ExponentialTemperature",
+    "GeometricTemperature",
     "LearnableTemperature",
     "LinearTemperature",
     "TemperatureSchedule",
@@ -170,6 +171,31 @@ class LinearTemperature(_Between):
 
     def forward(self) -> Tensor:
         return self.final + (self.initial - self.final) * (1 - self._share())
+
+
+class GeometricTemperature(_Between):
+    r"""A straight line on the log scale from one temperature to another, which may be higher.
+
+    .. math::
+
+        \tau(t) = \text{initial}^{1 - u} \, \text{final}^{u},
+        \qquad u = \min\Bigl(\frac{t}{\text{num\_steps}}, 1\Bigr).
+
+    It is also for the parameter `tau` of `mve`, which grows.
+
+    >>> GeometricTemperature(160, 1e5, num_steps=1000)
+    GeometricTemperature(initial=160, final=100000, num_steps=1000, steps=0, temperature=160)
+
+    :param initial: the temperature at t = 0, a positive number.
+    :param final: the temperature from t = num_steps on, a positive number.
+    :param num_steps: how many steps the change takes, an int of 1 or more.
+    :raises TypeError: if an argument is not a number, or `num_steps` is not an int.
+    :raises ValueError: if an argument is out of its range.
+    """
+
+    def forward(self) -> Tensor:
+        share = self._share()
+        return self.initial ** (1 - share) * self.final**share
 
 
 class CosineTemperature(_Between):

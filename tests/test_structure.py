@@ -23,7 +23,7 @@ LAYERS = [
     ("links", False),
     ("constraints", False),
     ("_validation", False),
-    ("estimators", False),
+    ("estimators", True),
     ("temperature", False),
     ("kernels", True),
     ("distributions", True),

@@ -24,6 +24,7 @@ from pyro_gumbel import (
     ConstantTemperature,
     CosineTemperature,
     ExponentialTemperature,
+    GeometricTemperature,
     LearnableTemperature,
     LinearTemperature,
     RelaxedBernoulli,
@@ -49,6 +50,8 @@ SCHEDULES = {
     "exponential": lambda: ExponentialTemperature(rate=0.05, floor=0.4, hold=3, initial=2.0),
     "linear": lambda: LinearTemperature(2.0, 0.4, num_steps=10),
     "cosine": lambda: CosineTemperature(2.0, 0.4, num_steps=10),
+    "geometric": lambda: GeometricTemperature(2.0, 0.4, num_steps=10),
+    "rising": lambda: GeometricTemperature(0.4, 2.0, num_steps=10),
     "learnable": lambda: LearnableTemperature(0.7),
 }
 FORMULAS = {
@@ -56,6 +59,8 @@ FORMULAS = {
     "exponential": lambda t: max(0.4, 2 * math.exp(-0.05 * (3 * (t // 3)))),
     "linear": lambda t: max(0.4, 2 - 0.16 * t),
     "cosine": lambda t: 0.4 + 0.8 * (1 + math.cos(math.pi * min(t, 10) / 10)),
+    "geometric": lambda t: 2 * 0.2 ** (min(t, 10) / 10),
+    "rising": lambda t: 0.4 * 5 ** (min(t, 10) / 10),
     "learnable": lambda t: 0.7,
 }
 
@@ -73,7 +78,7 @@ def test_a_schedule_follows_its_formula(name, dtype):
 
 
 def test_the_last_temperature_is_exact():
-    for cls in (LinearTemperature, CosineTemperature):
+    for cls in (LinearTemperature, CosineTemperature, GeometricTemperature):
         schedule = cls(1.0, 1e-8, num_steps=1)
         schedule.step()
         assert schedule().item() == pytest.approx(1e-8)

@@ -398,8 +398,7 @@ class FamilyDistribution:
 
     def _brief_temperature(self) -> dict[str, Any]:
         """What `repr` shows of the temperature."""
-        tau = self.temperature
-        return {"estimator": "second_order"} if tau is None else {"temperature": brief(tau)}
+        return {"temperature": brief(self.temperature)}
 
     # Parameters.
 
@@ -499,8 +498,10 @@ class FamilyDistribution:
 
     @property
     def _tau(self) -> Tensor:
-        """The temperature, as it broadcasts with a draw."""
+        """The temperature, as it broadcasts with a draw; 1 if there is none."""
         tau, parameter = self._temperature, self._parameter
+        if tau is None:
+            return torch.ones((), dtype=self._dtype, device=parameter.device)
         if tau.dim() == 0 and tau.dtype == parameter.dtype == torch.float32:
             return tau if tau.device == parameter.device else tau.to(parameter.device)
         tau = cast(self.temperature, self._dtype)
@@ -509,6 +510,8 @@ class FamilyDistribution:
     @property
     def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
         x, tau = self._parameter, self._temperature
+        if tau is None:
+            return self._logits, self._tau
         is_usual = x.dtype == tau.dtype == torch.float32 and not tau.dim()
         if is_usual and tau.device == x.device and self._parameter_name == "logits":
             return x, tau

@@ -23,6 +23,7 @@ from pyro_gumbel.distributions.sample_cache import recall, remember
 from pyro_gumbel.estimators import (
     Estimator,
     gumbel_softmax,
+    name_of,
     require_suited,
     resolved,
     second_order,
@@ -123,6 +124,11 @@ class FamilyStraightThrough(FamilyDistribution):
         tau = temperature if isinstance(temperature, float) else self.temperature
         warn_of_temperature(self.estimator, tau)
 
+    def _brief_temperature(self) -> dict[str, Any]:
+        if self._temperature is None:
+            return {"estimator": name_of(self.estimator)}
+        return super()._brief_temperature()
+
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """A discrete sample whose backward pass is that of the estimator's surrogate."""
         shape, dtype = self._sample_shape(sample_shape), self._parameter.dtype
@@ -148,11 +154,7 @@ class FamilyStraightThrough(FamilyDistribution):
 
     def _gumbel_softmax(self, sample_shape: torch.Size) -> Tensor:
         """A draw with the gradient of the relaxed value."""
-        if self._temperature is None:
-            logits = self._logits
-            tau = logits.new_ones(())
-        else:
-            logits, tau = self._logits_and_tau
+        logits, tau = self._logits_and_tau
         near = self._cache_key.near is not None and self._cache_key.is_near(self._parameter)
         return dispatch.straight_through_draw(
             logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape, near=near

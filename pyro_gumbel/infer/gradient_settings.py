@@ -13,7 +13,15 @@ from torch import Tensor
 from pyro_gumbel._validation import read_count, read_number, read_seed
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough, StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost
-from pyro_gumbel.estimators import NAMES, Estimator, named, second_order, suited
+from pyro_gumbel.estimators import (
+    NAMES,
+    Estimator,
+    name_of,
+    named,
+    second_order,
+    suited,
+    takes_temperature,
+)
 from pyro_gumbel.infer.exact_gradient import DRAWS
 from pyro_gumbel.infer.objective import Objective
 from pyro_gumbel.infer.report import read_steps
@@ -116,7 +124,7 @@ def read_rows(
     return [
         RowSettings(label, function, tau)
         for label, function in functions
-        for tau in ([None] if function is second_order else taus)
+        for tau in (taus if takes_temperature(function) else [None])
     ]
 
 
@@ -165,14 +173,10 @@ def _require_list(name: str, given: Any, example: str) -> None:
 
 def _labels(estimators: Sequence[str | Estimator]) -> list[str]:
     """How the estimators print, numbered where two print alike."""
-    labels = [each if isinstance(each, str) else _name_of(each) for each in estimators]
+    labels = [each if isinstance(each, str) else name_of(each) for each in estimators]
     if len(set(labels)) < len(labels):
         return [f"{i}: {label}" for i, label in enumerate(labels)]
     return labels
-
-
-def _name_of(estimator: Estimator) -> str:
-    return getattr(estimator, "__name__", repr(estimator))
 
 
 # The parameters.

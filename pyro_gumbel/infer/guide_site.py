@@ -18,7 +18,7 @@ from pyro_gumbel.distributions.mean_field import MeanField, mean_field_of
 from pyro_gumbel.distributions.relaxation import is_straight_through, relax
 from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.wrappers import innermost, masks_of, rewrapped, unmasked
-from pyro_gumbel.estimators import Estimator, second_order
+from pyro_gumbel.estimators import Estimator, name_of, second_order
 from pyro_gumbel.infer.handlers import require_continuous_log_prob
 
 __all__ = [
@@ -277,7 +277,7 @@ def brief_site(distribution: Any) -> str:
 def brief_settings(estimator: Estimator | None, temperature: Any) -> str:
     """Those that are not None, as text."""
     settings = {
-        "estimator": getattr(estimator, "__name__", estimator),
+        "estimator": None if estimator is None else name_of(estimator),
         "temperature": temperature,
     }
     return ", ".join(f"{name}: {is_}" for name, is_ in settings.items() if is_ is not None)

@@ -257,7 +257,8 @@ def test_second_order_has_one_row_without_a_temperature():
         quadratic, quadratic_guide, num_samples=2, temperatures=[1.0], progress=False
     )
     assert [row.estimator for row in default.rows] == [
-        "second_order", "gapped", "gumbel_rao", "gumbel_softmax", "reinmax", "straight_through",
+        "second_order", "gapped", "gumbel_rao", "gumbel_softmax", "mve", "reinmax", "reinmax_rao",
+        "straight_through",
     ]  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def test_a_report_has_all_estimators(name):
     assert report.exact_by == f"enumeration of {STATES[name]} states"
     names = {row.estimator for row in report.rows}
     assert names == {
-        "second_order", "gapped", "gumbel_rao", "gumbel_softmax", "reinmax", "straight_through",
+        "second_order", "gapped", "gumbel_rao", "gumbel_softmax", "mve", "reinmax", "reinmax_rao",
+        "straight_through",
     }  # fmt: skip
     assert all(row.standard_deviation > 0 and math.isfinite(row.bias) for row in report.rows)
 

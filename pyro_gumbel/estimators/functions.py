@@ -1,80 +1,36 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Surrogate gradients for discrete samples.
+"""The estimators: pure functions, as `pyro_gumbel.estimators` describes them."""
 
-A discrete sample has no gradient. An estimator returns a differentiable *surrogate* of the sample.
-The sample is used in the forward pass, and the gradient of the surrogate in the backward pass.
-
-An estimator is a pure function::
-
-    estimator(logits, temperature, perturbed, hard, link) -> surrogate
-
-============= ============ ========================================================================
-argument      symbol       meaning
-============= ============ ========================================================================
-`logits`      :math:`x`    the logits: log-odds of Bernoulli variables, otherwise log weights of
-                           categories in the last dimension
-`temperature` :math:`\tau` a positive tensor that broadcasts with the logits
-`perturbed`   :math:`z`    the logits plus the noise that chose the sample: logistic noise for
-                           Bernoulli variables, otherwise Gumbel noise
-`hard`        :math:`D`    the discrete sample: 0 or 1, a one-hot vector or an m-hot vector
-`link`                     the function from perturbed logits and a temperature to relaxed values
-============= ============ ========================================================================
-
-The logits, the perturbed logits, the sample and the surrogate have the same shape, that of the
-draw. The link is a `Link` of `pyro_gumbel.links`. Its value `link(z, temperature)` depends on the
-kind of the sample:
-
-* Bernoulli: :math:`\operatorname{sigmoid}(z / \tau)`;
-* one-hot vectors: :math:`\operatorname{softmax}(z / \tau)`;
-* m-hot vectors (subsets of size m): :math:`\operatorname{sigmoid}(z / \tau - c)`, with c such that
-  the entries sum to m;
-* rankings: the rows are one-hot vectors, each with the logits of the categories that the rows
-  before it have taken at -inf.
-
-The formulas below are for one-hot vectors. With :math:`p` a vector of probabilities and :math:`u`
-the gradient of the loss in the sample, they use the product
-
-.. math:: J(p)\, u = p \odot (u - \langle p, u \rangle),
-
-where :math:`J(p)` is the Jacobian matrix of the softmax. For Bernoulli variables it is
-:math:`J(p)\, u = p (1 - p) u`.
-
-Where a surrogate is infinite or NaN the sample keeps its value, and no gradient passes. With
-validation on that is an error, unless the logit is infinite.
-"""
-
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import ends
+from pyro_gumbel._tracing import known
 from pyro_gumbel._validation import read_count, read_number
 from pyro_gumbel.links import Hypersimplex, Interval, Link, Simplex
 from pyro_gumbel.ops.autograd import zero_with_gradient
+from pyro_gumbel.ops.minimum_variance import minimum_variance_of_bit, minimum_variance_of_one_hot
 from pyro_gumbel.ops.noise import given_bit, given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
 __all__ = [
-    "NAMES",
     "Estimator",
     "gapped",
     "gumbel_rao",
     "gumbel_softmax",
+    "is_one_hot",
     "mean_relaxed",
-    "named",
+    "mve",
     "reinmax",
-    "require_suited",
-    "resolved",
+    "reinmax_rao",
     "second_order",
     "straight_through",
-    "straight_through_of",
-    "suited",
-    "warn_of_temperature",
 ]
 
 #: The type of an estimator.
@@ -311,14 +267,171 @@ class gapped:  # used as a function
         return link(moved + _zero_with_finite_gradient(logits), temperature)
 
 
-def _is_one_hot(link: Link) -> bool:
+@dataclass(frozen=True)
+class mve:  # used as a function
+    r"""The estimator of least variance at a limited bias for quadratic losses.
+
+    `mve(tau=1e3)` is an estimator of distributions without a temperature. Of all estimates
+    :math:`J(p)\, M_i u`, with :math:`p = \operatorname{softmax}(x)` and one K x K matrix
+    :math:`M_i` for each category i, it is the one that is unbiased for linear losses and has the
+    least
+
+    .. math::
+
+        \sum_i p_i \lVert M_i \rVert^2
+            + \frac{\tau}{2} \sum_k \bigl\lVert S^{(k)} - e_k e_k^\top \bigr\rVert^2,
+        \qquad S^{(k)}_{ij} = p_i (M_i)_{kj} + p_j (M_j)_{ki}.
+
+    The second sum is 0 where the estimate is unbiased for every quadratic loss. At tau = 0 it is
+    `straight_through` at a temperature of 1. As tau grows, the bias for quadratic losses falls like
+    1 / tau, and the variance rises to that of the least one without such a bias. For Bernoulli
+    variables the gradient is
+
+    .. math:: p (1 - p) \, \frac{1 + 2 \tau |D - p|}{1 + 4 \tau p (1 - p)} \, u,
+
+    which goes from `straight_through` to `reinmax`, both at a temperature of 1. The authors raise
+    tau from 160 to 100,000 in the course of training, as a schedule does:
+    `mve(tau=GeometricTemperature(160, 1e5, num_steps=10_000))`, with a call of `step` after each
+    update.
+
+    Hooper and Shekhovtsov, "Generalized and optimal straight-through estimators" (2026),
+    https://openreview.net/forum?id=5LZQfHUVER. `pyro_gumbel.ops.minimum_variance` derives the
+    formula. It suits Bernoulli variables, one-hot vectors and the rows of rankings.
+
+    Of K categories each draw takes one Cholesky factorisation of a K x K matrix. So its time is
+    proportional to :math:`K^3`. Its memory is about 5 :math:`K^2` numbers a draw, of which
+    :math:`K^2` are kept until the backward pass. In float32 a tau above 1e7 is computed in float64.
+
+    >>> CategoricalStraightThrough(logits=torch.zeros(3), estimator=mve(tau=1e5)).estimator
+    mve(tau=100000.0)
+
+    :param tau: the weight of the bias, a number of at least 0; or a function without arguments that
+        returns one, such as a temperature schedule, which is called for each draw. It gets no
+        gradient.
+    :raises TypeError: unless `tau` is a number or a function.
+    :raises ValueError: unless `tau` is finite and at least 0; when it is called, for subsets.
+    """
+
+    tau: float | Callable[[], float | Tensor] = 1e3
+    takes_temperature: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tau", _read_tau("mve", self.tau, zero=True))
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
+    ) -> Tensor:
+        _require_one_hot("mve", link)
+        tau = _current_tau("mve", self.tau, zero=True)
+        if isinstance(link, Interval):
+            return minimum_variance_of_bit(hard, logits, tau)
+        return minimum_variance_of_one_hot(hard, logits, tau)
+
+
+@dataclass(frozen=True)
+class reinmax_rao:  # used as a function
+    r"""A version of `reinmax` with less variance of many categories.
+
+    `reinmax_rao(samples=32, tau=0.7)` is an estimator of distributions without a temperature. The
+    gradient that it passes to the logits is, with :math:`p = \operatorname{softmax}(x)`,
+
+    .. math::
+
+        \frac{2}{n} \sum_{j=1}^n J(S_j)\, u / \tau - \tfrac{1}{2}\, J(p)\, u, \qquad
+        S_j = \operatorname{softmax}(z_j / \tau), \qquad
+        z_j = \log \tfrac{1}{2} (p + D) + g_j,
+
+    where the n Gumbel noises :math:`g_j` are drawn given that the largest entry of :math:`z_j` is
+    that of the sample D, and detached. The first term is `gumbel_rao` at the midpoint that
+    `reinmax` uses. Its mean is that of one draw, and its variance falls with their number. It is
+    biased for quadratic losses. Of two to four categories it can have more variance than `reinmax`,
+    of eight or more it has less.
+
+    Wang and Bui, "Beyond ReinMax: low-variance gradient estimators for discrete latent variables"
+    (2026), https://arxiv.org/abs/2603.08257. It suits Bernoulli variables, one-hot vectors and the
+    rows of rankings.
+
+    >>> CategoricalStraightThrough(logits=torch.zeros(3), estimator=reinmax_rao(100)).estimator
+    reinmax_rao(samples=100, tau=0.7)
+
+    :param samples: the number n of draws, an int of 1 or more. Time and memory are proportional to
+        it.
+    :param tau: the temperature of the draws, a positive number; or a function without arguments
+        that returns one, such as a temperature schedule, which is called for each draw. It gets no
+        gradient.
+    :raises TypeError: unless `samples` is a Python int and `tau` a number or a function.
+    :raises ValueError: unless `samples` is 1 or more, and `tau` positive and finite; when it is
+        called, for subsets.
+    """
+
+    samples: int = 32
+    tau: float | Callable[[], float | Tensor] = 0.7
+    takes_temperature: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        read_count("reinmax_rao", "samples", self.samples, 1, 32)
+        object.__setattr__(self, "tau", _read_tau("reinmax_rao", self.tau))
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
+    ) -> Tensor:
+        _require_one_hot("reinmax_rao", link)
+        tau = torch.as_tensor(_current_tau("reinmax_rao", self.tau)).to(logits)
+        x = logits.detach()
+        p = link(x, torch.ones_like(tau))
+        if isinstance(link, Interval):
+            z = given_bit(_middle_of_bit(x, hard), hard, self.samples)
+        else:
+            middle = torch.where(hard > 0, p.log1p(), x.log_softmax(-1))
+            z = given_ranking(middle, hard.argmax(-1, keepdim=True), self.samples)
+        first = mean_relaxed(logits, tau, z, link)
+        return 2 * first - _times_jacobian(p, _zero_with_finite_gradient(logits), link) / 2
+
+
+def _middle_of_bit(x: Tensor, hard: Tensor) -> Tensor:
+    """The log-odds of (p + D) / 2, with p = sigmoid(x)."""
+    sign = 2 * hard - 1
+    return sign * ((sign * x).sigmoid().log1p() - logsigmoid(-sign * x))
+
+
+def _read_tau(
+    owner: str, tau: float | Callable[[], float | Tensor], *, zero: bool = False
+) -> float | Callable[[], float | Tensor]:
+    """A number as a float; a function is returned as it is.
+
+    :param zero: whether 0 is allowed too.
+    """
+    if callable(tau) and not isinstance(tau, type):
+        return tau
+    return read_number(owner, "tau", tau, zero=zero)
+
+
+def _current_tau(
+    owner: str, tau: float | Callable[[], float | Tensor], *, zero: bool = False
+) -> float | Tensor:
+    """The number, or what the function returns: a float where it can be read."""
+    if not callable(tau):
+        return tau
+    now = tau()
+    if isinstance(now, Tensor):
+        if now.numel() != 1:
+            raise ValueError(
+                f"{owner}: `tau` must be one number, got a function that returns a tensor of shape "
+                f"{tuple(now.shape)}; write tau=lambda: 0.5"
+            )
+        now = now.detach().reshape(())
+        now = known(now, otherwise=now)
+    return now if isinstance(now, Tensor) else read_number(owner, "tau", now, zero=zero)
+
+
+def is_one_hot(link: Link) -> bool:
     """Whether the samples of a link choose one outcome of two, or one of the categories."""
     return isinstance(link, (Interval, Simplex))
 
 
 def _require_one_hot(name: str, link: Link) -> None:
     """Raise for subsets."""
-    if not _is_one_hot(link):
+    if not is_one_hot(link):
         raise ValueError(
             f"{name}: `link` must be the interval or the simplex, got {link!r}; write "
             'estimator="gumbel_softmax" for a subset'
@@ -328,153 +441,3 @@ def _require_one_hot(name: str, link: Link) -> None:
 def _zero_with_finite_gradient(logits: Tensor) -> Tensor:
     """0, with the gradient of the logits where they are finite."""
     return zero_with_gradient(torch.where(logits.isfinite(), logits, 0.0))
-
-
-_NAMED: dict[str, Estimator] = {
-    "gapped": gapped(),
-    "gumbel_rao": gumbel_rao(),
-    "gumbel_softmax": gumbel_softmax,
-    "reinmax": reinmax,
-    "second_order": second_order,
-    "straight_through": straight_through,
-}
-#: The names of all estimators of this module.
-NAMES = tuple(_NAMED)
-
-
-def suited(link: Link) -> tuple[str, ...]:
-    """The names of the estimators that are defined for the samples of a link.
-
-    :param link: a `Link` of `pyro_gumbel.links`.
-    """
-    return tuple(name for name, estimator in _NAMED.items() if _is_suited(estimator, link))
-
-
-def _is_suited(estimator: Estimator, link: Link) -> bool:
-    """Whether an estimator is defined for the samples of a link.
-
-    Functions of users always are, and `second_order`, of which each class has its form.
-    """
-    needs_one_hot = estimator is reinmax or type(estimator) is gapped
-    return _is_one_hot(link) or not needs_one_hot
-
-
-def require_suited(owner: str, estimator: Estimator, link: Link) -> None:
-    """Raise for an estimator of this module that is not defined for the samples of a link.
-
-    :param owner: the name of the class that the error speaks of.
-    :param estimator: an estimator of this module, or any function.
-    :param link: a `Link` of `pyro_gumbel.links`.
-    :raises ValueError: unless it is suited.
-    """
-    if not _is_suited(estimator, link):
-        raise ValueError(
-            f"{owner}: `estimator` must support subsets: one of {list(suited(link))} or a function "
-            f"of yours, got {getattr(estimator, '__name__', estimator)}; "
-            'write estimator="gumbel_softmax"'
-        )
-
-
-def named(estimator: str | Estimator) -> Estimator:
-    """The estimator of that name; a function is returned as it is.
-
-    :param estimator: one of `NAMES`, or a function.
-    :raises ValueError: for an unknown name.
-    :raises TypeError: unless `estimator` is a name or a function.
-    """
-    if isinstance(estimator, type):
-        raise TypeError(
-            f"`estimator` must be a name or a function, got the class {estimator.__name__}; write "
-            f"estimator={estimator.__name__}()"
-        )
-    if callable(estimator):
-        return estimator
-    if not isinstance(estimator, str):
-        raise TypeError(
-            "`estimator` must be a name or a function (logits, temperature, perturbed, hard, "
-            f"link) -> surrogate, got {type(estimator).__name__}; "
-            'write estimator="gumbel_softmax"'
-        )
-    if estimator not in _NAMED:
-        raise ValueError(
-            f"`estimator` must be one of {list(NAMES)} or a function (logits, temperature, "
-            f'perturbed, hard, link) -> surrogate, got "{estimator}"; '
-            'write estimator="gumbel_softmax"'
-        )
-    return _NAMED[estimator]
-
-
-def resolved(owner: str, temperature: object, estimator: str | Estimator | None) -> Estimator:
-    """The estimator that a temperature and an estimator together mean.
-
-    :param owner: the name of the class or function that the error speaks of.
-    :param temperature: None, or anything that is a temperature.
-    :param estimator: None for `second_order` without a temperature and `gumbel_softmax` with one.
-    :raises ValueError: for "second_order" with a temperature, and another one without it; and as
-        `named` does.
-    :raises TypeError: as `named` does.
-    """
-    if estimator is None:
-        return second_order if temperature is None else gumbel_softmax
-    function = named(estimator)
-    if (function is second_order) == (temperature is None):
-        return function
-    name = getattr(function, "__name__", repr(function))
-    if temperature is None:
-        raise ValueError(
-            f"{owner}: `estimator` {name} must have a temperature, got None; write "
-            "temperature=1.0, or leave out `estimator` for second_order, which has none"
-        )
-    raise ValueError(
-        f"{owner}: `temperature` must be None for estimator={name}, which has none, got "
-        f'{type(temperature).__name__}; leave it out, or write estimator="gumbel_softmax"'
-    )
-
-
-def warn_of_temperature(estimator: Estimator, temperature: Tensor | float) -> None:
-    """Warn where an estimator does not do what it is for at a temperature.
-
-    Of `reinmax` at any but 1, where it is biased for quadratic functions too; of `gapped` where the
-    gap is more than 4 temperatures. There the surrogate is flat: the slope between the winner and
-    another category is exp(-gap / tau) / tau at most.
-    """
-    if estimator is reinmax:
-        least, most = ends(temperature)
-        if least < 1 or most > 1:
-            warnings.warn(_REINMAX_IS_BIASED, stacklevel=2)
-    elif isinstance(estimator, gapped) and 4 * ends(temperature)[0] < estimator.gap:
-        warnings.warn(_GAPPED_IS_FLAT, stacklevel=2)
-
-
-_REINMAX_IS_BIASED = (
-    "reinmax: expected `temperature` 1, where it is unbiased for quadratic functions, got another "
-    "one, where its bias can be large; write temperature=1.0, or leave out `temperature` and "
-    "`estimator` for second_order, which is the same"
-)
-_GAPPED_IS_FLAT = (
-    "gapped: expected a `gap` of at most 4 temperatures, got a larger one, so that almost no "
-    "gradient passes; write temperature=gap / 4 or more"
-)
-
-
-def straight_through_of(hard: Tensor, surrogate: Tensor) -> Tensor:
-    """A tensor with the value of the sample and the gradient of the surrogate.
-
-    Where the surrogate is infinite or NaN no gradient passes.
-
-    :param hard: the sample.
-    :param surrogate: the surrogate, of the same shape.
-    :raises TypeError: unless the surrogate is a tensor.
-    :raises ValueError: unless it has the shape of the sample.
-    """
-    if not isinstance(surrogate, Tensor):
-        raise TypeError(
-            f"`estimator` must return a tensor, got {type(surrogate).__name__}; "
-            "write e.g. return link(perturbed, temperature)"
-        )
-    if surrogate.shape != hard.shape:
-        raise ValueError(
-            f"`estimator` must return a surrogate of the sample's shape {tuple(hard.shape)}, "
-            f"got {tuple(surrogate.shape)}; write surrogate.expand(hard.shape)"
-        )
-    return hard + zero_with_gradient(surrogate).nan_to_num(nan=0.0)
