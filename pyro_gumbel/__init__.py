@@ -32,6 +32,7 @@ from pyro_gumbel.distributions import (
 from pyro_gumbel.distributions.plackett_luce import m_hot
 from pyro_gumbel.distributions.registration import register, unregister
 from pyro_gumbel.distributions.relaxation import harden, relax
+from pyro_gumbel.distributions.unimix import unimix
 from pyro_gumbel.estimators import (
     gapped,
     gumbel_rao,
@@ -115,5 +116,6 @@ __all__ = [
     "relax",
     "relaxed",
     "straight_through",
+    "unimix",
     "unregister",
 ]

@@ -3,6 +3,7 @@
 
 """Surrogate gradients against literal slow versions, and against exact gradients by enumeration."""
 
+import copy
 import pickle
 from fractions import Fraction
 
@@ -13,16 +14,20 @@ import torch
 from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
+    LinearTemperature,
     PlackettLuceStraightThrough,
     SubsetStraightThrough,
     gapped,
     gumbel_rao,
     gumbel_softmax,
     links,
+    mve,
     reinmax,
+    reinmax_rao,
     straight_through,
 )
 from pyro_gumbel.distributions.plackett_luce import untaken
+from pyro_gumbel.estimators import named, takes_temperature
 from pyro_gumbel.ops import noise
 from tests.common import (
     STRAIGHT_THROUGH,
@@ -33,21 +38,24 @@ from tests.common import (
     seeded,
     slow_unless,
 )
+from tests.literal import jacobian, mve_matrix
 
 NAMES = {
     "gapped": gapped(gap=1.0),
     "gumbel_rao": gumbel_rao(samples=10),
     "gumbel_softmax": gumbel_softmax,
+    "mve": mve(tau=1e3),
     "reinmax": reinmax,
+    "reinmax_rao": reinmax_rao(samples=32, tau=0.7),
     "straight_through": straight_through,
 }
-ONE_HOT_ONLY = ["gapped", "reinmax"]  # not of subsets
+ONE_HOT_ONLY = ["gapped", "mve", "reinmax", "reinmax_rao"]  # not of subsets
 KINDS = {"dtype": torch.float64, "device": torch.get_default_device()}
 
 
-def jacobian(p):
-    """The Jacobian matrix of the softmax: diag(p) - p p'."""
-    return torch.diag(p) - torch.outer(p, p)
+def suited_to(estimator, temperature):
+    """The temperature of a distribution with an estimator: None if it has none."""
+    return temperature if takes_temperature(named(estimator)) else None
 
 
 def conditional_gumbels(x, hard, exponentials):
@@ -72,6 +80,14 @@ def moved_logits(x, hard, gap=1.0):
 
 def literally(name, x, tau, z, hard, exponentials=()):
     """The matrix that the gradient in the sample is multiplied by, from the papers."""
+    if name == "mve":
+        return mve_matrix(x, 1e3, int(hard.argmax()))
+    if name == "reinmax_rao":
+        p = x.softmax(-1)
+        middle = ((p + hard) / 2).log()
+        soft = [conditional_gumbels(middle, hard, each) / 0.7 for each in exponentials]
+        mean = sum(jacobian(each.softmax(-1)) / 0.7 for each in soft) / len(soft)
+        return 2 * mean - jacobian(p) / 2
     if name == "reinmax":
         middle = ((x / tau).softmax(-1) + hard) / 2
         return 2 * jacobian(middle) - jacobian(x.softmax(-1)) / 2
@@ -102,7 +118,8 @@ def test_an_estimator_is_the_one_of_its_paper(name, tau, k):
     for seed in range(5):
         x, z, hard, gradient = case(k, seed)
         torch.manual_seed(seed)
-        exponentials = noise.exponential((10, k), **KINDS)
+        samples = getattr(NAMES[name], "samples", 1)
+        exponentials = noise.exponential((samples, k), **KINDS)
         expected = literally(name, x, tau, z, hard, exponentials) @ gradient
         torch.manual_seed(seed)
         found = backward(name, x, tau, z, hard, gradient)
@@ -110,7 +127,7 @@ def test_an_estimator_is_the_one_of_its_paper(name, tau, k):
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0, 3.0])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "gumbel_rao"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("rao")])
 def test_a_binary_variable_is_one_of_two_categories(name, tau):
     """With the logits (0, x), and the noise of the difference."""
     for seed in range(30):
@@ -135,6 +152,22 @@ def test_a_binary_variable_has_the_conditional_noise_of_its_formula():
     expected = (s * (1 - s) / 0.3).mean(0)
     torch.manual_seed(0)
     found = backward("gumbel_rao", x, 0.3, x, hard, torch.ones(4), links.interval)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_binary_variable_has_the_conditional_noise_of_its_midpoint():
+    """The same for `reinmax_rao`, whose midpoint has the log-odds of (p + D) / 2."""
+    x = torch.tensor([-2.0, -0.3, 0.0, 1.5], dtype=torch.float64)
+    hard = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    torch.manual_seed(0)
+    draws = noise.logistic((32, 4), **KINDS)
+    softplus = torch.nn.functional.softplus
+    middle = ((x.sigmoid() + hard) / 2).logit()
+    up, down = softplus(softplus(middle) + draws), -softplus(softplus(-middle) + draws)
+    s = (torch.where(hard > 0, up, down) / 0.7).sigmoid()
+    expected = 2 * (s * (1 - s) / 0.7).mean(0) - x.sigmoid() * (-x).sigmoid() / 2
+    torch.manual_seed(0)
+    found = backward("reinmax_rao", x, 1.0, x, hard, torch.ones(4), links.interval)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
@@ -173,7 +206,7 @@ def gradients(distribution, estimator, draws):
     square = torch.arange(1.0, k * k + 1).reshape(k, k) / k
     logits = leaf.detach().expand(draws, *leaf.shape).clone().requires_grad_()
     distribution = type(distribution)(
-        distribution.temperature,
+        suited_to(estimator, distribution.temperature),
         *([distribution.size] if isinstance(distribution, SubsetStraightThrough) else []),
         logits=logits,
         estimator=estimator,
@@ -196,6 +229,15 @@ def test_gumbel_rao_has_the_mean_of_gumbel_softmax_and_less_variance(cls, tau):
     assert (averaged.var(0) < plain.var(0)).all()
     if tau == 0.1:
         assert (averaged.var(0) < 0.6 * plain.var(0)).all()
+
+
+@pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
+def test_reinmax_rao_has_the_mean_of_one_draw_and_less_variance(cls):
+    distribution = make(cls, batch_shape=(), k=4)
+    one, few, many = (gradients(distribution, reinmax_rao(n), 20_000) for n in (1, 4, 16))
+    assert_same_mean(many - one, torch.zeros(one.shape[-1]))
+    assert (few.var(0) < one.var(0)).all()
+    assert (many.var(0) < few.var(0)).all()
 
 
 def bias(name, k, degree):
@@ -245,7 +287,7 @@ def test_gumbel_softmax_is_unbiased_for_quadratics_in_the_limit():
 @pytest.mark.parametrize("cls", [
     BernoulliStraightThrough, CategoricalStraightThrough, PlackettLuceStraightThrough,
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["gapped", "reinmax", "straight_through"])
+@pytest.mark.parametrize("name", ["gapped", "mve", "reinmax", "straight_through"])
 def test_a_distribution_uses_it_by_name(name, cls):
     """For a ranking row by row, with the taken categories at -inf."""
     distribution = make(cls, temperature=0.7, k=4, dtype=torch.float64)
@@ -262,9 +304,8 @@ def test_a_distribution_uses_it_by_name(name, cls):
     (expected,) = torch.autograd.grad((surrogate * weights).sum(), logits)
     torch.testing.assert_close(found, expected)
     assert found.abs().sum() > 0
-    by_name = cls(
-        0.7, *([2] if "size" in distribution.__dict__ else []), logits=logits, estimator=name
-    )
+    size = [2] if "size" in distribution.__dict__ else []
+    by_name = cls(suited_to(name, 0.7), *size, logits=logits, estimator=name)
     assert by_name.estimator == NAMES[name]
 
 
@@ -289,13 +330,16 @@ def test_estimators_that_do_not_support_subsets(name):
         with pytest.raises(
             ValueError, match=rf"support subsets.*got {name}.*write .*gumbel_softmax"
         ):
-            SubsetStraightThrough(0.5, 2, logits=torch.zeros(4), estimator=estimator)
+            SubsetStraightThrough(
+                suited_to(name, 0.5), 2, logits=torch.zeros(4), estimator=estimator
+            )
     distribution = SubsetStraightThrough(
         0.5, 2, torch.ones(4), estimator=lambda *a: NAMES[name](*a)
     )
     with pytest.raises(ValueError, match=r"got Hypersimplex\(2\); write estimator=.gumbel_softmax"):
         distribution.rsample()
-    PlackettLuceStraightThrough(0.5, 2, torch.ones(4), estimator=name).rsample()
+    tau = suited_to(name, 0.5)
+    PlackettLuceStraightThrough(tau, 2, torch.ones(4), estimator=name).rsample()
 
 
 def test_an_estimator_of_the_users_own_may_support_subsets():
@@ -324,7 +368,7 @@ def test_a_subset_without_noise():
 @pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
 def test_low_temperatures_and_impossible_outcomes_leave_finite_gradients(cls, name, dtype):
     raw = torch.tensor([-torch.inf, 0.3, 20.0, -20.0], dtype=dtype, requires_grad=True)
-    value = cls(0.01, logits=raw, estimator=name).rsample((100,))
+    value = cls(suited_to(name, 0.01), logits=raw, estimator=name).rsample((100,))
     (gradient,) = torch.autograd.grad((value * torch.randn(4)).sum(), raw)
     assert gradient.isfinite().all()
     assert gradient[0] == 0
@@ -333,7 +377,8 @@ def test_low_temperatures_and_impossible_outcomes_leave_finite_gradients(cls, na
 def test_infinite_log_odds():
     raw = torch.tensor([-torch.inf, torch.inf], requires_grad=True)
     for name, estimator in NAMES.items():
-        value = BernoulliStraightThrough(0.1, logits=raw, estimator=estimator).rsample()
+        tau = suited_to(name, 0.1)
+        value = BernoulliStraightThrough(tau, logits=raw, estimator=estimator).rsample()
         assert value.tolist() == [0, 1], name
         assert torch.autograd.grad(value.sum(), raw)[0].tolist() == [0, 0], name
 
@@ -412,11 +457,15 @@ def test_logits_at_the_end_of_the_range_leave_finite_gradients(cls, name, dtype)
         raw = torch.tensor(rows, dtype=dtype, requires_grad=True)
         tau = torch.full((6, 3) if cls is BernoulliStraightThrough else (6,), temperature)
         tau = tau.to(dtype).requires_grad_()
-        distribution = build(cls, tau, logits=raw, estimator=name, validate_args=True)
+        distribution = build(
+            cls, suited_to(name, tau), logits=raw, estimator=name, validate_args=True
+        )
         value = distribution.rsample((5,))
         assert distribution.support.check(value).all()
         loss = (value * torch.tensor([1.0, 2.0, 3.0])).sum()
-        for gradient in torch.autograd.grad(loss, [raw, tau], materialize_grads=True):
+        for gradient in torch.autograd.grad(
+            loss, [raw, tau], allow_unused=True, materialize_grads=True
+        ):
             assert gradient.isfinite().all()
 
 
@@ -425,7 +474,8 @@ def weighted_sum(cls, name):
     weights = torch.arange(3.0)
 
     def function(raw):
-        distribution = build(cls, 0.5, logits=raw, estimator=name, validate_args=False)
+        tau = suited_to(name, 0.5)
+        distribution = build(cls, tau, logits=raw, estimator=name, validate_args=False)
         return (distribution.rsample() @ weights).sum()
 
     return function
@@ -459,6 +509,10 @@ def test_makers_compare_print_and_are_pickled():
     assert repr(gumbel_rao(samples=3)) == "gumbel_rao(samples=3)"
     assert gapped(2.0) == gapped(gap=2.0) != gapped()
     assert pickle.loads(pickle.dumps(gumbel_rao())) == gumbel_rao(samples=10)
+    assert repr(mve(30)) == "mve(tau=30.0)"
+    assert pickle.loads(pickle.dumps(mve(np.float32(2)))) == mve(tau=2.0) != mve()
+    assert repr(reinmax_rao(3)) == "reinmax_rao(samples=3, tau=0.7)"
+    assert copy.deepcopy(reinmax_rao(tau=1)) == reinmax_rao(32, 1.0) != reinmax_rao()
 
 
 @pytest.mark.parametrize("gap", [Fraction(1, 2), np.array(0.5), np.float32(0.5)])
@@ -512,6 +566,15 @@ def test_more_draws_and_wider_gaps():
             r"`samples` must be .*, below 2\*\*63, got an int of 1329 bits; write",
         ),
         (lambda: gapped(gap="1"), TypeError, "`gap` must be a finite number .*, got str; write"),
+        (lambda: mve(-1), ValueError, "`tau` must be .* of at least 0, got -1; write"),
+        (lambda: mve(torch.nan), ValueError, "`tau` must be a finite .*, got nan; write"),
+        (lambda: mve("1"), TypeError, "`tau` must be a finite number .*, got str; write"),
+        (lambda: mve(torch.ones(2)), TypeError, "`tau` must be .*, got Tensor; write"),
+        (lambda: mve(LinearTemperature), TypeError, "`tau` must be .*, got type; write"),
+        (lambda: reinmax_rao(0), ValueError, "`samples` must be .* 1 or more, got 0; write"),
+        (lambda: reinmax_rao(True), TypeError, "`samples` must be .* int .*, got bool; write"),
+        (lambda: reinmax_rao(tau=0), ValueError, "`tau` must be .* above 0, got 0; write"),
+        (lambda: reinmax_rao(tau=None), TypeError, "`tau` must be .*, got NoneType; write"),
         (
             lambda: BernoulliStraightThrough(0.5, 0.5, estimator=gumbel_rao),
             TypeError,
@@ -522,3 +585,64 @@ def test_more_draws_and_wider_gaps():
 def test_bad_makers(make_one, error, words):
     with pytest.raises(error, match=words):
         make_one()
+
+
+@pytest.mark.parametrize(
+    ("now", "error", "words"),
+    [
+        (-1, ValueError, "`tau` must be a finite number .*, got -1; write"),
+        (torch.tensor(torch.nan), ValueError, "`tau` must be a finite number .*, got nan; write"),
+        (torch.ones(2), ValueError, r"`tau` must be one number, got .* of shape \(2,\); write"),
+        (None, TypeError, "`tau` must be a finite number .*, got NoneType; write"),
+    ],
+)
+def test_bad_numbers_of_a_schedule(now, error, words):
+    """They are found when a draw is made."""
+    for estimator in (mve(lambda: now), reinmax_rao(tau=lambda: now)):
+        with pytest.raises(error, match=f"^{type(estimator).__name__}: {words}"):
+            CategoricalStraightThrough(logits=torch.zeros(3), estimator=estimator).rsample()
+
+
+@pytest.mark.parametrize("name", ["mve", "reinmax_rao"])
+def test_an_estimator_with_a_tau_of_its_own_takes_no_temperature(name):
+    for estimator in (name, NAMES[name]):
+        with pytest.raises(
+            ValueError, match=rf"`temperature` must be None for estimator={name}.*without it"
+        ):
+            CategoricalStraightThrough(0.5, logits=torch.zeros(3), estimator=estimator)
+    distribution = CategoricalStraightThrough(logits=torch.zeros(3), estimator=name)
+    assert distribution.temperature is None
+    assert repr(distribution).startswith(f"CategoricalStraightThrough(estimator: {name}(")
+    torch.manual_seed(0)
+    value = distribution.rsample((10,))
+    torch.manual_seed(0)
+    assert value.equal(distribution.sample((10,)))
+
+
+def test_an_estimator_of_the_users_own_may_take_no_temperature():
+    class scaled:
+        takes_temperature = False
+
+        def __call__(self, logits, temperature, perturbed, hard, link):
+            return 3 * logits
+
+    logits = torch.zeros(3, requires_grad=True)
+    value = CategoricalStraightThrough(logits=logits, estimator=scaled()).rsample()
+    assert torch.autograd.grad(value.sum(), logits)[0].tolist() == [3, 3, 3]
+
+
+def test_a_ranking_of_one_is_a_category():
+    """The rows of a ranking have the gradients of one-hot vectors, from the same noise."""
+    weights = torch.tensor([0.5, -1.0, 2.0, 3.0])
+    for estimator in (mve(30), reinmax_rao(3)):
+        found = []
+        for build_one in (
+            lambda x, e: PlackettLuceStraightThrough(None, 1, logits=x, estimator=e),
+            lambda x, e: CategoricalStraightThrough(logits=x, estimator=e),
+        ):
+            torch.manual_seed(0)
+            raw = torch.tensor([0.3, -0.5, 1.0, -torch.inf], requires_grad=True)
+            value = build_one(raw, estimator).rsample((5,))
+            found.append(torch.autograd.grad((value * weights).sum(), raw)[0])
+        torch.testing.assert_close(*found)
+        assert found[0][3] == 0

@@ -376,8 +376,9 @@ class reinmax_rao:  # used as a function
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
     ) -> Tensor:
         _require_one_hot("reinmax_rao", link)
-        tau = torch.as_tensor(_current_tau("reinmax_rao", self.tau)).to(logits)
         x = logits.detach()
+        now = _current_tau("reinmax_rao", self.tau)
+        tau = torch.as_tensor(now, dtype=x.dtype, device=x.device)
         p = link(x, torch.ones_like(tau))
         if isinstance(link, Interval):
             z = given_bit(_middle_of_bit(x, hard), hard, self.samples)
