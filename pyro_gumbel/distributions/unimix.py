@@ -24,8 +24,8 @@ def unimix(logits: Tensor, share: float = 0.01) -> Tensor:
             + \frac{\text{share}}{K} \Bigr),
 
     for the K categories with a finite logit. A category with the logit -inf stays impossible. So no
-    possible category has a probability below share / K. Log probabilities and divergences are
-    bounded, and categories that are never drawn keep a gradient.
+    possible category has a probability below share / K, and log probabilities and divergences are
+    bounded.
 
     Hafner, Pasukonis, Ba and Lillicrap, "Mastering diverse domains through world models" (2023),
     https://arxiv.org/abs/2301.04104, mix 1 % of the uniform distribution into all categorical
