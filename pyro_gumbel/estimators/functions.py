@@ -330,7 +330,7 @@ class mve:  # used as a function
 
 @dataclass(frozen=True)
 class reinmax_rao:  # used as a function
-    r"""A version of `reinmax` with less variance of many categories.
+    r"""A version of `reinmax` that averages over noise given the sample.
 
     `reinmax_rao(samples=32, tau=0.7)` is an estimator of distributions without a temperature. The
     gradient that it passes to the logits is, with :math:`p = \operatorname{softmax}(x)`,
@@ -343,9 +343,8 @@ class reinmax_rao:  # used as a function
 
     where the n Gumbel noises :math:`g_j` are drawn given that the largest entry of :math:`z_j` is
     that of the sample D, and detached. The first term is `gumbel_rao` at the midpoint that
-    `reinmax` uses. Its mean is that of one draw, and its variance falls with their number. It is
-    biased for quadratic losses. Of two to four categories it can have more variance than `reinmax`,
-    of eight or more it has less.
+    `reinmax` uses. Its mean is that of one draw, and its variance falls with their number. Unlike
+    `reinmax` it is biased for quadratic losses.
 
     Wang and Bui, "Beyond ReinMax: low-variance gradient estimators for discrete latent variables"
     (2026), https://arxiv.org/abs/2603.08257. It suits Bernoulli variables, one-hot vectors and the

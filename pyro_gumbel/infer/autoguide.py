@@ -39,6 +39,7 @@ from pyro_gumbel.infer.site_choice import UNMARKED, SiteChoice
 from pyro_gumbel.infer.site_parameters import SiteParameters
 from pyro_gumbel.infer.site_values import most_probable, quantiles_of, read_quantiles
 from pyro_gumbel.infer.traces import OneSubsample
+from pyro_gumbel.temperature import TemperatureSchedule
 
 __all__ = ["AutoRelaxed"]
 
@@ -172,6 +173,8 @@ class AutoRelaxed(AutoGuide):
         self.temperature = temperature
         self.hard = hard
         self.estimator = estimator
+        if isinstance(tau := getattr(estimator, "tau", None), TemperatureSchedule):
+            self.tau = tau  # part of the `state_dict`, as the temperature is
 
     def __repr__(self) -> str:
         """The settings; after the first run the distribution, settings and shapes of each site."""

@@ -5,6 +5,7 @@
 
 import copy
 import inspect
+import math
 import warnings
 from contextlib import contextmanager
 
@@ -21,10 +22,13 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ConstantTemperature,
+    LinearTemperature,
     PlackettLuce,
     Subset,
     gapped,
     gradient_report,
+    mve,
+    reinmax_rao,
     relax,
     relaxed,
 )
@@ -49,6 +53,13 @@ def every_family():
             (value * WEIGHTS).reshape(*value.shape[:-1], -1).sum(-1) for value in values[:3]
         )
         pyro.sample("x", dist.Normal(total, 1.0), obs=torch.ones(3))
+
+
+def bits_and_vectors():
+    bit = pyro.sample("bit", dist.Bernoulli(0.3))
+    vector = pyro.sample("vector", dist.OneHotCategorical(WEIGHTS))
+    index = pyro.sample("index", dist.Categorical(WEIGHTS))
+    pyro.sample("x", dist.Normal(bit + vector @ WEIGHTS + WEIGHTS[index], 1.0), obs=torch.ones(()))
 
 
 # Which estimator, and which temperature.
@@ -117,6 +128,31 @@ def test_the_settings_of_each_family(way, given):
         "subset": without_replacement,
         "ranking": without_replacement,
     }
+
+
+@pytest.mark.parametrize("maker", [mve, reinmax_rao])
+def test_an_estimator_with_a_tau_of_its_own(maker):
+    """For a model, its guide, and a report; its schedule is part of the state of the guide."""
+    name, schedule = maker.__name__, LinearTemperature(1.0, 5.0, num_steps=4)
+    model = relaxed(bits_and_vectors, estimator=name)
+    nodes = poutine.trace(model).get_trace().nodes
+    assert all(nodes[site]["fn"].estimator == maker() for site in ("bit", "vector", "index"))
+    guide = AutoRelaxed(model, estimator=maker(tau=schedule))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO())
+    for _ in range(3):
+        assert math.isfinite(svi.step())
+        schedule.step()
+    assert repr(maker(tau=schedule)) in repr(guide)
+    assert guide.state_dict()["tau.steps"] == 3
+    twin = copy.deepcopy(guide)
+    twin.tau.step()
+    assert (twin.estimator.tau.steps, schedule.steps) == (4, 3)
+    with pytest.raises(ValueError, match=f"relaxed: `temperature` must be None for .*{name}"):
+        relaxed(bits_and_vectors, 0.5, estimator=name)
+    options = {"num_samples": 2, "num_exact_samples": 100, "progress": False}
+    report = gradient_report(model, guide, estimators=[name, maker(tau=2)], **options)
+    assert [row.temperature for row in report.rows] == [None, None]
+    assert report.rows[1].estimator == repr(maker(tau=2))
 
 
 def test_a_decorator_may_have_no_parentheses():

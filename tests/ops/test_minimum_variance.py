@@ -156,10 +156,24 @@ def test_no_row_fails(dtype, tau):
         assert (gradient[x.isneginf()] == 0).all()
 
 
+def rare_case():
+    """Draws of improbable categories, in float32."""
+    x = torch.tensor([[0.0, -10.0], [0.0, -14.0], [-12.0, 0.0]])
+    return x, torch.eye(2)[[1, 1, 0]], torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, -1.0]])
+
+
+@pytest.mark.parametrize("tau", [30, 1e3, 1e5, 1e7])
+def test_improbable_draws_in_float32(tau):
+    x, hard, u = rare_case()
+    expected = gradient_of(mve(tau), x.double(), hard.double(), u.double()).float()
+    torch.testing.assert_close(gradient_of(mve(tau), x, hard, u), expected)
+
+
 def test_a_tau_beyond_float32_is_computed_in_float64():
-    x, hard, u = case(5, 5, 6.0, torch.float32)
+    x, hard, u = rare_case()
     expected = gradient_of(mve(1e9), x.double(), hard.double(), u.double()).float()
     torch.testing.assert_close(gradient_of(mve(1e9), x, hard, u), expected)
+    assert not torch.allclose(gradient_of(mve(1e7), x, hard, u), expected)
 
 
 def test_impossible_categories_are_left_out():
