@@ -34,6 +34,7 @@ from pyro_gumbel.distributions.registration import register, unregister
 from pyro_gumbel.distributions.relaxation import harden, relax
 from pyro_gumbel.distributions.unimix import unimix
 from pyro_gumbel.estimators import (
+    LearnedCurvature,
     gapped,
     gumbel_rao,
     gumbel_softmax,
@@ -81,6 +82,7 @@ __all__ = [
     "IndexStraightThrough",
     "IndexTensor",
     "LearnableTemperature",
+    "LearnedCurvature",
     "LinearTemperature",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",

@@ -61,6 +61,7 @@ from pyro_gumbel.estimators.choice import (
     takes_temperature,
     warn_of_temperature,
 )
+from pyro_gumbel.estimators.curvature import LearnedCurvature
 from pyro_gumbel.estimators.functions import (
     Estimator,
     gapped,
@@ -77,6 +78,7 @@ from pyro_gumbel.estimators.functions import (
 __all__ = [
     "NAMES",
     "Estimator",
+    "LearnedCurvature",
     "gapped",
     "gumbel_rao",
     "gumbel_softmax",

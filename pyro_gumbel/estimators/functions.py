@@ -29,6 +29,7 @@ __all__ = [
     "mve",
     "reinmax",
     "reinmax_rao",
+    "require_one_hot",
     "second_order",
     "straight_through",
 ]
@@ -106,7 +107,7 @@ def reinmax(
     :param link: the function from logits and temperature to relaxed values.
     :raises ValueError: for subsets, for which the method is not defined.
     """
-    _require_one_hot("reinmax", link)
+    require_one_hot("reinmax", link)
     step = _zero_with_finite_gradient(logits)
     p = link(logits, torch.ones_like(temperature)).detach()
     middle = (link(logits, temperature).detach() + hard) / 2
@@ -142,7 +143,7 @@ def second_order(
     :param link: the function from perturbed logits and a temperature to relaxed values.
     :raises ValueError: for subsets.
     """
-    _require_one_hot("second_order", link)
+    require_one_hot("second_order", link)
     attach = with_bit_gradient if isinstance(link, Interval) else with_one_hot_gradient
     return attach(hard, logits)
 
@@ -257,7 +258,7 @@ class gapped:  # used as a function
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
     ) -> Tensor:
-        _require_one_hot("gapped", link)
+        require_one_hot("gapped", link)
         x = logits.detach()
         if isinstance(link, Interval):
             moved = torch.where(hard > 0, x.clamp(min=self.gap), x.clamp(max=-self.gap))
@@ -321,7 +322,7 @@ class mve:  # used as a function
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
     ) -> Tensor:
-        _require_one_hot("mve", link)
+        require_one_hot("mve", link)
         tau = _current_tau("mve", self.tau, zero=True)
         if isinstance(link, Interval):
             return minimum_variance_of_bit(hard, logits, tau)
@@ -374,7 +375,7 @@ class reinmax_rao:  # used as a function
     def __call__(
         self, logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
     ) -> Tensor:
-        _require_one_hot("reinmax_rao", link)
+        require_one_hot("reinmax_rao", link)
         x = logits.detach()
         now = _current_tau("reinmax_rao", self.tau)
         tau = torch.as_tensor(now, dtype=x.dtype, device=x.device)
@@ -429,7 +430,7 @@ def is_one_hot(link: Link) -> bool:
     return isinstance(link, (Interval, Simplex))
 
 
-def _require_one_hot(name: str, link: Link) -> None:
+def require_one_hot(name: str, link: Link) -> None:
     """Raise for subsets."""
     if not is_one_hot(link):
         raise ValueError(
