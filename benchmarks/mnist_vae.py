@@ -31,6 +31,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from turns import environment_parser, write
 
-from pyro_gumbel import CategoricalStraightThrough, gapped, gradient_report, gumbel_rao
+from pyro_gumbel import (
+    CategoricalStraightThrough,
+    GeometricTemperature,
+    LearnedCurvature,
+    TemperatureSchedule,
+    gapped,
+    gradient_report,
+    gumbel_rao,
+    mve,
+    reinmax_rao,
+)
+
+IMAGES = 60_000
 
 
 class Setting(NamedTuple):
@@ -58,13 +71,17 @@ class Setting(NamedTuple):
     optimiser: str = "RAdam"
 
 
-ESTIMATORS: dict[str, Any] = {
-    "gumbel_softmax": "gumbel_softmax",
-    "gumbel_rao": gumbel_rao(samples=100),
-    "gapped": gapped(gap=1.0),
-    "straight_through": "straight_through",
-    "reinmax": "reinmax",
-    "second_order": "second_order",
+# Each is made for a shape (variables, categories) and the tau of `mve`.
+ESTIMATORS: dict[str, Callable[[tuple[int, int], TemperatureSchedule], Any]] = {
+    "gumbel_softmax": lambda shape, tau: "gumbel_softmax",
+    "gumbel_rao": lambda shape, tau: gumbel_rao(samples=100),
+    "gapped": lambda shape, tau: gapped(gap=1.0),
+    "straight_through": lambda shape, tau: "straight_through",
+    "reinmax": lambda shape, tau: "reinmax",
+    "reinmax_rao": lambda shape, tau: reinmax_rao(samples=32, tau=0.7),
+    "second_order": lambda shape, tau: "second_order",
+    "mve": lambda shape, tau: mve(tau=tau),
+    "learned_curvature": lambda shape, tau: LearnedCurvature(shape),
 }
 OPTIMISERS = {"Adam": Adam, "RAdam": RAdam}
 # The learning rate and temperature of each shape and estimator; Adam where they say so.
@@ -116,13 +133,14 @@ def setting_of(shape: str, estimator: str) -> Setting:
 class VAE(PyroModule):
     """Images from categorical variables (the model) and back (the guide)."""
 
-    def __init__(self, shape: str, estimator: Any, temperature: float | None, slope: float) -> None:
+    def __init__(
+        self, shape: tuple[int, int], estimator: Any, temperature: float | None, slope: float
+    ) -> None:
         super().__init__()
-        categories, variables = map(int, shape.split("x"))
-        self.shape = (variables, categories)
+        self.shape = shape
         self.estimator = estimator
         self.temperature = temperature
-        width = variables * categories
+        width = math.prod(shape)
         self.encoder = mlp(784, 512, 256, width, slope=slope)
         self.decoder = mlp(width, 256, 512, 784, slope=slope)
 
@@ -159,8 +177,12 @@ class Run:
     def __init__(self, seed: int, options: argparse.Namespace, setting: Setting) -> None:
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
-        estimator = ESTIMATORS[setting.estimator]
-        self.vae = VAE(options.shape, estimator, setting.temperature, options.slope)
+        categories, variables = map(int, options.shape.split("x"))
+        shape = variables, categories
+        steps = options.epochs * math.ceil(IMAGES / options.batch)
+        self.tau = GeometricTemperature(160, 1e5, num_steps=steps)
+        estimator = ESTIMATORS[setting.estimator](shape, self.tau)
+        self.vae = VAE(shape, estimator, setting.temperature, options.slope)
         self.vae.to(options.device)
         self.batch = options.batch
         self.loss = TraceMeanField_ELBO().differentiable_loss
@@ -182,6 +204,7 @@ class Run:
         loss.backward()
         self.optimiser.step()
         self.warm_up.step()
+        self.tau.step()
         return loss.item()
 
     def evaluate(self, images: Tensor) -> float:
@@ -202,7 +225,12 @@ class Run:
 
     @property
     def parts(self) -> dict[str, Any]:
-        return {"network": self.vae, "optimiser": self.optimiser, "warm-up": self.warm_up}
+        return {
+            "network": self.vae,
+            "optimiser": self.optimiser,
+            "warm-up": self.warm_up,
+            "tau": self.tau,
+        }
 
 
 def proposed(seed: int, images: Tensor, options: argparse.Namespace) -> Setting:
@@ -216,7 +244,7 @@ def proposed(seed: int, images: Tensor, options: argparse.Namespace) -> Setting:
         (images[: options.batch],),
         params=lambda name: "4." in name,  # of the last layer
         temperatures=[0.3, 0.5, 0.7, 1.0, 1.5],
-        steps=options.epochs * len(images) / options.batch,
+        steps=options.epochs * IMAGES / options.batch,
         elbo=TraceMeanField_ELBO(),
         seed=seed,
     )
@@ -247,10 +275,10 @@ def train(
         run.load(state)
     curve = results["train"].setdefault(seed, [])
     for epoch in tqdm(range(len(curve), options.epochs), desc=f"seed {seed}", unit="epoch"):
-        start = time.perf_counter(), time.process_time()
+        wall, processor = time.perf_counter(), time.process_time()
         curve.append(run.epoch(images))
-        results["seconds an epoch"].append(time.perf_counter() - start[0])
-        results["processor seconds an epoch"].append(time.process_time() - start[1])
+        results["seconds an epoch"].append(time.perf_counter() - wall)
+        results["processor seconds an epoch"].append(time.process_time() - processor)
         if epoch + 1 == options.epochs:
             results["test"][seed] = run.evaluate(held_out)
         write(options, results)
