@@ -3,12 +3,13 @@
 
 """What the user passes to `gradient_report`, read and checked."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_gumbel._validation import read_count, read_number, read_seed
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough, StraightThrough
@@ -119,13 +120,19 @@ def read_rows(
     if estimators is None:
         estimators = _names_for(sites)
     _require_list("estimators", estimators, '["reinmax"]')
-    functions = list(zip(_labels(estimators), map(named, estimators), strict=True))
+    functions = list(zip(_labels(estimators), map(_as_it_is, estimators), strict=True))
     _require_choice(sites, estimators)
     return [
         RowSettings(label, function, tau)
         for label, function in functions
         for tau in (taus if takes_temperature(function) else [None])
     ]
+
+
+def _as_it_is(estimator: str | Estimator) -> Estimator:
+    """The estimator of a row; of one that learns a copy that does not."""
+    function = named(estimator)
+    return copy.deepcopy(function).eval() if isinstance(function, nn.Module) else function
 
 
 def _straight_through_sites(objective: Objective) -> list[Any]:

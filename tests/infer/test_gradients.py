@@ -18,6 +18,7 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     BinomialStraightThrough,
     CategoricalStraightThrough,
+    LearnedCurvature,
     PlackettLuceStraightThrough,
     PoissonStraightThrough,
     RelaxedBernoulli,
@@ -218,6 +219,22 @@ def test_the_default_estimators_are_those_of_all_sites():
     report = gradient_report(model, guide, num_samples=3, temperatures=[1.0], progress=False)
     found = [row.estimator for row in report.rows]
     assert found == ["second_order", "gumbel_rao", "gumbel_softmax", "straight_through"]
+
+
+def test_an_estimator_that_learns_is_measured_as_it_is():
+    """At no curvature it is `straight_through` at a temperature of 1, and it stays so."""
+    estimator = LearnedCurvature((3,), step=1.0)
+    estimators = [estimator, "straight_through"]
+    report = gradient_report(
+        quadratic, quadratic_guide, estimators=estimators, temperatures=[1.0], num_samples=50
+    )
+    learned, plain = report.rows
+    assert learned.estimator == repr(estimator)
+    assert learned.temperature is None
+    for name in ("bias", "standard_deviation"):
+        assert getattr(learned, name) == pytest.approx(getattr(plain, name), rel=1e-4)
+    assert estimator.training
+    assert not estimator.curvature.any()
 
 
 def test_second_order_has_one_row_without_a_temperature():
