@@ -153,6 +153,38 @@ estimators-own-tau                 test_estimators.py -k tau_of_its_own
     - return estimator is not second_order and getattr(estimator, "takes_temperature", True)
     + return estimator is not second_order
 
+[estimators/curvature.py]
+curvature-of-the-draw              test_learned_curvature.py -k exact_gradient
+    - r = torch.addmm(grad, deviation, self.curvature, alpha=-1)
+    + r = torch.addmm(grad, deviation, self.curvature, alpha=-2)
+curvature-half-of-the-diagonal     test_learned_curvature.py -k exact_gradient
+    - blocks.diagonal(dim1=-2, dim2=-1).flatten() / 2
+    + blocks.diagonal(dim1=-2, dim2=-1).flatten()
+curvature-slope                    test_learned_curvature.py -k straight_through_for_the_rest
+    - .flatten() / 2 - slope
+    + .flatten() / 2 + slope
+curvature-covariance               test_learned_curvature.py -k least_squares
+    - covariance = torch.diag_embed(p.mean(0)) - second
+    + covariance = torch.diag_embed(p.mean(0))
+curvature-symmetric                test_learned_curvature.py -k least_squares
+    - self.step / 2 * (change + change.T)
+    + self.step * change
+curvature-mean-of-the-rest         test_learned_curvature.py -k least_squares
+    - joint = deviation.T @ (r - self.residual) / n
+    + joint = deviation.T @ r / n
+curvature-evaluation-mode          test_learned_curvature.py -k evaluation_mode
+    - if self.training:
+    + if True:
+curvature-not-finite               test_learned_curvature.py -k evaluation_mode
+    - self.curvature += torch.where(is_finite, change, 0.0)
+    + self.curvature += change
+curvature-of-bits                  test_learned_curvature.py -k exact_gradient
+    - dx = p * (1 - p) * w if ctx.is_bit else
+    + dx = p * w if ctx.is_bit else
+curvature-shape                    test_learned_curvature.py -k cannot
+    - if hard.shape[hard.dim() - rank :] != self.shape or hard.dim() < rank:
+    + if hard.dim() < rank:
+
 [estimators/functions.py]
 reinmax-midpoint                   test_estimators.py
     - middle = (link(logits, temperature).detach() + hard) / 2

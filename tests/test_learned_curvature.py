@@ -233,6 +233,18 @@ def test_dtypes_and_shapes(dtype):
     assert estimator.curvature.dtype == torch.float32
 
 
+def test_autocast_does_not_lower_what_it_computes():
+    torch.manual_seed(0)
+    estimators = [LearnedCurvature((2, 3)) for _ in range(2)]
+    logits = torch.randn(8, 2, 3, requires_grad=True)
+    for estimator, enabled in zip(estimators, (False, True), strict=True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            draw = CategoricalStraightThrough(logits=logits, estimator=estimator).rsample()
+            (draw * torch.linspace(-1, 1, 3)).sum().square().backward()
+    assert torch.equal(estimators[0].curvature, estimators[1].curvature)
+
+
 def test_impossible_categories_pass_no_gradient():
     torch.manual_seed(0)
     estimator = LearnedCurvature((2, 3))

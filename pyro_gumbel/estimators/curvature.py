@@ -217,7 +217,8 @@ class _Surrogate(Function):
         module: LearnedCurvature = ctx.module
         n, dtype = len(module.residual), module.curvature.dtype
         u, probs, draw = (t.to(dtype).reshape(-1, n) for t in (grad, p, hard))
-        w = module.pull(u, probs, draw, 1 if ctx.is_bit else p.shape[-1])
+        with torch.autocast(p.device.type, enabled=False):
+            w = module.pull(u, probs, draw, 1 if ctx.is_bit else p.shape[-1])
         w = w.reshape(p.shape).to(p.dtype)
         dx = p * (1 - p) * w if ctx.is_bit else p * (w - (p * w).sum(-1, keepdim=True))
         return dx, None, None, None
