@@ -16,7 +16,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     kernels,
 )
-from pyro_gumbel.estimators import NAMES
+from pyro_gumbel.estimators import NAMES, named, takes_temperature
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import interval, simplex
 from tests.common import RANKINGS, RELAXED_LOGITS, RELAXED_VALUES, STRAIGHT_THROUGH, build
@@ -235,7 +235,8 @@ def test_more_entries_than_31_bits_count():
 @pytest.mark.parametrize("estimator", NAMES)
 @pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
 def test_estimators_in_a_cuda_graph(cls, estimator):
-    leaf, temperature = leaf_of(cls), None if estimator == "second_order" else torch.tensor(0.6)
+    leaf = leaf_of(cls)
+    temperature = torch.tensor(0.6) if takes_temperature(named(estimator)) else None
     options = {"estimator": estimator, "validate_args": False}
 
     def draw():
