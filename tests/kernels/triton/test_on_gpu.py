@@ -232,7 +232,8 @@ def test_more_entries_than_31_bits_count():
     assert hard.argmax(-1).equal(s.argmax(-1))
 
 
-@pytest.mark.parametrize("estimator", NAMES)
+# A graph cannot capture every library that torch may use for the factorisations of `mve`.
+@pytest.mark.parametrize("estimator", [name for name in NAMES if name != "mve"])
 @pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
 def test_estimators_in_a_cuda_graph(cls, estimator):
     leaf = leaf_of(cls)
