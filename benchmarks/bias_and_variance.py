@@ -134,14 +134,15 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=50, help="random losses of each kind")
     parser.add_argument("--noises", type=int, default=40, help="given each sample")
     options = read_options(parser)
-    results = {}
+    results: dict[int, dict[str, dict[str, float]]] = {}
     for k in options.categories:
         print(f"\n{k} categories")
         header = [f"{loss}: {what}" for loss in LOSSES for what in ("bias", "sd")]
         print(f"| estimator | {' | '.join(header)} |")
         print("|---" * (len(header) + 1) + "|")
-        results[k] = dict(rows(k, options.problems, options.noises))
-        for name, row in results[k].items():
+        results[k] = {}
+        for name, row in rows(k, options.problems, options.noises):
+            results[k][name] = row
             print(f"| {name} | {' | '.join(f'{row[each]:.2g}' for each in header)} |", flush=True)
     write(options, {"categories": results})
 

@@ -1522,7 +1522,7 @@ ranks-of-all                       distributions/test_second_order.py -k all_of_
 minimum-variance-diagonal          ops/test_minimum_variance.py -k its_matrix
     - total = shares.sum(-1) + others.sum(-1)
     + total = others.sum(-1)
-minimum-variance-constant          ops/test_minimum_variance.py -k row_fails
+minimum-variance-constant          ops/test_minimum_variance.py -k conditioned
     - return torch.diag_embed(total) - others + added
     + return torch.diag_embed(total) - others
 minimum-variance-most-probable     ops/test_minimum_variance.py -k improbable

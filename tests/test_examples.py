@@ -771,6 +771,23 @@ def test_chains(tmp_path):
 
 
 @pytest.mark.slow
+def test_bias_and_variance_of_estimators(tmp_path):
+    """For quadratic losses second order has no bias, and that of `mve` falls with tau."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "bias_and_variance.py"),
+         "--categories", "3", "--problems", "5", "--threads", "1", "--out", "x.json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "x.json").read_text())["categories"]["3"]
+    bias = {name: row["quadratic: bias"] for name, row in rows.items()}
+    assert bias["reinmax, T = 1"] < 1e-12
+    assert bias["mve(1e5)"] < 1e-3 < bias["mve(160)"] < 0.1 < bias["straight_through, T = 1"]
+    for loss in ("quadratic", "curved"):
+        assert rows["reinmax_rao(32)"][f"{loss}: sd"] < rows["reinmax_rao(1)"][f"{loss}: sd"]
+
+
+@pytest.mark.slow
 def test_forms_of_integer_sites(tmp_path):
     """Derivatives of curved forms have a bias; outcomes have none, and no noise in a mixture."""
     done = subprocess.run(

@@ -161,7 +161,7 @@ def test_the_example_of_a_report_prints_its_table(capsys):
     exec(compile(block.replace("(x,),", "(x,), num_samples=5,"), "estimators.md", "exec"), {})
     output = capsys.readouterr().out
     assert "by enumeration of 27 states" in output
-    assert output.splitlines()[3 + 11].startswith("recommended for training to the end: ")
+    assert output.splitlines()[3 + 13].startswith("recommended for training to the end: ")
 
 
 def test_the_example_of_outcomes_is_exact_for_every_draw():

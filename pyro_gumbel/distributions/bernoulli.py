@@ -312,11 +312,11 @@ class BernoulliStraightThrough(StraightThroughOutcome, Bernoulli):
         one, such as a temperature schedule; the constructor calls it once. None for second order.
     :param probs: the probability of 1, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
-        "straight_through", "reinmax", "gapped", or a function of (logits, temperature, perturbed,
-        hard, link) that returns a tensor of the sample's shape, whose gradient is used; `perturbed`
-        is z, and `hard` the sample. `pyro_gumbel.estimators` has the formula and source of each.
-        None for second order without a temperature and `gumbel_softmax` with one.
+    :param estimator: without a temperature "second_order", the default, "mve" or "reinmax_rao";
+        with one "gumbel_softmax", the default, "gumbel_rao", "straight_through", "reinmax",
+        "gapped", or a function of (logits, temperature, perturbed, hard, link) that returns a
+        tensor of the sample's shape, whose gradient is used; `perturbed` is z, and `hard` the
+        sample. `pyro_gumbel.estimators` has the formula and source of each.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

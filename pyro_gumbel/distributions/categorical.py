@@ -310,11 +310,11 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
         `probs` and `logits`.
-    :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
-        "straight_through", "reinmax", "gapped", or a function of (logits, temperature, perturbed,
-        hard, link) that returns a tensor of the sample's shape, whose gradient is used; `perturbed`
-        is z, and `hard` the sample. `pyro_gumbel.estimators` has the formula and source of each.
-        None for second order without a temperature and `gumbel_softmax` with one.
+    :param estimator: without a temperature "second_order", the default, "mve" or "reinmax_rao";
+        with one "gumbel_softmax", the default, "gumbel_rao", "straight_through", "reinmax",
+        "gapped", or a function of (logits, temperature, perturbed, hard, link) that returns a
+        tensor of the sample's shape, whose gradient is used; `perturbed` is z, and `hard` the
+        sample. `pyro_gumbel.estimators` has the formula and source of each.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

@@ -328,8 +328,8 @@ class SubsetStraightThrough(FamilyStraightThrough, Subset):
         `probs` and `logits`, with at least m possible categories in every row.
     :param estimator: "second_order", which has no temperature; "gumbel_softmax", "gumbel_rao",
         "straight_through", or a function (logits, temperature, perturbed, hard, link) -> surrogate,
-        see `pyro_gumbel.estimators`. "reinmax" and "gapped" have no form for subsets. None for
-        second order without a temperature and `gumbel_softmax` with one.
+        see `pyro_gumbel.estimators`. "reinmax", "gapped", "mve" and "reinmax_rao" have no form for
+        subsets. None for second order without a temperature and `gumbel_softmax` with one.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.

@@ -37,6 +37,8 @@ __all__ = [
 #: The type of an estimator.
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor, Link], Tensor]
 
+_Tau = float | Callable[[], float | Tensor]  # a parameter of an estimator
+
 
 def gumbel_softmax(
     logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
@@ -283,10 +285,11 @@ class mve:  # used as a function
             + \frac{\tau}{2} \sum_k \bigl\lVert S^{(k)} - e_k e_k^\top \bigr\rVert^2,
         \qquad S^{(k)}_{ij} = p_i (M_i)_{kj} + p_j (M_j)_{ki}.
 
-    The second sum is 0 where the estimate is unbiased for every quadratic loss. At tau = 0 it is
-    `straight_through` at a temperature of 1. As tau grows, the bias for quadratic losses falls like
-    1 / tau, and the variance rises to that of the least one without such a bias. For Bernoulli
-    variables the gradient is
+    The first sum is the mean square of :math:`M_i u` if the entries of u are independent and
+    standard normal. The second sum is 0 where the estimate is unbiased for every quadratic loss. At
+    tau = 0 it is `straight_through` at a temperature of 1. As tau grows, the bias for quadratic
+    losses falls like 1 / tau, and the variance rises to the least that is possible without this
+    bias. For Bernoulli variables the gradient is
 
     .. math:: p (1 - p) \, \frac{1 + 2 \tau |D - p|}{1 + 4 \tau p (1 - p)} \, u,
 
@@ -313,7 +316,7 @@ class mve:  # used as a function
     :raises ValueError: unless `tau` is finite and at least 0; when it is called, for subsets.
     """
 
-    tau: float | Callable[[], float | Tensor] = 1e3
+    tau: _Tau = 1e3
     takes_temperature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -365,7 +368,7 @@ class reinmax_rao:  # used as a function
     """
 
     samples: int = 32
-    tau: float | Callable[[], float | Tensor] = 0.7
+    tau: _Tau = 0.7
     takes_temperature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -378,7 +381,7 @@ class reinmax_rao:  # used as a function
         require_one_hot("reinmax_rao", link)
         x = logits.detach()
         now = _current_tau("reinmax_rao", self.tau)
-        tau = torch.as_tensor(now, dtype=x.dtype, device=x.device)
+        tau = now.to(x) if isinstance(now, Tensor) else x.new_tensor(now)
         p = link(x, torch.ones_like(tau))
         if isinstance(link, Interval):
             z = given_bit(_middle_of_bit(x, hard), hard, self.samples)
@@ -395,9 +398,7 @@ def _middle_of_bit(x: Tensor, hard: Tensor) -> Tensor:
     return sign * ((sign * x).sigmoid().log1p() - logsigmoid(-sign * x))
 
 
-def _read_tau(
-    owner: str, tau: float | Callable[[], float | Tensor], *, zero: bool = False
-) -> float | Callable[[], float | Tensor]:
+def _read_tau(owner: str, tau: _Tau, *, zero: bool = False) -> _Tau:
     """A number as a float; a function is returned as it is.
 
     :param zero: whether 0 is allowed too.
@@ -407,9 +408,7 @@ def _read_tau(
     return read_number(owner, "tau", tau, zero=zero)
 
 
-def _current_tau(
-    owner: str, tau: float | Callable[[], float | Tensor], *, zero: bool = False
-) -> float | Tensor:
+def _current_tau(owner: str, tau: _Tau, *, zero: bool = False) -> float | Tensor:
     """The number, or what the function returns: a float where it can be read."""
     if not callable(tau):
         return tau

@@ -49,9 +49,10 @@ A constant in u only adds a constant to :math:`M_i u`, which J(p) removes. With
     A \, \frac{1 + 2 \tau p}{1 + \tau p} = \Bigl( \sum_l \frac{p_l}{1 + \tau p_l} \Bigr) \mathbf{1},
 
 so a multiple of the vector on the left is a constant in :math:`M_i u`. It makes no difference if
-the same number is added to all entries of A. With the mean of its diagonal, divided by K, A is well
-conditioned. The constant is chosen such that :math:`M_i u` is 0 at the most probable category;
-otherwise the product with J(p) would lose digits.
+the same number is added to all entries of A. With the mean of its diagonal, divided by K, the
+condition number of A does not grow with :math:`\tau`. The constant in :math:`M_i u` is chosen such
+that its entry for the most probable category is 0; otherwise the product with J(p) would lose
+digits.
 
 **Bits.** Of two categories, with q the probability of the second one, the gradient in their
 log-odds is
@@ -137,8 +138,9 @@ def _computed(logits: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor, Tens
         dtype = torch.float64
     most = _MOST_IN_FLOAT32 if dtype == torch.float32 else 1 / torch.finfo(dtype).eps
     step = zero_with_gradient(torch.where(logits.isfinite(), logits, 0.0).to(dtype))
-    tau = torch.as_tensor(tau, dtype=dtype, device=logits.device).clamp(max=most)
-    return logits.detach().to(dtype), step, tau
+    x = logits.detach().to(dtype)
+    tau = tau.to(x) if isinstance(tau, Tensor) else x.new_tensor(tau)
+    return x, step, tau.clamp(max=most)
 
 
 def _sum(x: Tensor) -> Tensor:

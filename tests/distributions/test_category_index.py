@@ -379,6 +379,8 @@ ESTIMATORS = {
     "second_order": (None, "second_order"),
     **{name: (0.7, name) for name in ("gumbel_softmax", "straight_through", "reinmax", "gapped")},
     "gumbel_rao": (0.7, estimators.gumbel_rao(3)),
+    "mve": (None, estimators.mve(30)),
+    "reinmax_rao": (None, estimators.reinmax_rao(3)),
     "own": (0.7, shrunk),
     "a temperature each": (torch.tensor([0.3, 2.0]), None),
 }

@@ -8,6 +8,7 @@ import torch
 
 from pyro_gumbel import CategoricalStraightThrough, GeometricTemperature, links, mve, reinmax
 from pyro_gumbel.estimators import straight_through
+from pyro_gumbel.ops.minimum_variance import _matrix
 from tests.common import seeded, slow_unless
 from tests.literal import jacobian, mve_matrix
 
@@ -224,3 +225,14 @@ def test_derivatives_of_the_gradient():
     )
     torch.testing.assert_close(twice, forward)
     assert twice.abs().sum() > 0
+
+
+@pytest.mark.parametrize("k", [2, 3, 10, 64])
+def test_the_matrix_is_well_conditioned_at_every_tau(k):
+    """Scaled to a diagonal of 1; without the number that is added it would be singular."""
+    p = seeded(torch.randn, 0, 20, k, dtype=DOUBLE).softmax(-1)
+    for tau in (0.0, 1e3, 1e7, 1e15):
+        matrix = _matrix(p, torch.tensor(tau, dtype=DOUBLE))
+        scale = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+        scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
+        assert torch.linalg.cond(scaled).max() < 10

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough
-from pyro_gumbel.estimators import gapped, gumbel_rao, reinmax, straight_through
+from pyro_gumbel.estimators import (
+    gapped,
+    gumbel_rao,
+    mve,
+    reinmax,
+    reinmax_rao,
+    straight_through,
+)
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import interval, simplex
 from tests.kernels.triton.common import (
@@ -221,6 +228,9 @@ def test_a_function_of_a_user_is_called(on_the_kernels):
     logits = torch.randn(4, 5, requires_grad=True)
     for estimator in (mine, Wide(0.5)):
         value = CategoricalStraightThrough(0.5, logits=logits, estimator=estimator).rsample()
+        assert not is_by_kernel(value)
+    for estimator in (mve(), reinmax_rao()):
+        value = CategoricalStraightThrough(logits=logits, estimator=estimator).rsample()
         assert not is_by_kernel(value)
     value = CategoricalStraightThrough(0.5, logits=logits, estimator=gumbel_rao(2)).rsample()
     assert is_by_kernel(value)

@@ -16,7 +16,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     kernels,
 )
-from pyro_gumbel.estimators import NAMES
+from pyro_gumbel.estimators import NAMES, named, takes_temperature
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import interval, simplex
 from tests.common import RANKINGS, RELAXED_LOGITS, RELAXED_VALUES, STRAIGHT_THROUGH, build
@@ -232,10 +232,12 @@ def test_more_entries_than_31_bits_count():
     assert hard.argmax(-1).equal(s.argmax(-1))
 
 
-@pytest.mark.parametrize("estimator", NAMES)
+# A graph cannot capture every library that torch may use for the factorisations of `mve`.
+@pytest.mark.parametrize("estimator", [name for name in NAMES if name != "mve"])
 @pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
 def test_estimators_in_a_cuda_graph(cls, estimator):
-    leaf, temperature = leaf_of(cls), None if estimator == "second_order" else torch.tensor(0.6)
+    leaf = leaf_of(cls)
+    temperature = torch.tensor(0.6) if takes_temperature(named(estimator)) else None
     options = {"estimator": estimator, "validate_args": False}
 
     def draw():
