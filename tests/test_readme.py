@@ -156,8 +156,26 @@ def test_the_examples_of_relaxing_do_what_they_say():
     assert not named
 
 
+def block_of_estimators(name):
+    """The example of the page of estimators that uses a name."""
+    blocks = python_blocks(ROOT / "docs" / "estimators.md")
+    (block,) = (block for block in blocks if f"{name}(" in block)
+    return block
+
+
+def test_the_example_of_learned_curvature_learns():
+    scope = {}
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    exec(compile(block_of_estimators("LearnedCurvature"), "estimators.md", "exec"), scope)
+    first = scope["estimator"].curvature.clone()
+    scope["svi"].step(scope["data"])
+    assert first.any()
+    assert not torch.equal(first, scope["estimator"].curvature)
+
+
 def test_the_example_of_a_report_prints_its_table(capsys):
-    (block,) = python_blocks(ROOT / "docs" / "estimators.md")
+    block = block_of_estimators("gradient_report")
     exec(compile(block.replace("(x,),", "(x,), num_samples=5,"), "estimators.md", "exec"), {})
     output = capsys.readouterr().out
     assert "by enumeration of 27 states" in output
