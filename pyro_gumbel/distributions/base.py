@@ -266,7 +266,7 @@ class FamilyDistribution:
             return False
         self._batch_shape = shape
         self._event_shape = family.event_shape("", categories, None)
-        self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32)
+        self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)
         self.link = family.link
         self._is_usual = True
         return True

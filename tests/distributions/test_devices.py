@@ -203,8 +203,9 @@ def test_estimators(cls):
 
     def call():
         distributions = [
-            build(cls, None if name == "second_order" else 0.5, logits=logits, estimator=name)
+            build(cls, tau, logits=logits, estimator=name)
             for name in names
+            for tau in [0.5 if estimators.takes_temperature(estimators.named(name)) else None]
         ]
         return [with_gradient(d, d.rsample().square()) for d in distributions]
 
