@@ -16,7 +16,9 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
     IndexStraightThrough,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -40,7 +42,8 @@ ALPHA = 2e-5
 NONDETERMINISM = 0.0 if torch.get_default_device().type == "cpu" else 1e-9
 
 # The families.
-BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
+GATES = [HardConcrete, LogitHardConcrete]
+BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough, *GATES]
 CATEGORICAL = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
 SUBSETS = [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough]
 RANKINGS = [RelaxedPlackettLuce, PlackettLuceStraightThrough]
@@ -49,8 +52,19 @@ OUTCOMES = BERNOULLI + CATEGORICAL
 
 # The kinds of distributions.
 DISCRETE = [Subset, PlackettLuce]
-RELAXED_VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
-RELAXED_LOGITS = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
+RELAXED_VALUES = [
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedSubset,
+    RelaxedPlackettLuce,
+    HardConcrete,
+]
+RELAXED_LOGITS = [
+    LogitRelaxedBernoulli,
+    ExpRelaxedCategorical,
+    LogitRelaxedSubset,
+    LogitHardConcrete,
+]
 STRAIGHT_THROUGH = [
     BernoulliStraightThrough,
     CategoricalStraightThrough,
