@@ -287,6 +287,11 @@ class ClippedInterval(Interval):
     def inverse_inside(self, value: Tensor) -> Tensor:
         return self.inverse(value)
 
+    def finite(self, unconstrained: Tensor) -> Tensor:
+        return torch.nan_to_num(
+            unconstrained, nan=math.nan, neginf=self.at_zero, posinf=self.at_one
+        )
+
     def hard(self, perturbed: Tensor) -> Tensor:
         return (self.value(perturbed) >= 0.5).to(perturbed.dtype)
 

@@ -79,6 +79,15 @@ FEW = [*RELAXED_VALUES, CategoricalStraightThrough]
 SIZED = [*SUBSETS, *RANKINGS, *DISCRETE]
 
 
+def smooth(classes):
+    """Those whose values are never 0 or 1, or always.
+
+    The values of a `HardConcrete` are so with a probability between: draws are equal, gradients 0,
+    and a copy of such a draw has another log_prob.
+    """
+    return [cls for cls in classes if cls is not HardConcrete]
+
+
 def slow_unless(fast, cases):
     """The cases of a parametrisation; those for which `fast(case)` is false are marked slow.
 

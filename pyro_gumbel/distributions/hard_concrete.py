@@ -96,11 +96,11 @@ class HardConcrete(RelaxedValue, TorchDistribution):
     :param probs: the probability that v > 0, in [0, 1], which for the default ends is that of a
         gate above 1/2; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param low: l, the lower end of the stretched interval, a number below 0.
-    :param high: h, its upper end, a number above 1.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes, types, `low` and `high`
         are always checked.
+    :param low: l, the lower end of the stretched interval, a number below 0.
+    :param high: h, its upper end, a number above 1.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`; in
         `log_prob`, for a gate that was drawn with another `low` or `high`.
     :raises TypeError: for an argument of another type.
@@ -124,10 +124,10 @@ class HardConcrete(RelaxedValue, TorchDistribution):
         temperature: Temperature,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
         *,
         low: float = -0.1,
         high: float = 1.1,
-        validate_args: bool | None = None,
     ) -> None:
         link = clipped_interval(type(self).__name__, low, high)
         super().__init__(temperature, probs, logits, validate_args)
@@ -299,11 +299,11 @@ class LogitHardConcrete(LogitRelaxedBernoulli):
         calls it once.
     :param probs: the probability that v > 0, in [0, 1]; its shape is the batch shape.
     :param logits: its log-odds x, real or infinite. Give exactly one of `probs` and `logits`.
-    :param low: l, the lower end of the stretched interval, a number below 0.
-    :param high: h, its upper end, a number above 1.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes, types, `low` and `high`
         are always checked.
+    :param low: l, the lower end of the stretched interval, a number below 0.
+    :param high: h, its upper end, a number above 1.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -316,10 +316,10 @@ class LogitHardConcrete(LogitRelaxedBernoulli):
         temperature: Temperature,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
         *,
         low: float = -0.1,
         high: float = 1.1,
-        validate_args: bool | None = None,
     ) -> None:
         self._of_gates = clipped_interval(type(self).__name__, low, high)
         super().__init__(temperature, probs, logits, validate_args)

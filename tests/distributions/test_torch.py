@@ -27,6 +27,7 @@ from tests.common import (
     event_shape,
     param_shape,
     slow_unless,
+    smooth,
 )
 
 TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbers
@@ -50,7 +51,7 @@ def assert_scores(cls, logits, value, score, temperature=2.0):
 # vmap.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", smooth(ALL))
 def test_vmap_over_the_logits(cls):
     """With validation on; the same noise in no two rows."""
     logits = torch.randn(6, 4, *param_shape(cls))
@@ -63,7 +64,7 @@ def test_vmap_over_the_logits(cls):
     assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in STRAIGHT_THROUGH else 50)
 
 
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_vmap_where_the_logits_are_not_batched(cls):
     logits = torch.randn(40, *param_shape(cls))
     function = draw_and_score(cls)
@@ -225,7 +226,7 @@ def test_inductor(cls):
 
 
 @pytest.mark.filterwarnings(TRACER)
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_trace_of_rsample(cls):
     """The traced sampler draws anew at every call, for other logits too."""
     logits = torch.randn(50, *param_shape(cls))
