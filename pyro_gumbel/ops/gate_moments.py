@@ -52,11 +52,12 @@ def gate_mean(logits: Tensor, temperature: Tensor, low: float, high: float) -> T
     :param high: h > 1.
     """
     x, tau = logits.double().unsqueeze(-1), temperature.double().unsqueeze(-1)
-    left, v, weights = _window(x, tau, *_ends(low, high))
+    a, b = _ends(low, high)
+    left, v, weights = _window(x, tau, a, b)
     slope = (high - low) * v.sigmoid() * (-v).sigmoid()
     inside = (weights * slope * (x - tau * v).sigmoid()).sum(-1)
-    at_zero = -low / (high - low)
-    return inside + (high - low) * (left.sigmoid() - at_zero).clamp(min=0).squeeze(-1)
+    before = torch.where(left > a, low + (high - low) * left.sigmoid(), 0.0)
+    return inside + before.squeeze(-1)
 
 
 def gate_variance(logits: Tensor, temperature: Tensor, low: float, high: float) -> Tensor:
@@ -83,6 +84,7 @@ def _window(x: Tensor, tau: Tensor, a: float, b: float) -> tuple[Tensor, Tensor,
     x, tau = x.detach(), tau.detach()
     half = (_REACH / tau).clamp(max=(b - a) / 2)
     left = torch.minimum((x / tau - half).clamp(min=a), b - 2 * half)
+    left = torch.where(half < (b - a) / 2, left, a)
     nodes, weights = (x.new_tensor(numbers) for numbers in _rule())
     return left, left + half * (1 + nodes), half * weights
 
