@@ -60,14 +60,14 @@ class HardConcrete(RelaxedValue, TorchDistribution):
         \log p(r) = \log \tau + \log \sigma(d) + \log \sigma(-d)
                     - \log \sigma(v) - \log \sigma(-v) - \log (h - l).
 
-    **log_prob.** A tensor that `rsample` or `sample` returned, under this class or
-    `LogitHardConcrete.gate`, has its v attached. Its log_prob is the density of r, at 0 and 1 too.
-    So the gradient that `rsample` carries is unbiased for the ELBO in which r is the latent
-    variable. (By the distribution of s itself the gradient of the divergence is too small, as the
-    probabilities of the ends pass none to the sample: for the logits 1 and -1 by 30 % at
-    temperature 0.5, and by 80 % at 0.1.) Any other tensor, as a copy, a slice, one read from a file or an observation, is evaluated by the distribution of s:
-    the log probability at 0 and 1, and the density between. Both are the same between the ends. In
-    a guide and its model both see the same tensor. Write ``value.clone()`` to evaluate a draw as an
+    **log_prob.** A tensor that `rsample` or `sample` returned, or `LogitHardConcrete.gate`, has its
+    v attached. Its log_prob is the density of r, at 0 and 1 too. So the gradient of the ELBO, in
+    which r is the latent variable, is unbiased. (By the distribution of s itself the gradient of
+    the divergence is too small, as the probabilities of the ends pass none to the sample: for the
+    logits 1 and -1 by 30 % at temperature 0.5, and by 80 % at 0.1.) Any other tensor, as a copy, a
+    slice, one read from a file or an observation, is evaluated by the distribution of s: the log
+    probability at 0 and 1, and the density between. Between the ends both are the same. In a guide
+    and its model both see the same tensor. Write ``value.clone()`` to evaluate a draw as an
     observation.
 
     **Divergence.** `kl_divergence` is exact at any two temperatures, and that of r. It is an upper
