@@ -7,6 +7,7 @@
 """
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.nn.functional import logsigmoid
 
+from pyro_gumbel._tracing import in_program, known
 from pyro_gumbel._validation import Temperature, read_number_beyond
 from pyro_gumbel.constraints import gate as gate_constraint
 from pyro_gumbel.distributions import kl
@@ -166,12 +168,15 @@ class HardConcrete(RelaxedValue, TorchDistribution):
         """log p(r) of a value as it was drawn; of any other tensor that of the gate s.
 
         :raises ValueError: for a value that was drawn with another `low` or `high`.
+        :warns UserWarning: for a copy of a draw that carries a gradient and is 0 or 1 somewhere,
+            with validation on: the gradient of the ELBO is then biased.
         """
         if isinstance(value, Tensor):
             self._require_same_ends(value)
             if recall(value, self.link) is not None:
                 return super().log_prob(value)
         self._validate_sample(value)
+        self._warn_of_lost_memory(value)
         return self._over_batch(self._log_prob_of_gate(value))
 
     def _require_same_ends(self, value: Tensor) -> None:
@@ -184,6 +189,20 @@ class HardConcrete(RelaxedValue, TorchDistribution):
                 f"one that was drawn with low={key.low:g} and high={key.high:g}, whose density is "
                 f"on another interval; write {owner}(..., low={key.low:g}, high={key.high:g}), or "
                 "value.clone() to evaluate it as an observed gate"
+            )
+
+    def _warn_of_lost_memory(self, value: Tensor) -> None:
+        """Warn of a value of 0 or 1 that was computed from parameters, but not as a draw."""
+        is_computed = value.requires_grad and not value.is_leaf
+        if not (is_computed and self._validate_args) or in_program():
+            return
+        if known(((value == 0) | (value == 1)).any(), otherwise=False):
+            warnings.warn(
+                f"{type(self).__name__}: `value` must be the tensor that rsample returned for an "
+                "unbiased gradient, got another one with a gradient that is 0 or 1 somewhere, as a "
+                "copy or a slice of a draw; write value.detach() for an observed gate, or use "
+                "LogitHardConcrete for draws that are copied",
+                stacklevel=3,
             )
 
     def _log_density(self, value: Tensor, unconstrained: Tensor, *, of_values: bool) -> Tensor:
@@ -360,7 +379,8 @@ class LogitHardConcrete(LogitRelaxedBernoulli):
 
         A `HardConcrete` evaluates it by v, as a gate that it has drawn.
         """
-        return self.gates._to_value(value)
+        self._validate_sample(value)
+        return self.gates._to_value(self._to_unconstrained(value))
 
 
 @register_kl(HardConcrete, HardConcrete)

@@ -32,15 +32,19 @@ times the half of a panel away, for b - a up to 80. The relative error is below 
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from pyro_gumbel.ops.quadrature import in_blocks
+
 __all__ = ["gate_mean", "gate_variance"]
 
 _REACH = 40.0  # of the logistic distribution: what is beyond is less than its rounding
 _PANELS, _NODES = 8, 24
+_BLOCK = 2**22  # the largest number of elements in a temporary tensor, where there is a choice
 
 
 def gate_mean(logits: Tensor, temperature: Tensor, low: float, high: float) -> Tensor:
@@ -51,13 +55,16 @@ def gate_mean(logits: Tensor, temperature: Tensor, low: float, high: float) -> T
     :param low: l < 0.
     :param high: h > 1.
     """
-    x, tau = logits.double().unsqueeze(-1), temperature.double().unsqueeze(-1)
+    x, tau = logits.double(), temperature.double()
     a, b = _ends(low, high)
-    left, v, weights = _window(x, tau, a, b)
-    slope = (high - low) * v.sigmoid() * (-v).sigmoid()
-    inside = (weights * slope * (x - tau * v).sigmoid()).sum(-1)
+    left, half = _window(x, tau, a, b)
     before = torch.where(left > a, low + (high - low) * left.sigmoid(), 0.0)
-    return inside + before.squeeze(-1)
+
+    def integrand(v: Tensor) -> Tensor:
+        slope = (high - low) * v.sigmoid() * (-v).sigmoid()
+        return slope * (x.unsqueeze(-1) - tau.unsqueeze(-1) * v).sigmoid()
+
+    return before + _integral(integrand, left, half)
 
 
 def gate_variance(logits: Tensor, temperature: Tensor, low: float, high: float) -> Tensor:
@@ -67,11 +74,13 @@ def gate_variance(logits: Tensor, temperature: Tensor, low: float, high: float) 
     rest = gate_mean(-x, tau, 1 - high, 1 - low)
     a, b = _ends(low, high)
     of_ends = mean**2 * (tau * a - x).sigmoid() + rest**2 * (x - tau * b).sigmoid()
-    x, tau = x.unsqueeze(-1), tau.unsqueeze(-1)
-    _, v, weights = _window(x, tau, a, b)
-    density = tau * (tau * v - x).sigmoid() * (x - tau * v).sigmoid()
-    distance = low + (high - low) * v.sigmoid() - mean.unsqueeze(-1)
-    return of_ends + (weights * distance**2 * density).sum(-1)
+
+    def integrand(v: Tensor) -> Tensor:
+        noise = tau.unsqueeze(-1) * v - x.unsqueeze(-1)
+        distance = low + (high - low) * v.sigmoid() - mean.unsqueeze(-1)
+        return distance**2 * noise.sigmoid() * (-noise).sigmoid()
+
+    return of_ends + tau * _integral(integrand, *_window(x, tau, a, b))
 
 
 def _ends(low: float, high: float) -> tuple[float, float]:
@@ -79,14 +88,23 @@ def _ends(low: float, high: float) -> tuple[float, float]:
     return math.log(-low) - math.log(high), math.log1p(-low) - math.log(high - 1)
 
 
-def _window(x: Tensor, tau: Tensor, a: float, b: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The left end of the window, and its nodes and their weights over the last dimension."""
+def _window(x: Tensor, tau: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
+    """The left end of the window, and half of its width."""
     x, tau = x.detach(), tau.detach()
     half = (_REACH / tau).clamp(max=(b - a) / 2)
     left = torch.minimum((x / tau - half).clamp(min=a), b - 2 * half)
-    left = torch.where(half < (b - a) / 2, left, a)
-    nodes, weights = (x.new_tensor(numbers) for numbers in _rule())
-    return left, left + half * (1 + nodes), half * weights
+    return torch.where(half < (b - a) / 2, left, a), half
+
+
+def _integral(integrand: Callable[[Tensor], Tensor], left: Tensor, half: Tensor) -> Tensor:
+    """The integral over each window, in blocks of nodes that fit into memory."""
+    rule = (left.new_tensor(numbers) for numbers in _rule())
+    start, half = left.unsqueeze(-1), half.unsqueeze(-1)
+    blocks = in_blocks(left.numel(), _BLOCK, *rule)
+    total = torch.zeros_like(left)
+    for nodes, weights in blocks:
+        total = total + (half * weights * integrand(start + half * (1 + nodes))).sum(-1)
+    return total
 
 
 @cache

@@ -207,7 +207,7 @@ def test_a_draw_is_evaluated_by_its_stretched_value_and_a_copy_by_the_gate():
             stretched = bits.log_prob(bits._to_value(v)) - math.log(1.2)
             torch.testing.assert_close(e.log_prob(value), stretched)
             inside = (value > 0) & (value < 1)
-            of_gate = e.log_prob(value.clone())
+            of_gate = e.log_prob(value.detach().clone())
             torch.testing.assert_close(of_gate[inside], stretched[inside])
             for end, prob in ((0, e.prob_zero), (1, e.prob_one)):
                 at_end = of_gate[value == end]
@@ -240,7 +240,7 @@ def test_another_stretch_is_refused_with_both_names():
     words = r"low=-0\.2 and high=1\.3, got one .* low=-0\.1 and high=1\.1.*; write HardConcrete\("
     with pytest.raises(ValueError, match=words):
         other.log_prob(value)
-    assert other.log_prob(value.clone()).isfinite()
+    assert other.log_prob(value.detach()).isfinite()
     assert one(2.0, 0.1).log_prob(value).isfinite()
 
 
@@ -256,7 +256,7 @@ def test_a_certain_gate(sure):
     value = d.rsample((5,))
     assert (value == end).all()
     assert (d.log_prob(value) == 0).all()
-    assert d.log_prob(value.clone()).tolist() == [0.0] * 5
+    assert d.log_prob(value.detach().clone()).tolist() == [0.0] * 5
     assert d.log_prob(torch.tensor(0.5, dtype=torch.float64)) == -math.inf
     assert d.log_prob(torch.tensor(1 - end, dtype=torch.float64)) == -math.inf
     drawn = one(0.0, 0.5).sample((200,))
@@ -264,7 +264,7 @@ def test_a_certain_gate(sure):
     assert kl_divergence(one(0.0, 0.5), d) == math.inf
     assert (d.mean, d.variance, d.mode, d.entropy()) == (end, 0, end, 0)
     assert one(0.0, 0.5).log_prob(value).isfinite().all()
-    total = d.log_prob(value.clone()).sum() + value.sum() + d.mean + d.variance
+    total = d.log_prob(value.detach()).sum() + value.sum() + d.mean + d.variance
     assert torch.autograd.grad(total, d._parameter)[0].isfinite()
 
 
@@ -310,12 +310,17 @@ def finite_difference(function, x, step=1e-5):
     return (function(x + step) - function(x - step)) / (2 * step)
 
 
+LOST = "HardConcrete: `value` must be the tensor that rsample returned .*; write value.detach"
+
+
 def gradient_of_the_divergence(x, tau, forget):
     """By the pathwise derivative, averaged over the quantiles of the noise."""
     q, p = one(x, tau), one(-1.0, tau)
     levels = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     value = q.icdf(levels)
     value = value.clone() if forget else value
+    for d in (q, p):
+        d._validate_args = False  # or it would warn
     return torch.autograd.grad((q.log_prob(value) - p.log_prob(value)).mean(), q._parameter)[0]
 
 
@@ -328,6 +333,17 @@ def test_the_gradient_of_the_divergence_needs_the_stretched_value(x, tau):
     of_gates = finite_difference(lambda x: own_divergence(x, -1.0, tau), x)
     naive = gradient_of_the_divergence(x, tau, forget=True).item()
     assert naive / of_gates == pytest.approx(0.69 if tau == 0.5 else 0.19, abs=0.02)
+
+
+def test_a_copy_that_carries_a_gradient_is_warned_of():
+    d = one(0.3, 0.5)
+    value = d.rsample((100,))
+    for copied in (value.clone(), value[:50], value + 0):
+        with pytest.warns(UserWarning, match=LOST):
+            assert d.log_prob(copied).isfinite().all()
+    inside = value[(value > 0) & (value < 1)]
+    for fine in (value, value.detach(), value.detach().requires_grad_(), inside):
+        d.log_prob(fine)
 
 
 # The form in logit space.
