@@ -31,7 +31,7 @@ __all__ = [
     "joint_batch_shape",
     "read_count",
     "read_number",
-    "read_number_beyond",
+    "read_number_between",
     "read_parameter",
     "read_seed",
     "read_shape",
@@ -123,14 +123,16 @@ def read_number(
     return number
 
 
-def read_number_beyond(owner: str, name: str, given: Any, end: float, example: str) -> float:
-    """A finite number below `end`, if that is 0, or above it, if it is more, as a float.
+def read_number_between(
+    owner: str, name: str, given: Any, least: float, most: float, example: str
+) -> float:
+    """A number above `least` and below `most` as a float.
 
     :param example: for the line to write instead.
     """
-    expected = f"{owner}: `{name}` must be a finite number {'above' if end else 'below'} {end:g}"
+    expected = f"{owner}: `{name}` must be a number above {least:g} and below {most:g}"
     number = _read_real(expected, name, given, example)
-    if not (end < number < math.inf if end else -math.inf < number < end):
+    if not least < number < most:
         raise ValueError(f"{expected}, got {number:g}; write {name}={example}")
     return number
 

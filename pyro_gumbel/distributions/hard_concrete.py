@@ -17,9 +17,10 @@ from torch.distributions import constraints, register_kl
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel._tracing import in_program, known
-from pyro_gumbel._validation import Temperature, read_number_beyond
+from pyro_gumbel._validation import Temperature, read_number_between
 from pyro_gumbel.constraints import gate as gate_constraint
 from pyro_gumbel.distributions import kl
+from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.bernoulli import (
     LogitRelaxedBernoulli,
     bernoulli,
@@ -34,11 +35,14 @@ from pyro_gumbel.ops.precision import cast
 
 __all__ = ["HardConcrete", "LogitHardConcrete"]
 
+_FARTHEST = 1000.0  # what is between 0 and 1 would else be lost in the rounding
+
 
 def clipped_interval(owner: str, low: float, high: float) -> ClippedInterval:
     """The link of gates with these ends of the stretched interval, which are checked."""
-    low = read_number_beyond(owner, "low", low, 0.0, "-0.1")
-    return ClippedInterval(low, read_number_beyond(owner, "high", high, 1.0, "1.1"))
+    low = read_number_between(owner, "low", low, -_FARTHEST, 0.0, "-0.1")
+    high = read_number_between(owner, "high", high, 1.0, _FARTHEST, "1.1")
+    return ClippedInterval(low, high)
 
 
 class HardConcrete(RelaxedValue, TorchDistribution):
@@ -101,8 +105,8 @@ class HardConcrete(RelaxedValue, TorchDistribution):
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes, types, `low` and `high`
         are always checked.
-    :param low: l, the lower end of the stretched interval, a number below 0.
-    :param high: h, its upper end, a number above 1.
+    :param low: l, the lower end of the stretched interval, a number below 0 and above -1000.
+    :param high: h, its upper end, a number above 1 and below 1000.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`; in
         `log_prob`, for a gate that was drawn with another `low` or `high`.
     :raises TypeError: for an argument of another type.
@@ -116,6 +120,10 @@ class HardConcrete(RelaxedValue, TorchDistribution):
         "high": constraints.greater_than(1.0),
     }
     support = gate_constraint
+    enumerate_support: Any = absent(
+        "is of discrete values, and a gate may be between 0 and 1",
+        "use BernoulliStraightThrough for gates that are only 0 and 1",
+    )
     _support_text = "in [0, 1]"
     _remedy = "write d.gate(value) if these are values of d = LogitHardConcrete(...)"
 
@@ -321,8 +329,8 @@ class LogitHardConcrete(LogitRelaxedBernoulli):
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes, types, `low` and `high`
         are always checked.
-    :param low: l, the lower end of the stretched interval, a number below 0.
-    :param high: h, its upper end, a number above 1.
+    :param low: l, the lower end of the stretched interval, a number below 0 and above -1000.
+    :param high: h, its upper end, a number above 1 and below 1000.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """

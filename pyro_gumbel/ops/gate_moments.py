@@ -33,7 +33,6 @@ times the half of a panel away, for b - a up to 80. The relative error is below 
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -98,22 +97,13 @@ def _window(x: Tensor, tau: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]
 
 def _integral(integrand: Callable[[Tensor], Tensor], left: Tensor, half: Tensor) -> Tensor:
     """The integral over each window, in blocks of nodes that fit into memory."""
-    rule = (left.new_tensor(numbers) for numbers in _rule())
+    rule = (left.new_tensor(numbers) for numbers in _RULE)
     start, half = left.unsqueeze(-1), half.unsqueeze(-1)
     blocks = in_blocks(left.numel(), _BLOCK, *rule)
     total = torch.zeros_like(left)
     for nodes, weights in blocks:
         total = total + (half * weights * integrand(start + half * (1 + nodes))).sum(-1)
     return total
-
-
-@cache
-def _rule() -> tuple[list[float], list[float]]:
-    """The nodes and the weights of all panels, on [-1, 1]."""
-    nodes, weights = zip(*map(_node, range(_NODES)), strict=True)
-    centres = [(2 * panel + 1) / _PANELS - 1 for panel in range(_PANELS)]
-    all_nodes = [centre + node / _PANELS for centre in centres for node in nodes]
-    return all_nodes, [weight / _PANELS for weight in weights] * _PANELS
 
 
 def _node(i: int) -> tuple[float, float]:
@@ -126,3 +116,14 @@ def _node(i: int) -> tuple[float, float]:
         slope = n * (root * value - previous) / (root**2 - 1)
         root -= value / slope
     return root, 2 / ((1 - root**2) * slope**2)
+
+
+def _rule() -> tuple[list[float], list[float]]:
+    """The nodes and the weights of all panels, on [-1, 1]."""
+    nodes, weights = zip(*map(_node, range(_NODES)), strict=True)
+    centres = [(2 * panel + 1) / _PANELS - 1 for panel in range(_PANELS)]
+    all_nodes = [centre + node / _PANELS for centre in centres for node in nodes]
+    return all_nodes, [weight / _PANELS for weight in weights] * _PANELS
+
+
+_RULE = _rule()
