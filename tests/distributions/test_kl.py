@@ -15,6 +15,8 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -148,6 +150,8 @@ SOFT_WITH_KL = [
     ExpRelaxedCategorical,
     RelaxedSubset,
     LogitRelaxedSubset,
+    HardConcrete,
+    LogitHardConcrete,
 ]
 TEMPERATURES = [[0.1, 0.5], [0.5, 0.1], [0.5, 0.5], [0.67, 0.4], [2.0, 0.3], [0.05, 0.05]]
 

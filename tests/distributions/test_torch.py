@@ -9,6 +9,7 @@ from torch.distributions import kl_divergence
 
 from pyro_gumbel import (
     CategoricalStraightThrough,
+    HardConcrete,
     LogitRelaxedBernoulli,
     RelaxedBernoulli,
     RelaxedCategorical,
@@ -111,13 +112,13 @@ def moments_and_divergence(cls, logits, temperature):
     total = kl_divergence(d, p)
     if cls not in SUBSETS:
         total = total + d.entropy()
-    if cls in (RelaxedBernoulli, RelaxedCategorical):
+    if cls in (RelaxedBernoulli, RelaxedCategorical, HardConcrete):
         moments = d.mean + d.variance
         total = total + (moments.square().sum(-1) if d.event_shape else moments)
     return total
 
 
-@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], *RELAXED_LOGITS])
+@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], HardConcrete, *RELAXED_LOGITS])
 def test_vmap_of_what_is_exact(cls):
     """Over logits and temperatures, and of its gradient."""
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64)
@@ -198,7 +199,10 @@ def test_compiled_samples_have_their_distribution(cls):
 
 @pytest.mark.parametrize(
     "cls",
-    slow_unless(lambda cls: cls is LogitRelaxedBernoulli, [*RELAXED_VALUES[:3], *RELAXED_LOGITS]),
+    slow_unless(
+        lambda cls: cls is LogitRelaxedBernoulli,
+        [*RELAXED_VALUES[:3], HardConcrete, *RELAXED_LOGITS],
+    ),
 )
 def test_compile_what_is_exact(cls):
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64, requires_grad=True)
