@@ -54,26 +54,26 @@ class HardConcrete(RelaxedValue, TorchDistribution):
 
     with :math:`x` the logit, :math:`\tau` the temperature, :math:`\sigma` the sigmoid and
     :math:`l < 0 < 1 < h` the ends of the stretched interval. So r, the *stretched value*, is that
-    of a `RelaxedBernoulli` on [l, h]. The ends of a gate have the probabilities
+    of a `RelaxedBernoulli` on [l, h]. A gate is 0 or 1 with the probabilities
 
     .. math::
         P(s = 0) = \sigma\bigl(\tau \log\tfrac{-l}{h} - x\bigr), \qquad
         P(s = 1) = \sigma\bigl(x - \tau \log\tfrac{1 - l}{h - 1}\bigr),
 
-    and between them s has the density of r. With :math:`d = x - \tau v` it is
+    and between 0 and 1 it has the density of r. With :math:`d = x - \tau v` it is
 
     .. math::
         \log p(r) = \log \tau + \log \sigma(d) + \log \sigma(-d)
                     - \log \sigma(v) - \log \sigma(-v) - \log (h - l).
 
     **log_prob.** A tensor that `rsample` or `sample` returned, or `LogitHardConcrete.gate`, has its
-    v attached. Its log_prob is the density of r, at 0 and 1 too. So the gradient of the ELBO, in
-    which r is the latent variable, is unbiased. (By the distribution of s itself the gradient of
-    the divergence is too small, as the probabilities of the ends pass none to the sample: for the
-    logits 1 and -1 by 30 % at temperature 0.5, and by 80 % at 0.1.) Any other tensor, as a copy, a
-    slice, one read from a file or an observation, is evaluated by the distribution of s: the log
-    probability at 0 and 1, and the density between. Between the ends both are the same. In a guide
-    and its model both see the same tensor. Write ``value.clone()`` to evaluate a draw as an
+    v attached. Its log_prob is the log density of r, at 0 and 1 too. So the gradient of the ELBO,
+    in which r is the latent variable, is unbiased. (By the distribution of s itself the gradient of
+    the divergence is too small, as log P(0) and log P(1) pass none to the sample: for the logits 1
+    and -1 by 30 % at temperature 0.5, and by 80 % at 0.1.) Any other tensor, as a copy, a slice,
+    one read from a file or an observation, is evaluated by the distribution of s: log P(0) at 0,
+    log P(1) at 1, and the log density between, which is that of r. A guide and its model evaluate
+    the same tensor, and so alike. Write ``value.detach().clone()`` to evaluate a draw as an
     observation.
 
     **Divergence.** `kl_divergence` is exact at any two temperatures, and that of r. It is an upper
@@ -81,11 +81,10 @@ class HardConcrete(RelaxedValue, TorchDistribution):
     it is 0.626 nats, and the divergence of s 0.604 at temperature 0.5 and 0.508 at 0.1. Prior and
     guide must have the same `low` and `high`.
 
-    In the backward pass a gate that is clipped passes no gradient to its own parameters, as in the
-    source: Louizos, Welling and Kingma, "Learning sparse neural networks through L0
-    regularization" (2018), https://arxiv.org/abs/1712.01312. Its L0 penalty, the expected number of
-    gates that are not 0, is ``d.prob_nonzero.sum()``; for test time, ``d.mode`` is a gate without
-    noise.
+    `rsample` passes no gradient where the gate is clipped, as in the source: Louizos, Welling and
+    Kingma, "Learning sparse neural networks through L0 regularization" (2018),
+    https://arxiv.org/abs/1712.01312. Its L0 penalty, the expected number of gates that are not 0,
+    is ``d.prob_nonzero.sum()``. For test time, ``d.mode`` is a gate without noise.
 
     NUTS and autoguides need a density without points of positive probability: use
     `LogitHardConcrete` there.
@@ -193,10 +192,10 @@ class HardConcrete(RelaxedValue, TorchDistribution):
         if isinstance(key, ClippedInterval) and key != self.link:
             owner = type(self).__name__
             raise ValueError(
-                f"{owner}: `value` must be a gate of low={self.low:g} and high={self.high:g}, got "
-                f"one that was drawn with low={key.low:g} and high={key.high:g}, whose density is "
-                f"on another interval; write {owner}(..., low={key.low:g}, high={key.high:g}), or "
-                "value.clone() to evaluate it as an observed gate"
+                f"{owner}: `value` must be a gate of low={self.low} and high={self.high}, got one "
+                f"that was drawn with low={key.low} and high={key.high}, whose density is on "
+                f"another interval; write {owner}(..., low={key.low}, high={key.high}), or "
+                "value.detach().clone() to evaluate it as an observed gate"
             )
 
     def _warn_of_lost_memory(self, value: Tensor) -> None:
@@ -397,7 +396,7 @@ def _kl_of_stretched(q: HardConcrete, p: HardConcrete) -> Tensor:
     if q.link != p.link:
         raise ValueError(
             "kl_divergence(q, p): both gates must have the same `low` and `high`, got "
-            f"low={q.low:g}, high={q.high:g} and low={p.low:g}, high={p.high:g}; write both with "
-            f"low={q.low:g}, high={q.high:g}"
+            f"low={q.low}, high={q.high} and low={p.low}, high={p.high}; write both with "
+            f"low={q.low}, high={q.high}"
         )
     return kl.kl_of_relaxed(q, p)
