@@ -106,13 +106,13 @@ def test_the_atoms_by_counting(x, tau, low, high):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_adds_nothing_to_the_atoms(dtype):
     """A gate between 0 and 1 is not rounded to them."""
-    d = HardConcrete(0.5, logits=torch.full((200_000,), 1.0, dtype=dtype))
-    torch.manual_seed(0)
+    d = HardConcrete(0.5, logits=torch.full((50_000,), 1.0, dtype=dtype))
     value = d.sample()
-    exact = one(1.0, 0.5)
-    probs = [exact.prob_zero.item(), exact.prob_one.item()]
-    counts = [(value == 0).sum().item(), (value == 1).sum().item()]
-    assert_counts([*counts, 200_000 - sum(counts)], [*probs, 1 - sum(probs)])
+    stretched = d.link.stretched(recall(value, d.link))
+    assert stretched.dtype == torch.float32
+    assert (stretched[stretched < 1].to(dtype) == 1).any()
+    assert torch.equal(value == 1, stretched >= 1)
+    assert torch.equal(value == 0, stretched <= 0)
 
 
 @pytest.mark.parametrize("x", [-700.0, -60.0, -20.0, 0.0, 20.0, 60.0, 700.0])
@@ -263,7 +263,7 @@ def test_a_certain_gate(sure):
     assert (d.log_prob(drawn) == -math.inf).all()  # the divergence is infinite too
     assert kl_divergence(one(0.0, 0.5), d) == math.inf
     assert (d.mean, d.variance, d.mode, d.entropy()) == (end, 0, end, 0)
-    assert one(0.0, 0.5).log_prob(value).isfinite().all()
+    assert one(0.0, 0.5).log_prob(value).abs().max() < 3  # the density of r at its end
     total = d.log_prob(value.detach()).sum() + value.sum() + d.mean + d.variance
     assert torch.autograd.grad(total, d._parameter)[0].isfinite()
 
