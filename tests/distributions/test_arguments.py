@@ -53,6 +53,29 @@ from tests.common import (
     smooth,
 )
 
+@pytest.mark.parametrize("cls", [cls for cls in WITH_INDICES if cls not in SIZED])
+@pytest.mark.parametrize("fill", [0.0, 200.0, -math.inf, math.nan])
+def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
+    """In fewer steps: with the same attributes, and the same errors."""
+    logits = torch.randn(4, *param_shape(cls), requires_grad=True) * 1
+    with torch.no_grad():
+        logits.view(-1)[0] = fill
+
+    def attributes():
+        try:
+            d = cls(0.5, logits=logits)
+        except ValueError as error:
+            return str(error)
+        key = d.__dict__.pop("_cache_key")
+        d.__dict__.pop("_is_usual", None)
+        return sorted((vars(d) | {"near": key.near, "may wait": key.may_wait}).items())
+
+    found = attributes()
+    monkeypatch.setattr(cls, "_set_up_usual", lambda *arguments: False)
+    assert repr(found) == repr(attributes())
+    assert isinstance(found, str) == math.isnan(fill)
+
+
 # Temperature.
 
 
