@@ -29,6 +29,7 @@ from pyro_gumbel.distributions.bernoulli import (
 )
 from pyro_gumbel.distributions.relaxed import RelaxedValue, entropy_of_outcomes
 from pyro_gumbel.distributions.sample_cache import cached, recall, remember
+from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.links import ClippedInterval, interval
 from pyro_gumbel.ops.gate_moments import gate_mean, gate_variance
 from pyro_gumbel.ops.precision import cast
@@ -213,14 +214,22 @@ class HardConcrete(RelaxedValue, TorchDistribution):
             )
 
     def _log_density(self, value: Tensor, unconstrained: Tensor, *, of_values: bool) -> Tensor:
-        # With sigmoid(v) for the value, which is 0 and 1 only where an outcome is certain.
-        s = unconstrained.sigmoid()
-        return super()._log_density(s, unconstrained, of_values=of_values)
+        # At the value of the bits, which is 0 and 1 only where an outcome is certain.
+        return self._log_density_of_bits(unconstrained.sigmoid(), self.link.finite(unconstrained))
+
+    def _log_density_of_bits(self, bits: Tensor, v: Tensor) -> Tensor:
+        """log p(r), by the kernels for the bits."""
+        how = self._logits, self._tau, interval, self._batch_shape
+        return self._stretched(dispatch.log_density(bits, v, *how, of_values=True))
+
+    def _stretched(self, density: Tensor) -> Tensor:
+        """The log density on [l, h] from that on [0, 1]; a certain outcome keeps its 0."""
+        return torch.where(self._logits.isinf(), density, density - math.log(self.high - self.low))
 
     def _log_prob_of_gate(self, value: Tensor) -> Tensor:
         """log P(s) at 0 and 1, and log p(s) between."""
         s = cast(value, torch.promote_types(value.dtype, self._dtype))
-        inside = super()._log_density(s, self.link.inverse(s), of_values=True)
+        inside = self._log_density_of_bits(s, self.link.inverse(s))
         of_zero = logsigmoid(-self._above(self.link.at_zero))
         of_one = logsigmoid(self._above(self.link.at_one))
         log_prob = torch.where(s <= 0, of_zero, torch.where(s >= 1, of_one, inside))
@@ -286,9 +295,7 @@ class HardConcrete(RelaxedValue, TorchDistribution):
 
     def entropy(self) -> Tensor:
         """-E log_prob of a draw, the differential entropy of r in nats; 0 for a certain outcome."""
-        entropy = entropy_of_outcomes(self, of_values=True)
-        stretched = entropy + math.log(self.high - self.low)
-        return torch.where(self._logits.isinf(), entropy, stretched)
+        return -self._stretched(-entropy_of_outcomes(self, of_values=True))
 
 
 def _kept_inside(value: Tensor, dtype: torch.dtype) -> Tensor:

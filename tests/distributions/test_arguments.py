@@ -53,6 +53,7 @@ from tests.common import (
     smooth,
 )
 
+
 @pytest.mark.parametrize("cls", [cls for cls in WITH_INDICES if cls not in SIZED])
 @pytest.mark.parametrize("fill", [0.0, 200.0, -math.inf, math.nan])
 def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
