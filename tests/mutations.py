@@ -103,6 +103,12 @@ temperature-of-none                infer/test_defaults.py -k returns_none
     + if False:
 
 [constraints.py]
+constraints-gate-has-a-bijection   infer/test_gates.py -k autoguides_refuse
+    - raise NotImplementedError(
+    + return SoftmaxTransform() or NotImplementedError(
+constraints-gate-ends              distributions/test_arguments.py -k bad_values
+    - return (value >= 0) & (value <= 1)
+    + return value >= 0
 constraints-tolerance-of-torch     test_constraints.py
     - return max(1e-6, terms + 4 * math.sqrt(size) * summed.eps)
     + return 1e-6
@@ -218,6 +224,19 @@ tau-of-a-schedule                  test_estimators.py -k numbers_of_a_schedule
     + if False:
 
 [links.py]
+links-gate-density                 distributions/test_sample_cache.py -k every_distribution
+    - return torch.where(logits.isinf(), 0.0, density - math.log(self.high - self.low))
+    + return torch.where(logits.isinf(), 0.0, density)
+links-gate-inverse                 distributions/test_hard_concrete.py -k cdf
+    - return torch.log(inside - self.low) - torch.log(self.high - inside)
+    + return torch.log(inside - self.low) - torch.log(1 - inside)
+links-gate-certain                 distributions/test_hard_concrete.py -k certain
+    - unconstrained, nan=math.nan, neginf=self.at_zero, posinf=self.at_one
+    + unconstrained, nan=math.nan, neginf=-1e30, posinf=1e30
+links-gate-hardened                distributions/test_hard_concrete.py -k hardening
+    - return (self.value(perturbed) >= 0.5).to(perturbed.dtype)
+    + return (perturbed >= 0).to(perturbed.dtype)
+
 links-simplex-constant             test_links.py
     - scale = torch.lgamma(k) + (k - 1) * temperature.log()
     + scale = torch.lgamma(k) + k * temperature.log()
@@ -406,6 +425,47 @@ counts-divergence-of-a-half-type   distributions/test_counts.py -k divergence_fr
 counts-too-many-terms              distributions/test_counts.py -k no_formula
     - if (most + 1) * batch.numel() > _LARGEST:
     + if most + 1 > _LARGEST:
+
+[distributions/hard_concrete.py]
+gate-stretch                       distributions/test_hard_concrete.py -k integrates
+    - torch.where(self._logits.isinf(), density, density - math.log(self.high - self.low))
+    + torch.where(self._logits.isinf(), density, density + math.log(self.high - self.low))
+gate-density-of-the-stretch        distributions/test_hard_concrete.py -k evaluated
+    - return self._stretched(dispatch.log_density(bits, v, *how, of_values=True))
+    + return self._stretched(dispatch.log_density(bits, v, *how, of_values=False))
+gate-forgets-its-draw              distributions/test_hard_concrete.py -k needs_the_stretched
+    - if recall(value, self.link) is not None:
+    + if False:
+gate-other-ends                    distributions/test_hard_concrete.py -k another_stretch
+    - if isinstance(key, ClippedInterval) and key != self.link:
+    + if False:
+gate-probability-of-zero           distributions/test_hard_concrete.py -k integrates
+    - of_zero = logsigmoid(-self._above(self.link.at_zero))
+    + of_zero = logsigmoid(self._above(self.link.at_zero))
+gate-counts-of-zero                distributions/test_hard_concrete.py -k counting
+    - return self._expanded((-self._above(self.link.at_zero)).sigmoid())
+    + return self._expanded((-self._above(self.link.at_one)).sigmoid())
+gate-penalty                       distributions/test_hard_concrete.py -k digits_far_out
+    - return self._expanded(self._above(self.link.at_zero).sigmoid())
+    + return self._expanded(1 - (-self._above(self.link.at_zero)).sigmoid())
+gate-rounded-in-half               distributions/test_hard_concrete.py -k rounding
+    - if dtype.itemsize < 4:
+    + if False:
+gate-mode                          distributions/test_hard_concrete.py -k test_the_mode
+    - return self._expanded(torch.where(zero, 0.0, torch.where(one, 1.0, between)))
+    + return self._expanded(between)
+gate-cdf-at-one                    distributions/test_hard_concrete.py -k cdf
+    - return torch.where(s < 0, 0.0, torch.where(s >= 1, 1.0, below))
+    + return torch.where(s < 0, 0.0, below)
+gate-entropy                       distributions/test_hard_concrete.py -k entropy
+    - return -self._stretched(-entropy_of_outcomes(self, of_values=True))
+    + return entropy_of_outcomes(self, of_values=True)
+gate-divergence-of-other-ends      distributions/test_hard_concrete.py -k divergence_of_other
+    - if q.link != p.link:
+    + if False:
+gate-certain-one                   distributions/test_hard_concrete.py -k certain
+    - return self._log_density_of_bits(unconstrained.sigmoid(), self.link.finite(unconstrained))
+    + return self._log_density_of_bits(value, self.link.finite(unconstrained))
 
 [distributions/kl.py]
 kl-arguments-swapped               distributions/test_kl.py
@@ -1495,6 +1555,20 @@ precision-wider-range              ops/test_precision.py
 precision-tangent-dtype            ops/test_precision.py
     - with_own_gradient(_Cast, Tensor.to, tensor, dtype)
     + with_own_gradient(_Cast, lambda t, _: t, tensor, dtype)
+
+[ops/gate_moments.py]
+gate-mean-before-the-window        distributions/test_hard_concrete.py -k quadrature
+    - return before + _integral(integrand, left, half)
+    + return _integral(integrand, left, half)
+gate-mean-slope                    distributions/test_hard_concrete.py -k quadrature
+    - slope = (high - low) * v.sigmoid() * (-v).sigmoid()
+    + slope = v.sigmoid() * (-v).sigmoid()
+gate-variance-of-the-ends          distributions/test_hard_concrete.py -k quadrature
+    - return of_ends + tau * _integral(integrand, *_window(x, tau, a, b))
+    + return tau * _integral(integrand, *_window(x, tau, a, b))
+gate-window-digits                 distributions/test_hard_concrete.py -k keep_their_digits
+    - before = torch.where(left > a, low + (high - low) * left.sigmoid(), 0.0)
+    + before = low + (high - low) * left.sigmoid()
 
 [ops/quadrature.py]
 quadrature-sign                    ops/test_subset_probability.py

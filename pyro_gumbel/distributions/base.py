@@ -418,9 +418,15 @@ class FamilyDistribution:
         }
         if self.family.takes_size:
             parts = {"size": self.size, **parts}
+        parts = {**self._own_arguments, **parts}
         if self.takes_temperature:
             parts = {**self._brief_temperature(), **parts}
         return f"{type(self).__name__}({', '.join(f'{key}: {is_}' for key, is_ in parts.items())})"
+
+    @property
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor that only this class has, by name."""
+        return {}
 
     def _brief_temperature(self) -> dict[str, Any]:
         """What `repr` shows of the temperature."""

@@ -21,6 +21,8 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -48,6 +50,7 @@ from tests.common import (
     leaf_of,
     make,
     param_shape,
+    smooth,
 )
 
 
@@ -91,7 +94,7 @@ def test_one_element_is_a_scalar(cls):
         assert d.log_prob(d.sample()).shape == (4,)
 
 
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 @pytest.mark.parametrize(
     ("temperature", "batch", "joint"),
     [((4,), (), (4,)), ((4,), (3, 4), (3, 4)), ((3, 1), (3, 4), (3, 4)), ((2, 3), (3,), (2, 3))],
@@ -302,7 +305,7 @@ def test_samples_of_a_batch_are_independent(cls):
     """No noise shared over the sample shape, the batch or an expanded dimension."""
     d = make(cls, 1.0, (3,), 20).expand([40, 3])
     rows = d.sample((2,)).reshape(240, -1)
-    if cls not in STRAIGHT_THROUGH:
+    if cls in smooth(RELAXED):
         assert rows.unique(dim=0).shape[0] == 240
     else:
         assert rows.unique(dim=0).shape[0] > 1
@@ -775,6 +778,8 @@ def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
 BAD_VALUES = {
     RelaxedBernoulli: [(torch.tensor([0.5, 1.5]), ValueError, ["1.5", "[0, 1]", "sigmoid"])],
     LogitRelaxedBernoulli: [(torch.tensor([0.5, math.nan]), ValueError, ["real", "nan"])],
+    HardConcrete: [(torch.tensor([0.5, 1.5]), ValueError, ["1.5", "[0, 1]", "d.gate(value)"])],
+    LogitHardConcrete: [(torch.tensor([0.5, math.nan]), ValueError, ["real", "nan"])],
     RelaxedCategorical: [
         (torch.tensor([0.5, 0.6]), ValueError, ["simplex", "value.sum(-1, keepdim=True)"]),
         (torch.tensor([-0.5, 1.5]), ValueError, ["non-negative", "-0.5"]),
@@ -837,7 +842,8 @@ def test_a_value_that_is_no_tensor_is_a_value_error(cls):
     """As in torch, with validation and without, in each method that takes a value."""
     for checks in (True, False):
         d = build(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
-        names = ["cdf", "icdf"] if cls in (RelaxedBernoulli, LogitRelaxedBernoulli) else []
+        has_cdf = cls in BERNOULLI and cls is not BernoulliStraightThrough
+        names = ["cdf", "icdf"] if has_cdf else []
         for name in ["log_prob", "score_parts", *names]:
             for value in (1, 0.5, True, "1", None, [0.0, 1.0], np.zeros(2)):
                 with pytest.raises(ValueError, match=r"`value` must be a tensor of .*write torch"):
