@@ -25,13 +25,16 @@ from pyro_gumbel._tracing import in_program, known
 __all__ = [
     "Temperature",
     "as_float_tensor",
+    "batch_shape_with_lengths",
     "broadcast",
     "check_value",
     "fitted",
     "joint_batch_shape",
     "read_count",
+    "read_lengths",
     "read_number",
     "read_parameter",
+    "read_rows",
     "read_seed",
     "read_shape",
     "read_size",
@@ -104,6 +107,80 @@ def require_int_size(owner: str, size: Any) -> None:
         raise TypeError(
             f"{owner}: `size` must be a Python int, got {type(size).__name__}; write size=2 to "
             "choose two of the categories, right before `probs` and `logits`"
+        )
+
+
+def read_lengths(owner: str, size: Any, rows: Any) -> int | Tensor:
+    """The argument `size` of rankings: one number for all, or their lengths in int64.
+
+    A tensor without dimensions is a number, and a number that is less than `rows` is a length.
+
+    :raises TypeError: for a `size` or `rows` of another type.
+    :raises ValueError: for a number out of range, or one that cannot be read.
+    """
+    if rows is not None:
+        _require_int_rows(owner, rows)
+    if isinstance(size, Tensor):
+        _require_integers(owner, size)
+        if size.dim() or rows is not None:
+            return size.long()
+        return int(_read_length(owner, size))
+    require_int_size(owner, size)
+    if rows is None or rows == size:
+        return int(size)
+    if not 1 <= size <= rows:
+        raise ValueError(
+            f"{owner}: `size` must be from 1 to `rows`, {_brief_int(rows)}, got "
+            f"{_brief_int(size)}; write rows=None for as many rows as `size`"
+        )
+    return torch.tensor(size)
+
+
+def read_rows(owner: str, lengths: Tensor, rows: int | None, categories: int) -> int:
+    """How many rows a ranking has, of these lengths; without `rows` as many as the longest.
+
+    :param categories: the number of categories.
+    """
+    if rows is None:
+        rows = int(_read_length(owner, lengths.amax() if lengths.numel() else lengths))
+        if not 1 <= rows <= categories:
+            raise ValueError(
+                f"{owner}: `size` must have lengths from 1 to the number of categories, "
+                f"{categories}, got up to {rows}; write size.clamp(1, {categories})"
+            )
+    if not 1 <= rows <= categories:
+        raise ValueError(
+            f"{owner}: `rows` must be from 1 to the number of categories, {categories}, got "
+            f"{_brief_int(rows)}; write rows={categories}"
+        )
+    return rows
+
+
+def _read_length(owner: str, length: Tensor) -> int:
+    """A length as a number, where the number of rows depends on it."""
+    number: int | None = known(length, otherwise=None) if length.numel() else None
+    if number is None:
+        raise ValueError(
+            f"{owner}: `rows` must be given where lengths cannot be read: for none at all, under "
+            "torch.vmap, torch.compile and torch.jit.trace; write rows=3 for values of three rows"
+        )
+    return number
+
+
+def _require_int_rows(owner: str, rows: Any) -> None:
+    if not isinstance(rows, int) or isinstance(rows, bool):
+        raise TypeError(
+            f"{owner}: `rows` must be a Python int or None, got {type(rows).__name__}; write "
+            "rows=3 for values of three rows"
+        )
+
+
+def _require_integers(owner: str, size: Tensor) -> None:
+    if size.is_floating_point() or size.is_complex() or size.dtype == torch.bool:
+        raise TypeError(
+            f"{owner}: `size` must be a Python int or a tensor of integers, got a tensor of "
+            f"{size.dtype}; write size=2 to choose two of the categories, or size=size.long() for "
+            "lengths, right before `probs` and `logits`"
         )
 
 
@@ -309,24 +386,38 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
     """The batch shape of a distribution, given those of its temperature and its other parameter."""
     if math.prod(temperature) == 1:
         return batch_shape
-    joint = broadcast(temperature, batch_shape)
-    if joint is None or joint not in (batch_shape, temperature):
-        if temperature[-1:] == (1,) and temperature[:-1] == batch_shape:
-            remedy = "write temperature.squeeze(-1): it has no dimension for the categories"
-        elif joint is None:
-            remedy = (
-                f"write torch.full({tuple(batch_shape)}, 0.5) for one number for each batch element"
-            )
-        else:
-            remedy = (
-                f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
-            )
-        raise ValueError(
-            f"{owner}: `temperature` must be one number or broadcast with the batch shape "
-            f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(temperature)}; "
-            f"{remedy}"
-        )
-    return joint
+    return _joint_shape(owner, "temperature", temperature, batch_shape, "0.5")
+
+
+def batch_shape_with_lengths(
+    owner: str, lengths: torch.Size, batch_shape: torch.Size
+) -> torch.Size:
+    """The batch shape of rankings, given that of their lengths and that without them.
+
+    Unlike a temperature, lengths of shape (1,) make a batch of one: a minibatch may have one
+    element.
+    """
+    return _joint_shape(owner, "size", lengths, batch_shape, "2")
+
+
+def _joint_shape(
+    owner: str, name: str, given: torch.Size, batch_shape: torch.Size, example: str
+) -> torch.Size:
+    """The shape of an argument broadcast with the batch shape, which is one of the two."""
+    joint = broadcast(given, batch_shape)
+    if joint is not None and joint in (batch_shape, given):
+        return joint
+    if given[-1:] == (1,) and given[:-1] == batch_shape:
+        remedy = f"write {name}.squeeze(-1): it has no dimension for the categories"
+    elif joint is None:
+        whole = tuple(batch_shape)
+        remedy = f"write torch.full({whole}, {example}) for one number for each batch element"
+    else:
+        remedy = f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
+    raise ValueError(
+        f"{owner}: `{name}` must be one number or broadcast with the batch shape "
+        f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(given)}; {remedy}"
+    )
 
 
 def check_value(
