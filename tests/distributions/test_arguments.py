@@ -29,6 +29,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    Subset,
     SubsetStraightThrough,
     m_hot,
 )
