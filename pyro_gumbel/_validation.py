@@ -120,12 +120,11 @@ def read_lengths(owner: str, size: Any, rows: Any) -> int | Tensor:
     """
     if rows is not None:
         _require_int_rows(owner, rows)
+    _require_integers(owner, size)
     if isinstance(size, Tensor):
-        _require_integers(owner, size)
         if size.dim() or rows is not None:
             return size.long()
         return int(_read_length(owner, size))
-    require_int_size(owner, size)
     if rows is None or rows == size:
         return int(size)
     if not 1 <= size <= rows:
@@ -175,13 +174,20 @@ def _require_int_rows(owner: str, rows: Any) -> None:
         )
 
 
-def _require_integers(owner: str, size: Tensor) -> None:
-    if size.is_floating_point() or size.is_complex() or size.dtype == torch.bool:
-        raise TypeError(
-            f"{owner}: `size` must be a Python int or a tensor of integers, got a tensor of "
-            f"{size.dtype}; write size=2 to choose two of the categories, or size=size.long() for "
-            "lengths, right before `probs` and `logits`"
-        )
+def _require_integers(owner: str, size: Any) -> None:
+    """Raise unless `size` is an int or a tensor of integers."""
+    got, lengths = type(size).__name__, "torch.tensor([1, 3, 2])"
+    if isinstance(size, Tensor):
+        if not (size.is_floating_point() or size.is_complex() or size.dtype == torch.bool):
+            return
+        got, lengths = f"a tensor of {size.dtype}", "size.long()"
+    elif isinstance(size, int) and not isinstance(size, bool):
+        return
+    raise TypeError(
+        f"{owner}: `size` must be a Python int or a tensor of integers, got {got}; write size=2 to "
+        f"choose two of the categories, or size={lengths} for rankings of different lengths, right "
+        "before `probs` and `logits`"
+    )
 
 
 def read_number(
@@ -386,7 +392,24 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
     """The batch shape of a distribution, given those of its temperature and its other parameter."""
     if math.prod(temperature) == 1:
         return batch_shape
-    return _joint_shape(owner, "temperature", temperature, batch_shape, "0.5")
+    joint = broadcast(temperature, batch_shape)
+    if joint is None or joint not in (batch_shape, temperature):
+        if temperature[-1:] == (1,) and temperature[:-1] == batch_shape:
+            remedy = "write temperature.squeeze(-1): it has no dimension for the categories"
+        elif joint is None:
+            remedy = (
+                f"write torch.full({tuple(batch_shape)}, 0.5) for one number for each batch element"
+            )
+        else:
+            remedy = (
+                f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
+            )
+        raise ValueError(
+            f"{owner}: `temperature` must be one number or broadcast with the batch shape "
+            f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(temperature)}; "
+            f"{remedy}"
+        )
+    return joint
 
 
 def batch_shape_with_lengths(
@@ -394,30 +417,21 @@ def batch_shape_with_lengths(
 ) -> torch.Size:
     """The batch shape of rankings, given that of their lengths and that without them.
 
-    Unlike a temperature, lengths of shape (1,) make a batch of one: a minibatch may have one
-    element.
+    Unlike a temperature, lengths of shape (1,) make a batch of one, as the last minibatch may be.
+    And shapes such as (judges,) and (particles, 1) may make a batch of (particles, judges).
     """
-    return _joint_shape(owner, "size", lengths, batch_shape, "2")
-
-
-def _joint_shape(
-    owner: str, name: str, given: torch.Size, batch_shape: torch.Size, example: str
-) -> torch.Size:
-    """The shape of an argument broadcast with the batch shape, which is one of the two."""
-    joint = broadcast(given, batch_shape)
-    if joint is not None and joint in (batch_shape, given):
-        return joint
-    if given[-1:] == (1,) and given[:-1] == batch_shape:
-        remedy = f"write {name}.squeeze(-1): it has no dimension for the categories"
-    elif joint is None:
-        whole = tuple(batch_shape)
-        remedy = f"write torch.full({whole}, {example}) for one number for each batch element"
-    else:
-        remedy = f"for a batch of shape {tuple(joint)} write probs.expand or logits.expand to it"
-    raise ValueError(
-        f"{owner}: `{name}` must be one number or broadcast with the batch shape "
-        f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(given)}; {remedy}"
-    )
+    joint = broadcast(lengths, batch_shape)
+    has_one_more = len(lengths) and lengths[-1] == 1 and lengths[:-1] == batch_shape != ()
+    if joint is None or (has_one_more and joint != lengths):
+        if has_one_more:
+            remedy = "write size.squeeze(-1): it has no dimension for the categories"
+        else:
+            remedy = f"write torch.full({tuple(batch_shape)}, 2) for a length for each element"
+        raise ValueError(
+            f"{owner}: `size` must be one number or broadcast with the batch shape "
+            f"{tuple(batch_shape)}, got shape {tuple(lengths)}; {remedy}"
+        )
+    return joint
 
 
 def check_value(

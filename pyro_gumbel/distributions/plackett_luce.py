@@ -95,6 +95,11 @@ def left_for(d: Any, rows: Tensor) -> Tensor:
     return left if within is None else left | ~within
 
 
+def are_zero(rows: Tensor) -> Tensor:
+    """Which rows are 0, of size 1 over the categories."""
+    return (rows == 0).all(-1, keepdim=True)
+
+
 def untaken(rows: Tensor) -> Tensor:
     """Which categories are left for each row; a row's winner is its largest entry of those."""
     categories = torch.arange(rows.shape[-1], device=rows.device)
@@ -142,7 +147,7 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = dict(
         CategoricalFamily.arg_constraints
     )
-    _support_text = "one-hot rows, no two of them alike, and rows of zeros beyond its length"
+    _support_text = "one-hot rows, no two of them alike"
     _remedy = (
         "draw it from a PlackettLuceStraightThrough in the guide too, or relax this distribution: "
         "RelaxedPlackettLuce"
@@ -185,6 +190,9 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
         nearest = padded(self, self.link.hard(value))
         log_prob = torch.where(taken, 0.0, log_p * nearest).sum((-1, -2))
         impossible = (taken & (nearest > 0)).flatten(-2).any(-1)
+        within = rows_of(self)
+        if within is not None:
+            impossible = impossible | (within & are_zero(value)).flatten(-2).any(-1)
         return nearest, torch.where(impossible, -math.inf, log_prob)
 
     def _number_of_choices(self, size: int) -> int:
@@ -334,9 +342,9 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
         joint = rows + x.logsumexp(-1) - log_left
         legal, within = distinct & possible, rows_of(self)
         if within is not None:
-            is_zero = (value == 0).all(-1)
-            joint = torch.where(within.squeeze(-1), joint, 0.0)
-            legal = torch.where(within.squeeze(-1), legal, is_zero)
+            within, zero = within.squeeze(-1), are_zero(value).squeeze(-1)
+            joint = torch.where(within, joint, 0.0)
+            legal = torch.where(within, legal & ~zero, zero)
         return torch.where(legal.all(-1), joint.sum(-1), -torch.inf)
 
 

@@ -855,7 +855,9 @@ def test_bad_sizes(cls):
 def test_subsets_of_different_sizes_are_no_batch(cls):
     first = () if cls is Subset else (0.5,)
     for size in (torch.tensor(2), torch.tensor([1, 2])):
-        with pytest.raises(TypeError, match="`size` must be a Python int, got Tensor; write size=2"):
+        with pytest.raises(
+            TypeError, match="`size` must be a Python int, got Tensor; write size=2"
+        ):
             cls(*first, size, logits=torch.zeros(2, 5), validate_args=False)
 
 
