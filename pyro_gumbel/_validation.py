@@ -34,7 +34,7 @@ __all__ = [
     "read_lengths",
     "read_number",
     "read_parameter",
-    "read_rows",
+    "read_row_count",
     "read_seed",
     "read_shape",
     "read_size",
@@ -135,7 +135,7 @@ def read_lengths(owner: str, size: Any, rows: Any) -> int | Tensor:
     return torch.tensor(size)
 
 
-def read_rows(owner: str, lengths: Tensor, rows: int | None, categories: int) -> int:
+def read_row_count(owner: str, lengths: Tensor, rows: int | None, categories: int) -> int:
     """How many rows a ranking has, of these lengths; without `rows` as many as the longest.
 
     :param categories: the number of categories.

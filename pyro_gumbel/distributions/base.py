@@ -39,7 +39,7 @@ from pyro_gumbel._validation import (
     current,
     joint_batch_shape,
     read_parameter,
-    read_rows,
+    read_row_count,
     read_shape,
     read_validate_args,
     require,
@@ -275,7 +275,7 @@ class FamilyDistribution:
         """Keep the lengths of rankings, and the batch shape with them."""
         self.size = lengths.to(self._parameter.device)
         self._batch_shape = batch_shape_with_lengths(owner, lengths.shape, self._batch_shape)
-        rows = read_rows(owner, lengths, rows, categories)
+        rows = read_row_count(owner, lengths, rows, categories)
         self._event_shape = torch.Size((rows, categories))
         own = {**self.arg_constraints, "size": constraints.positive_integer}
         self.arg_constraints = own  # type: ignore[misc]

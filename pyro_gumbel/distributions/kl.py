@@ -29,7 +29,7 @@ from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
-    "by_enumeration",
+    "kl_by_enumeration",
     "register_enumerated",
     "register_outcomes",
     "register_relaxed",
@@ -56,7 +56,7 @@ def register_outcomes(straight_through: Any, plain: Any) -> None:
 
 def register_enumerated(cls: Any) -> None:
     """Between two of a discrete class or its subclasses, by enumeration of the support."""
-    register_kl(cls, cls)(by_enumeration)
+    register_kl(cls, cls)(kl_by_enumeration)
 
 
 def register_transformed(cls: Any) -> None:
@@ -92,7 +92,7 @@ def _log_probs(family: Family, distribution: Any) -> Tensor:
     return family.log_probs(exact_logits(distribution, family))
 
 
-def by_enumeration(q: Any, p: Any) -> Tensor:
+def kl_by_enumeration(q: Any, p: Any) -> Tensor:
     """The sum over the outcomes of two distributions without replacement, of equal size.
 
     The NotImplementedError for too many outcomes is `q`'s own.

@@ -1,10 +1,25 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rankings of m of k categories, as one-hot rows, with gradients.
+r"""Rankings of m of k categories, as one-hot rows, with gradients.
 
 `PlackettLuce` is the discrete distribution. `RelaxedPlackettLuce` has rows on the simplex, and
 `PlackettLuceStraightThrough` has exactly one-hot rows, with a surrogate gradient.
+
+**Different lengths.** Rankings of one batch may have different lengths m, the argument `size` as a
+tensor. Values then have `rows` rows, and those beyond the length are 0. The first m rows of a
+longer ranking are a ranking of m, so a value is one of all rows that is cut: the rows beyond the
+length enter no probability and no density, and pass no gradient. The sums of the entropy H and of
+the divergence from a distribution Q of the same lengths run over the rankings r of all rows, each
+scored by its first m rows :math:`r_{1:m}`,
+
+.. math::
+
+    H = -\sum_r \frac{P(r_{1:m}) \log P(r_{1:m})}{n_m}, \qquad
+    \mathrm{KL} = \sum_r \frac{P(r_{1:m})}{n_m} \log \frac{P(r_{1:m})}{Q(r_{1:m})}, \qquad
+    n_m = \frac{(k - m)!}{(k - \text{rows})!},
+
+where :math:`n_m` is the number of rankings of all rows with the same first m.
 """
 
 import itertools
@@ -76,7 +91,7 @@ class RankingFamily(CategoricalFamily):
 rankings = RankingFamily()
 
 
-def rows_of(d: Any) -> Tensor | None:
+def within_length(d: Any) -> Tensor | None:
     """Which rows of a value are within its length, of size 1 over the categories; None for all."""
     if not isinstance(d.size, Tensor):
         return None
@@ -85,13 +100,13 @@ def rows_of(d: Any) -> Tensor | None:
 
 def padded(d: Any, value: Tensor, other: float = 0.0) -> Tensor:
     """`value` with `other` in the rows beyond its length, which pass no gradient."""
-    within = rows_of(d)
+    within = within_length(d)
     return value if within is None else torch.where(within, value, other)
 
 
 def left_for(d: Any, rows: Tensor) -> Tensor:
     """Which categories are left for each row; all are for a row beyond the length, which is cut."""
-    left, within = untaken(rows), rows_of(d)
+    left, within = untaken(rows), within_length(d)
     return left if within is None else left | ~within
 
 
@@ -114,7 +129,8 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
     r"""m of k categories, drawn one after the other without replacement, in order.
 
     A value has a row for each draw, a one-hot vector over the k categories, no two alike; m = k is
-    a ranking of all. With :math:`i_1, \dots, i_m` the draws and :math:`x` the logits,
+    a ranking of all. Rankings of different lengths m may be in one batch: their values are filled
+    up with rows of zeros. With :math:`i_1, \dots, i_m` the draws and :math:`x` the logits,
 
     .. math::
         \log P(i_1, \dots, i_m) = \sum_j \Bigl( x_{i_j}
@@ -129,18 +145,32 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
 
     >>> PlackettLuce(3, logits=torch.zeros(5, 4)).sample().shape
     torch.Size([5, 3, 4])
+    >>> PlackettLuce(torch.tensor([1, 3, 2]), logits=torch.zeros(4)).sample().sum(-1)
+    tensor([[1., 0., 0.],
+            [1., 1., 1.],
+            [1., 1., 0.]])
 
-    :param size: m, a Python int from 1 to k.
+    Rankings as indices that are filled up with -1 become such values by
+    ``torch.nn.functional.one_hot(ranking + 1, k + 1)[..., 1:]``. For minibatches whose values have
+    one shape give `rows`. The divergence between rankings of different lengths is infinite. A value
+    of another length has log_prob -inf, and with validation raises an error.
+
+    :param size: m, a Python int from 1 to k; or a tensor of integers, the lengths of the rankings,
+        whose shape broadcasts with the batch shape. A tensor without dimensions is a number.
     :param probs: non-negative weights of the first draw, one for each category in the last
-        dimension; they need not sum to 1. The event shape is (m, k).
+        dimension; they need not sum to 1. The event shape is (rows, k).
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
         `probs` and `logits`, with at least m possible categories in every row.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
+    :param rows: how many rows a value has, a Python int from the largest length to k; None for
+        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
+        and `torch.compile` it cannot be, and a GPU is waited for.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
+    :raises NotImplementedError: by `enumerate_support`, for rankings of different lengths.
     """
 
     family = rankings
@@ -179,7 +209,7 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
             return padded(self, rows).to(self._parameter.dtype)
 
     def _are_impossible(self, log_probs: Tensor) -> Tensor:
-        impossible, within = log_probs.isneginf(), rows_of(self)
+        impossible, within = log_probs.isneginf(), within_length(self)
         return impossible if within is None else impossible | ~within
 
     def _nearest_and_log_prob(self, value: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +220,7 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
         nearest = padded(self, self.link.hard(value))
         log_prob = torch.where(taken, 0.0, log_p * nearest).sum((-1, -2))
         impossible = (taken & (nearest > 0)).flatten(-2).any(-1)
-        within = rows_of(self)
+        within = within_length(self)
         if within is not None:
             impossible = impossible | (within & are_zero(value)).flatten(-2).any(-1)
         return nearest, torch.where(impossible, -math.inf, log_prob)
@@ -265,21 +295,28 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
     biased: for an expectation over 3 of 5 categories its cosine with the exact gradient is .95 and
     more (`tests/distributions/test_ranking.py`).
 
+    Of rankings of different lengths the density is with respect to the rows within the length, and
+    the rows beyond it are 0.
+
     >>> RelaxedPlackettLuce(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
     torch.Size([5, 3, 4])
 
     :param temperature: tau > 0; a number, a tensor that broadcasts with the batch shape (it has no
         dimension for the rows and categories), or a function without arguments that returns one,
         such as a temperature schedule; the constructor calls it once.
-    :param size: m, a Python int from 1 to k.
+    :param size: m, a Python int from 1 to k; or a tensor of integers, the lengths of the rankings,
+        whose shape broadcasts with the batch shape. A tensor without dimensions is a number.
     :param probs: non-negative weights of the first draw, one for each category in the last
-        dimension; they need not sum to 1. The event shape is (m, k).
+        dimension; they need not sum to 1. The event shape is (rows, k).
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. Its entry is always 0, and k and the sums above count the possible categories only.
         Give exactly one of `probs` and `logits`, with at least m possible categories in every row.
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
+    :param rows: how many rows a value has, a Python int from the largest length to k; None for
+        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
+        and `torch.compile` it cannot be, and a GPU is waited for.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -340,7 +377,7 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
         possible = left.isfinite().any(-1)
         log_left = torch.where(possible.unsqueeze(-1), left, 0.0).logsumexp(-1)
         joint = rows + x.logsumexp(-1) - log_left
-        legal, within = distinct & possible, rows_of(self)
+        legal, within = distinct & possible, within_length(self)
         if within is not None:
             within, zero = within.squeeze(-1), are_zero(value).squeeze(-1)
             joint = torch.where(within, joint, 0.0)
@@ -375,6 +412,9 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
     of Jang, Gu and Poole, "Categorical reparameterization with Gumbel-softmax" (2017),
     https://arxiv.org/abs/1611.01144.
 
+    Of rankings of different lengths the rows beyond the length are 0 and pass no gradient. An
+    estimator is given draws of all rows, which are cut afterwards.
+
     >>> PlackettLuceStraightThrough(0.5, 3, logits=torch.randn(5, 4)).rsample().shape
     torch.Size([5, 3, 4])
 
@@ -382,9 +422,10 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
         a tensor that broadcasts with the batch shape (it has no dimension for the rows and
         categories), or a function without arguments that returns one, such as a temperature
         schedule; the constructor calls it once. None for second order.
-    :param size: m, a Python int from 1 to k.
+    :param size: m, a Python int from 1 to k; or a tensor of integers, the lengths of the rankings,
+        whose shape broadcasts with the batch shape. A tensor without dimensions is a number.
     :param probs: non-negative weights of the first draw, one for each category in the last
-        dimension; they need not sum to 1. The event shape is (m, k).
+        dimension; they need not sum to 1. The event shape is (rows, k).
     :param logits: log weights x, which need not be normalised; -inf for a category that cannot
         occur. It is never drawn, and a value that has it has log_prob -inf. Give exactly one of
         `probs` and `logits`, with at least m possible categories in every row.
@@ -396,8 +437,12 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
     :param validate_args: whether to check the values of the parameters, and of the argument of
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
+    :param rows: how many rows a value has, a Python int from the largest length to k; None for
+        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
+        and `torch.compile` it cannot be, and a GPU is waited for.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
+    :raises NotImplementedError: by `enumerate_support`, for rankings of different lengths.
     """
 
     takes_temperature = True
@@ -472,7 +517,7 @@ register_relaxation(PlackettLuce, PlackettLuceStraightThrough, RelaxedPlackettLu
 def _(q: PlackettLuce, p: PlackettLuce) -> Tensor:
     """By enumeration, straight-through or not; infinite where the lengths differ."""
     if not (isinstance(q.size, Tensor) or isinstance(p.size, Tensor)):
-        return kl.by_enumeration(q, p)
+        return kl.kl_by_enumeration(q, p)
     alike = p.expand(p._batch_shape)
     alike.size = q.size
-    return torch.where(q.size == p.size, kl.by_enumeration(q, alike), math.inf)
+    return torch.where(q.size == p.size, kl.kl_by_enumeration(q, alike), math.inf)
