@@ -114,17 +114,20 @@ class CategoricalFamily(Family):
             return
         # A draw of `size` categories needs as many that are possible.
         fewest = 1 if size is None else size
-        few = "as many as its length" if isinstance(size, Tensor) else f"{fewest} or more"
+        kind = "positive" if name == "probs" else "finite"
+        few = f"{fewest} or more {kind}"
+        if isinstance(size, Tensor):
+            few = f"as many {kind} as its length or more"
         if name == "probs":
             least, most = ends(value)
             if least > 0 and most < math.inf:
                 return
             valid = ((value >= 0) & value.isfinite()).all(-1) & ((value > 0).sum(-1) >= fewest)
-            what = f"non-negative and finite, with {few} positive in every row"
+            what = f"non-negative and finite, with {few} in every row"
             remedy = "write logits=... for log weights"
         else:
             valid = (value < math.inf).all(-1) & (value.isfinite().sum(-1) >= fewest)
-            what = f"below infinity and not NaN, with {few} finite in every row"
+            what = f"below infinity and not NaN, with {few} in every row"
             remedy = "write a logit of -inf only for a category that cannot occur"
         whole = value.expand(*valid.shape, value.shape[-1])  # lengths may make the batch larger
         require(valid, f"{owner}: `{name}` must be {what}", whole, remedy)
