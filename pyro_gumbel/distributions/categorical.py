@@ -115,9 +115,8 @@ class CategoricalFamily(Family):
         # A draw of `size` categories needs as many that are possible.
         fewest = 1 if size is None else size
         kind = "positive" if name == "probs" else "finite"
-        few = f"{fewest} or more {kind}"
-        if isinstance(size, Tensor):
-            few = f"as many {kind} as its length or more"
+        has_lengths = isinstance(size, Tensor)
+        few = f"as many {kind} as its length" if has_lengths else f"{fewest} or more {kind}"
         if name == "probs":
             least, most = ends(value)
             if least > 0 and most < math.inf:
