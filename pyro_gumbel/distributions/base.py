@@ -281,7 +281,7 @@ class FamilyDistribution:
         self.arg_constraints = own  # type: ignore[misc]
         self._support_text += ", and 0 in rows beyond its length"  # type: ignore[misc]
         self._remedy += (  # type: ignore[misc]
-            f", or value * (torch.arange({rows}) < size.unsqueeze(-1)).unsqueeze(-1) to cut it"
+            f", or write value * (torch.arange({rows}) < size.unsqueeze(-1)).unsqueeze(-1) to cut it"
         )
 
     def _check_arguments(self, temperature: Any) -> None:

@@ -75,6 +75,11 @@ class RankingFamily(CategoricalFamily):
                 f"{owner}.infer_shapes: the event shape has `size` rows, so that it takes "
                 "the number itself, and got its shape (); write size=2"
             )
+        if isinstance(size, Tensor | tuple):
+            raise TypeError(
+                f"{owner}.infer_shapes: `size` must be a Python int, got {type(size).__name__}; "
+                "write size=3, the number of rows, for rankings of different lengths"
+            )
         m = read_size(owner, size, categories[-1], all_of_them=True)
         return torch.Size((m, int(categories[-1])))
 

@@ -280,7 +280,7 @@ def test_a_value_that_is_not_zero_beyond_its_length_is_not_in_the_support(cls):
     assert d.support.event_dim == 2
     with pytest.raises(ValueError, match=r"`value` must be.* beyond its length.*to cut it") as e:
         d.log_prob(whole)
-    remedy = "value * (torch.arange(4) < size.unsqueeze(-1)).unsqueeze(-1)"
+    remedy = "or write value * (torch.arange(4) < size.unsqueeze(-1)).unsqueeze(-1)"
     assert remedy in str(e.value)
     short = whole * (torch.arange(4) < LENGTHS.unsqueeze(-1)).unsqueeze(-1)
     assert d.log_prob(short).isfinite().all()
@@ -495,6 +495,14 @@ def test_shapes(cls):
             assert wide.mean.shape == (6, *batch, *event)
             assert d.entropy().shape == batch
             assert kl_divergence(wide, d).shape == (6, *batch)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_shapes_are_inferred_from_the_number_of_rows(cls):
+    assert cls.infer_shapes(logits=(3, 4), size=2) == ((3,), (2, 4))
+    for size in (LENGTHS, (3,), torch.Size([3])):
+        with pytest.raises(TypeError, match=r"`size` must be a Python int.*the number of rows"):
+            cls.infer_shapes(logits=(3, 4), size=size)
 
 
 def test_a_number_stays_a_number():
@@ -770,7 +778,7 @@ def test_relax_keeps_lengths_and_rows(hard):
 
 
 def utility(value):
-    return m_hot(value) @ torch.tensor([3.0, -1.0, 2.5, 0.0])
+    return m_hot(value) @ torch.tensor([4.0, -4.0, 2.0, -4.0])
 
 
 @pytest.mark.parametrize("hard", [True, False])
@@ -785,7 +793,7 @@ def test_a_relaxed_model_and_its_guide_keep_the_lengths(elbo, hard):
 
     soft = relaxed(model, 0.5, hard=hard)
     guide = AutoRelaxed(soft, 0.5, hard=hard)
-    svi = SVI(soft, guide, pyro.optim.Adam({"lr": 0.3}), elbo())
+    svi = SVI(soft, guide, pyro.optim.Adam({"lr": 0.2}), elbo())
     losses = [svi.step() for _ in range(100)]
     assert all(map(math.isfinite, losses))
     d = guide.distribution("r")
