@@ -280,9 +280,8 @@ class FamilyDistribution:
         own = {**self.arg_constraints, "size": constraints.positive_integer}
         self.arg_constraints = own  # type: ignore[misc]
         self._support_text += ", and 0 in rows beyond its length"  # type: ignore[misc]
-        self._remedy += (  # type: ignore[misc]
-            f", or write value * (torch.arange({rows}) < size.unsqueeze(-1)).unsqueeze(-1) to cut it"
-        )
+        mask = f"(torch.arange({rows}) < size.unsqueeze(-1)).unsqueeze(-1)"
+        self._remedy += f", or write value * {mask} to cut it"  # type: ignore[misc]
 
     def _check_arguments(self, temperature: Any) -> None:
         """Raise unless the values of the arguments are legal, if they can be read.

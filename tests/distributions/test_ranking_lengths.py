@@ -672,7 +672,8 @@ def test_lengths_under_vmap(cls):
         torch.vmap(lambda n: build(cls, 0.5, logits=X[0], size=n).sample().sum())(LENGTHS)
 
 
-@pytest.mark.parametrize("cls", first_fast(CLASSES))
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", CLASSES)
 def test_lengths_in_a_compiled_function(cls):
     def score(logits, lengths, value):
         d = build(cls, 0.5, logits=logits, size=lengths, rows=K, validate_args=False)
@@ -781,7 +782,7 @@ def utility(value):
     return m_hot(value) @ torch.tensor([4.0, -4.0, 2.0, -4.0])
 
 
-@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("hard", first_fast([True, False]))
 @pytest.mark.parametrize("elbo", first_fast([Trace_ELBO, TraceMeanField_ELBO]))
 def test_a_relaxed_model_and_its_guide_keep_the_lengths(elbo, hard):
     lengths = torch.tensor([1, 2, 2])
