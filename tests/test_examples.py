@@ -586,7 +586,7 @@ def test_the_chosen_features_are_better_together(tmp_path, soft):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--size", 10, "--any-length"]])
+@pytest.mark.parametrize("more", [[], ["--size", 5, "--any-length"]])
 def test_the_true_ranking_is_found(tmp_path, more):
     """And the intervals are as wide as they say: fewer than 7 of 10 inside has a chance of 1 %."""
     done = run_as_a_user(tmp_path, "ranking", "--seed", 0, *more)
