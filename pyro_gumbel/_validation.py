@@ -33,6 +33,7 @@ __all__ = [
     "read_count",
     "read_lengths",
     "read_number",
+    "read_number_between",
     "read_parameter",
     "read_row_count",
     "read_seed",
@@ -199,13 +200,31 @@ def read_number(
     :param example: for the line to write instead.
     """
     expected = f"{owner}: `{name}` must be a finite number {'of at least' if zero else 'above'} 0"
-    given = _unwrapped(given)
-    if not isinstance(given, numbers.Real) or isinstance(given, bool):
-        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}={example}")
-    number = _as_float(given)
+    number = _read_real(expected, name, given, example)
     if not (0 < number < math.inf or (zero and number == 0)):
         raise ValueError(f"{expected}, got {number:g}; write {name}={example}")
     return number
+
+
+def read_number_between(
+    owner: str, name: str, given: Any, least: float, most: float, example: str
+) -> float:
+    """A number above `least` and below `most` as a float.
+
+    :param example: for the line to write instead.
+    """
+    expected = f"{owner}: `{name}` must be a number above {least:g} and below {most:g}"
+    number = _read_real(expected, name, given, example)
+    if not least < number < most:
+        raise ValueError(f"{expected}, got {number:g}; write {name}={example}")
+    return number
+
+
+def _read_real(expected: str, name: str, given: Any, example: str) -> float:
+    given = _unwrapped(given)
+    if not isinstance(given, numbers.Real) or isinstance(given, bool):
+        raise TypeError(f"{expected}, got {type(given).__name__}; write {name}={example}")
+    return _as_float(given)
 
 
 def read_count(owner: str, name: str, given: Any, least: int, example: int) -> int:

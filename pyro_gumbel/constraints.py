@@ -33,6 +33,7 @@ __all__ = [
     "HypersimplexTransform",
     "LogRatioTransform",
     "LogitHypersimplexTransform",
+    "gate",
     "hypersimplex",
     "log_simplex",
     "logit_hypersimplex",
@@ -115,6 +116,19 @@ class _LogSimplex(_OverLastDimensions):
 
     def _check(self, value: Tensor) -> Tensor:
         return _sums_to(value.exp(), 1, value.dtype)
+
+
+class _Gate(constraints.Constraint):
+    r"""Numbers in [0, 1], of which 0 and 1 have a probability of their own.
+
+    No bijection from the real line reaches them, so `biject_to` and `transform_to` raise.
+    """
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value >= 0) & (value <= 1)
+
+    def __repr__(self) -> str:
+        return "gate"
 
 
 class _WithSize(_OverLastDimensions):
@@ -275,6 +289,8 @@ class _SimplexRows(_OverLastDimensions):
         return simplex.check(value).all(-1)
 
 
+#: Numbers from 0 to 1, where 0 and 1 have a positive probability: no bijection is registered.
+gate = _Gate()
 #: Vectors of probabilities over the last dimension: they sum to 1 within `tolerance`.
 simplex = _Simplex()
 #: Vectors of log probabilities over the last dimension; their exponentials sum to 1 likewise.
@@ -462,10 +478,11 @@ def _(constraint: _SimplexRows) -> Transform:
 @biject_to.register(padded_simplex_rows)
 @transform_to.register(padded_simplex_rows)
 def _(constraint: padded_simplex_rows) -> Transform:
-    raise NotImplementedError(
+    error = NotImplementedError(
         "biject_to: no bijection is known for relaxed rankings of different lengths; write one "
         "site for each length, with `size` an int, or a guide of your own"
     )
+    raise error
 
 
 @biject_to.register(_LogSimplex)
@@ -484,3 +501,14 @@ def _(constraint: hypersimplex) -> Transform:
 @transform_to.register(logit_hypersimplex)
 def _(constraint: logit_hypersimplex) -> Transform:
     return LogitHypersimplexTransform(constraint.size)
+
+
+@biject_to.register(_Gate)
+@transform_to.register(_Gate)
+def _(constraint: _Gate) -> Transform:
+    raise NotImplementedError(
+        "biject_to: expected a distribution with a density, got the support of a gate, which is 0 "
+        "or 1 with a positive probability; NUTS, autoguides and pyro.param need the value in logit "
+        'space: write v = pyro.sample("v", d) and gate = d.gate(v), with '
+        "d = LogitHardConcrete(temperature, logits=logits), in place of a HardConcrete"
+    )

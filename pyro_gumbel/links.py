@@ -82,6 +82,10 @@ slope of the sigmoid:
 
 The density in logit space again lacks the last term.
 
+**The clipped interval**, for gates. The value s of the interval is stretched to
+:math:`l + (h - l) s` with :math:`l < 0` and :math:`h > 1`, and clipped to [0, 1]. The density is
+that of the stretched value, :math:`\log p(s) - \log (h - l)`: the clipped one has none at 0 and 1.
+
 **Logits of -inf** (probabilities of 0). Only the finite logits have possible outcomes. The others
 are left out of every sum, and k counts the finite ones. If exactly m are finite, the distribution
 on the hypersimplex has a single value, in which these m are chosen.
@@ -98,7 +102,15 @@ from pyro_gumbel._tracing import ends
 from pyro_gumbel.ops.autograd import with_own_gradient, zero_with_gradient
 from pyro_gumbel.ops.logarithms import clamped_log
 
-__all__ = ["Hypersimplex", "Interval", "Link", "Simplex", "interval", "simplex"]
+__all__ = [
+    "ClippedInterval",
+    "Hypersimplex",
+    "Interval",
+    "Link",
+    "Simplex",
+    "interval",
+    "simplex",
+]
 
 NEAR = 64.0  # logits up to this size cost the noise no digits that matter
 
@@ -240,6 +252,56 @@ class Interval(_Sigmoid):
 
     def is_point(self, logits: Tensor) -> Tensor:
         return logits.isinf()
+
+
+class ClippedInterval(Interval):
+    r"""[0, 1] with its ends, for gates: the interval, stretched beyond its ends and clipped.
+
+    .. math:: s = \min(1, \max(0, \; l + (h - l) \, \sigma(v)))
+
+    :param low: l < 0, the lower end of the stretched interval.
+    :param high: h > 1, its upper end.
+    :ivar at_zero: the v at which the stretched value is 0.
+    :ivar at_one: the v at which it is 1.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.at_zero = math.log(-low) - math.log(high)
+        self.at_one = math.log1p(-low) - math.log(high - 1)
+
+    def __repr__(self) -> str:
+        return f"ClippedInterval({self.low:g}, {self.high:g})"
+
+    def value(self, unconstrained: Tensor) -> Tensor:
+        return self.stretched(unconstrained).clamp(0, 1)
+
+    def stretched(self, unconstrained: Tensor) -> Tensor:
+        """The value at v before it is clipped."""
+        return self.low + (self.high - self.low) * super().value(unconstrained)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        inside = value.clamp(0, 1)
+        return torch.log(inside - self.low) - torch.log(self.high - inside)
+
+    def inverse_inside(self, value: Tensor) -> Tensor:
+        return self.inverse(value)
+
+    def finite(self, unconstrained: Tensor) -> Tensor:
+        return torch.nan_to_num(
+            unconstrained, nan=math.nan, neginf=self.at_zero, posinf=self.at_one
+        )
+
+    def hard(self, perturbed: Tensor) -> Tensor:
+        return (self.value(perturbed) >= 0.5).to(perturbed.dtype)
+
+    def log_density(
+        self, unconstrained: Tensor, logits: Tensor, temperature: Tensor, *, of_values: bool
+    ) -> Tensor:
+        density = super().log_density(unconstrained, logits, temperature, of_values=of_values)
+        if not of_values:
+            return density
+        return torch.where(logits.isinf(), 0.0, density - math.log(self.high - self.low))
 
 
 class _SumConstrained(Link):

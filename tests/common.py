@@ -16,7 +16,9 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
     IndexStraightThrough,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -40,7 +42,8 @@ ALPHA = 2e-5
 NONDETERMINISM = 0.0 if torch.get_default_device().type == "cpu" else 1e-9
 
 # The families.
-BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough]
+GATES = [HardConcrete, LogitHardConcrete]
+BERNOULLI = [RelaxedBernoulli, LogitRelaxedBernoulli, BernoulliStraightThrough, *GATES]
 CATEGORICAL = [RelaxedCategorical, ExpRelaxedCategorical, CategoricalStraightThrough]
 SUBSETS = [RelaxedSubset, LogitRelaxedSubset, SubsetStraightThrough]
 RANKINGS = [RelaxedPlackettLuce, PlackettLuceStraightThrough]
@@ -49,8 +52,19 @@ OUTCOMES = BERNOULLI + CATEGORICAL
 
 # The kinds of distributions.
 DISCRETE = [Subset, PlackettLuce]
-RELAXED_VALUES = [RelaxedBernoulli, RelaxedCategorical, RelaxedSubset, RelaxedPlackettLuce]
-RELAXED_LOGITS = [LogitRelaxedBernoulli, ExpRelaxedCategorical, LogitRelaxedSubset]
+RELAXED_VALUES = [
+    RelaxedBernoulli,
+    RelaxedCategorical,
+    RelaxedSubset,
+    RelaxedPlackettLuce,
+    HardConcrete,
+]
+RELAXED_LOGITS = [
+    LogitRelaxedBernoulli,
+    ExpRelaxedCategorical,
+    LogitRelaxedSubset,
+    LogitHardConcrete,
+]
 STRAIGHT_THROUGH = [
     BernoulliStraightThrough,
     CategoricalStraightThrough,
@@ -63,6 +77,15 @@ WITH_INDICES = [*ALL, IndexStraightThrough]  # whose values are integers
 # One of each family, and a straight-through one, for what all do alike and is slow to test.
 FEW = [*RELAXED_VALUES, CategoricalStraightThrough]
 SIZED = [*SUBSETS, *RANKINGS, *DISCRETE]
+
+
+def smooth(classes):
+    """Those whose values are never 0 or 1, or always.
+
+    The values of a `HardConcrete` are so with a probability between: draws are equal, gradients 0,
+    and a copy of such a draw has another log_prob.
+    """
+    return [cls for cls in classes if cls is not HardConcrete]
 
 
 def slow_unless(fast, cases):

@@ -316,6 +316,32 @@ def test_the_exact_posterior_of_spike_and_slab():
     torch.testing.assert_close(exact.inclusion, exact.subsets @ example.all_gates(3))
 
 
+def test_a_few_steps_of_sparse_gates(tmp_path, run):
+    done = run("sparse_gates", "--steps", 5, "--units", 4, "--out", "x.png")
+    assert done.returncode == 0, done.stderr
+    rows = open_gates_and_accuracies(done.stdout)
+    assert list(rows) == list(range(6))
+    assert rows[0][0] == 4 * (64 + 10)
+    assert number(r"held-out accuracy: (\S+)%$", done.stdout) == rows[5][1]
+    assert_picture(tmp_path / "x.png")
+
+
+def open_gates_and_accuracies(output):
+    """By step, as `sparse_gates` prints them."""
+    rows = re.findall(r"^ *(\d+) +(\d+) +(\S+)%$", output, re.MULTILINE)
+    return {int(step): (int(gates), float(percent)) for step, gates, percent in rows}
+
+
+def test_the_largest_weights_of_a_network():
+    example = load("sparse_gates")
+    network = example.Network(3)
+    gates = example.largest_weights(network, 20)
+    assert sum(example.number_open(gate) for gate in gates) == 20
+    sizes = torch.cat([layer.weight.detach().abs().flatten() for layer in network.layers])
+    open_ = torch.cat([gate.flatten() for gate in gates]) > 0
+    assert sizes[open_].min() > sizes[~open_].max()
+
+
 @SLOW
 def test_a_small_choice_of_an_estimator(tmp_path, run):
     options = ["--steps", 1, "--samples", 8, "--temperatures", 0.5, 1, "--json", "x.json"]
@@ -361,7 +387,8 @@ def causes_by_number(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", ["digits_vae", "feature_selection", "ranking", "spike_and_slab", "count_vae"]
+    "script",
+    ["digits_vae", "feature_selection", "ranking", "spike_and_slab", "count_vae", "sparse_gates"],
 )
 def test_equal_seeds_give_equal_results(tmp_path, script):
     runs = [run_as_a_user(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
@@ -469,6 +496,13 @@ BAD_OPTIONS = {
         ("--latents normal", "argument --latents: invalid choice: 'normal'"),
         ("--data none.npz", "got 'none.npz' ([Errno 2] No such file or directory: 'none.npz')"),
         ("--out x", "got 'x'; write e.g. count_vae.png"),
+    ],
+    "sparse_gates": [
+        ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 1000)),
+        ("--units 0", "argument --units: " + WHOLE.format(1, 0, 64)),
+        ("--prior 0", "expected a number above 0, got '0'; write e.g. 0.5"),
+        ("--prior 1", "--prior must be below 1, got 1; write e.g. 0.01"),
+        ("--out x", "got 'x'; write e.g. sparse_gates.png"),
     ],
     "spike_and_slab": [
         ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 2000)),
@@ -606,6 +640,19 @@ def test_mean_field_is_exact_without_correlation_and_sure_with_it(tmp_path):
     assert all(0.3 < found[name][0] < 0.7 for name in ("s1", "s2", "s3", "s4"))
     assert all(abs(found[name][1] - 0.5) > 0.3 for name in ("s1", "s2", "s3", "s4"))
     assert 1 < gaps(done.stdout)[0] < 3
+
+
+@pytest.mark.slow
+def test_sparse_gates_keep_a_tenth_of_the_weights(tmp_path):
+    """And the accuracy, which the largest weights of an ordinary network do not."""
+    done = run_as_a_user(tmp_path, "sparse_gates", "--seed", 0)
+    first, *_, last = open_gates_and_accuracies(done.stdout).values()
+    assert first[0] == 4736
+    assert last[0] < 474
+    assert last[1] > 92
+    line = r"trained without gates: (\S+)%, and with its largest weights alone: {}%$"
+    assert number(line.format(r"\S+"), done.stdout) > 95
+    assert number(line.replace(r"(\S+)", r"\S+").format(r"(\S+)"), done.stdout) < 60
 
 
 @pytest.mark.slow

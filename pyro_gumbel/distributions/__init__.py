@@ -14,6 +14,7 @@ from pyro_gumbel.distributions.categorical import (
     RelaxedCategorical,
 )
 from pyro_gumbel.distributions.category_index import IndexStraightThrough
+from pyro_gumbel.distributions.hard_concrete import HardConcrete, LogitHardConcrete
 from pyro_gumbel.distributions.multinomial import (
     DirichletMultinomialStraightThrough,
     MultinomialStraightThrough,
@@ -50,7 +51,9 @@ __all__ = [
     "ExpRelaxedCategorical",
     "GammaPoissonStraightThrough",
     "GeometricStraightThrough",
+    "HardConcrete",
     "IndexStraightThrough",
+    "LogitHardConcrete",
     "LogitRelaxedBernoulli",
     "LogitRelaxedSubset",
     "MultinomialStraightThrough",

@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from pyro_gumbel._tracing import (
     CPU,
     brief,
+    counts_changes,
     ends,
     in_eager_mode,
     in_program,
@@ -56,6 +57,7 @@ from pyro_gumbel.ops.second_order import surrogate_of_vector
 __all__ = ["Family", "FamilyDistribution", "expanded"]
 
 _PLAIN = (Tensor, Parameter)
+_NO_SHAPE = torch.Size()
 
 
 class Family:
@@ -180,6 +182,7 @@ class FamilyDistribution:
     _temperature: Any
     _validate_args: bool
     size: Any  # an int; of rankings perhaps a tensor of lengths
+    _is_usual: bool = False  # whether `_set_up_usual` has set it up
 
     conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
     cdf: Any = absent(
@@ -216,10 +219,13 @@ class FamilyDistribution:
         Not the constructor of torch's Distribution: it cannot validate under vmap, and its errors
         do not say what to write.
         """
+        is_number = type(temperature) is float and 1e-4 < temperature < 1e4  # any dtype holds it
+        if is_number and probs is None and self._set_up_usual(temperature, logits, validate_args):
+            return
         owner, family = type(self).__name__, self.family
         if family.takes_size:
-            is_number = type(size) is int and rows is None
-            self.size = size = size if is_number else family.read_size(owner, size, rows)
+            is_int = type(size) is int and rows is None
+            self.size = size = size if is_int else family.read_size(owner, size, rows)
         tau = temperature if type(temperature) is float else current(owner, temperature)
         device = tau.device if isinstance(tau, Tensor) else None
         try:
@@ -233,9 +239,8 @@ class FamilyDistribution:
         if family.event_dim:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
-        is_usual = type(tau) is float and 1e-4 < tau < 1e4  # a number that every dtype holds
         if self.takes_temperature:
-            if is_usual:
+            if is_number:
                 self._temperature = made_own(
                     torch.scalar_tensor(tau, dtype=parameter.dtype, device=parameter.device)
                 )
@@ -256,7 +261,31 @@ class FamilyDistribution:
         if self.takes_temperature:
             self._cache_key = CacheKey(self._validate_args)
         if self._validate_args:
-            self._check_arguments(None if is_usual else tau)
+            self._check_arguments(None if is_number else tau)
+
+    def _set_up_usual(self, temperature: Any, logits: Any, validate_args: bool | None) -> bool:
+        """What `_set_up` does, in fewer steps, if the arguments are the usual ones.
+
+        They are a number, and float32 logits on a CPU that one look shows to be legal.
+        """
+        if type(logits) not in _PLAIN or logits.dtype != torch.float32 or logits.device != CPU:
+            return False
+        family, shape, categories = self.family, logits.shape, _NO_SHAPE
+        if family.event_dim:
+            shape, categories = shape[:-1], shape[-1:]
+        is_checked = validate_args is None and self._validate_args and in_eager_mode()
+        if not (is_checked and logits.numel()) or family.takes_size:
+            return False
+        self._parameter_name, self._parameter = "logits", logits
+        self._cache_key = CacheKey(may_wait=True)
+        if not self._are_seen_usual(logits):
+            return False
+        self._batch_shape = shape
+        self._event_shape = family.event_shape("", categories, None)
+        self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32)
+        self.link = family.link
+        self._is_usual = True
+        return True
 
     def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it."""
@@ -298,10 +327,12 @@ class FamilyDistribution:
             return
         if temperature is not None:
             self._check_temperature()
-        if not (is_eager and on_cpu and self._are_usual_logits()):
+        x = self._parameter
+        may_look = is_eager and on_cpu and self._parameter_name == "logits" and type(x) in _PLAIN
+        if not (may_look and x.numel() and self._are_seen_usual(x)):
             size = self.size if self.family.takes_size else None
             owner = type(self).__name__
-            self.family.check_parameter(owner, self._parameter_name, self._parameter, size)
+            self.family.check_parameter(owner, self._parameter_name, x, size)
 
     def _check_lengths(self) -> None:
         rows = self._event_shape[0]
@@ -337,22 +368,17 @@ class FamilyDistribution:
             legal = legal & ((tau > 0) & (tau < math.inf)).all()
         return bool(legal.item())
 
-    def _are_usual_logits(self) -> bool:
-        """Whether the parameter, on a CPU, is logits that one look shows to be legal anywhere.
+    def _are_seen_usual(self, logits: Tensor) -> bool:
+        """Whether one look shows logits on a CPU, at least one, to be legal anywhere.
 
         Those over categories are near 0. The first draw then need not look at them again.
         """
-        x = self._parameter
-        if self._parameter_name != "logits" or type(x) not in _PLAIN:
-            return False
         if not self.family.event_dim:
-            return x.numel() < FEW and is_free_of_nan(x)
-        if not x.numel():
-            return False
-        least, most = x.detach().aminmax()
+            return logits.numel() < FEW and is_free_of_nan(logits)
+        least, most = logits.detach().aminmax()
         is_near = least.item() >= -NEAR and most.item() <= NEAR
-        if is_near and self.takes_temperature:
-            self._cache_key.saw_near(x)
+        if is_near and self.takes_temperature and counts_changes(logits):
+            self._cache_key.near = logits.grad_fn, logits._version
         return is_near
 
     @classmethod
@@ -434,6 +460,7 @@ class FamilyDistribution:
         if self.family.takes_size:
             size = self.size
             parts = {"size": brief(size) if isinstance(size, Tensor) else size, **parts}
+        parts = {**self._own_arguments, **parts}
         if self.takes_temperature:
             parts = {**self._brief_temperature(), **parts}
         return f"{type(self).__name__}({', '.join(f'{key}: {is_}' for key, is_ in parts.items())})"
@@ -445,6 +472,11 @@ class FamilyDistribution:
             return {}
         rows = {"rows": self._event_shape[0]} if isinstance(self.size, Tensor) else {}
         return {"size": self.size, **rows}
+
+    @property
+    def _own_arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor that only this class has, by name."""
+        return {}
 
     def _brief_temperature(self) -> dict[str, Any]:
         """What `repr` shows of the temperature."""
@@ -558,11 +590,7 @@ class FamilyDistribution:
 
     @property
     def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
-        x, tau = self._parameter, self._temperature
-        is_usual = x.dtype == tau.dtype == torch.float32 and not tau.dim()
-        if is_usual and tau.device == x.device and self._parameter_name == "logits":
-            return x, tau
-        return self._logits, self._tau
+        return (self._parameter, self._temperature) if self._is_usual else (self._logits, self._tau)
 
     @property
     def _noise_shape(self) -> torch.Size:

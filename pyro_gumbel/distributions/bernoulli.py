@@ -183,11 +183,11 @@ class RelaxedBernoulli(RelaxedOutcome, PyroRelaxedBernoulli):
             end = (s <= 0) | (s >= 1)
             v = torch.logit(torch.where(end, 0.5, s))
             v = torch.where(end, torch.where(s <= 0, -torch.inf, torch.inf), v)
-        return _probability_below(self, v)
+        return probability_below(self, v)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The s with P(S <= s) = `value`: sigmoid((x + logit(value)) / tau)."""
-        return self._to_value(_quantile(self, value))
+        return self._to_value(quantile_of(self, value))
 
 
 class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
@@ -248,14 +248,14 @@ class LogitRelaxedBernoulli(RelaxedLogits, TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         """P(V <= value) = sigmoid(tau value - x)."""
         self._validate_sample(value)
-        return _probability_below(self, self._to_unconstrained(value))
+        return probability_below(self, self._to_unconstrained(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The v with P(V <= v) = `value`: (x + logit(value)) / tau."""
-        return self._to_value(_quantile(self, value))
+        return self._to_value(quantile_of(self, value))
 
 
-def _probability_below(distribution: Relaxed, v: Tensor) -> Tensor:
+def probability_below(distribution: Relaxed, v: Tensor) -> Tensor:
     """P(V <= v) of the logit V = (x + L) / tau."""
     x, end = distribution._logits, v.isinf()
     height = torch.where(x.isinf(), 0.0, distribution._tau * torch.where(end, 0.0, v)) - x
@@ -263,7 +263,7 @@ def _probability_below(distribution: Relaxed, v: Tensor) -> Tensor:
     return distribution._over_batch(torch.where(end, at_end.to(height.dtype), height.sigmoid()))
 
 
-def _quantile(distribution: Relaxed, probability: Tensor) -> Tensor:
+def quantile_of(distribution: Relaxed, probability: Tensor) -> Tensor:
     """The v with P(V <= v) = `probability`."""
     d, owner = distribution, f"{type(distribution).__name__}.icdf"
     check_value(owner, probability, d._batch_shape, d._event_shape, integers=False)

@@ -30,6 +30,7 @@ from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
     "kl_by_enumeration",
+    "kl_of_relaxed",
     "register_enumerated",
     "register_outcomes",
     "register_relaxed",
@@ -40,7 +41,7 @@ __all__ = [
 def register_relaxed(*classes: Any) -> None:
     """Between two of the same class: relaxed, of Gumbel or logistic noise."""
     for cls in classes:
-        register_kl(cls, cls)(_kl_of_relaxed)
+        register_kl(cls, cls)(kl_of_relaxed)
 
 
 def register_outcomes(straight_through: Any, plain: Any) -> None:
@@ -65,7 +66,8 @@ def register_transformed(cls: Any) -> None:
     register_kl(TransformedDistribution, cls)(_kl_of_transformed)
 
 
-def _kl_of_relaxed(q: Any, p: Any) -> Tensor:
+def kl_of_relaxed(q: Any, p: Any) -> Tensor:
+    """Between two of the same class, relaxed; that of the values is that in logit space."""
     _require_alike(q, p)
     x_q, x_p = (d.family.log_probs(d._logits64) for d in (q, p))
     tau_q, tau_p = (cast(d.temperature, torch.float64) for d in (q, p))

@@ -119,7 +119,7 @@ class FamilyMeanField(MeanField):
         batch_shape = logits.shape[: logits.dim() - self.event_dim - event_dim]
         tau = fitted(temperature, batch_shape, event_dim)
         keywords: dict[str, Any] = {"logits": logits, "validate_args": prior._validate_args}
-        keywords |= prior._size_arguments
+        keywords |= prior._own_arguments | prior._size_arguments
         if isinstance(prior, FamilyStraightThrough):
             keywords["estimator"] = estimator
             if tau is None and estimator is None:

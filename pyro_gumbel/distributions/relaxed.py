@@ -21,6 +21,7 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, recall_log_prob, remember
 from pyro_gumbel.kernels import dispatch
+from pyro_gumbel.links import Link
 from pyro_gumbel.ops.density_mode import density_mode
 from pyro_gumbel.ops.expectations import relaxed_entropy, softmax_mean, softmax_second_moments
 from pyro_gumbel.ops.precision import cast
@@ -67,12 +68,18 @@ class Relaxed(FamilyDistribution):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def _draw(self, sample_shape: Any, *, keep: bool, log_prob: bool) -> dispatch.Draw:
+    def _draw(
+        self, sample_shape: Any, *, keep: bool, log_prob: bool, link: Link | None = None
+    ) -> dispatch.Draw:
+        """A draw over the batch.
+
+        :param link: with the same values in logit space as the distribution's own, the default.
+        """
         logits, tau = self._logits_and_tau
         return dispatch.draw(
             logits,
             tau,
-            self.link,
+            self.link if link is None else link,
             self.family.noise,
             self._sample_shape(sample_shape),
             self._batch_shape,
@@ -80,6 +87,12 @@ class Relaxed(FamilyDistribution):
             log_prob=log_prob,
             near=self._cache_key.is_near(self._parameter),
         )
+
+    def _as(self, cls: Any) -> Any:
+        """The distribution of another class of the family with the same parameters."""
+        new = object.__new__(cls)
+        new.__dict__.update(self.__dict__)
+        return new
 
     def _to_value(self, unconstrained: Tensor) -> Tensor:
         """The value with this form in logit space, in the parameter's dtype."""
@@ -256,12 +269,6 @@ class RelaxedOutcome(RelaxedValue):
         mean = softmax_mean(logits, temperature)
         products = mean.unsqueeze(-1) * mean.unsqueeze(-2)
         return softmax_second_moments(logits, temperature) - products
-
-    def _as(self, cls: Any) -> Any:
-        """The distribution of another class of the family with the same parameters."""
-        new = object.__new__(cls)
-        new.__dict__.update(self.__dict__)
-        return new
 
 
 def log_probs_and_tau(distribution: Relaxed) -> tuple[Tensor, Tensor]:

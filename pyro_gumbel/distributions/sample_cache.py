@@ -31,12 +31,14 @@ the parameters of its distribution, with the shared copy of those that are leave
 """
 
 import math
-import weakref
 from collections import OrderedDict
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
+from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import CPU, counts_changes, is_own
 
@@ -47,15 +49,11 @@ class CacheKey:
     """The identity of a distribution's parameters. Copies made by `expand` share it."""
 
     state: "_State | None" = None  # of the last look
-    near: tuple[Any, int] | None = None  # the graph and version of logits seen to be near 0
+    # The graph and version of logits seen to be near 0, if torch counts all changes of them.
+    near: tuple[Any, int] | None = None
 
     def __init__(self, may_wait: bool) -> None:
         self.may_wait = may_wait  # for a GPU, to compare parameters
-
-    def saw_near(self, logits: Tensor) -> None:
-        """Keep that all logits are near 0, if torch counts all changes of them."""
-        if counts_changes(logits):
-            self.near = logits.grad_fn, logits._version
 
     def is_near(self, logits: Tensor) -> bool:
         """Whether all logits are known to be near 0: they were seen to be, and are as they were."""
@@ -138,25 +136,28 @@ class _Cache:
     distribution: CacheKey
     parameters: tuple[Tensor, ...]
     state: _State
+    copy: Tensor | None = None  # of an inference tensor, which does not count its changes
 
     def __init__(self, owner: Tensor, key: object, content: Any) -> None:
         self.key, self.content = key, content
         self.attached = owner.requires_grad, owner.is_leaf
-        if not torch.compiler.is_compiling():
-            self.traced = torch._C._is_tracing()
-            self.owner = weakref.ref(owner)
-            inference = owner.is_inference()
-            self.version = 0 if inference else owner._version
-            self.copy = owner.clone() if inference else None
+        if is_compiling():
+            return
+        self.traced = _is_tracing()
+        self.owner = ref(owner)
+        if owner.is_inference():
+            self.version, self.copy = 0, owner.clone()
+        else:
+            self.version = owner._version
 
     def is_valid_for(self, value: Tensor) -> bool:
         if (value.requires_grad, value.is_leaf) != self.attached:
             return False  # detached, or a leaf whose own gradient is wanted
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return True
         if not hasattr(self, "owner"):
-            return not torch._C._is_tracing()  # made in a compiled function, which keeps no marks
-        if torch._C._is_tracing() and not self.traced:
+            return not _is_tracing()  # made in a compiled function, which keeps no marks
+        if _is_tracing() and not self.traced:
             return False  # what was drawn outside the trace would become a constant of it
         if self.owner() is not value:
             return False
@@ -212,7 +213,7 @@ def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
     It is given away: who asks again gets no other name of the same tensor. A draw without a graph
     has no gradient to pass to parameters that require one.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return None
     cache = getattr(value, "_pyro_gumbel_cache", None)
     if not isinstance(cache, _Cache) or cache.log_prob is None or not cache.is_valid_for(value):

@@ -161,9 +161,9 @@ class FamilyStraightThrough(FamilyDistribution):
             tau = logits.new_ones(())
         else:
             logits, tau = self._logits_and_tau
-        near = self._cache_key.near is not None and self._cache_key.is_near(self._parameter)
+        near = self._cache_key.is_near(self._parameter)
         return dispatch.straight_through_draw(
-            logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape, near=near
+            logits, tau, self.link, self.family.noise, sample_shape, self._batch_shape, near
         )
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:

@@ -30,7 +30,8 @@ class NoiseReparam(Reparam):
 
     The link is the sigmoid for `RelaxedBernoulli`, where g is one Logistic(0, 1) variate; the
     softmax for `RelaxedCategorical`; and for `RelaxedSubset` the sigmoid of logits that are shifted
-    so that the entries of z sum to the size.
+    so that the entries of z sum to the size. For `HardConcrete` the sigmoid is stretched and
+    clipped; NUTS then needs ``init_strategy=init_to_sample``.
 
     Use it for samplers such as NUTS at low temperatures. There the density of a relaxed value has a
     pole at each one-hot vector, and floats round to these points, so that NUTS becomes slow and

@@ -76,12 +76,12 @@ def straight_through_draw(
     noise: Callable[..., Tensor],
     sample_shape: Size,
     batch_shape: Size,
-    *,
     near: bool = False,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    how = link, sample_shape, batch_shape, near
-    hard: Tensor = _apply_straight_through_draw(_alive(logits), _alive(temperature), how)
+    hard: Tensor = _apply_straight_through_draw(
+        _alive(logits), _alive(temperature), link, sample_shape, batch_shape, near
+    )
     return hard
 
 
@@ -192,8 +192,9 @@ class _StraightThroughDraw(torch.autograd.Function):
     """From x and tau to the hard value, which has the gradient of the relaxed one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: Tensor, how: tuple[Link, Size, Size, bool]) -> Tensor:
-        link, sample, batch, near = how
+    def forward(
+        ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size, near: bool
+    ) -> Tensor:
         event_dim = link.event_dim
         shape = sample + batch + x.shape[x.dim() - event_dim :]
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
@@ -221,7 +222,7 @@ class _StraightThroughDraw(torch.autograd.Function):
         wanted = False, True, ctx.needs_input_grad[1]
         pull = ctx.formulas.pull_straight_through
         _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, (grad, z), wanted)
-        return dx, dtau, None
+        return dx, dtau, None, None, None, None
 
 
 # Without what `Function.apply` does besides. It looks for transforms of torch.func, which

@@ -106,7 +106,6 @@ def straight_through_draw(
     noise: Callable[..., Tensor],
     sample_shape: Size,
     batch_shape: Size,
-    *,
     near: bool = False,
 ) -> Tensor:
     """The hard value that perturbed logits choose, with the gradient of their relaxed value.
@@ -115,12 +114,12 @@ def straight_through_draw(
     :param near: as in `draw`.
     """
     kernels = _kernels(link, noise, logits, temperature)
-    if kernels is not cpu:
-        given = logits, temperature, link, noise, sample_shape, batch_shape
-        return kernels.straight_through_draw(*given)
-    return cpu.straight_through_draw(
-        logits, temperature, link, noise, sample_shape, batch_shape, near=near
-    )
+    if kernels is cpu:
+        return cpu.straight_through_draw(
+            logits, temperature, link, noise, sample_shape, batch_shape, near
+        )
+    given = logits, temperature, link, noise, sample_shape, batch_shape
+    return kernels.straight_through_draw(*given)
 
 
 def second_order_draw(

@@ -470,6 +470,9 @@ class OnSimplex(Rowwise):
             return s, v, None
         return s, v, log_e.sub_(v).sum(-1).sub_(log_total, alpha=self.degrees + 1)
 
+    def hard(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)  # no copy
+
     def at_perturbed(
         self, z: Tensor, tau: Tensor, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
+from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import in_eager_mode, version_of
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, drawn_index
@@ -65,9 +67,9 @@ class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
                 return NotImplemented  # their rules are asked next
             if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
                 return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            rule = None if kwargs or torch.compiler.is_compiling() else _RULES.get(func)
+            rule = None if kwargs or is_compiling() else _RULES.get(func)
             return result if rule is None else rule(result, *args)
 
 
@@ -78,7 +80,7 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     forward mode, `requires_grad` does not say. Under `torch.compile`, which would have to trace
     through the subclass, the value stays a plain tensor.
     """
-    if torch.compiler.is_compiling() or (not value.requires_grad and in_eager_mode()):
+    if is_compiling() or (not value.requires_grad and in_eager_mode()):
         return value
     value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     # `as_subclass` would return a view, and `detach_` does not accept views.

@@ -21,6 +21,8 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -49,7 +51,32 @@ from tests.common import (
     leaf_of,
     make,
     param_shape,
+    smooth,
 )
+
+
+@pytest.mark.parametrize("cls", [cls for cls in WITH_INDICES if cls not in SIZED])
+@pytest.mark.parametrize("fill", [0.0, 200.0, -math.inf, math.nan])
+def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
+    """In fewer steps: with the same attributes, and the same errors."""
+    logits = torch.randn(4, *param_shape(cls), requires_grad=True) * 1
+    with torch.no_grad():
+        logits.view(-1)[0] = fill
+
+    def attributes():
+        try:
+            d = cls(0.5, logits=logits)
+        except ValueError as error:
+            return str(error)
+        key = d.__dict__.pop("_cache_key")
+        d.__dict__.pop("_is_usual", None)
+        return sorted((vars(d) | {"near": key.near, "may wait": key.may_wait}).items())
+
+    found = attributes()
+    monkeypatch.setattr(cls, "_set_up_usual", lambda *arguments: False)
+    assert repr(found) == repr(attributes())
+    assert isinstance(found, str) == math.isnan(fill)
+
 
 # Temperature.
 
@@ -68,7 +95,7 @@ def test_one_element_is_a_scalar(cls):
         assert d.log_prob(d.sample()).shape == (4,)
 
 
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 @pytest.mark.parametrize(
     ("temperature", "batch", "joint"),
     [((4,), (), (4,)), ((4,), (3, 4), (3, 4)), ((3, 1), (3, 4), (3, 4)), ((2, 3), (3,), (2, 3))],
@@ -279,7 +306,7 @@ def test_samples_of_a_batch_are_independent(cls):
     """No noise shared over the sample shape, the batch or an expanded dimension."""
     d = make(cls, 1.0, (3,), 20).expand([40, 3])
     rows = d.sample((2,)).reshape(240, -1)
-    if cls not in STRAIGHT_THROUGH:
+    if cls in smooth(RELAXED):
         assert rows.unique(dim=0).shape[0] == 240
     else:
         assert rows.unique(dim=0).shape[0] > 1
@@ -752,6 +779,8 @@ def test_shapes_and_types_are_checked_without_validation_values_are_not(cls):
 BAD_VALUES = {
     RelaxedBernoulli: [(torch.tensor([0.5, 1.5]), ValueError, ["1.5", "[0, 1]", "sigmoid"])],
     LogitRelaxedBernoulli: [(torch.tensor([0.5, math.nan]), ValueError, ["real", "nan"])],
+    HardConcrete: [(torch.tensor([0.5, 1.5]), ValueError, ["1.5", "[0, 1]", "d.gate(value)"])],
+    LogitHardConcrete: [(torch.tensor([0.5, math.nan]), ValueError, ["real", "nan"])],
     RelaxedCategorical: [
         (torch.tensor([0.5, 0.6]), ValueError, ["simplex", "value.sum(-1, keepdim=True)"]),
         (torch.tensor([-0.5, 1.5]), ValueError, ["non-negative", "-0.5"]),
@@ -814,7 +843,8 @@ def test_a_value_that_is_no_tensor_is_a_value_error(cls):
     """As in torch, with validation and without, in each method that takes a value."""
     for checks in (True, False):
         d = build(cls, 0.5, logits=torch.zeros(2), validate_args=checks)
-        names = ["cdf", "icdf"] if cls in (RelaxedBernoulli, LogitRelaxedBernoulli) else []
+        has_cdf = cls in BERNOULLI and cls is not BernoulliStraightThrough
+        names = ["cdf", "icdf"] if has_cdf else []
         for name in ["log_prob", "score_parts", *names]:
             for value in (1, 0.5, True, "1", None, [0.0, 1.0], np.zeros(2)):
                 with pytest.raises(ValueError, match=r"`value` must be a tensor of .*write torch"):

@@ -59,6 +59,7 @@ from tests.common import (
     build,
     first_fast,
     param_shape,
+    smooth,
 )
 
 HERE = torch.zeros(()).device  # where the inputs are
@@ -149,8 +150,8 @@ OPERATIONS = {
         [cls for cls in EVERY if cls is not RelaxedPlackettLuce],
         lambda d: with_gradient(d, kl_divergence(d, d.expand((3, 2)))),
     ),
-    "biject_to": (RELAXED, lambda d: there_and_back(d, biject_to)),
-    "transform_to": (RELAXED, lambda d: there_and_back(d, transform_to)),
+    "biject_to": (smooth(RELAXED), lambda d: there_and_back(d, biject_to)),
+    "transform_to": (smooth(RELAXED), lambda d: there_and_back(d, transform_to)),
     "base_dist": ([RelaxedBernoulli, RelaxedCategorical], lambda d: d.base_dist.rsample()),
     "harden": (RELAXED[: len(RELAXED_VALUES)], lambda d: harden(d.rsample())),
     "NoiseReparam": ([cls for cls in RELAXED if cls is not RelaxedPlackettLuce], through_noise),

@@ -15,6 +15,8 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
+    HardConcrete,
+    LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
     PlackettLuce,
@@ -148,6 +150,8 @@ SOFT_WITH_KL = [
     ExpRelaxedCategorical,
     RelaxedSubset,
     LogitRelaxedSubset,
+    HardConcrete,
+    LogitHardConcrete,
 ]
 TEMPERATURES = [[0.1, 0.5], [0.5, 0.1], [0.5, 0.5], [0.67, 0.4], [2.0, 0.3], [0.05, 0.05]]
 
@@ -171,7 +175,7 @@ def test_kl_of_soft_distributions_is_the_mean_over_all_noise(cls, k, temperature
     """Of log q - log p, at values in logit space, which do not round."""
     q, p = soft_pair(cls, k, temperatures, validate_args=False)
     log_shares, weights = noise_shares(k)
-    if cls is LogitRelaxedBernoulli:
+    if cls in BERNOULLI:
         v = q.link.unconstrained(q.logits + log_shares[:, 1] - log_shares[:, 0], q.temperature)
     else:
         v = q.link.unconstrained(q.logits - log_shares, q.temperature)

@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro_gumbel import (
     AutoRelaxed,
     BernoulliStraightThrough,
+    HardConcrete,
     RelaxedBernoulli,
     RelaxedCategorical,
     RelaxedSubset,
@@ -27,7 +28,7 @@ from pyro_gumbel import (
     relax,
     relaxed,
 )
-from tests.common import ALL, RELAXED_VALUES, STRAIGHT_THROUGH, make
+from tests.common import ALL, BERNOULLI, RELAXED_VALUES, STRAIGHT_THROUGH, make
 from tests.families import FAMILIES, LOGITS, T, assert_same_distribution, counterpart
 
 # relax.
@@ -201,9 +202,13 @@ def test_hardening_finds_the_outcome_that_the_noise_chose(cls):
     distribution = make(cls, temperature=0.01, batch_shape=(2000,), k=4)
     value = distribution.rsample()  # of which many entries have saturated
     discrete = harden(value)
-    link = {RelaxedBernoulli: links.interval, RelaxedSubset: links.Hypersimplex(2)}
+    link = {
+        RelaxedBernoulli: links.interval,
+        RelaxedSubset: links.Hypersimplex(2),
+        HardConcrete: links.ClippedInterval(-0.1, 1.1),
+    }
     v = distribution._to_unconstrained(value)
-    if cls is RelaxedBernoulli:
+    if cls in BERNOULLI:
         assert torch.equal(discrete, (v >= 0).float())
     else:
         size = 2 if cls is RelaxedSubset else 1

@@ -9,6 +9,7 @@ from torch.distributions import kl_divergence
 
 from pyro_gumbel import (
     CategoricalStraightThrough,
+    HardConcrete,
     LogitRelaxedBernoulli,
     RelaxedBernoulli,
     RelaxedCategorical,
@@ -27,6 +28,7 @@ from tests.common import (
     event_shape,
     param_shape,
     slow_unless,
+    smooth,
 )
 
 TRACER = "ignore::torch.jit.TracerWarning"  # of shapes compared as Python numbers
@@ -50,7 +52,7 @@ def assert_scores(cls, logits, value, score, temperature=2.0):
 # vmap.
 
 
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", smooth(ALL))
 def test_vmap_over_the_logits(cls):
     """With validation on; the same noise in no two rows."""
     logits = torch.randn(6, 4, *param_shape(cls))
@@ -63,7 +65,7 @@ def test_vmap_over_the_logits(cls):
     assert same.reshape(50, -1).unique(dim=0).shape[0] >= (2 if cls in STRAIGHT_THROUGH else 50)
 
 
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_vmap_where_the_logits_are_not_batched(cls):
     logits = torch.randn(40, *param_shape(cls))
     function = draw_and_score(cls)
@@ -110,13 +112,13 @@ def moments_and_divergence(cls, logits, temperature):
     total = kl_divergence(d, p)
     if cls not in SUBSETS:
         total = total + d.entropy()
-    if cls in (RelaxedBernoulli, RelaxedCategorical):
+    if cls in (RelaxedBernoulli, RelaxedCategorical, HardConcrete):
         moments = d.mean + d.variance
         total = total + (moments.square().sum(-1) if d.event_shape else moments)
     return total
 
 
-@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], *RELAXED_LOGITS])
+@pytest.mark.parametrize("cls", [*RELAXED_VALUES[:3], HardConcrete, *RELAXED_LOGITS])
 def test_vmap_of_what_is_exact(cls):
     """Over logits and temperatures, and of its gradient."""
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64)
@@ -197,7 +199,10 @@ def test_compiled_samples_have_their_distribution(cls):
 
 @pytest.mark.parametrize(
     "cls",
-    slow_unless(lambda cls: cls is LogitRelaxedBernoulli, [*RELAXED_VALUES[:3], *RELAXED_LOGITS]),
+    slow_unless(
+        lambda cls: cls is LogitRelaxedBernoulli,
+        [*RELAXED_VALUES[:3], HardConcrete, *RELAXED_LOGITS],
+    ),
 )
 def test_compile_what_is_exact(cls):
     logits = torch.randn(3, *param_shape(cls), dtype=torch.float64, requires_grad=True)
@@ -225,7 +230,7 @@ def test_inductor(cls):
 
 
 @pytest.mark.filterwarnings(TRACER)
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_trace_of_rsample(cls):
     """The traced sampler draws anew at every call, for other logits too."""
     logits = torch.randn(50, *param_shape(cls))

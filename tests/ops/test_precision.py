@@ -17,6 +17,7 @@ from tests.common import (
     leaf_of,
     make,
     param_shape,
+    smooth,
 )
 
 HALF = [torch.float16, torch.bfloat16]
@@ -99,7 +100,7 @@ def test_a_clamped_gradient_is_that_of_float32_up_to_the_clamp(cls):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_a_large_loss_leaves_finite_gradients(cls, dtype):
     """The gradients of a draw, where the gradient in half precision would be infinite."""
     tau = torch.tensor(0.1, dtype=dtype, requires_grad=True)
@@ -111,7 +112,7 @@ def test_a_large_loss_leaves_finite_gradients(cls, dtype):
         assert cls in STRAIGHT_THROUGH or (gradient != 0).any()
 
 
-@pytest.mark.parametrize("cls", WITH_INDICES)
+@pytest.mark.parametrize("cls", smooth(WITH_INDICES))
 def test_parameters_of_which_a_log_prob_is_steep(cls):
     """The derivative in a probability is 1 / prob; that in a low temperature is huge."""
     tau = torch.tensor(0.002, dtype=torch.float16, requires_grad=True)

@@ -22,6 +22,7 @@ from tests.common import (
     build,
     make,
     param_shape,
+    smooth,
 )
 from tests.kernels.triton.common import (
     LINKS,
@@ -35,7 +36,7 @@ from tests.kernels.triton.common import (
     state_of_generator,
 )
 
-VALUES = [cls for cls in RELAXED_VALUES if cls not in RANKINGS]
+VALUES = [cls for cls in smooth(RELAXED_VALUES) if cls not in RANKINGS]
 HARD = [cls for cls in STRAIGHT_THROUGH if cls not in RANKINGS]
 ALL = [*VALUES, *RELAXED_LOGITS, *HARD]
 

@@ -19,11 +19,11 @@ from pyro_gumbel import (
 from pyro_gumbel.estimators import NAMES
 from pyro_gumbel.kernels import cuda
 from pyro_gumbel.links import interval, simplex
-from tests.common import RANKINGS, RELAXED_LOGITS, RELAXED_VALUES, STRAIGHT_THROUGH, build
+from tests.common import RANKINGS, RELAXED_LOGITS, RELAXED_VALUES, STRAIGHT_THROUGH, build, smooth
 from tests.common import param_shape as shape_of
 from tests.kernels.triton.common import assert_near
 
-SERVED = [cls for cls in (*RELAXED_VALUES, *RELAXED_LOGITS, *STRAIGHT_THROUGH)
+SERVED = [cls for cls in (*smooth(RELAXED_VALUES), *RELAXED_LOGITS, *STRAIGHT_THROUGH)
           if cls not in RANKINGS]  # fmt: skip
 
 
