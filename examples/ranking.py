@@ -4,13 +4,16 @@
 """Infer how good items are from judges who each rank only their favourites.
 
 Every judge reports a top 3 of 10 items, in order: a draw from `PlackettLuce(3, logits=worths)`,
-whose logits are the items' log-worths. The log-worths are drawn from a standard normal
-distribution, and the ballots are simulated. Variational inference then finds the log-worths from
-the ballots alone: a posterior mean with intervals.
+whose logits are the items' log-worths. With `--any-length` a judge ranks 1, 2 or 3 of them, each
+number with the same probability: a draw from `PlackettLuce(lengths, logits=worths, rows=3)`, in
+which the lengths are a tensor. The log-worths are drawn from a standard normal distribution, and
+the ballots are simulated. Variational inference then finds the log-worths from the ballots alone: a
+posterior mean with intervals.
 
     python examples/ranking.py                            # ten seconds
     python examples/ranking.py --items 30 --judges 50     # wider intervals
     python examples/ranking.py --size 1                   # only a favourite each
+    python examples/ranking.py --size 10 --any-length     # from a favourite to all items
 
 The same constant added to all log-worths changes no ballot, so both truth and posterior are shown
 with a mean of 0. Ctrl-C ends the training early and keeps the
@@ -45,14 +48,20 @@ def worths_prior(items: int) -> dist.TorchDistribution:
     return dist.Normal(torch.zeros(items), 1.0).to_event(1)
 
 
-def model(ballots: Tensor) -> None:
-    judges, size, items = ballots.shape
+def draw_lengths(judges: int, size: int, any_length: bool) -> int | Tensor:
+    """How many items each judge ranks."""
+    return torch.randint(1, size + 1, (judges,)) if any_length else size
+
+
+def model(ballots: Tensor, lengths: int | Tensor) -> None:
+    judges, rows, items = ballots.shape
     worths = pyro.sample("worths", worths_prior(items))
     with pyro.plate("judges", judges):
-        pyro.sample("ballots", PlackettLuce(size, logits=worths), obs=ballots)
+        ballot = PlackettLuce(lengths, logits=worths, rows=rows)
+        pyro.sample("ballots", ballot, obs=ballots)
 
 
-def train(ballots: Tensor, steps: int) -> AutoMultivariateNormal:
+def train(ballots: Tensor, lengths: int | Tensor, steps: int) -> AutoMultivariateNormal:
     """The trained guide, after the last step or the first Ctrl-C."""
     guide = AutoMultivariateNormal(model)
     decay = (FINAL_LEARNING_RATE / LEARNING_RATE) ** (1 / steps)
@@ -60,7 +69,7 @@ def train(ballots: Tensor, steps: int) -> AutoMultivariateNormal:
     svi = SVI(model, guide, ClippedAdam({"lr": LEARNING_RATE, "lrd": decay}), elbo)
     recent: list[float] = []
     for _, bar in training_steps(steps):
-        recent = [*recent[-99:], -svi.step(ballots) / len(ballots)]
+        recent = [*recent[-99:], -svi.step(ballots, lengths) / len(ballots)]
         bar.set_postfix_str(f"ELBO {np.mean(recent):.3f} a judge", refresh=False)
     return guide
 
@@ -114,6 +123,7 @@ def parse_options() -> argparse.Namespace:
     add("--items", type=whole_number(2, 10), default=10, help="default: 10")
     add("--judges", type=whole_number(1, 200), default=200, help="default: 200")
     add("--size", type=whole_number(1, 3), default=3, help="items on a ballot (default: 3)")
+    add("--any-length", action="store_true", help="ballots have 1 to SIZE items")
     options = parser.parse_args()
     if options.size > options.items:
         parser.error(
@@ -129,13 +139,16 @@ def main() -> None:
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     worths = worths_prior(options.items).sample()
-    ballots = PlackettLuce(options.size, logits=worths).sample((options.judges,))
-    posterior = posterior_of(train(ballots, options.steps))
+    lengths = draw_lengths(options.judges, options.size, options.any_length)
+    ballot = PlackettLuce(lengths, logits=worths.expand(options.judges, -1), rows=options.size)
+    ballots = ballot.sample()
+    posterior = posterior_of(train(ballots, lengths, options.steps))
     truth = centred(worths)
     tau = kendall_tau(posterior.mean, truth)
     error = (posterior.mean - truth).square().mean().sqrt().item()
     inside = ((posterior.low <= truth) & (truth <= posterior.high)).sum().item()
-    title = f"top {options.size} of {options.items} items from {options.judges} judges"
+    most = f"1 to {options.size}" if options.any_length else f"{options.size}"
+    title = f"top {most} of {options.items} items from {options.judges} judges"
     print(title)
     print(f"Kendall's tau between posterior mean and truth: {tau:.2f}")
     print(f"root mean square error of the log-worths: {error:.2f}")

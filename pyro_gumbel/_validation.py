@@ -25,14 +25,17 @@ from pyro_gumbel._tracing import in_program, known
 __all__ = [
     "Temperature",
     "as_float_tensor",
+    "batch_shape_with_lengths",
     "broadcast",
     "check_value",
     "fitted",
     "joint_batch_shape",
     "read_count",
+    "read_lengths",
     "read_number",
     "read_number_between",
     "read_parameter",
+    "read_row_count",
     "read_seed",
     "read_shape",
     "read_size",
@@ -106,6 +109,86 @@ def require_int_size(owner: str, size: Any) -> None:
             f"{owner}: `size` must be a Python int, got {type(size).__name__}; write size=2 to "
             "choose two of the categories, right before `probs` and `logits`"
         )
+
+
+def read_lengths(owner: str, size: Any, rows: Any) -> int | Tensor:
+    """The argument `size` of rankings: one number for all, or their lengths in int64.
+
+    A tensor without dimensions is a number, and a number that is less than `rows` is a length.
+
+    :raises TypeError: for a `size` or `rows` of another type.
+    :raises ValueError: for a number out of range, or one that cannot be read.
+    """
+    if rows is not None:
+        _require_int_rows(owner, rows)
+    _require_integers(owner, size)
+    if isinstance(size, Tensor):
+        if size.dim() or rows is not None:
+            return size.long()
+        return int(_read_length(owner, size))
+    if rows is None or rows == size:
+        return int(size)
+    if not 1 <= size <= rows:
+        raise ValueError(
+            f"{owner}: `size` must be from 1 to `rows`, {_brief_int(rows)}, got "
+            f"{_brief_int(size)}; write rows=None for as many rows as `size`"
+        )
+    return torch.tensor(size)
+
+
+def read_row_count(owner: str, lengths: Tensor, rows: int | None, categories: int) -> int:
+    """How many rows a ranking has, of these lengths; without `rows` as many as the longest.
+
+    :param categories: the number of categories.
+    """
+    if rows is None:
+        rows = int(_read_length(owner, lengths.amax() if lengths.numel() else lengths))
+        if not 1 <= rows <= categories:
+            raise ValueError(
+                f"{owner}: `size` must have lengths from 1 to the number of categories, "
+                f"{categories}, got up to {rows}; write size.clamp(1, {categories})"
+            )
+    if not 1 <= rows <= categories:
+        raise ValueError(
+            f"{owner}: `rows` must be from 1 to the number of categories, {categories}, got "
+            f"{_brief_int(rows)}; write rows={categories}"
+        )
+    return rows
+
+
+def _read_length(owner: str, length: Tensor) -> int:
+    """A length as a number, where the number of rows depends on it."""
+    number: int | None = known(length, otherwise=None) if length.numel() else None
+    if number is None:
+        raise ValueError(
+            f"{owner}: `rows` must be given where lengths cannot be read: for none at all, under "
+            "torch.vmap, torch.compile and torch.jit.trace; write rows=3 for values of three rows"
+        )
+    return number
+
+
+def _require_int_rows(owner: str, rows: Any) -> None:
+    if not isinstance(rows, int) or isinstance(rows, bool):
+        raise TypeError(
+            f"{owner}: `rows` must be a Python int or None, got {type(rows).__name__}; write "
+            "rows=3 for values of three rows"
+        )
+
+
+def _require_integers(owner: str, size: Any) -> None:
+    """Raise unless `size` is an int or a tensor of integers."""
+    got, lengths = type(size).__name__, "torch.tensor([1, 3, 2])"
+    if isinstance(size, Tensor):
+        if not (size.is_floating_point() or size.is_complex() or size.dtype == torch.bool):
+            return
+        got, lengths = f"a tensor of {size.dtype}", "size.long()"
+    elif isinstance(size, int) and not isinstance(size, bool):
+        return
+    raise TypeError(
+        f"{owner}: `size` must be a Python int or a tensor of integers, got {got}; write size=2 to "
+        f"choose two of the categories, or size={lengths} for rankings of different lengths, right "
+        "before `probs` and `logits`"
+    )
 
 
 def read_number(
@@ -344,6 +427,28 @@ def joint_batch_shape(owner: str, temperature: torch.Size, batch_shape: torch.Si
             f"{owner}: `temperature` must be one number or broadcast with the batch shape "
             f"{tuple(batch_shape)} to one of the two shapes, got shape {tuple(temperature)}; "
             f"{remedy}"
+        )
+    return joint
+
+
+def batch_shape_with_lengths(
+    owner: str, lengths: torch.Size, batch_shape: torch.Size
+) -> torch.Size:
+    """The batch shape of rankings, given that of their lengths and that without them.
+
+    Unlike a temperature, lengths of shape (1,) make a batch of one, as the last minibatch may be.
+    And shapes such as (judges,) and (particles, 1) may make a batch of (particles, judges).
+    """
+    joint = broadcast(lengths, batch_shape)
+    has_one_more = len(lengths) and lengths[-1] == 1 and lengths[:-1] == batch_shape != ()
+    if joint is None or (has_one_more and joint != lengths):
+        if has_one_more:
+            remedy = "write size.squeeze(-1): it has no dimension for the categories"
+        else:
+            remedy = f"write torch.full({tuple(batch_shape)}, 2) for a length for each element"
+        raise ValueError(
+            f"{owner}: `size` must be one number or broadcast with the batch shape "
+            f"{tuple(batch_shape)}, got shape {tuple(lengths)}; {remedy}"
         )
     return joint
 

@@ -25,7 +25,9 @@ from torch.distributions.transforms import (
 )
 from torch.nn.functional import pad
 
+from pyro_gumbel._tracing import brief
 from pyro_gumbel.links import Hypersimplex
+from pyro_gumbel.ops.lengths import rows_within
 
 __all__ = [
     "HypersimplexTransform",
@@ -35,6 +37,7 @@ __all__ = [
     "hypersimplex",
     "log_simplex",
     "logit_hypersimplex",
+    "padded_simplex_rows",
     "ranking",
     "simplex",
     "simplex_rows",
@@ -189,27 +192,92 @@ class subset(_WithSize):
         return hard & (value.sum(-1, dtype=torch.float32) == self.size)
 
 
-class ranking(_WithSize):
+class _WithLengths(_WithSize):
+    """A constraint on matrices over the last two dimensions, whose first rows count.
+
+    :param size: how many rows count, an int, or a tensor of integers of the batch shape.
+    :param rows: how many rows there are; None for `size`, or the largest of it.
+    """
+
+    size: int | Tensor  # type: ignore[assignment]
+    event_dim = 2
+
+    def __init__(self, size: int | Tensor, rows: int | None = None) -> None:
+        self.size = size
+        if rows is None:
+            rows = size if isinstance(size, int) else int(size.amax())
+        self.rows = rows
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return False
+        sizes = torch.as_tensor(self.size), torch.as_tensor(other.size)
+        return self.rows == other.rows and torch.equal(*sizes)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.rows))
+
+    def __repr__(self) -> str:
+        if self._all_count:
+            return f"{type(self).__name__}({self.size})"
+        size = brief(self.size) if isinstance(self.size, Tensor) else self.size
+        return f"{type(self).__name__}({size}, rows={self.rows})"
+
+    @property
+    def _all_count(self) -> bool:
+        return isinstance(self.size, int) and self.size == self.rows
+
+    def _within(self, value: Tensor) -> Tensor:
+        """Which rows count."""
+        return rows_within(torch.as_tensor(self.size, device=value.device), self.rows)
+
+
+class ranking(_WithLengths):
     r"""Matrices of m different one-hot rows, which stand for rankings of m categories.
 
     .. math::
 
-        \{s : s_{ji} \in \{0, 1\}, \; \textstyle\sum_i s_{ji} = 1, \;
-        \textstyle\sum_j s_{ji} \le 1\}
+        \{s : s_{ji} \in \{0, 1\}, \; \textstyle\sum_i s_{ji} = 1 \text{ for } j \le m, \;
+        \textstyle\sum_i s_{ji} = 0 \text{ for } j > m, \; \textstyle\sum_j s_{ji} \le 1\}
 
-    over the last two dimensions, of the shape (m, k).
+    over the last two dimensions, of the shape (rows, k). By default there are m rows.
 
-    :param size: m.
+    :param size: m, an int, or a tensor of integers of the batch shape.
+    :param rows: the number of rows; None for m, or the largest m.
     """
 
     is_discrete = True
-    event_dim = 2
 
     def _check(self, value: Tensor) -> Tensor:
+        if value.shape[-2] != self.rows:
+            return torch.zeros(value.shape[:-2], dtype=torch.bool, device=value.device)
         hard = ((value == 0) | (value == 1)).flatten(-2).all(-1)
-        one_each = (value.sum(-1, dtype=torch.float32) == 1).all(-1)
+        sums = value.sum(-1, dtype=torch.float32)
+        one_each = (sums == (1 if self._all_count else self._within(value))).all(-1)
         distinct = (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
-        return hard & one_each & distinct & (value.shape[-2] == self.size)
+        return hard & one_each & distinct
+
+
+class padded_simplex_rows(_WithLengths):
+    r"""Matrices whose first m rows are on the `simplex`, and whose other rows are 0.
+
+    .. math::
+
+        \{s : s_{ji} \ge 0, \; \textstyle\sum_i s_{ji} = 1 \text{ for } j \le m, \;
+        s_{ji} = 0 \text{ for } j > m\}
+
+    over the last two dimensions, of the shape (rows, k). There is no bijection to it for matrices
+    of different m.
+
+    :param size: m, an int, or a tensor of integers of the batch shape.
+    :param rows: the number of rows; None for m, or the largest m.
+    """
+
+    def _check(self, value: Tensor) -> Tensor:
+        if value.shape[-2] != self.rows:
+            return torch.zeros(value.shape[:-2], dtype=torch.bool, device=value.device)
+        empty = (value == 0).all(-1)
+        return torch.where(self._within(value), simplex.check(value), empty).all(-1)
 
 
 class _SimplexRows(_OverLastDimensions):
@@ -405,6 +473,16 @@ def _(constraint: _SimplexRows) -> Transform:
 @transform_to.register(_SimplexRows)
 def _(constraint: _SimplexRows) -> Transform:
     return _RowsTransform(SoftmaxTransform())
+
+
+@biject_to.register(padded_simplex_rows)
+@transform_to.register(padded_simplex_rows)
+def _(constraint: padded_simplex_rows) -> Transform:
+    error = NotImplementedError(
+        "biject_to: no bijection is known for relaxed rankings of different lengths; write one "
+        "site for each length, with `size` an int, or a guide of your own"
+    )
+    raise error
 
 
 @biject_to.register(_LogSimplex)

@@ -38,6 +38,11 @@ FAMILIES = {
         lambda t, **given: PlackettLuceStraightThrough(t, 2, **given),
         lambda t, **given: RelaxedPlackettLuce(t, 2, **given),
     ),
+    "ranking with lengths": (
+        lambda **given: PlackettLuce(torch.tensor(2), **given, rows=3),
+        lambda t, **given: PlackettLuceStraightThrough(t, torch.tensor(2), **given, rows=3),
+        lambda t, **given: RelaxedPlackettLuce(t, torch.tensor(2), **given, rows=3),
+    ),
 }
 
 
@@ -57,6 +62,8 @@ def assert_same_distribution(distribution, expected):
         assert torch.equal(*masks)
         return assert_same_distribution(distribution.base_dist, expected.base_dist)
     assert distribution._parameter_name == expected._parameter_name
+    sizes = (torch.as_tensor(getattr(d, "size", 1)) for d in (distribution, expected))
+    assert torch.equal(*sizes)
     parameters = (d._parameter.expand(d._parameter_shape) for d in (distribution, expected))
     torch.testing.assert_close(*parameters)
     assert torch.equal(distribution.temperature, expected.temperature)

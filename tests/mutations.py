@@ -118,6 +118,12 @@ constraints-sum-too-small          test_constraints.py
 constraints-ranking-repeats        test_constraints.py
     - distinct = (value.sum(-2, dtype=torch.float32) <= 1).all(-1)
     + distinct = (value.sum(-2, dtype=torch.float32) <= 2).all(-1)
+constraints-ranking-lengths        test_constraints.py
+    - one_each = (sums == (1 if self._all_count else self._within(value))).all(-1)
+    + one_each = (sums <= 1).all(-1)
+constraints-padded-rows            test_constraints.py
+    - return torch.where(self._within(value), simplex.check(value), empty).all(-1)
+    + return (simplex.check(value) | empty).all(-1)
 constraints-log-ratio-determinant  test_constraints.py
     - return x.new_zeros(x.shape[:-1])
     + return x.sum(-1)
@@ -498,8 +504,8 @@ mean-field-equal-trials            infer/test_count_guides.py -k trials
     - return total.flatten()[0]
     + return total
 mean-field-trials-of-a-subsample   infer/test_count_guides.py -k trials
-    - return [torch.as_tensor(self.total_count)]
-    + return []
+    - return {"total_count": torch.as_tensor(self.total_count)}
+    + return {}
 mean-field-batch-of-temperature    infer/test_autoguide.py -k temperature_of_each
     - batch_shape = logits.shape[: logits.dim() - self.event_dim - event_dim]
     + batch_shape = logits.shape[: logits.dim() - self.event_dim]
@@ -608,8 +614,8 @@ ranking-not-normalised             distributions/test_without_replacement.py
     - log_p = torch.where(nothing_left, 0.0, left).log_softmax(-1)
     + log_p = torch.where(nothing_left, 0.0, left)
 ranking-number-of-outcomes         distributions/test_without_replacement.py -k counted
-    - return math.perm(self._event_shape[-1], self.size)
-    + return math.comb(self._event_shape[-1], self.size)
+    - return math.perm(self._event_shape[-1], size)
+    + return math.comb(self._event_shape[-1], size)
 m-hot-by-sum                       distributions/test_without_replacement.py
     - return value.amax(-2)
     + return value.sum(-2)
@@ -625,6 +631,33 @@ relaxed-ranking-density            distributions/test_ranking.py
 relaxed-ranking-repeats            distributions/test_ranking.py
     - .amax(-1) >= v.amax(-1)
     + .amax(-1) >= -torch.inf
+ranking-rows-beyond-in-the-slopes  distributions/test_ranking_lengths.py
+    - return impossible if within is None else impossible | ~within
+    + return impossible
+ranking-rows-beyond-in-the-draw    distributions/test_ranking_lengths.py -k seed
+    - return value if within is None else torch.where(within, value, other)
+    + return value
+ranking-rows-beyond-must-be-left   distributions/test_ranking_lengths.py
+    - return left if within is None else left | ~within
+    + return left
+ranking-shorter-than-its-length    distributions/test_ranking_lengths.py -k support
+    - impossible = impossible | (within & are_zero(value)).flatten(-2).any(-1)
+    + impossible = impossible
+ranking-repeats-of-a-prefix        distributions/test_ranking_lengths.py -k moments
+    - ways = [math.perm(k - length, rows - length) for length in range(rows + 1)]
+    + ways = [math.perm(k, rows - length) for length in range(rows + 1)]
+ranking-divergence-of-lengths      distributions/test_ranking_lengths.py -k divergence
+    - return torch.where(q.size == p.size, kl.kl_by_enumeration(q, alike), math.inf)
+    + return kl.kl_by_enumeration(q, alike)
+ranking-only-length                distributions/test_ranking_lengths.py -k enumerated
+    - if least != most:
+    + if least > most:
+relaxed-ranking-rows-beyond        distributions/test_ranking_lengths.py -k log_prob
+    - joint = torch.where(within, joint, 0.0)
+    + joint = torch.where(zero, joint, joint)
+relaxed-ranking-longer             distributions/test_ranking_lengths.py -k support
+    - legal = torch.where(within, legal & ~zero, zero)
+    + legal = torch.where(within, legal & ~zero, True)
 
 [distributions/plain.py]
 relax-derived-logits               distributions/test_relaxation.py
@@ -1487,6 +1520,11 @@ integrals-entropy-constant         distributions/test_moments.py -k entropies
 integrals-kl-temperatures          distributions/test_kl.py
     - elementary = (k - 1) * (tau_q / tau_p).log()
     + elementary = (k - 1) * (tau_p / tau_q).log()
+
+[ops/lengths.py]
+lengths-one-row-less               distributions/test_ranking_lengths.py
+    - < lengths.unsqueeze(-1)
+    + < lengths.unsqueeze(-1) - 1
 
 [ops/logarithms.py]
 logarithm-of-a-subnormal           distributions/test_arguments.py -k subnormal

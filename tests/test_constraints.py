@@ -17,6 +17,7 @@ from pyro_gumbel.constraints import (
     hypersimplex,
     log_simplex,
     logit_hypersimplex,
+    padded_simplex_rows,
     ranking,
     simplex,
     simplex_rows,
@@ -100,7 +101,11 @@ INSIDE_AND_OUTSIDE = [  # of integers
     (ranking(2), [[0, 1, 0], [1, 0, 0]], [[0, 1, 0], [0, 1, 0]]),
     (ranking(2), [[0, 1], [1, 0]], [[0, 1]]),
     (ranking(1), [[0, 1, 0]], [[0, 1, 0], [1, 0, 0]]),
+    (ranking(1, rows=2), [[0, 1, 0], [0, 0, 0]], [[0, 1, 0], [1, 0, 0]]),
+    (ranking(2, rows=3), [[0, 1], [1, 0], [0, 0]], [[0, 1], [0, 0], [1, 0]]),
     (simplex_rows, [[0, 1, 0], [1, 0, 0]], [[0, 1, 0], [1, 0, 1]]),
+    (padded_simplex_rows(1, rows=2), [[0, 1, 0], [0, 0, 0]], [[0, 1, 0], [1, 0, 0]]),
+    (padded_simplex_rows(2, rows=3), [[0, 1], [0, 1], [0, 0]], [[0, 1], [0, 0], [1, 0]]),
 ]
 
 
@@ -115,7 +120,7 @@ def test_integers_are_numbers(support, inside, outside):
     assert support.check(batch).tolist() == [[True, True]]
 
 
-OF_SIZE = [hypersimplex(2), logit_hypersimplex(2), subset(2), ranking(2)]
+OF_SIZE = [hypersimplex(2), logit_hypersimplex(2), subset(2), ranking(2), padded_simplex_rows(2)]
 SUPPORTS = [simplex, log_simplex, simplex_rows, *OF_SIZE]
 
 

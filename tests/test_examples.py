@@ -171,11 +171,12 @@ def test_a_few_steps_of_feature_selection(tmp_path, run, soft):
     assert_picture(tmp_path / "x.png")
 
 
-def test_a_few_steps_of_ranking(tmp_path, run):
+@pytest.mark.parametrize(("more", "most"), [([], "2"), (["--any-length"], "1 to 2")])
+def test_a_few_steps_of_ranking(tmp_path, run, more, most):
     options = ["--steps", 5, "--items", 4, "--size", 2, "--judges", 30, "--out", "x.png"]
-    done = run("ranking", *options)
+    done = run("ranking", *options, *more)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("top 2 of 4 items from 30 judges\n")
+    assert done.stdout.startswith(f"top {most} of 4 items from 30 judges\n")
     assert -1 <= number(r"Kendall's tau .*: (\S+)$", done.stdout) <= 1
     assert number(r"root mean square error .*: (\S+)$", done.stdout) > 0
     assert 0 <= number(r"true log-worths .*: (\d+) of 4$", done.stdout) <= 4
@@ -619,9 +620,10 @@ def test_the_chosen_features_are_better_together(tmp_path, soft):
 
 
 @pytest.mark.slow
-def test_the_true_ranking_is_found(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--size", 5, "--any-length"]])
+def test_the_true_ranking_is_found(tmp_path, more):
     """And the intervals are as wide as they say: fewer than 7 of 10 inside has a chance of 1 %."""
-    done = run_as_a_user(tmp_path, "ranking", "--seed", 0)
+    done = run_as_a_user(tmp_path, "ranking", "--seed", 0, *more)
     assert number(r"Kendall's tau .*: (\S+)$", done.stdout) > 0.8
     assert number(r"root mean square error .*: (\S+)$", done.stdout) < 0.3
     assert number(r"true log-worths .*: (\d+) of 10$", done.stdout) >= 7

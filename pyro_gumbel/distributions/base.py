@@ -34,11 +34,13 @@ from pyro_gumbel._tracing import (
 from pyro_gumbel._validation import (
     Temperature,
     as_float_tensor,
+    batch_shape_with_lengths,
     broadcast,
     check_value,
     current,
     joint_batch_shape,
     read_parameter,
+    read_row_count,
     read_shape,
     read_validate_args,
     require,
@@ -145,7 +147,17 @@ class Family:
         """A most probable value of the discrete distribution; among equals the first."""
         raise NotImplementedError
 
-    def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
+    def read_size(self, owner: str, size: Any, rows: Any) -> int | Tensor:
+        """The argument `size`; of rankings perhaps a tensor of lengths.
+
+        :param rows: the argument `rows` of rankings.
+        """
+        require_int_size(owner, size)
+        return int(size)
+
+    def check_parameter(
+        self, owner: str, name: str, value: Tensor, size: int | Tensor | None
+    ) -> None:
         """Raise a ValueError unless the values of `probs` or `logits` are legal."""
 
 
@@ -169,8 +181,8 @@ class FamilyDistribution:
     _event_shape: torch.Size
     _temperature: Any
     _validate_args: bool
+    size: Any  # an int; of rankings perhaps a tensor of lengths
     _is_usual: bool = False  # whether `_set_up_usual` has set it up
-    size: int
 
     conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
     cdf: Any = absent(
@@ -198,7 +210,8 @@ class FamilyDistribution:
         logits: Tensor | float | None,
         *,
         temperature: Temperature | None = None,
-        size: int | None = None,
+        size: int | Tensor | None = None,
+        rows: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
         """Read and check all arguments. The constructors have the signatures that a user sees.
@@ -211,8 +224,8 @@ class FamilyDistribution:
             return
         owner, family = type(self).__name__, self.family
         if family.takes_size:
-            require_int_size(owner, size)
-            self.size = size  # type: ignore[assignment]
+            is_int = type(size) is int and rows is None
+            self.size = size = size if is_int else family.read_size(owner, size, rows)
         tau = temperature if type(temperature) is float else current(owner, temperature)
         device = tau.device if isinstance(tau, Tensor) else None
         try:
@@ -233,7 +246,10 @@ class FamilyDistribution:
                 )
             else:
                 self._set_up_temperature(owner, tau)
-        self._event_shape = family.event_shape(owner, categories, size)
+        if isinstance(size, Tensor):
+            self._set_up_lengths(owner, size, rows, categories[-1])
+        else:
+            self._event_shape = family.event_shape(owner, categories, size)
         link = family.link
         self.link: Link = link(size) if isinstance(link, type) else link
         if validate_args is not None:
@@ -282,6 +298,20 @@ class FamilyDistribution:
         if tau.dim():
             self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
+    def _set_up_lengths(
+        self, owner: str, lengths: Tensor, rows: int | None, categories: int
+    ) -> None:
+        """Keep the lengths of rankings, and the batch shape with them."""
+        self.size = lengths.to(self._parameter.device)
+        self._batch_shape = batch_shape_with_lengths(owner, lengths.shape, self._batch_shape)
+        rows = read_row_count(owner, lengths, rows, categories)
+        self._event_shape = torch.Size((rows, categories))
+        own = {**self.arg_constraints, "size": constraints.positive_integer}
+        self.arg_constraints = own  # type: ignore[misc]
+        self._support_text += ", and 0 in rows beyond its length"  # type: ignore[misc]
+        mask = f"(torch.arange({rows}) < size.unsqueeze(-1)).unsqueeze(-1)"
+        self._remedy += f", or write value * {mask} to cut it"  # type: ignore[misc]
+
     def _check_arguments(self, temperature: Any) -> None:
         """Raise unless the values of the arguments are legal, if they can be read.
 
@@ -290,6 +320,8 @@ class FamilyDistribution:
         is_eager, on_cpu = in_eager_mode(), self._parameter.device == CPU
         if not is_eager and in_program():
             return
+        if isinstance(getattr(self, "size", None), Tensor):
+            self._check_lengths()
         on_gpu = not on_cpu and self._parameter.device.type == "cuda"
         if is_eager and on_gpu and self._are_seen_legal(temperature):
             return
@@ -301,6 +333,15 @@ class FamilyDistribution:
             size = self.size if self.family.takes_size else None
             owner = type(self).__name__
             self.family.check_parameter(owner, self._parameter_name, x, size)
+
+    def _check_lengths(self) -> None:
+        rows = self._event_shape[0]
+        require(
+            (self.size >= 1) & (self.size <= rows),
+            f"{type(self).__name__}: `size` must have lengths from 1 to `rows`, {rows}",
+            self.size,
+            "write rows=None for as many rows as the largest length, and leave out what has none",
+        )
 
     def _check_temperature(self) -> None:
         tau = self.temperature
@@ -367,7 +408,7 @@ class FamilyDistribution:
         """The batch shape and the event shape from the shapes of the arguments.
 
         :param size: the argument itself, where the class has it; or its shape, (), which does for
-            subsets.
+            subsets. For rankings of different lengths it is the number of rows.
         :raises ValueError: if the temperature's shape does not fit the batch shape.
         :raises NotImplementedError: for the shape of the size of a ranking.
         """
@@ -417,11 +458,20 @@ class FamilyDistribution:
             "event_shape": tuple(self._event_shape),
         }
         if self.family.takes_size:
-            parts = {"size": self.size, **parts}
+            size = self.size
+            parts = {"size": brief(size) if isinstance(size, Tensor) else size, **parts}
         parts = {**self._own_arguments, **parts}
         if self.takes_temperature:
             parts = {**self._brief_temperature(), **parts}
         return f"{type(self).__name__}({', '.join(f'{key}: {is_}' for key, is_ in parts.items())})"
+
+    @property
+    def _size_arguments(self) -> dict[str, Any]:
+        """How many categories a value has, as arguments of the constructor."""
+        if not self.family.takes_size:
+            return {}
+        rows = {"rows": self._event_shape[0]} if isinstance(self.size, Tensor) else {}
+        return {"size": self.size, **rows}
 
     @property
     def _own_arguments(self) -> dict[str, Any]:

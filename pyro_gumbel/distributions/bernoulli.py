@@ -98,7 +98,9 @@ class BernoulliFamily(Family):
     def number_of_outcomes(self, probs: Tensor) -> int:
         return 2
 
-    def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
+    def check_parameter(
+        self, owner: str, name: str, value: Tensor, size: int | Tensor | None
+    ) -> None:
         if name == "probs":
             least, most = ends(value)
             if least >= 0 and most <= 1:

@@ -107,22 +107,29 @@ class CategoricalFamily(Family):
     def number_of_outcomes(self, probs: Tensor) -> int:
         return probs.shape[-1]
 
-    def check_parameter(self, owner: str, name: str, value: Tensor, size: int | None) -> None:
+    def check_parameter(
+        self, owner: str, name: str, value: Tensor, size: int | Tensor | None
+    ) -> None:
         if name == "logits" and are_finite(value):
             return
-        fewest = size or 1  # a draw of `size` categories needs as many that are possible
+        # A draw of `size` categories needs as many that are possible.
+        fewest = 1 if size is None else size
+        kind = "positive" if name == "probs" else "finite"
+        has_lengths = isinstance(size, Tensor)
+        few = f"as many {kind} as its length" if has_lengths else f"{fewest} or more {kind}"
         if name == "probs":
             least, most = ends(value)
             if least > 0 and most < math.inf:
                 return
             valid = ((value >= 0) & value.isfinite()).all(-1) & ((value > 0).sum(-1) >= fewest)
-            what = f"non-negative and finite, with {fewest} or more positive in every row"
+            what = f"non-negative and finite, with {few} in every row"
             remedy = "write logits=... for log weights"
         else:
             valid = (value < math.inf).all(-1) & (value.isfinite().sum(-1) >= fewest)
-            what = f"below infinity and not NaN, with {fewest} or more finite in every row"
+            what = f"below infinity and not NaN, with {few} in every row"
             remedy = "write a logit of -inf only for a category that cannot occur"
-        require(valid, f"{owner}: `{name}` must be {what}", value, remedy)
+        whole = value.expand(*valid.shape, value.shape[-1])  # lengths may make the batch larger
+        require(valid, f"{owner}: `{name}` must be {what}", whole, remedy)
 
 
 categorical = CategoricalFamily()

@@ -29,6 +29,7 @@ from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
 __all__ = [
+    "kl_by_enumeration",
     "kl_of_relaxed",
     "register_enumerated",
     "register_outcomes",
@@ -56,7 +57,7 @@ def register_outcomes(straight_through: Any, plain: Any) -> None:
 
 def register_enumerated(cls: Any) -> None:
     """Between two of a discrete class or its subclasses, by enumeration of the support."""
-    register_kl(cls, cls)(_kl_by_enumeration)
+    register_kl(cls, cls)(kl_by_enumeration)
 
 
 def register_transformed(cls: Any) -> None:
@@ -93,12 +94,18 @@ def _log_probs(family: Family, distribution: Any) -> Tensor:
     return family.log_probs(exact_logits(distribution, family))
 
 
-def _kl_by_enumeration(q: Any, p: Any) -> Tensor:
-    """The NotImplementedError for too many outcomes is `q`'s own."""
+def kl_by_enumeration(q: Any, p: Any) -> Tensor:
+    """The sum over the outcomes of two distributions without replacement, of equal size.
+
+    The NotImplementedError for too many outcomes is `q`'s own.
+    """
     _require_alike(q, p)
     batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    values = q.expand(batch).enumerate_support(expand=False)
-    return kl_of_log_probs(*(d.expand(batch).log_prob(values).movedim(0, -1) for d in (q, p)))
+    values, repeats = q.expand(batch)._outcomes_and_repeats()
+    log_probs = [d.expand(batch).log_prob(values) for d in (q, p)]
+    if repeats is not None:
+        log_probs = [each - repeats.log() for each in log_probs]
+    return kl_of_log_probs(*(each.movedim(0, -1) for each in log_probs))
 
 
 def _kl_of_transformed(q: Any, p: Any) -> Tensor:
@@ -118,7 +125,7 @@ def _kl_of_transformed(q: Any, p: Any) -> Tensor:
 
 def _require_alike(q: Any, p: Any) -> None:
     """Raise a ValueError unless both have as many categories and choose as many of them."""
-    shapes = [(tuple(d.event_shape), getattr(d, "size", 1)) for d in (q, p)]
+    shapes = [(tuple(d.event_shape), _size_of(d)) for d in (q, p)]
     if shapes[0] != shapes[1]:
         (event_q, size_q), (event_p, size_p) = shapes
         raise ValueError(
@@ -126,6 +133,12 @@ def _require_alike(q: Any, p: Any) -> None:
             f"event shape and `size`, got {event_q} and {event_p}, size {size_q} and {size_p}; "
             "write both with the same number of categories and the same size"
         )
+
+
+def _size_of(distribution: Any) -> int:
+    """How many categories are chosen; of rankings of different lengths the number of rows."""
+    size: Any = getattr(distribution, "size", 1)
+    return int(distribution.event_shape[0]) if isinstance(size, Tensor) else int(size)
 
 
 def _over_joint_batch(divergence: Tensor, q: Distribution, p: Distribution) -> Tensor:

@@ -45,9 +45,9 @@ class MeanField:
         return len(self.prior.event_shape)
 
     @property
-    def taken_over(self) -> list[Tensor]:
-        """What the guide takes over from the prior as it is."""
-        return []
+    def taken_over(self) -> dict[str, Tensor]:
+        """What the guide takes over from the prior as it is, by the name of the argument."""
+        return {}
 
     def start(self) -> dict[str, Tensor]:
         """The parameters of the prior, over its whole batch, by name."""
@@ -85,8 +85,22 @@ class FamilyMeanField(MeanField):
     def event_dim(self) -> int:
         return self.prior.family.event_dim
 
+    @property
+    def taken_over(self) -> dict[str, Tensor]:
+        size = self.prior._size_arguments.get("size")
+        return {"size": size} if isinstance(size, Tensor) else {}
+
     def start(self) -> dict[str, Tensor]:
         return {"logits": self.prior.logits.detach()}
+
+    def require_same_support(self, priors: list[Any]) -> None:
+        kept = [prior._size_arguments.get("size") for prior in priors]
+        lengths = [size for size in kept if isinstance(size, Tensor)]
+        if not all(torch.equal(each, lengths[0]) for each in lengths):
+            raise ValueError(
+                "`size` must be the same in every run, got other lengths of rankings in another "
+                "run; write a guide of its own for this site, which computes them as the model does"
+            )
 
     def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
         """The logits of mean probabilities, with the uniform distribution as one more prior."""
@@ -105,13 +119,12 @@ class FamilyMeanField(MeanField):
         batch_shape = logits.shape[: logits.dim() - self.event_dim - event_dim]
         tau = fitted(temperature, batch_shape, event_dim)
         keywords: dict[str, Any] = {"logits": logits, "validate_args": prior._validate_args}
-        keywords |= prior._own_arguments
+        keywords |= prior._own_arguments | prior._size_arguments
         if isinstance(prior, FamilyStraightThrough):
             keywords["estimator"] = estimator
             if tau is None and estimator is None:
                 tau = prior.family.default_temperature
-        size = (prior.size,) if prior.family.takes_size else ()
-        return type(prior)(tau, *size, **keywords)
+        return type(prior)(tau, **keywords)
 
 
 class TrialsMeanField(MeanField):
@@ -129,8 +142,8 @@ class TrialsMeanField(MeanField):
             )
 
     @property
-    def taken_over(self) -> list[Tensor]:
-        return [torch.as_tensor(self.total_count)]
+    def taken_over(self) -> dict[str, Tensor]:
+        return {"total_count": torch.as_tensor(self.total_count)}
 
     @property
     def total_count(self) -> Any:

@@ -164,7 +164,7 @@ def register_relaxation(discrete: Any, straight_through: Any, relaxed: Any) -> N
         require_settings("relax", temperature, hard, estimator)
         arguments = parameter_of(distribution, family)
         if family.takes_size:
-            arguments["size"] = distribution.size
+            arguments |= distribution._size_arguments
         arguments["validate_args"] = distribution._validate_args
         tau = fitted(temperature, distribution.batch_shape)
         if not hard:
@@ -284,7 +284,10 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         remedy = "write value.nan_to_num(0.0, posinf=1.0) for what is infinite to win"
         require(value.isfinite(), "harden: `value` must be finite", value, remedy)
         v = link.inverse(value.to(torch.promote_types(value.dtype, torch.float32)))
-    return straight_through_of(link.hard(v.detach()).to(value.dtype), value)
+    hard = link.hard(v.detach()).to(value.dtype)
+    if link.event_dim and value.dim() > 1:  # rows of zeros, beyond the length of a ranking
+        hard = torch.where((value != 0).any(-1, keepdim=True), hard, 0.0)
+    return straight_through_of(hard, value)
 
 
 def _simplex_of(value: Tensor) -> Link:
@@ -294,7 +297,7 @@ def _simplex_of(value: Tensor) -> Link:
         "harden: `value` must be as a distribution drew it or be on the simplex (non-negative, "
         "sum 1 over the last dimension)",
         value,
-        "write harden(value, links.interval) for bits, or harden(value, links.Hypersimplex(size)) "
-        "for m of k",
+        "write harden(value, links.interval) for bits, harden(value, links.Hypersimplex(size)) for "
+        "m of k, or harden(value, links.simplex) for a ranking with rows of zeros",
     )
     return simplex

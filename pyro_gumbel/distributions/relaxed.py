@@ -198,8 +198,8 @@ class RelaxedValue(Relaxed):
 
 
 def _are_hard(rows: Tensor) -> Tensor:
-    """Which are 0 or 1 in all entries of the last dimension."""
-    return ((rows == 0) | (rows == 1)).all(-1)
+    """Which are 0 or 1 in all entries of the last dimension, and not 0 in all of them."""
+    return ((rows == 0) | (rows == 1)).all(-1) & (rows == 1).any(-1)
 
 
 class RelaxedLogits(Relaxed):

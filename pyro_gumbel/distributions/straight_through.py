@@ -104,14 +104,22 @@ class FamilyStraightThrough(FamilyDistribution):
     def _set_up_with_size(
         self,
         temperature: Temperature | None,
-        size: int,
+        size: int | Tensor,
         probs: Tensor | None,
         logits: Tensor | None,
         validate_args: bool | None,
         estimator: str | Estimator | None,
+        rows: int | None = None,
     ) -> None:
         self.estimator = resolved(type(self).__name__, temperature, estimator)
-        self._set_up(probs, logits, temperature=temperature, size=size, validate_args=validate_args)
+        self._set_up(
+            probs,
+            logits,
+            temperature=temperature,
+            size=size,
+            rows=rows,
+            validate_args=validate_args,
+        )
         if self.estimator is not gumbel_softmax:
             require_suited(type(self).__name__, self.estimator, self.link)
         self._warn_of(temperature)

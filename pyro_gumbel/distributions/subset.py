@@ -130,12 +130,12 @@ class Subset(WithoutReplacement, TorchDistribution):
         log_prob = torch.where(impossible, -math.inf, torch.where(certain, 0.0, log_prob))
         return torch.zeros_like(value).expand(x.shape).scatter(-1, chosen, 1.0), log_prob
 
-    def _number_of_outcomes(self) -> int:
-        return math.comb(self._event_shape[-1], self.size)
+    def _number_of_choices(self, size: int) -> int:
+        return math.comb(self._event_shape[-1], size)
 
-    def _outcomes(self) -> Tensor:
+    def _choices(self, size: int) -> Tensor:
         k = self._event_shape[-1]
-        sets = list(itertools.combinations(range(k), self.size))
+        sets = list(itertools.combinations(range(k), size))
         chosen = torch.tensor(sets, device=self._parameter.device)
         return self._parameter.new_zeros((len(sets), k)).scatter(-1, chosen, 1.0)
 

@@ -52,6 +52,10 @@ class WithoutReplacement(FamilyDistribution):
     ) -> None:
         self._set_up(probs, logits, size=size, validate_args=validate_args)
 
+    def _are_impossible(self, log_probs: Tensor) -> Tensor:
+        """Which entries of a value are always 0, given log p over the dimensions of a value."""
+        return log_probs.isneginf()
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value); off the support extended by first differences.
 
@@ -62,11 +66,11 @@ class WithoutReplacement(FamilyDistribution):
         self._validate_sample(value)
         value = cast(value, torch.promote_types(value.dtype, self._dtype))
         log_p = self.family.log_probs(self._logits)
-        impossible = log_p.isneginf()
+        if len(self._event_shape) > 1:
+            log_p = log_p.unsqueeze(-2)
+        impossible = self._are_impossible(log_p)
         nearest, log_prob = self._nearest_and_log_prob(value.detach(), self._logits64)
         slopes = torch.where(impossible, 0.0, log_p.detach())
-        if len(self._event_shape) > 1:
-            impossible, slopes = impossible.unsqueeze(-2), slopes.unsqueeze(-2)
         events = tuple(range(-len(self._event_shape), 0))
         extended = cast(log_prob, value.dtype) + ((value - nearest) * slopes).sum(events)
         excluded = (impossible & (value > 0)).any(-1)
@@ -77,39 +81,56 @@ class WithoutReplacement(FamilyDistribution):
         """The outcome S nearest to `value`, and log P(S)."""
         raise NotImplementedError
 
-    def _outcomes(self) -> Tensor:
-        """All outcomes, over the first dimension."""
+    def _choices(self, size: int) -> Tensor:
+        """All choices of `size` categories, over the first dimension."""
         raise NotImplementedError
 
-    def _number_of_outcomes(self) -> int:
+    def _number_of_choices(self, size: int) -> int:
         raise NotImplementedError
+
+    @property
+    def _only_size(self) -> int:
+        """The size, if it is the same in the whole batch."""
+        size: int = self.size
+        return size
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All outcomes over a new first dimension, in lexicographic order.
 
-        :raises NotImplementedError: for more than 100,000 outcomes.
+        :raises NotImplementedError: for more than 100,000 outcomes, and for rankings of different
+            lengths.
         """
-        number = self._number_of_outcomes()
+        values = self._enumerated(self._only_size)
+        return values.expand(-1, *self._batch_shape, *self._event_shape) if expand else values
+
+    def _enumerated(self, size: int) -> Tensor:
+        """All outcomes of that size over a new first dimension, and the batch of size 1."""
+        number = self._number_of_choices(size)
         if number > MAX_ENUMERATED:
             raise NotImplementedError(
                 f"{type(self).__name__}: enumeration is for up to {MAX_ENUMERATED:,} outcomes, "
-                f"size={self.size} of {self._event_shape[-1]} has {number:,}; write "
+                f"size={size} of {self._event_shape[-1]} has {number:,}; write "
                 "infer={} at this site to sample it, or choose a smaller size"
             )
-        outcomes = self._outcomes().to(self._parameter)
+        outcomes = self._choices(size).to(self._parameter)
         ones = (1,) * len(self._batch_shape)
-        values = outcomes.reshape(outcomes.shape[:1] + ones + self._event_shape)
-        return values.expand(-1, *self._batch_shape, *self._event_shape) if expand else values
+        return outcomes.reshape(outcomes.shape[:1] + ones + self._event_shape)
+
+    def _outcomes_and_repeats(self) -> tuple[Tensor, Tensor | None]:
+        """All outcomes, and how often each of them occurs there, if not once."""
+        return self.enumerate_support(expand=False), None
 
     def entropy(self) -> Tensor:
         """-sum P log P in nats, by enumeration.
 
         :raises NotImplementedError: for more than 100,000 outcomes.
         """
-        log_probs = self.log_prob(self.enumerate_support(expand=False))
+        values, repeats = self._outcomes_and_repeats()
+        log_probs = self.log_prob(values)
         impossible = log_probs.isneginf()
         log_probs = torch.where(impossible, 0.0, log_probs)
-        return -torch.where(impossible, 0.0, log_probs.exp() * log_probs).sum(0)
+        terms = torch.where(impossible, 0.0, log_probs.exp() * log_probs)
+        return -(terms if repeats is None else terms / repeats).sum(0)
 
     @property
     def variance(self) -> Tensor:
@@ -120,7 +141,8 @@ class WithoutReplacement(FamilyDistribution):
     @property
     def mode(self) -> Tensor:
         """A most probable value: the `size` largest logits, of equals the first."""
-        mode = cast(self.family.mode(self._logits, self.size), self._parameter.dtype)
+        found = self.family.mode(self._logits, **self._size_arguments)
+        mode = cast(found, self._parameter.dtype)
         return mode.expand(self._batch_shape + self._event_shape)
 
     @property
@@ -156,7 +178,7 @@ def second_order_sample(
         mean = cast(d.mean, value.dtype)
     else:
         weights = d.log_prob(extra).reshape(*extra.shape[:-event_dim], *[1] * event_dim)
-        slopes = weights * (extra - extra.mean())  # the share of ones, the same for every value
+        slopes = weights * (extra - extra.mean(-1, keepdim=True))  # the share of ones in a row
         mean = extra.mean(0) + zero_with_gradient(slopes.mean(0))
     surrogate = surrogate_of_vector(value, mean, d.log_prob(value), event_dim)
     return straight_through_of(value, surrogate)

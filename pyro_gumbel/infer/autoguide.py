@@ -83,8 +83,8 @@ class AutoRelaxed(AutoGuide):
     PoissonStraightThrough(rate: 3.0)
 
     The parameters belong to the elements of the plates of the first run, as in `AutoNormal`, and so
-    does the `total_count` of a site, in later calls too. Data of another length or `total_count`
-    need a guide that computes its parameters from the data::
+    do the `total_count` of a site and the lengths of its rankings, in later calls too. Data of
+    another length or `total_count` need a guide that computes its parameters from the data::
 
         network = torch.nn.Linear(784, 10)
 
@@ -137,12 +137,13 @@ class AutoRelaxed(AutoGuide):
         latent discrete sites, or with marked ones only; for a name in `sites` that the model
         does not have; for `hard=True` and a relaxed site of the model; for `hard=False` and a
         discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
-        for a `total_count` that differs from run to run; for a mask that does so on the same data.
+        for a `total_count` or lengths of rankings that differ from run to run; for a mask that does
+        so on the same data.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
         for `hard=False` and a count or a `Categorical`.
-    :raises NotImplementedError: in the first run, for a `total_count` of several elements in a
-        subsampled plate.
+    :raises NotImplementedError: in the first run, for a `total_count` or lengths of several
+        elements in a subsampled plate.
     """
 
     prototype_trace: Any

@@ -108,7 +108,7 @@ def read_site(
     site.with_parameters(start, temperature, estimator)  # raises if the settings do not fit
     prior = site.with_parameters(start, None if hard else 1.0, None)
     site = replace(site, distribution=prior)
-    _require_whole_total_count(site)
+    _require_whole(site)
     return site
 
 
@@ -171,14 +171,15 @@ def _require_gradient(node: Any, prior: Any) -> None:
         )
 
 
-def _require_whole_total_count(site: GuideSite) -> None:
-    """Raise if the guide sees only a part of the `total_count` that it takes over."""
-    if site.is_subsampled and any(tensor.dim() for tensor in site.mean_field.taken_over):
-        raise NotImplementedError(
-            "expected no total_count of several elements in a subsampled plate, got one, and the "
-            "guide sees only the part of it in the subsample; write poutine.block(model, "
-            "hide=[...]) and a guide of its own for this site"
-        )
+def _require_whole(site: GuideSite) -> None:
+    """Raise if the guide sees only a part of the argument that it takes over from the model."""
+    for name, tensor in site.mean_field.taken_over.items():
+        if site.is_subsampled and tensor.dim():
+            raise NotImplementedError(
+                f"expected no {name} of several elements in a subsampled plate, got one, and the "
+                "guide sees only the part of it in the subsample; write poutine.block(model, "
+                "hide=[...]) and a guide of its own for this site"
+            )
 
 
 def require_known(runs: list[dict[str, GuideSite]]) -> None:

@@ -34,8 +34,7 @@ def most_probable(distribution: Any) -> Tensor:
     """The most probable discrete value, in the form of the distribution's values."""
     if not isinstance(distribution, FamilyDistribution):
         return _most_probable_count(distribution)
-    size = (distribution.size,) if distribution.family.takes_size else ()
-    mode = distribution.family.mode(distribution.logits, *size)
+    mode = distribution.family.mode(distribution.logits, **distribution._size_arguments)
     if isinstance(distribution, RelaxedLogits):
         return distribution._to_value(distribution.link.inverse(mode))
     return mode

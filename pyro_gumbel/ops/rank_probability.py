@@ -104,24 +104,27 @@ def rank_probabilities(logits: Tensor, size: int) -> Tensor:
     range of the logits if that is in the hundreds.
 
     :param logits: x in float64, k categories over the last dimension; -inf for a category that has
-        none of these ranks. At least `size` logits are finite.
+        none of these ranks. Where fewer than `size` logits are finite, the others share the ranks
+        that are left.
     :param size: m, 1 <= m <= k.
     """
-    return _rank_probs(_with_closed_gaps(logits), size, each_rank=True)
+    return _rank_probs(_with_closed_gaps(logits, size), size, each_rank=True)
 
 
-def _with_closed_gaps(logits: Tensor) -> Tensor:
+def _with_closed_gaps(logits: Tensor, size: int) -> Tensor:
     """The logits with the largest at 0, and with gaps that are no wider than needed.
 
-    The order of two z is certain if their logits are `_certain_gap` apart.
+    The order of two z is certain if their logits are `_certain_gap` apart. Logits of -inf that are
+    needed for `size` ranks are as far behind all others.
     """
     x = logits.detach()
-    out = x.isneginf()
+    infinite = x.isneginf()
+    out = infinite & ((~infinite).sum(-1, keepdim=True) >= size)
     ranked, order = x.sort(-1, descending=True)
     gaps = (ranked[..., :-1] - ranked[..., 1:]).nan_to_num(0.0)
     gaps = gaps.clamp(max=_certain_gap(x.shape[-1]))
     behind = torch.zeros_like(x).scatter(-1, order, pad(gaps, (1, 0)).cumsum(-1))
-    return torch.where(out, x, -behind) + torch.where(out, 0.0, logits - x)
+    return torch.where(out, x, -behind) + torch.where(infinite, 0.0, logits - x)
 
 
 def _certain_gap(k: int) -> float:

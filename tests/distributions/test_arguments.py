@@ -31,6 +31,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
     RelaxedSubset,
+    Subset,
     SubsetStraightThrough,
     m_hot,
 )
@@ -862,7 +863,7 @@ BAD_SIZES = [
     (-1, ValueError, ["`size`", "got -1"]),
     (6, ValueError, ["`size`", "got 6", "write size="]),
     (2.0, TypeError, ["`size`", "Python int", "float", "write size=2"]),
-    (torch.tensor(2), TypeError, ["`size`", "Tensor"]),
+    (torch.tensor(2.0), TypeError, ["`size`", "Python int", "ensor"]),
     (True, TypeError, ["`size`", "bool"]),
     (None, TypeError, ["`size`", "NoneType"]),
     (10**400, ValueError, ["`size`", "from 1 to", "an int of 1329 bits"]),
@@ -878,6 +879,16 @@ def test_bad_sizes(cls):
             cls(*first, size, logits=torch.zeros(2, 5), validate_args=False)
         for word in [cls.__name__, *words]:
             assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [Subset, *SUBSETS])
+def test_subsets_of_different_sizes_are_no_batch(cls):
+    first = () if cls is Subset else (0.5,)
+    for size in (torch.tensor(2), torch.tensor([1, 2])):
+        with pytest.raises(
+            TypeError, match="`size` must be a Python int, got Tensor; write size=2"
+        ):
+            cls(*first, size, logits=torch.zeros(2, 5), validate_args=False)
 
 
 @pytest.mark.parametrize("cls", SIZED)

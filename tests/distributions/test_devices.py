@@ -235,6 +235,7 @@ PLAIN = [
     dist.OneHotCategorical(logits=P).expand((2,)),
     Subset(2, P),
     PlackettLuce(2, logits=P),
+    PlackettLuce(torch.tensor([1, 3]), logits=P),
 ]
 TRANSFORMS = [
     constraints.LogRatioTransform(),
@@ -249,6 +250,8 @@ CONSTRAINTS = [
     constraints.logit_hypersimplex(2),
     constraints.subset(2),
     constraints.ranking(2),
+    constraints.ranking(torch.tensor([1, 2, 2, 1]), rows=4),
+    constraints.padded_simplex_rows(torch.tensor([1, 2, 2, 1]), rows=4),
 ]
 
 
