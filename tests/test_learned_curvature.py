@@ -19,6 +19,7 @@ from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     LearnedCurvature,
+    PlackettLuceStraightThrough,
     SubsetStraightThrough,
     links,
     straight_through,
@@ -307,6 +308,8 @@ def test_what_it_cannot_do_is_an_error():
         CategoricalStraightThrough(logits=torch.zeros(5, 3, 3), estimator=estimator).rsample()
     with pytest.raises(ValueError, match="the interval or the simplex"):
         SubsetStraightThrough(None, 1, logits=torch.zeros(2, 3), estimator=estimator).rsample()
+    with pytest.raises(ValueError, match="rows that depend on each other, got LearnedCurvature"):
+        PlackettLuceStraightThrough(None, 2, logits=torch.zeros(3), estimator=estimator)
     with pytest.raises(NotImplementedError, match="LearnedCurvature: learns in the backward pass"):
         torch.vmap(drawn_from, randomness="different")(torch.zeros(4, 2, 3))
     logits, draw = drawn(estimator)

@@ -48,7 +48,7 @@ from pyro_gumbel.distributions.without_replacement import (
     is_shape_of_int,
     second_order_sample,
 )
-from pyro_gumbel.estimators import Estimator
+from pyro_gumbel.estimators import Estimator, LearnedCurvature
 from pyro_gumbel.ops.lengths import rows_within
 from pyro_gumbel.ops.noise import given_untaken_winner, gumbel
 from pyro_gumbel.ops.precision import cast
@@ -470,6 +470,12 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
         rows: int | None = None,
     ) -> None:
         self._set_up_with_size(temperature, size, probs, logits, validate_args, estimator, rows)
+        if isinstance(self.estimator, LearnedCurvature):
+            raise ValueError(
+                f"{type(self).__name__}: `estimator` must be for rows that depend on each other, "
+                "got LearnedCurvature, which is for independent variables; leave out `estimator` "
+                "for second_order"
+            )
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
         return second_order_sample(self, self._hard, sample_shape)
