@@ -76,8 +76,8 @@ def gradient_report(
     ...     pyro.sample("x", pyro.distributions.Normal(3 * z, 1.0), obs=torch.tensor(2.0))
     >>> model = relaxed(model)
     >>> report = gradient_report(model, AutoRelaxed(model), temperatures=[0.5], num_samples=50)
-    >>> report.best().estimator
-    'second_order'
+    >>> report.exact_by
+    'enumeration of 2 states'
 
     :param model: as for SVI; only its sites may be random, so call `.eval()` of modules first.
     :param guide: as for SVI, with straight-through sites.
