@@ -146,7 +146,8 @@ def read_row_count(owner: str, lengths: Tensor, rows: int | None, categories: in
         if not 1 <= rows <= categories:
             raise ValueError(
                 f"{owner}: `size` must have lengths from 1 to the number of categories, "
-                f"{categories}, got up to {rows}; write size.clamp(1, {categories})"
+                f"{categories}, got up to {rows}; write "
+                f"size[(size < 1) | (size > {categories})] to see the wrong ones"
             )
     if not 1 <= rows <= categories:
         raise ValueError(

@@ -318,7 +318,7 @@ class LogitHardConcrete(LogitRelaxedBernoulli):
     refuse a `HardConcrete`, and for values that are copied or stored::
 
         d = LogitHardConcrete(0.5, logits=logits)
-        gate = d.gate(pyro.sample("v", d))
+        gate = d.gate(pyro.sample("v", d.to_event(1)))
 
     Louizos, Welling and Kingma, "Learning sparse neural networks through L0 regularization" (2018),
     https://arxiv.org/abs/1712.01312.

@@ -32,13 +32,13 @@ def unimix(logits: Tensor, share: float = 0.01) -> Tensor:
     distributions of DreamerV3. Its latent variables are drawn with straight-through gradients, and
     the divergence between its posterior and its prior is exact::
 
-        posterior = CategoricalStraightThrough(logits=unimix(encoder(x)))
-        prior = CategoricalStraightThrough(logits=unimix(dynamics(state)))
+        how = {"temperature": 1.0, "estimator": "straight_through"}
+        posterior = CategoricalStraightThrough(logits=unimix(encoder(x)), **how)
+        prior = CategoricalStraightThrough(logits=unimix(dynamics(state)), **how)
         z = posterior.rsample()
         loss = torch.distributions.kl_divergence(posterior, prior).sum() - ...
 
-    DreamerV3 has `estimator="straight_through"` at a temperature of 1. Without a temperature the
-    gradient is of second order.
+    Without a temperature and an estimator the gradient is of second order.
 
     >>> unimix(torch.tensor([5.0, 0.0, -torch.inf]), share=0.1).exp()
     tensor([0.9440, 0.0560, 0.0000])
@@ -50,10 +50,11 @@ def unimix(logits: Tensor, share: float = 0.01) -> Tensor:
     :raises ValueError: unless `logits` has a dimension of categories and `share` is from 0 to 1.
     """
     given = as_float_tensor("unimix", "logits", logits)
-    if not given.dim():
+    if not given.dim() or not given.shape[-1]:
         raise ValueError(
-            "unimix: `logits` must have the categories in its last dimension, got shape (); write "
-            "torch.stack([torch.zeros_like(logits), logits], -1) for a binary variable"
+            "unimix: `logits` must have the categories in its last dimension, at least one, got "
+            f"shape {tuple(given.shape)}; for a binary variable write "
+            "torch.stack([torch.zeros_like(logits), logits], -1)"
         )
     share = read_number("unimix", "share", share, zero=True, example="0.01")
     if share > 1:

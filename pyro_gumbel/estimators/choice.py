@@ -8,6 +8,7 @@ import warnings
 from torch import Tensor
 
 from pyro_gumbel._tracing import ends
+from pyro_gumbel.estimators.curvature import LearnedCurvature
 from pyro_gumbel.estimators.functions import (
     Estimator,
     gapped,
@@ -45,6 +46,7 @@ _NAMED: dict[str, Estimator] = {
     "second_order": second_order,
     "straight_through": straight_through,
 }
+_ARGUMENTS: dict[type, str] = {LearnedCurvature: "(16, 8)"}  # for 16 variables of 8 categories
 #: The names of all estimators of this package.
 NAMES = tuple(_NAMED)
 
@@ -105,7 +107,7 @@ def named(estimator: str | Estimator) -> Estimator:
     if isinstance(estimator, type):
         raise TypeError(
             f"`estimator` must be a name or a function, got the class {estimator.__name__}; write "
-            f"estimator={estimator.__name__}()"
+            f"estimator={estimator.__name__}({_ARGUMENTS.get(estimator, '')})"
         )
     if callable(estimator):
         return estimator

@@ -543,7 +543,11 @@ WRONG = [
     ({"size": torch.tensor([0, 2, 3])}, ValueError, ["`size`", "from 1 to", "got e.g. 0", "write"]),
     ({"size": torch.tensor([-1, 2, 3])}, ValueError, ["`size`", "got e.g. -1", "write"]),
     ({"size": torch.tensor([0, 0, 0])}, ValueError, ["`size`", "got up to 0", "write"]),
-    ({"size": torch.tensor([1, 2, 5])}, ValueError, ["`size`", "4, got up to 5", "write size.cl"]),
+    (
+        {"size": torch.tensor([1, 2, 5])},
+        ValueError,
+        ["`size`", "4, got up to 5", "write size[(size < 1)"],
+    ),
     ({"size": torch.tensor(5)}, ValueError, ["`size`", "from 1 to", "4, got 5", "write size=4"]),
     ({"size": torch.tensor([1, 2])}, ValueError, ["`size`", "(3,)", "shape (2,)", "torch.full"]),
     ({"size": torch.ones(3, 1).long()}, ValueError, ["`size`", "write size.squeeze(-1)"]),

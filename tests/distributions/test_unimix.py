@@ -124,7 +124,8 @@ def test_what_may_be_given():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((torch.tensor(1.0),), ValueError, r"`logits` must have .* dimension, got shape \(\)"),
+        ((torch.tensor(1.0),), ValueError, r"`logits` must have .* at least one, got shape \(\)"),
+        ((torch.zeros(3, 0),), ValueError, r"at least one, got shape \(3, 0\)"),
         (([0.0, 1.0],), TypeError, "`logits` must be .*, got list; write"),
         ((torch.zeros(2), 1.5), ValueError, "`share` must be from 0 to 1, got 1.5; write"),
         ((torch.zeros(2), -0.1), ValueError, "`share` must be .* at least 0, got -0.1; write"),
