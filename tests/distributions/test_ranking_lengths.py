@@ -546,7 +546,7 @@ WRONG = [
     (
         {"size": torch.tensor([1, 2, 5])},
         ValueError,
-        ["`size`", "4, got up to 5", "write size[(size < 1)"],
+        ["`size`", "got up to 5", "write size[(size < 1)"],
     ),
     ({"size": torch.tensor(5)}, ValueError, ["`size`", "from 1 to", "4, got 5", "write size=4"]),
     ({"size": torch.tensor([1, 2])}, ValueError, ["`size`", "(3,)", "shape (2,)", "torch.full"]),

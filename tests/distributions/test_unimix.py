@@ -125,7 +125,7 @@ def test_what_may_be_given():
     ("arguments", "error", "words"),
     [
         ((torch.tensor(1.0),), ValueError, r"`logits` must have .* at least one, got shape \(\)"),
-        ((torch.zeros(3, 0),), ValueError, r"at least one, got shape \(3, 0\)"),
+        ((torch.zeros(3, 0),), ValueError, r"`logits` must have .* got shape \(3, 0\)"),
         (([0.0, 1.0],), TypeError, "`logits` must be .*, got list; write"),
         ((torch.zeros(2), 1.5), ValueError, "`share` must be from 0 to 1, got 1.5; write"),
         ((torch.zeros(2), -0.1), ValueError, "`share` must be .* at least 0, got -0.1; write"),
