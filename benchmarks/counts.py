@@ -30,22 +30,7 @@ The w of least E w^2 is a polynomial of degree m - 1. With the powers v(D) = (1,
 G = E[v v^T] and the right sides b it is w = v^T G^-1 b. m = 2 is the second order: the largest
 difference is printed.
 
-Third order is m = 3. It needs the mean mu, the variance V and the third and fourth central moments
-mu3 and mu4 only. With r = D - mu, the polynomial q = r^2 - (mu3/V) r - V is orthogonal to 1 and r,
-and E q^2 = mu4 - V^2 - mu3^2/V. The losses r^3/3, r^2/2 and r, with mu held constant in them, have
-the derivatives mu3'/3 + V mu', V'/2 and mu' of their means. So
-
-    w = mu' + V'/(2 V) r + (mu3'/3 - mu3 V'/(2 V)) q / E q^2.
-
-If V = mu + a mu^2 (a = 0 for Poisson, -1/n for binomial, 1/r for negative binomial counts, 1 for
-geometric ones), then mu3 = V (1 + 2 a mu), mu4 = 3 V^2 + V ((1 + 2 a mu)^2 + 2 a V), and
-
-    w = mu' + V'/(2 V) r - e mu',    e = (D (D - 1)/(1 + a) - 2 mu D + mu^2) / (12 V^2),
-
-without e for a single trial. For Poisson counts E[D g(D)] = mu E[g(D+1)]. So E[w f'(D)] is
-E[5 f'(D) + 8 f'(D+1) - f'(D+2)] / 12 by the third order, and E[f'(D) + f'(D+1)] / 2 by the second:
-the Adams-Moulton rules for the exact E[f(D+1) - f(D)]. For small rates the variance of w
-grows as 1/(4 mu) by the second order, and as 1/(72 mu^2) by the third.
+Third order is m = 3: `relax(count, estimator="third_order")`.
 
 A truncated categorical with ReinMax at temperature 1: the value is the sum of k D_k over a one-hot
 vector D of the values 0 to K, with P(D > K) below 1e-6.
@@ -104,27 +89,6 @@ FAMILIES = {
     ),
     "Geometric(logit .2)": Family(0.2, lambda x: GeometricStraightThrough(logits=x), 1.0),
 }
-
-
-# Surrogates of the third order.
-
-
-def third_order_by_moments(value: Tensor, moments: tuple[Tensor, ...]) -> Tensor:
-    """The surrogate of any number, from mean, variance, third and fourth central moments."""
-    mean, variance, third, _ = moments
-    mu, V, mu3, mu4 = (moment.detach() for moment in moments)
-    r = value - mu
-    q = r.square() - mu3 / V * r - V
-    slope = q / (mu4 - V.square() - mu3.square() / V)
-    added = slope * (third / 3 - mu3 / (2 * V) * variance)
-    return surrogate_of_number(value, mean, variance) + added
-
-
-def third_order(value: Tensor, mean: Tensor, variance: Tensor, a: float) -> Tensor:
-    """The surrogate of a number whose variance is mean + a mean^2, a > -1."""
-    mu, V = mean.detach(), variance.detach()
-    e = value * (value - 1) / (1 + a) - 2 * mu * value + mu.square()
-    return surrogate_of_number(value, mean, variance) - e / (12 * V.square()) * mean
 
 
 # Weights of the values, and estimates: exact sums.
