@@ -30,7 +30,8 @@ The w of least E w^2 is a polynomial of degree m - 1. With the powers v(D) = (1,
 G = E[v v^T] and the right sides b it is w = v^T G^-1 b. m = 2 is the second order: the largest
 difference is printed.
 
-Third order is m = 3: `relax(count, estimator="third_order")`.
+Third order is m = 3: `relax(count, estimator="third_order")`, which `pyro_gumbel.ops.third_order`
+derives.
 
 A truncated categorical with ReinMax at temperature 1: the value is the sum of k D_k over a one-hot
 vector D of the values 0 to K, with P(D > K) below 1e-6.
@@ -54,9 +55,10 @@ from pyro_gumbel import (
     GeometricStraightThrough,
     NegativeBinomialStraightThrough,
     PoissonStraightThrough,
+    relax,
 )
-from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.second_order import surrogate_of_number
+from pyro_gumbel.ops.third_order import curvature_weight
 
 TAIL = 1e-6  # probability beyond the truncation
 VALUES = torch.arange(200, dtype=torch.float64)  # beyond them less than 1e-15
@@ -114,24 +116,9 @@ def second_order_weights(family: Family) -> Tensor:
 
 def third_order_weights(family: Family) -> Tensor:
     def surrogate(x: Tensor) -> Tensor:
-        count = family.of(x)
-        return third_order(VALUES, count.mean, count.variance, family.curvature)
-
-    return jacobian(surrogate, parameter(family))
-
-
-def central_moments(family: Family, x: Tensor) -> tuple[Tensor, ...]:
-    """Mean, variance, third and fourth central moments: sums over the values."""
-    p = pmf(family, x)
-    mean = (p * VALUES).sum()
-    return mean, *((p * (VALUES - mean) ** power).sum() for power in (2, 3, 4))
-
-
-def moment_weights(family: Family) -> Tensor:
-    """w of the third order from central moments."""
-
-    def surrogate(x: Tensor) -> Tensor:
-        return third_order_by_moments(VALUES, central_moments(family, x))
+        count, share = family.of(x), 1 / (1 + family.curvature)
+        e = curvature_weight(VALUES, count.mean, count.variance, share)
+        return surrogate_of_number(VALUES, count.mean, count.variance) - e * count.mean
 
     return jacobian(surrogate, parameter(family))
 
@@ -235,7 +222,6 @@ def differences(family: Family) -> dict[str, float]:
     pairs = {
         "second order and Fini-2": (second_order_weights(family), polynomial_weights(family, 2)),
         "third order and Fini-3": (third_order_weights(family), polynomial_weights(family, 3)),
-        "third order by moments": (moment_weights(family), polynomial_weights(family, 3)),
     }
     return {name: (a - b)[likely].abs().max().item() for name, (a, b) in pairs.items()}
 
@@ -312,9 +298,8 @@ def truncated_sample(count: Any, largest: int) -> Tensor:
     return one_hot @ values
 
 
-def third_order_sample(count: Any, curvature: float) -> Tensor:
-    value = count.sample()
-    return straight_through_of(value, third_order(value, count.mean, count.variance, curvature))
+def third_order_sample(count: Any) -> Tensor:
+    return relax(count, estimator="third_order").rsample()
 
 
 def calls(family: Family, size: int) -> dict[str, Callable[[], object]]:
@@ -335,9 +320,7 @@ def calls(family: Family, size: int) -> dict[str, Callable[[], object]]:
 
     return {
         "second order": differentiated(lambda count: f(count.rsample()).sum()),
-        "third order (Fini-3)": differentiated(
-            lambda count: f(third_order_sample(count, family.curvature)).sum()
-        ),
+        "third order (Fini-3)": differentiated(lambda count: f(third_order_sample(count)).sum()),
         "truncated, ReinMax": differentiated(
             lambda count: f(truncated_sample(count, largest)).sum()
         ),

@@ -45,7 +45,6 @@ from pyro_gumbel import BinomialStraightThrough, PoissonStraightThrough
 
 ESTIMATORS = ("second_order", "third_order", "truncated")
 TRIALS = 8
-CURVATURES = {"poisson": 0.0, "binomial": -1 / TRIALS}
 
 
 class VAE(nn.Module):
@@ -79,7 +78,7 @@ class VAE(nn.Module):
 
     def sample(self, q: Any) -> Tensor:
         if self.estimator == "third_order":
-            return third_order_sample(q, CURVATURES[self.family])
+            return third_order_sample(q)
         if self.estimator == "truncated" and self.training:
             return truncated_sample(q, self.largest)
         return q.rsample()

@@ -41,7 +41,7 @@ For negative binomial counts with the odds o, :math:`\mu = r o`, the last bracke
 :math:`\mu' + o^2 (3 + 2 o) \, r'`. In the others a is not learnt, and it is :math:`\mu'`.
 
 **One trial.** For n = 1 the polynomial q is 0 at both values, D = 0 and D = 1. No weights of a bit
-are unbiased for all cubic losses: f = z, z^2 and z^3 ask for a w(1) of different sizes. There e is
+are unbiased for all cubic losses: z, z^2 and z^3 ask for three values of w(1). There e is
 0, which is second order.
 
 **Poisson counts** have :math:`E[D g(D)] = \mu E[g(D + 1)]`. So E[w f'(D)] is
@@ -59,7 +59,9 @@ __all__ = ["curvature_weight", "finite_or_zero"]
 def curvature_weight(
     value: Tensor, mean: Tensor, variance: Tensor, share: Tensor | float
 ) -> Tensor:
-    """e, a constant; 0 where the variance is 0 or e overflows. All arguments broadcast with each other.
+    """e, a constant; 0 where the variance is 0 or e overflows.
+
+    All arguments broadcast with each other.
 
     :param share: 1 / (1 + a).
     """

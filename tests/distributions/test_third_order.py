@@ -25,7 +25,6 @@ from pyro_gumbel import PoissonStraightThrough as Poisson
 from pyro_gumbel import SubsetStraightThrough as Subset
 from tests.common import assert_same_mean
 from tests.counts import (
-    COMPOUNDS,
     COUNTS,
     ONE_EACH,
     SIMPLE,
