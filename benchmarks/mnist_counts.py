@@ -44,6 +44,7 @@ from turns import environment_parser, write
 from pyro_gumbel import BinomialStraightThrough, PoissonStraightThrough
 
 ESTIMATORS = ("second_order", "third_order", "truncated")
+FAMILIES = ("poisson", "binomial")
 TRIALS = 8
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     parser = environment_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="an .npz file with uint8 x_train and x_test")
-    add("--family", choices=CURVATURES, default="poisson")
+    add("--family", choices=FAMILIES, default="poisson")
     add("--latents", type=int, default=128, help="d, the number of latent variables")
     add("--largest", type=int, default=15, help="K of the truncated Poisson (default: 15)")
     add("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))

@@ -40,9 +40,9 @@ and so :math:`E q^2 = 2 (1 + a) V^2`. With :math:`(1 + 2 a \mu)^2 = 1 + 4 a V`,
 For negative binomial counts with the odds o, :math:`\mu = r o`, the last bracket is
 :math:`\mu' + o^2 (3 + 2 o) \, r'`. In the others a is not learnt, and it is :math:`\mu'`.
 
-**One trial.** For n = 1 the polynomial q is 0 at both values, D = 0 and D = 1. No weights of a bit
-are unbiased for all cubic losses: z, z^2 and z^3 ask for three values of w(1). There e is
-0, which is second order.
+**One trial.** For n = 1 the polynomial q is 0 at both values, D = 0 and D = 1, and no weights are
+unbiased for all cubic losses: z^2 asks for :math:`w(1) = p' / (2 p)`, and z^3 for
+:math:`p' / (3 p)`. There e is set to 0, which is second order.
 
 **Poisson counts** have :math:`E[D g(D)] = \mu E[g(D + 1)]`. So E[w f'(D)] is
 :math:`E[5 f'(D) + 8 f'(D + 1) - f'(D + 2)] / 12`, and by second order
@@ -50,7 +50,6 @@ are unbiased for all cubic losses: z, z^2 and z^3 ask for three values of w(1). 
 variance of w is :math:`1 + 1 / (18 \mu)` times that of second order.
 """
 
-import torch
 from torch import Tensor
 
 __all__ = ["curvature_weight", "finite_or_zero"]
@@ -59,17 +58,16 @@ __all__ = ["curvature_weight", "finite_or_zero"]
 def curvature_weight(
     value: Tensor, mean: Tensor, variance: Tensor, share: Tensor | float
 ) -> Tensor:
-    """e, a constant; 0 where the variance is 0 or e overflows.
+    """e, a constant; 0 where the variance is 0, or so small that e overflows.
 
     All arguments broadcast with each other.
 
     :param share: 1 / (1 + a).
     """
-    varies = variance.detach() > 0
-    spread = torch.where(varies, variance.detach(), 1.0)
-    d, mu = value.detach() / spread, mean.detach() / spread
-    e = share * d * ((value.detach() - 1) / spread) - 2 * mu * d + mu.square()
-    return finite_or_zero(torch.where(varies, e / 12, 0.0))
+    inverse = variance.detach().reciprocal()
+    d, mu = value.detach() * inverse, mean.detach() * inverse
+    e = share * d * (d - inverse) + mu * (mu - 2 * d)
+    return finite_or_zero(e / 12)
 
 
 def finite_or_zero(weight: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def test_numbers_of_trials(n, p):
 
 
 def test_a_single_trial_has_second_order():
-    """No weights of a bit are unbiased for z, z^2 and z^3: they ask for w(1) p = p', p'/2, p'/3."""
+    """No weights of a bit are unbiased for z^2 and z^3: they ask for w(1) p = p'/2 and p'/3."""
     probs = torch.tensor([0.3, 0.3, 0.3], requires_grad=True)
     trials, values = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 1.0])
     plain = Binomial(trials, probs)
