@@ -137,9 +137,9 @@ class AutoRelaxed(AutoGuide):
     :raises ValueError: for settings that do not fit together; in the first run, for third order and
         a site that does not have it; for a model without latent discrete sites, or with marked ones
         only; for a name in `sites` that the model does not have; for `hard=True` and a relaxed site
-        of the model; for `hard=False` and a discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
-        for a `total_count` or lengths of rankings that differ from run to run; for a mask that does
-        so on the same data.
+        of the model; for `hard=False` and a discrete one; for a plain site of the model whose
+        `log_prob` drops a part of the gradient; for a `total_count` or lengths of rankings that
+        differ from run to run; for a mask that does so on the same data.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
         for `hard=False` and a count or a `Categorical`.
