@@ -16,6 +16,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import Adam
 
 from pyro_gumbel import (
+    AutoRelaxed,
     BernoulliStraightThrough,
     CategoricalStraightThrough,
     LearnedCurvature,
@@ -121,21 +122,29 @@ def test_for_other_losses_it_is_that_of_straight_through_for_the_rest(kind):
     torch.testing.assert_close(mean(frozen(shape, across), loss), mean(straight_through, loss))
 
 
-def literally_learned(h, residual, p, values, u, step, ridge, k):
-    """The next H and mean of r, by inverses and outer products."""
+def literally_learned(h, residual, spread, p, values, u, step, ridge, k):
+    """The next H, mean and size of r, by inverses and outer products."""
     n, size = len(values), len(h)
-    r = [u[i] - h @ (values[i] - p[i]) for i in range(n)]
-    joint = sum(torch.outer(values[i] - p[i], r[i] - residual) for i in range(n)) / n
-    change = torch.zeros(size, size, dtype=DOUBLE)
+    covariance = torch.zeros(size, size, dtype=DOUBLE)
     for at in range(0, size, k):
         of = slice(at, at + k)
-        covariance = torch.zeros(k, k, dtype=DOUBLE)
-        for i in range(n):
-            q = p[i, of]
-            covariance += (torch.diag(q) - torch.outer(q, q)) / n
-        covariance += ridge / k * torch.eye(k, dtype=DOUBLE)
-        change[of] = torch.linalg.inv(covariance) @ joint[of]
-    return h + step * (change + change.T) / 2, residual + step * (sum(r) / n - residual)
+        for q in p[:, of]:
+            covariance[of, of] += (torch.diag(q) - torch.outer(q, q)) / n
+        covariance[of, of] += ridge / k * torch.eye(k, dtype=DOUBLE)
+    rest = [u[i] - h @ (values[i] - p[i]) - residual for i in range(n)]
+    usual = (sum(r @ r for r in rest) / n).sqrt()
+    spread = usual if spread == 0 else spread
+    share = min(1.0, 4 * spread / usual)
+    change, mean = torch.zeros(size, size, dtype=DOUBLE), torch.zeros(size, dtype=DOUBLE)
+    for d, r in zip(values - p, rest, strict=True):
+        scaled = torch.linalg.inv(covariance) @ d
+        change += torch.outer(scaled, r) / (n + d @ scaled)
+        mean += r / (n + d @ scaled)
+    return (
+        h + step * share * (change + change.T) / 2,
+        residual + step * share * mean,
+        (1 - step) * spread + step * share * usual,
+    )
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -144,16 +153,51 @@ def test_it_learns_by_least_squares(kind):
     values = outcomes(shape, link)[::2]
     x = seeded(torch.randn, 3, len(values), *shape, dtype=DOUBLE)
     estimator = LearnedCurvature(shape, step=0.3, ridge=0.05).double()
-    h, residual = estimator.curvature.clone(), estimator.residual.clone()
+    state = [buffer.clone() for buffer in estimator.buffers()]
     p, d = probabilities(x, link).flatten(1), values.flatten(1)
-    for _ in range(3):
-        u = (d @ h + d.cumsum(-1)).exp() / 5
-        k = 1 if link is links.interval else shape[-1]
-        h, residual = literally_learned(h, residual, p, d, u, 0.3, 0.05, k)
+    k = 1 if link is links.interval else shape[-1]
+    for scale in (1.0, 1.5, 1000.0, 2.0):
+        u = scale * (d @ state[0] / 9 + d.cumsum(-1)).exp()
+        state = literally_learned(*state, p, d, u, 0.3, 0.05, k)
         draw = estimator(x.requires_grad_(), torch.ones(()), x.detach(), values, link)
         draw.backward(u.view_as(values))
-        torch.testing.assert_close(estimator.curvature, h, atol=1e-12, rtol=1e-10)
-        torch.testing.assert_close(estimator.residual, residual, atol=1e-12, rtol=1e-10)
+        for buffer, expected in zip(estimator.buffers(), state, strict=True):
+            torch.testing.assert_close(buffer, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("kind", SITES)
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_it_is_stable_in_small_batches(kind, batch, step):
+    """Of 30 categories or bits, and of logits that differ from example to example."""
+    torch.manual_seed(0)
+    shape = (30,) if kind == "bits" else (6, 5)
+    b, a = (t.float() for t in quadratic(shape))
+    estimator = LearnedCurvature(shape, step=step)
+    for _ in range(300):
+        logits = 3 * torch.randn(batch, *shape)
+        d = CLASSES[kind](logits=logits.requires_grad_(), estimator=estimator).rsample().flatten(1)
+        (d @ b + (d @ a * d).sum(-1) / 2).sum().backward()
+    assert estimator.curvature.abs().max() < 5 * a.abs().max()
+
+
+def test_one_far_too_large_gradient_is_soon_forgotten():
+    torch.manual_seed(0)
+    b, a = (t.float() for t in quadratic((3, 3)))
+    estimator = LearnedCurvature((3, 3))
+
+    def step(scale=1.0):
+        d = drawn(estimator, 50)[1].flatten(1)
+        (scale * (d @ b + (d @ a * d).sum(-1) / 2).sum()).backward()
+
+    for _ in range(100):
+        step()
+    before = estimator.curvature.clone()
+    step(1e6)
+    assert (estimator.curvature - before).abs().max() < 4 * a.abs().max()
+    for _ in range(100):
+        step()
+    assert (estimator.curvature - before).abs().max() < 0.1 * a.abs().max()
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -162,7 +206,7 @@ def test_what_it_has_learned_takes_off_noise_and_bias(kind):
     torch.manual_seed(0)
     (shape, link), cls = SITES[kind], CLASSES[kind]
     b, a = (t.float() for t in quadratic(shape))
-    estimator = LearnedCurvature(shape)
+    estimator = LearnedCurvature(shape, step=0.1)
 
     def gradients(x, estimator):
         d = cls(logits=x, estimator=estimator, **more[estimator]).rsample().flatten(1)
@@ -203,6 +247,35 @@ def test_it_stays_as_it_is_in_evaluation_mode_and_at_gradients_that_are_not_fini
     torch.testing.assert_close(estimator.state_dict(), before, atol=0, rtol=0)
     drawn(estimator)[1].sum().backward()
     assert not torch.equal(estimator.curvature, before["curvature"])
+
+
+def test_a_guide_refuses_sites_that_it_does_not_suit():
+    def model(is_masked=False, number=1):
+        for i in range(number):
+            with pyro.poutine.mask(mask=torch.tensor(not is_masked)), pyro.plate(f"p{i}", 2):
+                pyro.sample(f"z{i}", dist.Bernoulli(0.5))
+
+    estimator = LearnedCurvature(())
+    with pytest.raises(ValueError, match=r"for all sites, \['z0', 'z1'\], got LearnedCurvature"):
+        AutoRelaxed(model, estimator=estimator)(number=2)
+    with pytest.raises(ValueError, match='site "z0" is masked or partly observed'):
+        AutoRelaxed(model, estimator=estimator)(is_masked=True)
+    known = torch.tensor([True, False])
+
+    def partly():
+        with pyro.plate("p", 2):
+            pyro.sample("y", dist.Bernoulli(0.5), obs=torch.ones(2), obs_mask=known)
+
+    with pytest.raises(ValueError, match='site "y_unobserved" is masked or partly observed'):
+        AutoRelaxed(partly, estimator=estimator)()
+
+
+def test_float64_logits_are_computed_in_float64():
+    logits = torch.zeros(4, 2, 3, dtype=DOUBLE, requires_grad=True)
+    draw = CategoricalStraightThrough(logits=logits, estimator=LearnedCurvature((2, 3))).rsample()
+    (draw * torch.arange(3.0).double() * 1e60).sum().backward()
+    expected = torch.tensor([-1 / 3, 0.0, 1 / 3], dtype=DOUBLE) * 1e60
+    torch.testing.assert_close(logits.grad, expected.expand(4, 2, 3))
 
 
 def test_it_is_saved_and_copied_with_what_it_has_learned(tmp_path):
@@ -306,6 +379,8 @@ def test_what_it_cannot_do_is_an_error():
 
     with pytest.raises(ValueError, match=r"`shape` must be the last dimensions.*\(5, 3, 3\)"):
         CategoricalStraightThrough(logits=torch.zeros(5, 3, 3), estimator=estimator).rsample()
+    with pytest.raises(ValueError, match=r"write LearnedCurvature\(\(6,\)\)"):
+        BernoulliStraightThrough(logits=torch.zeros(30, 6), estimator=estimator).rsample()
     with pytest.raises(ValueError, match="the interval or the simplex"):
         SubsetStraightThrough(None, 1, logits=torch.zeros(2, 3), estimator=estimator).rsample()
     with pytest.raises(ValueError, match="rows that depend on each other, got LearnedCurvature"):
@@ -324,6 +399,7 @@ def test_what_it_cannot_do_is_an_error():
     ("given", "error", "text"),
     [
         ({"shape": (2.5,)}, TypeError, "`shape`"),
+        ({"shape": (0, 3)}, ValueError, "`shape` must be of 1 or more"),
         ({"shape": (2,), "step": 0}, ValueError, "`step` must be a finite number above 0"),
         ({"shape": (2,), "step": 1.5}, ValueError, "`step` must be at most 1"),
         ({"shape": (2,), "ridge": -1}, ValueError, "`ridge`"),

@@ -29,9 +29,26 @@ The straight-through estimator of the first term is the gradient of f - q at D,
 :math:`u_l - (H (D - p))_l`. It has no bias and no noise where f is quadratic with the Hessian
 matrix H: then it does not depend on D.
 
-H is learned. Where f is quadratic, :math:`u = b + H (D - p)` with b independent of D, so that
-:math:`E[(D - p) u^\top] = \operatorname{Cov}(D) H`. Each backward pass moves H by a part of what
-this least-squares equation asks of the rest, :math:`r = u - H (D - p)`.
+H is learned. Where f is quadratic, :math:`u = b + H^* (D - p)` with b independent of D. Let C be
+the covariance of D, and :math:`d_i = D_i - p_i` the deviation of example i. The rest
+:math:`r_i = u_i - H d_i` has the mean b over draws, which is estimated by that over earlier
+batches, :math:`\bar r`. A batch of N examples moves H by a step of least squares,
+
+.. math::
+    H \leftarrow H + \text{step} \cdot \operatorname{sym} M, \qquad
+    M = \sum_i \frac{C^{-1} d_i \, (r_i - \bar r)^\top}{N + h_i}, \qquad
+    h_i = \langle d_i, C^{-1} d_i \rangle.
+
+The leverage :math:`h_i` is about the number of categories less the number of variables. Without
+it a batch that is small beside it would move H too far. With it a single example shortens the error
+:math:`E = H^* - H` at every step up to 2. With
+:math:`\lVert X \rVert^2 = \operatorname{tr} (X C X^\top C)`, for which sym is a projection, and
+:math:`r - \bar r = E d`,
+
+.. math::
+    \lVert E - \text{step} \operatorname{sym} M \rVert^2 \le \lVert E \rVert^2
+        - \text{step} \Bigl( 2 - \text{step} \, \frac{h}{1 + h} \Bigr)
+          \frac{\langle d, E C E d \rangle}{1 + h}.
 """
 
 import math
@@ -50,6 +67,9 @@ from pyro_gumbel.links import Interval, Link
 from pyro_gumbel.tensors.subclass import uncompiled
 
 __all__ = ["LearnedCurvature"]
+
+FARTHEST = 4.0  # times the usual size of what is left to explain, for one batch
+_LEAST = torch.float32
 
 
 class LearnedCurvature(nn.Module):
@@ -74,20 +94,31 @@ class LearnedCurvature(nn.Module):
     Each backward pass in training mode moves H, by least squares over the batch,
 
     .. math::
-        H \leftarrow H + \text{step} \cdot \operatorname{sym} \bigl(
-            (\operatorname{Cov} D + \text{ridge} / K)^{-1} \, E [(D - p) (r - \bar r)^\top] \bigr),
-        \qquad r = u - H (D - p),
+        H \leftarrow H + \text{step} \cdot \operatorname{sym} \sum_i
+            \frac{(\operatorname{Cov} D + \text{ridge} / K)^{-1} d_i \, (r_i - \bar r)^\top}
+                 {N + h_i},
+        \qquad d_i = D_i - p_i, \quad r_i = u_i - H d_i,
 
-    with :math:`\bar r` the mean of r over earlier batches. It does so after the gradient has been
-    computed, so that H does not depend on the draws that it serves. In evaluation mode, after
-    ``.eval()``, H stays as it is. It is a part of ``state_dict``. A backward pass with a gradient
-    that is infinite or NaN does not move it.
+    over the N examples of a batch, with :math:`\bar r` the mean of r over earlier batches and
+    :math:`h_i` the leverage of an example, which keeps H stable in small batches. It does so after
+    the gradient has been computed, so that H does not depend on the draws that it serves. (A second
+    backward pass through the same draw has an H that does.) In evaluation mode, after ``.eval()``,
+    H stays as it is. A gradient that is infinite or NaN does not move it, and one that is far
+    larger than those before only as much as one of four times their size.
 
-    The loss should be a sum over examples that share one curvature, as in a minibatch of an
-    autoencoder. H adapts to a changed scale of the loss within about 1 / step batches. Use one
-    object for each site. It suits Bernoulli variables, with :math:`p_l = \operatorname{sigmoid}
-    (x_l)` and K = 1 above, and one-hot vectors. The rows of a ranking are not independent: it is
-    not for these.
+    The loss should be a sum or a mean over examples that share one curvature, as in a minibatch of
+    an autoencoder. It does not know which examples a mask leaves out of the loss, or which are
+    observed: their curvature is 0, and the gradient that they are passed is not. So give it none of
+    these. With few examples in a batch beside the entries of `shape`, H is learned slowly:
+    `LearnedCurvature((K,))`, or `LearnedCurvature(())` for bits, then learns one block for all
+    variables, as if each were an example. H adapts to a changed scale of the loss within some
+    hundred batches. Use one object for each site. It suits Bernoulli variables, with
+    :math:`p_l = \operatorname{sigmoid} (x_l)` and K = 1 above, and one-hot vectors. The rows of a
+    ranking are not independent: it is not for these.
+
+    What it has learned is in its buffers. Make it an attribute of the module that is saved, such as
+    the encoder. `AutoRelaxed` keeps it in its ``state_dict``. Pyro's parameter store holds no
+    buffers. It computes in float32 at least, and in float64 where the logits are.
 
     It was found in the development of this package; for its parts see Gu, Levine, Sutskever and
     Mnih, "MuProp: unbiased backpropagation for stochastic neural networks" (2016),
@@ -105,33 +136,42 @@ class LearnedCurvature(nn.Module):
 
     :param shape: the event shape of the site, (L, K) for one-hot vectors and (L,) for bits; more
         dimensions of variables may come first. (K,) or () is a single variable.
-    :param step: how much H moves in a batch, more than 0 and at most 1.
+    :param step: how far H moves towards what a batch says, more than 0 and at most 1.
     :param ridge: what is added to the variances, which are at most 1/4, a number above 0.
     :ivar curvature: H, of shape (n, n) with n the number of entries of `shape`.
     :ivar residual: the mean of r, of shape (n,).
+    :ivar spread: the root of the mean square of r - residual, 0 before the first batch.
     :raises TypeError: unless `shape` holds ints, and `step` and `ridge` are numbers.
     :raises ValueError: unless they are in range; when it is called, for subsets and for draws whose
         last dimensions are not `shape`.
-    :raises NotImplementedError: when it is called under torch.func, in forward mode; and for second
-        derivatives.
+    :raises NotImplementedError: when it is called under torch.func or in forward mode.
+    :raises RuntimeError: for second derivatives, by torch.
     """
 
     takes_temperature: ClassVar[bool] = False
     curvature: Tensor
     residual: Tensor
+    spread: Tensor
 
-    def __init__(self, shape: Sequence[int], *, step: float = 0.1, ridge: float = 0.01) -> None:
+    def __init__(self, shape: Sequence[int], *, step: float = 0.5, ridge: float = 0.01) -> None:
         super().__init__()
         self.shape = read_shape("LearnedCurvature", "shape", shape)
+        if 0 in self.shape:
+            raise ValueError(
+                "LearnedCurvature: `shape` must be of 1 or more in each dimension, got "
+                f"{tuple(self.shape)}; write LearnedCurvature((16, 8)) for 16 variables of 8 "
+                "categories"
+            )
         self.step = read_number("LearnedCurvature", "step", step)
         self.ridge = read_number("LearnedCurvature", "ridge", ridge)
         if self.step > 1:
             raise ValueError(
-                f"LearnedCurvature: `step` must be at most 1, got {step}; write step=0.1"
+                f"LearnedCurvature: `step` must be at most 1, got {step}; write step=0.5"
             )
         size = math.prod(self.shape)
         self.register_buffer("curvature", torch.zeros(size, size))
         self.register_buffer("residual", torch.zeros(size))
+        self.register_buffer("spread", torch.zeros(()))
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -144,18 +184,20 @@ class LearnedCurvature(nn.Module):
         """The surrogate of a draw, see `pyro_gumbel.estimators`."""
         require_one_hot("LearnedCurvature", link)
         rank = len(self.shape)
+        is_bit = isinstance(link, Interval)
         if hard.shape[hard.dim() - rank :] != self.shape or hard.dim() < rank:
+            event = tuple(hard.shape[-1:] if is_bit else hard.shape[-2:])
             raise ValueError(
                 f"LearnedCurvature: `shape` must be the last dimensions of a draw, whose shape is "
-                f"{tuple(hard.shape)}, got {tuple(self.shape)}; write "
-                f"LearnedCurvature({tuple(hard.shape[-2:])}) if the last two are of one example"
+                f"{tuple(hard.shape)}, without those of the examples, got {tuple(self.shape)}; "
+                f"write LearnedCurvature({event}) for an example with this event shape"
             )
         if in_transform():
             raise NotImplementedError(
                 "LearnedCurvature: learns in the backward pass, so that torch.func and forward "
                 'mode cannot take it apart; write estimator="second_order" there'
             )
-        surrogate: Tensor = _Surrogate.apply(logits, hard, self, isinstance(link, Interval))
+        surrogate: Tensor = _Surrogate.apply(logits, hard, self, is_bit)
         return surrogate
 
     @torch.no_grad()
@@ -166,36 +208,52 @@ class LearnedCurvature(nn.Module):
         :param k: the number K of entries of one variable.
         """
         deviation = hard - p
-        r = torch.addmm(grad, deviation, self.curvature, alpha=-1)
-        blocks = self._blocks(k)
+        curvature = self.curvature.to(grad.dtype)
+        r = torch.addmm(grad, deviation, curvature, alpha=-1)
+        blocks = _blocks_of(curvature, k)
         p_by_variable = p.unflatten(-1, (-1, 1, k))
         slope = (p_by_variable @ blocks).flatten(-3)
         found = r + blocks.diagonal(dim1=-2, dim2=-1).flatten() / 2 - slope
-        if self.training:
-            self._learn(deviation, r, p_by_variable, k)
+        if self.training and len(r):
+            self._learn(deviation, r, p_by_variable.squeeze(-2))
         return found
 
-    def _blocks(self, k: int) -> Tensor:
-        """The blocks of H on its diagonal, of shape (variables, K, K)."""
-        by_variable = self.curvature.unflatten(0, (-1, k)).unflatten(-1, (-1, k))
-        return by_variable.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    def _learn(self, deviation: Tensor, r: Tensor, p: Tensor) -> None:
+        """Move H, and the means, by one batch. No number is read, which would wait for a GPU.
 
-    def _learn(self, deviation: Tensor, r: Tensor, p: Tensor, k: int) -> None:
-        """Move H, and the mean of r, by one batch."""
-        n = len(r)
-        p = p.squeeze(-2)  # (examples, variables, K)
-        second = torch.einsum("nli,nlj->lij", p, p) / n
-        covariance = torch.diag_embed(p.mean(0)) - second
-        joint = deviation.T @ (r - self.residual) / n
+        :param p: of shape (examples, variables, K).
+        """
+        rest = r - self.residual
+        scaled = self._over_covariance(deviation, p)
+        leverage = (scaled * deviation).sum(-1, keepdim=True)
+        weighted = rest / (len(rest) + leverage)
+        size = rest.square().sum(-1).mean().sqrt()
+        spread = torch.where(self.spread > 0, self.spread, size)
+        share = (FARTHEST * spread / size).clamp(max=1.0).nan_to_num(1.0)  # of 0 / 0
+        change = self.step * share * (scaled.T @ weighted)
+        moves = (  # of the buffers, in their order
+            (change + change.T) / 2,
+            self.step * share * weighted.sum(0),
+            spread.lerp(share * size, self.step) - self.spread,
+        )
+        is_known = torch.stack([each.sum().isfinite() for each in moves]).all()
+        for buffer, move in zip(self.buffers(), moves, strict=True):
+            buffer += torch.where(is_known, move, 0.0)
+
+    def _over_covariance(self, deviation: Tensor, p: Tensor) -> Tensor:
+        """(C + ridge / K)^-1 d of each example, with C the mean covariance of its variables."""
+        k = p.shape[-1]
+        covariance = torch.diag_embed(p.mean(0)) - torch.einsum("nli,nlj->lij", p, p) / len(p)
         ridge = self.ridge / k * torch.eye(k, dtype=p.dtype, device=p.device)
         factor, _ = torch.linalg.cholesky_ex(covariance + ridge)
-        change = torch.cholesky_solve(joint.unflatten(0, (-1, k)), factor).flatten(0, 1)
-        change = self.step / 2 * (change + change.T)
-        mean = self.step * (r.mean(0) - self.residual)
-        # Without a look at the numbers, which would wait for a GPU.
-        is_finite = change.sum().isfinite() & mean.sum().isfinite()
-        self.curvature += torch.where(is_finite, change, 0.0)
-        self.residual += torch.where(is_finite, mean, 0.0)
+        by_variable = deviation.unflatten(-1, (-1, k)).permute(1, 2, 0)
+        return torch.cholesky_solve(by_variable, factor).permute(2, 0, 1).flatten(1)
+
+
+def _blocks_of(curvature: Tensor, k: int) -> Tensor:
+    """The blocks of H on its diagonal, of shape (variables, K, K)."""
+    by_variable = curvature.unflatten(0, (-1, k)).unflatten(-1, (-1, k))
+    return by_variable.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 class _Surrogate(Function):
@@ -215,7 +273,8 @@ class _Surrogate(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, hard = ctx.saved_tensors
         module: LearnedCurvature = ctx.module
-        n, dtype = len(module.residual), module.curvature.dtype
+        n = len(module.residual)
+        dtype = torch.promote_types(p.dtype, torch.promote_types(module.curvature.dtype, _LEAST))
         u, probs, draw = (t.to(dtype).reshape(-1, n) for t in (grad, p, hard))
         with torch.autocast(p.device.type, enabled=False):
             w = module.pull(u, probs, draw, 1 if ctx.is_bit else p.shape[-1])

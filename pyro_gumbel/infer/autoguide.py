@@ -22,7 +22,7 @@ from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.mean_field import parameter_names
 from pyro_gumbel.distributions.relaxation import require_settings
 from pyro_gumbel.distributions.wrappers import innermost
-from pyro_gumbel.estimators import Estimator, resolved
+from pyro_gumbel.estimators import Estimator, LearnedCurvature, resolved
 from pyro_gumbel.infer.guide_site import (
     GuideSite,
     brief_settings,
@@ -244,6 +244,8 @@ class AutoRelaxed(AutoGuide):
         self._choice.check(stacklevel=4)
         masked = [site for run in runs for site in run.values() if site.masks]
         self._is_masked = bool(masked)
+        if isinstance(self.estimator, LearnedCurvature):
+            _require_one_whole_site(list(first), self._is_masked)
         self._needs_model = any(site.is_subsampled for site in masked)
         if self._is_masked:
             require_known(self._runs(RUNS, args, kwargs, OneSubsample()))
@@ -421,6 +423,22 @@ class AutoRelaxed(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return {name: quantiles_of(innermost(self.distribution(name)), q) for name in self._sites}
+
+
+def _require_one_whole_site(names: list[str], is_masked: bool) -> None:
+    """Raise unless a `LearnedCurvature` suits: one site, with all its examples in the loss."""
+    if len(names) > 1:
+        raise ValueError(
+            f"AutoRelaxed: `estimator` must be for all sites, {names}, got LearnedCurvature, which "
+            f"learns the curvature of one; write AutoRelaxed(model, sites={names[:1]}, "
+            "estimator=...) for each, in an AutoGuideList"
+        )
+    if is_masked or names[0].endswith("_unobserved"):
+        raise ValueError(
+            "AutoRelaxed: `estimator` must be for examples that may not be in the loss, as the "
+            f'site "{names[0]}" is masked or partly observed, got LearnedCurvature, which takes '
+            "all to have the same curvature; leave out `estimator` for second_order"
+        )
 
 
 def _names_in(runs: list[dict[str, GuideSite]]) -> list[str]:

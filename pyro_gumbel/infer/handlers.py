@@ -176,9 +176,9 @@ def relaxed(
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.
-    :raises ValueError: for settings that do not fit together, as in `relax`; at a site without third
-        order, if that is the estimator; and at the end of the first complete run, for a name in
-        `sites` that the model does not have.
+    :raises ValueError: for settings that do not fit together, as in `relax`; at a site without
+        third order, if that is the estimator; and at the end of the first complete run, for a name
+        in `sites` that the model does not have.
     """
     _require_model(model)
     settings: dict[str, Any] = {"hard": hard, "estimator": estimator, "sites": sites}
