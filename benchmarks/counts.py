@@ -30,22 +30,8 @@ The w of least E w^2 is a polynomial of degree m - 1. With the powers v(D) = (1,
 G = E[v v^T] and the right sides b it is w = v^T G^-1 b. m = 2 is the second order: the largest
 difference is printed.
 
-Third order is m = 3. It needs the mean mu, the variance V and the third and fourth central moments
-mu3 and mu4 only. With r = D - mu, the polynomial q = r^2 - (mu3/V) r - V is orthogonal to 1 and r,
-and E q^2 = mu4 - V^2 - mu3^2/V. The losses r^3/3, r^2/2 and r, with mu held constant in them, have
-the derivatives mu3'/3 + V mu', V'/2 and mu' of their means. So
-
-    w = mu' + V'/(2 V) r + (mu3'/3 - mu3 V'/(2 V)) q / E q^2.
-
-If V = mu + a mu^2 (a = 0 for Poisson, -1/n for binomial, 1/r for negative binomial counts, 1 for
-geometric ones), then mu3 = V (1 + 2 a mu), mu4 = 3 V^2 + V ((1 + 2 a mu)^2 + 2 a V), and
-
-    w = mu' + V'/(2 V) r - e mu',    e = (D (D - 1)/(1 + a) - 2 mu D + mu^2) / (12 V^2),
-
-without e for a single trial. For Poisson counts E[D g(D)] = mu E[g(D+1)]. So E[w f'(D)] is
-E[5 f'(D) + 8 f'(D+1) - f'(D+2)] / 12 by the third order, and E[f'(D) + f'(D+1)] / 2 by the second:
-the Adams-Moulton rules for the exact E[f(D+1) - f(D)]. For small rates the variance of w
-grows as 1/(4 mu) by the second order, and as 1/(72 mu^2) by the third.
+Third order is m = 3: `relax(count, estimator="third_order")`, which `pyro_gumbel.ops.third_order`
+derives.
 
 A truncated categorical with ReinMax at temperature 1: the value is the sum of k D_k over a one-hot
 vector D of the values 0 to K, with P(D > K) below 1e-6.
@@ -69,9 +55,10 @@ from pyro_gumbel import (
     GeometricStraightThrough,
     NegativeBinomialStraightThrough,
     PoissonStraightThrough,
+    relax,
 )
-from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.second_order import surrogate_of_number
+from pyro_gumbel.ops.third_order import curvature_weight
 
 TAIL = 1e-6  # probability beyond the truncation
 VALUES = torch.arange(200, dtype=torch.float64)  # beyond them less than 1e-15
@@ -106,27 +93,6 @@ FAMILIES = {
 }
 
 
-# Surrogates of the third order.
-
-
-def third_order_by_moments(value: Tensor, moments: tuple[Tensor, ...]) -> Tensor:
-    """The surrogate of any number, from mean, variance, third and fourth central moments."""
-    mean, variance, third, _ = moments
-    mu, V, mu3, mu4 = (moment.detach() for moment in moments)
-    r = value - mu
-    q = r.square() - mu3 / V * r - V
-    slope = q / (mu4 - V.square() - mu3.square() / V)
-    added = slope * (third / 3 - mu3 / (2 * V) * variance)
-    return surrogate_of_number(value, mean, variance) + added
-
-
-def third_order(value: Tensor, mean: Tensor, variance: Tensor, a: float) -> Tensor:
-    """The surrogate of a number whose variance is mean + a mean^2, a > -1."""
-    mu, V = mean.detach(), variance.detach()
-    e = value * (value - 1) / (1 + a) - 2 * mu * value + mu.square()
-    return surrogate_of_number(value, mean, variance) - e / (12 * V.square()) * mean
-
-
 # Weights of the values, and estimates: exact sums.
 
 
@@ -150,24 +116,9 @@ def second_order_weights(family: Family) -> Tensor:
 
 def third_order_weights(family: Family) -> Tensor:
     def surrogate(x: Tensor) -> Tensor:
-        count = family.of(x)
-        return third_order(VALUES, count.mean, count.variance, family.curvature)
-
-    return jacobian(surrogate, parameter(family))
-
-
-def central_moments(family: Family, x: Tensor) -> tuple[Tensor, ...]:
-    """Mean, variance, third and fourth central moments: sums over the values."""
-    p = pmf(family, x)
-    mean = (p * VALUES).sum()
-    return mean, *((p * (VALUES - mean) ** power).sum() for power in (2, 3, 4))
-
-
-def moment_weights(family: Family) -> Tensor:
-    """w of the third order from central moments."""
-
-    def surrogate(x: Tensor) -> Tensor:
-        return third_order_by_moments(VALUES, central_moments(family, x))
+        count, share = family.of(x), 1 / (1 + family.curvature)
+        e = curvature_weight(VALUES, count.mean, count.variance, share)
+        return surrogate_of_number(VALUES, count.mean, count.variance) - e * count.mean
 
     return jacobian(surrogate, parameter(family))
 
@@ -271,7 +222,6 @@ def differences(family: Family) -> dict[str, float]:
     pairs = {
         "second order and Fini-2": (second_order_weights(family), polynomial_weights(family, 2)),
         "third order and Fini-3": (third_order_weights(family), polynomial_weights(family, 3)),
-        "third order by moments": (moment_weights(family), polynomial_weights(family, 3)),
     }
     return {name: (a - b)[likely].abs().max().item() for name, (a, b) in pairs.items()}
 
@@ -348,9 +298,8 @@ def truncated_sample(count: Any, largest: int) -> Tensor:
     return one_hot @ values
 
 
-def third_order_sample(count: Any, curvature: float) -> Tensor:
-    value = count.sample()
-    return straight_through_of(value, third_order(value, count.mean, count.variance, curvature))
+def third_order_sample(count: Any) -> Tensor:
+    return relax(count, estimator="third_order").rsample()
 
 
 def calls(family: Family, size: int) -> dict[str, Callable[[], object]]:
@@ -371,9 +320,7 @@ def calls(family: Family, size: int) -> dict[str, Callable[[], object]]:
 
     return {
         "second order": differentiated(lambda count: f(count.rsample()).sum()),
-        "third order (Fini-3)": differentiated(
-            lambda count: f(third_order_sample(count, family.curvature)).sum()
-        ),
+        "third order (Fini-3)": differentiated(lambda count: f(third_order_sample(count)).sum()),
         "truncated, ReinMax": differentiated(
             lambda count: f(truncated_sample(count, largest)).sum()
         ),

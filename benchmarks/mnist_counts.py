@@ -34,7 +34,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from counts import third_order_sample, truncated_sample
-from mnist_vae import BATCH, mlp, read_images
+from mnist_vae import mlp, read_images
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -44,8 +44,9 @@ from turns import environment_parser, write
 from pyro_gumbel import BinomialStraightThrough, PoissonStraightThrough
 
 ESTIMATORS = ("second_order", "third_order", "truncated")
+FAMILIES = ("poisson", "binomial")
+BATCH = 100  # images a step
 TRIALS = 8
-CURVATURES = {"poisson": 0.0, "binomial": -1 / TRIALS}
 
 
 class VAE(nn.Module):
@@ -56,8 +57,8 @@ class VAE(nn.Module):
         self.family, self.estimator = options.family, estimator
         self.largest = TRIALS if self.family == "binomial" else options.largest
         self.prior = nn.Parameter(torch.zeros(options.latents))
-        self.encoder = mlp(784, 512, 256, options.latents)
-        self.decoder = mlp(options.latents, 256, 512, 784)
+        self.encoder = mlp(784, 512, 256, options.latents, slope=0.0)
+        self.decoder = mlp(options.latents, 256, 512, 784, slope=0.0)
 
     def forward(self, images: Tensor) -> Tensor:
         """-ELBO, the sum over the images."""
@@ -79,7 +80,7 @@ class VAE(nn.Module):
 
     def sample(self, q: Any) -> Tensor:
         if self.estimator == "third_order":
-            return third_order_sample(q, CURVATURES[self.family])
+            return third_order_sample(q)
         if self.estimator == "truncated" and self.training:
             return truncated_sample(q, self.largest)
         return q.rsample()
@@ -157,7 +158,7 @@ def main() -> None:
     parser = environment_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="an .npz file with uint8 x_train and x_test")
-    add("--family", choices=CURVATURES, default="poisson")
+    add("--family", choices=FAMILIES, default="poisson")
     add("--latents", type=int, default=128, help="d, the number of latent variables")
     add("--largest", type=int, default=15, help="K of the truncated Poisson (default: 15)")
     add("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
@@ -167,7 +168,7 @@ def main() -> None:
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images, held_out = read_images(options.data)
+    images, held_out = read_images(options.data, "cpu")
     contestants = {name: Contestant(options, name) for name in options.estimators}
     try:
         for _ in train(contestants, images, options):

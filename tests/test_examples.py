@@ -976,10 +976,7 @@ def test_draws_of_counts_have_these_weights(counts):
         count = family.of(x)
         for value, weights in (
             (count.rsample(), counts.second_order_weights(family)),
-            (
-                counts.third_order_sample(count, family.curvature),
-                counts.third_order_weights(family),
-            ),
+            (counts.third_order_sample(count), counts.third_order_weights(family)),
         ):
             (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
             torch.testing.assert_close(gradient, weights[value.long()])

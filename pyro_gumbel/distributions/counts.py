@@ -11,7 +11,8 @@ backward pass it has the gradient of the second-order surrogate, which is derive
     s = \mu + c \, V, \qquad c = \frac{D - \mu}{2 V} \text{ held constant,}
 
 with D the sample, :math:`\mu` the mean and V the variance. It is unbiased for every loss that is
-quadratic in D.
+quadratic in D. Some named classes also have a surrogate of third order, which is derived in
+`pyro_gumbel.ops.third_order`; `relax(count, estimator="third_order")` asks for it.
 
 There are named classes for the common distributions. They are evaluated in float32 at least, and
 are finite wherever the distribution is defined: rates and probabilities of 0, probabilities of 1,
@@ -35,7 +36,14 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost
-from pyro_gumbel.estimators import Estimator, named, straight_through_of
+from pyro_gumbel.estimators import (
+    Estimator,
+    name_of,
+    named,
+    second_order,
+    straight_through_of,
+    third_order,
+)
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -127,9 +135,13 @@ class NamedCount(CountStraightThrough):
 
     :ivar plain_passes_gradient: whether `log_prob` of Pyro's class passes all of its gradient to
         the value, unless it is sparse.
+    :ivar has_third_order: whether there is a gradient of third order.
+    :ivar estimator: `second_order` or `third_order`, of `pyro_gumbel.estimators`.
     """
 
     plain_passes_gradient: ClassVar[bool] = True
+    has_third_order: ClassVar[bool] = False
+    estimator: Any = staticmethod(second_order)
 
     cdf: Any = absent(
         "has no formula here",
@@ -138,6 +150,26 @@ class NamedCount(CountStraightThrough):
     icdf: Any = absent(
         "has no formula here", "write d.sample((1000,)).quantile(q, 0) for quantiles of samples"
     )
+
+    def with_estimator(self, estimator: Estimator) -> Any:
+        """A copy with another estimator."""
+        new = copied(self, type(self))
+        new.estimator = estimator
+        return new
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution over a larger batch."""
+        new = super().expand(batch_shape, _instance)
+        if self.estimator is not second_order:
+            new.estimator = self.estimator
+        return new
+
+    def __repr__(self) -> str:
+        """That of Pyro's class, with an estimator other than the default."""
+        text = super().__repr__()
+        if self.estimator is second_order:
+            return text
+        return text.replace("(", f"(estimator: {name_of(self.estimator)}, ", 1)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
@@ -165,6 +197,14 @@ class NamedCount(CountStraightThrough):
         with torch.no_grad():
             value = self._drawn(sample_shape)
         return self._attached(value)
+
+    def _surrogate(self, value: Tensor) -> Tensor:
+        surrogate = super()._surrogate(value)
+        return surrogate + self._third_order(value) if self.estimator is third_order else surrogate
+
+    def _third_order(self, value: Tensor) -> Tensor:
+        """What third order adds to the surrogate."""
+        raise NotImplementedError
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         """A sample: the one of Pyro's class from the same seed."""
@@ -249,8 +289,26 @@ def register_log_prob(of_pyro: Any, differentiable: Callable[[Any, Tensor], Tens
 
 
 @register_default
-def _of_discrete(distribution: Any, hard: bool) -> Any:
+def _of_discrete(distribution: Any, hard: bool, estimator: str | Estimator | None) -> Any:
     """What `relax` makes of a discrete distribution whose class is not registered there."""
+    return _of_order(_as_count(distribution, hard), estimator)
+
+
+def _of_order(count: Any, estimator: str | Estimator | None) -> Any:
+    """The count; with third order if the estimator says so. Others do not apply to counts."""
+    if estimator is None or named(estimator) is not third_order:
+        return count
+    if not getattr(count, "has_third_order", False):
+        raise ValueError(
+            "relax: `distribution` must be a Poisson, Binomial, NegativeBinomial, Geometric, "
+            f"BetaBinomial or GammaPoisson for estimator=third_order, got a {type(count).__name__};"
+            ' write estimator="second_order"'
+        )
+    return count.with_estimator(third_order)
+
+
+def _as_count(distribution: Any, hard: bool) -> Any:
+    """The count that a discrete distribution becomes."""
     cls: Any = type(distribution)
     if not hard:
         raise TypeError(
@@ -287,9 +345,7 @@ def _unchanged_count(
     hard: bool = True,
     estimator: str | Estimator | None = None,
 ) -> Any:
-    if estimator is not None:
-        named(estimator)  # raises for an unknown one
-    return distribution
+    return _of_order(distribution, estimator)
 
 
 def as_named(distribution: Any, cls: type[NamedCount]) -> Any:

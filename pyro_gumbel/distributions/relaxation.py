@@ -47,7 +47,8 @@ LEFT_OUT = (
 )
 
 _discrete_classes: list[str] = []  # that have been registered, for errors
-_defaults: list[Callable[[Any, bool], Any]] = []  # for discrete classes that have not been
+_Default = Callable[[Any, bool, str | Estimator | None], Any]
+_defaults: list[_Default] = []  # for discrete classes that have not been
 
 
 @functools.singledispatch
@@ -75,12 +76,15 @@ def relax(
     ==================== ================================ =======================
 
     An `OrderedLogistic` is a `Categorical`. Counts are all other discrete distributions with a mean
-    and a variance, of torch, Pyro or your own. Their one estimator is second order: they take no
-    notice of `temperature` and `estimator`.
+    and a variance, of torch, Pyro or your own. They have second order, and take no notice of
+    `temperature` and of estimators for other distributions. A Poisson, Binomial, NegativeBinomial,
+    Geometric, BetaBinomial or GammaPoisson also has `estimator="third_order"`, which is unbiased
+    for cubic losses too.
 
     Distributions wrapped by `Independent`, `mask` or `expand` keep their wrappers. A distribution
-    given by `probs` is relaxed with `probs`. One that is relaxed already is returned as it is. For
-    a class of your own, register a function of the same arguments::
+    given by `probs` is relaxed with `probs`. One that is relaxed already is returned as it is, but
+    that a count of second order is given third order if the estimator says so. For a class of your
+    own, register a function of the same arguments::
 
         @relax.register(MyDistribution)
         def _(distribution, temperature=None, *, hard=True, estimator=None):
@@ -89,6 +93,8 @@ def relax(
 
     >>> relax(pyro.distributions.Bernoulli(probs=torch.tensor(0.3)))
     BernoulliStraightThrough(estimator: second_order, probs: (), batch_shape: (), event_shape: ())
+    >>> relax(pyro.distributions.Poisson(3.0), estimator="third_order")
+    PoissonStraightThrough(estimator: third_order, rate: 3.0)
 
     :param distribution: a discrete distribution.
     :param temperature: tau > 0; a number, a tensor that broadcasts to the batch shape of
@@ -101,12 +107,11 @@ def relax(
         `gumbel_softmax` with a temperature and second order without.
     :raises TypeError: for a distribution that is continuous, or has no mean or variance; for
         `hard=False` and a `Categorical` or a count, whose values cannot be relaxed.
-    :raises ValueError: for a wrong temperature or estimator.
+    :raises ValueError: for a wrong temperature or estimator; for third order and any distribution
+        but the six counts that have it.
     """
     if _defaults and is_discrete(distribution):
-        if estimator is not None:
-            named(estimator)  # raises for an unknown one
-        return _defaults[-1](distribution, hard)
+        return _defaults[-1](distribution, hard, estimator)
     raise _not_relaxable(distribution)
 
 
@@ -134,10 +139,10 @@ def _without_relaxed(distribution: Any, family: Family) -> TypeError:
     )
 
 
-def register_default(function: Callable[[Any, bool], Any]) -> Callable[[Any, bool], Any]:
+def register_default(function: _Default) -> _Default:
     """Teach `relax` what to make of a discrete distribution whose class is not registered.
 
-    :param function: of the distribution and `hard`.
+    :param function: of the distribution, `hard` and `estimator`.
     """
     _defaults.append(function)
     return function

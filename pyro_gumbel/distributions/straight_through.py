@@ -25,7 +25,7 @@ from pyro_gumbel.estimators import (
     gumbel_softmax,
     name_of,
     require_suited,
-    resolved,
+    resolved_for_family,
     second_order,
     straight_through_of,
     warn_of_temperature,
@@ -97,7 +97,7 @@ class FamilyStraightThrough(FamilyDistribution):
     ) -> None:
         self.estimator: Estimator = gumbel_softmax
         if estimator is not None or temperature is None:
-            self.estimator = resolved(type(self).__name__, temperature, estimator)
+            self.estimator = resolved_for_family(type(self).__name__, temperature, estimator)
         self._set_up(probs, logits, temperature=temperature, validate_args=validate_args)
         self._warn_of(temperature)
 
@@ -111,7 +111,7 @@ class FamilyStraightThrough(FamilyDistribution):
         estimator: str | Estimator | None,
         rows: int | None = None,
     ) -> None:
-        self.estimator = resolved(type(self).__name__, temperature, estimator)
+        self.estimator = resolved_for_family(type(self).__name__, temperature, estimator)
         self._set_up(
             probs,
             logits,

@@ -44,6 +44,7 @@ from pyro_gumbel.distributions.mean_field import (
     TrialsMeanField,
     register_mean_field,
 )
+from pyro_gumbel.estimators import second_order
 from pyro_gumbel.ops.autograd import zero_with_gradient
 from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log, log_rising
 from pyro_gumbel.ops.mixing import (
@@ -53,6 +54,7 @@ from pyro_gumbel.ops.mixing import (
     poisson_variate,
 )
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
+from pyro_gumbel.ops.third_order import curvature_weight, finite_or_zero
 
 __all__ = [
     "BetaBinomialStraightThrough",
@@ -94,7 +96,8 @@ class BinomialStraightThrough(TrialCount, Binomial):
         c = \frac{D - n p}{2 n p (1 - p)} \text{ held constant.}
 
     It is unbiased for every loss that is quadratic in D. These are the second-order weights of He
-    and Wu (2026).
+    and Wu (2026). ``relax(d, estimator="third_order")`` is d with the third-order weights: it is
+    unbiased for cubic losses too. A single trial has no such weights, and keeps second order.
 
     Probabilities of 0 and 1, infinite logits and no trials are allowed. `log_prob` is
     differentiable in the value. That of Pyro's `Binomial` passes only a part of its gradient to the
@@ -114,7 +117,16 @@ class BinomialStraightThrough(TrialCount, Binomial):
         value.
     """
 
+    has_third_order = True
     plain_passes_gradient = False
+
+    def _third_order(self, value: Tensor) -> Tensor:
+        n, p = self.total_count.detach(), self.probs.detach()
+        is_likely = p > 0.5  # of failures then, whose mean is exact near p = 1; e is the same
+        rarer = torch.where(is_likely, n - value, value)
+        mean = n * torch.where(is_likely, 1 - p, p)
+        e = curvature_weight(rarer, mean, self.variance, n / (n - 1).clamp(min=1))
+        return -torch.where(n > 1, e, 0.0) * self.mean
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         if in_eager_mode():
@@ -163,6 +175,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     every loss that is quadratic in D, and for others it has less bias than the second-order weights
     of He and Wu (2026) for the whole distribution. Those are used where :math:`\alpha` or
     :math:`\beta` is below 0.02, since torch's gradient of a beta variate is wrong there.
+    ``relax(d, estimator="third_order")`` is d with the third order of the binomial count: elsewhere
+    it is unbiased for cubic losses too, for 2 trials or more.
 
     `log_prob` is differentiable in the value. That of Pyro's `BetaBinomial` passes only a part of
     its gradient to the value, so that a model with such a prior must be relaxed too.
@@ -180,6 +194,7 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     :raises ValueError: for a wrong value, with validation.
     """
 
+    has_third_order = True
     plain_passes_gradient = False
 
     entropy: Any = absent(*NO_ENTROPY)
@@ -196,8 +211,9 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
         both = torch.stack([self.concentration1, self.concentration0], -1)
         probs = dirichlet_variate(both, sample_shape)[..., 0]
         binomial = BinomialStraightThrough(self.total_count, probs, validate_args=False)
-        sample = binomial._differentiable(torch.Size())
-        return torch.where(is_without_gradient(both), self._attached(sample.detach()), sample)
+        sample = binomial.with_estimator(self.estimator)._differentiable(torch.Size())
+        whole = self.with_estimator(second_order)._attached(sample.detach())
+        return torch.where(is_without_gradient(both), whole, sample)
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         return self._differentiable(sample_shape)
@@ -226,7 +242,8 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
         \qquad c = \frac{D - \mu}{2 V} \text{ held constant.}
 
     It is unbiased for every loss that is quadratic in D. These are the second-order weights of He
-    and Wu (2026).
+    and Wu (2026). ``relax(d, estimator="third_order")`` is d with the third-order weights: it is
+    unbiased for cubic losses too, in the derivatives of both parameters.
 
     A `total_count` of 0 and probabilities of 0 are allowed: then D is 0. `log_prob` is
     differentiable in the value.
@@ -246,6 +263,8 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
         value.
     """
 
+    has_third_order = True
+
     entropy: Any = absent(*NO_ENTROPY)
     enumerate_support: Any = absent(*WITHOUT_END)
 
@@ -263,6 +282,12 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
     def _odds(self) -> Tensor:
         """p / (1 - p)."""
         return self.probs / (1 - self.probs) if "probs" in vars(self) else self.logits.exp()
+
+    def _third_order(self, value: Tensor) -> Tensor:
+        r, o = self.total_count, self._odds().detach()
+        share = r.detach() / (1 + r.detach())
+        e = curvature_weight(value, self.mean, self.variance, share)
+        return -e * self.mean - finite_or_zero(e * o * o * (3 + 2 * o)) * r
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         rate = torch.exp(-self.logits)
@@ -294,7 +319,8 @@ class GeometricStraightThrough(TrialCount, Geometric):
         \qquad c = \frac{D - \mu}{2 V} \text{ held constant.}
 
     It is unbiased for every loss that is quadratic in D. These are the second-order weights of He
-    and Wu (2026).
+    and Wu (2026). ``relax(d, estimator="third_order")`` is d with the third-order weights: it is
+    unbiased for cubic losses too.
 
     A probability of 1 is allowed: then D is 0. `log_prob` is differentiable in the value.
 
@@ -310,6 +336,8 @@ class GeometricStraightThrough(TrialCount, Geometric):
     :raises ValueError: for both or neither of `probs` and `logits`; with validation, for a wrong
         value.
     """
+
+    has_third_order = True
 
     enumerate_support: Any = absent(*WITHOUT_END)
 
@@ -328,6 +356,9 @@ class GeometricStraightThrough(TrialCount, Geometric):
         wide = in_float32(self)
         log_p, log_q = map(finite_log, wide._log_probs())
         return -log_p - wide.mean * log_q
+
+    def _third_order(self, value: Tensor) -> Tensor:
+        return -curvature_weight(value, self.mean, self.variance, 0.5) * self.mean
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         probs = self.probs

@@ -44,7 +44,7 @@ where :math:`J(p)` is the Jacobian matrix of the softmax. For Bernoulli variable
 `second_order`, `mve` and `reinmax_rao` are for straight-through distributions without a
 temperature. They take no notice of the argument `temperature`; the last two have a parameter tau of
 their own. Your own estimator is one of these if it has an attribute `takes_temperature` that is
-False.
+False. `third_order` is for counts alone, whose surrogates are made of their moments.
 
 Where a surrogate is infinite or NaN the sample keeps its value, and no gradient passes. With
 validation on that is an error, unless the logit is infinite.
@@ -56,6 +56,7 @@ from pyro_gumbel.estimators.choice import (
     named,
     require_suited,
     resolved,
+    resolved_for_family,
     straight_through_of,
     suited,
     takes_temperature,
@@ -73,6 +74,7 @@ from pyro_gumbel.estimators.functions import (
     reinmax_rao,
     second_order,
     straight_through,
+    third_order,
 )
 
 __all__ = [
@@ -90,10 +92,12 @@ __all__ = [
     "reinmax_rao",
     "require_suited",
     "resolved",
+    "resolved_for_family",
     "second_order",
     "straight_through",
     "straight_through_of",
     "suited",
     "takes_temperature",
+    "third_order",
     "warn_of_temperature",
 ]

@@ -20,6 +20,7 @@ from pyro_gumbel.estimators.functions import (
     reinmax_rao,
     second_order,
     straight_through,
+    third_order,
 )
 from pyro_gumbel.links import Link
 from pyro_gumbel.ops.autograd import zero_with_gradient
@@ -30,6 +31,7 @@ __all__ = [
     "named",
     "require_suited",
     "resolved",
+    "resolved_for_family",
     "straight_through_of",
     "suited",
     "takes_temperature",
@@ -45,6 +47,7 @@ _NAMED: dict[str, Estimator] = {
     "reinmax_rao": reinmax_rao(),
     "second_order": second_order,
     "straight_through": straight_through,
+    "third_order": third_order,
 }
 _ARGUMENTS: dict[type, str] = {LearnedCurvature: "(16, 8)"}  # for 16 variables of 8 categories
 #: The names of all estimators of this package.
@@ -63,7 +66,10 @@ def _is_suited(estimator: Estimator, link: Link) -> bool:
     """Whether an estimator is defined for the samples of a link.
 
     Functions of users always are, and `second_order`, of which each class has its form.
+    `third_order` is for counts, which have no link.
     """
+    if estimator is third_order:
+        return False
     needs_one_hot = estimator is reinmax or type(estimator) in (gapped, mve, reinmax_rao)
     return is_one_hot(link) or not needs_one_hot
 
@@ -89,7 +95,9 @@ def takes_temperature(estimator: Estimator) -> bool:
 
     Functions of users are, unless they have an attribute of this name that is False.
     """
-    return estimator is not second_order and getattr(estimator, "takes_temperature", True)
+    if estimator is second_order or estimator is third_order:
+        return False
+    return getattr(estimator, "takes_temperature", True)
 
 
 def name_of(estimator: Estimator) -> str:
@@ -152,6 +160,25 @@ def resolved(owner: str, temperature: object, estimator: str | Estimator | None)
         f"{owner}: `temperature` must be None for estimator={name}, which has none, got "
         f'{type(temperature).__name__}; {remedy}, or write estimator="gumbel_softmax"'
     )
+
+
+def resolved_for_family(
+    owner: str, temperature: object, estimator: str | Estimator | None
+) -> Estimator:
+    """The same for a class that is none of counts.
+
+    :raises ValueError: as `resolved` does, and for `third_order`.
+    :raises TypeError: as `resolved` does.
+    """
+    function = resolved(owner, temperature, estimator)
+    if function is third_order:
+        raise ValueError(
+            f"{owner}: `estimator` must not be third_order, which is for counts; write "
+            'estimator="second_order", and in a model that has counts too give third_order to them '
+            'alone: relaxed(relaxed(model, estimator="third_order", sites=[...])), or '
+            'AutoRelaxed(model, estimator="third_order", sites=[...]) in an AutoGuideList'
+        )
+    return function
 
 
 def warn_of_temperature(estimator: Estimator, temperature: Tensor | float) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "require_one_hot",
     "second_order",
     "straight_through",
+    "third_order",
 ]
 
 #: The type of an estimator.
@@ -134,8 +135,8 @@ def second_order(
     https://arxiv.org/abs/2304.08612.
 
     This function suits Bernoulli variables and one-hot vectors. The classes of subsets and rankings
-    have a form of their own under the same name, `estimator="second_order"`, and counts have no
-    other estimator. These forms need the mean, the variance or the log_prob of the distribution,
+    have a form of their own under the same name, `estimator="second_order"`, and so have counts.
+    These forms need the mean, the variance or the log_prob of the distribution,
     and are derived in `pyro_gumbel.ops.second_order`.
 
     :param logits: the logits x, of the shape of the sample.
@@ -148,6 +149,44 @@ def second_order(
     require_one_hot("second_order", link)
     attach = with_bit_gradient if isinstance(link, Interval) else with_one_hot_gradient
     return attach(hard, logits)
+
+
+def third_order(
+    logits: Tensor, temperature: Tensor, perturbed: Tensor, hard: Tensor, link: Link
+) -> Tensor:
+    r"""The estimator of counts that is unbiased for cubic losses. It suits no other samples.
+
+    A count D with mean :math:`\mu`, variance :math:`V = \mu + a \mu^2` and a fixed number a passes
+    back
+
+    .. math::
+
+        \Bigl( \mu' + \frac{V'}{2 V} (D - \mu) - e \, \mu' \Bigr) u, \qquad
+        e = \frac{1}{12 V^2} \Bigl( \frac{D (D - 1)}{1 + a} - 2 \mu D + \mu^2 \Bigr),
+
+    where primes are derivatives in a parameter. Without e this is second order. Of all weights
+    w(D) u that are unbiased for cubic losses these have the least norm: He and Wu (2026), third
+    order. Ask for them by name, in `relax`, `relaxed` or `AutoRelaxed`:
+
+    >>> relax(pyro.distributions.Poisson(3.0), estimator="third_order")
+    PoissonStraightThrough(estimator: third_order, rate: 3.0)
+
+    Poisson, binomial, negative binomial and geometric counts have it, and beta-binomial and
+    gamma-Poisson ones by their binomial or Poisson count. A single trial keeps second order. The
+    formulas are derived in `pyro_gumbel.ops.third_order`. This function stands for the name, and
+    does not compute them.
+
+    :param logits: unused.
+    :param temperature: unused.
+    :param perturbed: unused.
+    :param hard: unused.
+    :param link: unused.
+    :raises ValueError: whenever it is called.
+    """
+    raise ValueError(
+        "third_order: expected a count, which has this estimator by its moments, got samples of a "
+        'link; write estimator="second_order"'
+    )
 
 
 def _times_jacobian(p: Tensor, u: Tensor, link: Link) -> Tensor:

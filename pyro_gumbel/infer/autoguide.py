@@ -129,16 +129,17 @@ class AutoRelaxed(AutoGuide):
     :param hard: whether the guide draws discrete values and has a surrogate gradient, or draws
         continuous values, which needs a temperature.
     :param estimator: of the surrogate gradient, as in `BernoulliStraightThrough`; None for
-        `gumbel_softmax` with a temperature and second order without.
+        `gumbel_softmax` with a temperature and second order without. `"third_order"` is for counts
+        alone: name them in `sites`, and give the other sites a second guide.
     :param sites: the names of the sites of the guide, marked or not, as in `relaxed`; None for all
         that are latent, discrete and not marked.
     :param create_plates: as in every `AutoGuide`.
-    :raises ValueError: for settings that do not fit together; in the first run, for a model without
-        latent discrete sites, or with marked ones only; for a name in `sites` that the model
-        does not have; for `hard=True` and a relaxed site of the model; for `hard=False` and a
-        discrete one; for a plain site of the model whose `log_prob` drops a part of the gradient;
-        for a `total_count` or lengths of rankings that differ from run to run; for a mask that does
-        so on the same data.
+    :raises ValueError: for settings that do not fit together; in the first run, for third order and
+        a site that does not have it; for a model without latent discrete sites, or with marked ones
+        only; for a name in `sites` that the model does not have; for `hard=True` and a relaxed site
+        of the model; for `hard=False` and a discrete one; for a plain site of the model whose
+        `log_prob` drops a part of the gradient; for a `total_count` or lengths of rankings that
+        differ from run to run; for a mask that does so on the same data.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
         for `hard=False` and a count or a `Categorical`.

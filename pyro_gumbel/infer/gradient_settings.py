@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_gumbel._validation import read_count, read_number, read_seed
+from pyro_gumbel.distributions.counts import NamedCount
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough, StraightThrough
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import (
@@ -22,6 +23,7 @@ from pyro_gumbel.estimators import (
     second_order,
     suited,
     takes_temperature,
+    third_order,
 )
 from pyro_gumbel.infer.exact_gradient import DRAWS
 from pyro_gumbel.infer.objective import Objective
@@ -57,11 +59,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a row of the report measures."""
+    """What a row of the report measures.
+
+    :ivar of_counts: whether all sites are counts, and have this estimator.
+    """
 
     label: str
     estimator: Estimator
     temperature: float | None
+    of_counts: bool
 
 
 def read_settings(
@@ -121,9 +127,10 @@ def read_rows(
         estimators = _names_for(sites)
     _require_list("estimators", estimators, '["reinmax"]')
     functions = list(zip(_labels(estimators), map(_as_it_is, estimators), strict=True))
-    _require_choice(sites, estimators)
+    of_counts = not any(isinstance(site, FamilyStraightThrough) for site in sites)
+    _require_choice(sites, estimators, of_counts)
     return [
-        RowSettings(label, function, tau)
+        RowSettings(label, function, tau, of_counts)
         for label, function in functions
         for tau in (taus if takes_temperature(function) else [None])
     ]
@@ -151,22 +158,34 @@ def _straight_through_sites(objective: Objective) -> list[Any]:
 
 
 def _names_for(sites: Sequence[Any]) -> list[str]:
-    """The estimators that suit all sites; counts have second order alone."""
+    """The estimators that suit all sites."""
     links = [site.link for site in sites if isinstance(site, FamilyStraightThrough)]
     others = [name for name in NAMES if all(name in suited(link) for link in links)]
     others.remove("second_order")
-    return ["second_order", *(others if links else [])]
+    if not links:
+        others = ["third_order"] if _have_third_order(sites) else []
+    return ["second_order", *others]
 
 
-def _require_choice(sites: Sequence[Any], estimators: Sequence[Any]) -> None:
-    """Raise for another estimator than second order where all sites are counts."""
-    if any(isinstance(site, FamilyStraightThrough) for site in sites):
-        return
-    others = [each for each in estimators if named(each) is not second_order]
-    if others:
+def _have_third_order(sites: Sequence[Any]) -> bool:
+    return all(isinstance(site, NamedCount) and site.has_third_order for site in sites)
+
+
+def _require_choice(sites: Sequence[Any], estimators: Sequence[Any], of_counts: bool) -> None:
+    """Raise for an estimator that the counts of the sites do not have, or the others."""
+    functions = [named(each) for each in estimators]
+    if third_order in functions and not _have_third_order(sites):
         raise ValueError(
-            f"{OWNER}: `estimators` must be second_order where all discrete sites are counts, "
-            f'which have no other, got {others[0]!r}; write estimators=["second_order"]'
+            f"{OWNER}: `estimators` must not have third_order unless all discrete sites are "
+            "counts that have it, got other sites too; write "
+            'estimators=["second_order"], and give third_order to the counts in the guide'
+        )
+    others = [each for each in functions if each is not second_order and each is not third_order]
+    if of_counts and others:
+        raise ValueError(
+            f"{OWNER}: `estimators` must be second_order or third_order where all discrete sites "
+            f"are counts, which have no other, got {name_of(others[0])!r}; write "
+            'estimators=["second_order"]'
         )
 
 

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm import tqdm  # which Pyro depends on
 
+from pyro_gumbel.distributions.counts import NamedCount
 from pyro_gumbel.distributions.outcome_distribution import OutcomeDistribution
 from pyro_gumbel.distributions.straight_through import FamilyStraightThrough
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
@@ -85,7 +86,8 @@ def gradient_report(
     :param kwargs: their keyword arguments, a dictionary.
     :param params: the parameters to look at: a name or a list of names, of parameters or modules in
         Pyro's parameter store, or a function from a name to a bool; None for all of the guide.
-    :param estimators: names or functions, for all sites but counts; None for all that apply.
+    :param estimators: names or functions, for all sites but counts; where all are counts,
+        "second_order" and "third_order". None for all that apply.
     :param temperatures: positive numbers, for the estimators that have one.
     :param steps: of training, that the recommendation is for; None for training to the end.
     :param num_samples: how many gradients are drawn for each row, 2 or more.
@@ -163,7 +165,7 @@ def _measured(
 
 
 def _gradient(objective: Objective, elbo: Trace_ELBO, row: RowSettings) -> Tensor:
-    replaced = _Replaced(row.estimator, row.temperature)
+    replaced = _Replaced(row.estimator, row.temperature, row.of_counts)
     return objective.gradient(objective.loss(elbo, replaced))
 
 
@@ -301,24 +303,30 @@ def _quotient(numerator: float, denominator: float) -> float:
 
 
 class _Replaced(Messenger):
-    """Straight-through sites of a family have this estimator and this temperature."""
+    """Straight-through sites of a family have this estimator and this temperature.
 
-    def __init__(self, estimator: Estimator, temperature: float | None) -> None:
+    Where all sites are counts, they have the estimator.
+    """
+
+    def __init__(self, estimator: Estimator, temperature: float | None, of_counts: bool) -> None:
         super().__init__()
         self._estimator = estimator
         self._temperature = temperature
+        self._kind = NamedCount if of_counts else FamilyStraightThrough
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["fn"] = self._replaced(msg["fn"])
 
     def _replaced(self, distribution: Any) -> Any:
         base: Any = innermost(distribution)
-        if not isinstance(base, FamilyStraightThrough):
+        if not isinstance(base, self._kind):
             return distribution
         if isinstance(distribution, OutcomeDistribution):
             return distribution.mapped(self._replaced)
         if isinstance(distribution, WRAPPERS):
             return wrapped_like(distribution, self._replaced(distribution.base_dist))
+        if isinstance(base, NamedCount):
+            return base.with_estimator(self._estimator)
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
         tau = self._temperature

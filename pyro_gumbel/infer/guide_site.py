@@ -65,7 +65,10 @@ class GuideSite:
     ) -> Any:
         """The distribution of the guide."""
         settings = temperature, estimator, self._num_reinterpreted
-        return rewrapped(self.distribution, self.mean_field.distribution(parameters, *settings))
+        base = self.mean_field.distribution(parameters, *settings)
+        if isinstance(base, CountStraightThrough):
+            base = relax(base, estimator=estimator)
+        return rewrapped(self.distribution, base)
 
     @property
     def masks(self) -> list[Tensor]:

@@ -164,7 +164,8 @@ def relaxed(
     :param model: the model or guide; None for a decorator or a context manager.
     :param temperature: as in `relax`, for each site that is relaxed; a function is called at each.
     :param hard: as in `relax`.
-    :param estimator: as in `relax`.
+    :param estimator: as in `relax`. `"third_order"` is for counts alone: where the model has other
+        sites too, write ``relaxed(relaxed(model, estimator="third_order", sites=[...]))``.
     :param sites: the names of the sites to relax, marked or not; None for all that are latent,
         discrete and not marked. With `obs_mask`, Pyro splits a site "y" into an observed and a
         latent part; "y" and "y_unobserved" both name the latent one. A warning names, once, those
@@ -175,8 +176,9 @@ def relaxed(
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.
-    :raises ValueError: for settings that do not fit together, as in `relax`; and at the end of the
-        first complete run, for a name in `sites` that the model does not have.
+    :raises ValueError: for settings that do not fit together, as in `relax`; at a site without
+        third order, if that is the estimator; and at the end of the first complete run, for a name
+        in `sites` that the model does not have.
     """
     _require_model(model)
     settings: dict[str, Any] = {"hard": hard, "estimator": estimator, "sites": sites}

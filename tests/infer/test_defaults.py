@@ -204,7 +204,7 @@ ERRORS = {
         {"hard": False},
         "`temperature` must be given for hard=False, got None; write temperature=0.5",
     ),
-    "an unknown estimator": ({"estimator": "third_order"}, "`estimator` must be one of"),
+    "an unknown estimator": ({"estimator": "fourth_order"}, "`estimator` must be one of"),
 }
 
 

@@ -26,6 +26,7 @@ from pyro_gumbel import (
     gapped,
     gradient_report,
     gumbel_rao,
+    relax,
     relaxed,
 )
 from pyro_gumbel.infer.exact_gradient import DRAWS
@@ -311,15 +312,55 @@ def counts_guide():
     pyro.sample("z", PoissonStraightThrough(parameter("log_rate", 2)[1].exp()))
 
 
-def test_a_guide_of_counts_has_one_row():
+def test_a_guide_of_counts_has_a_row_for_each_order():
     report = gradient_report(counts_model, counts_guide, num_samples=100, progress=False)
-    (row,) = report.rows
-    assert (row.estimator, row.temperature) == ("second_order", None)
+    found = [(row.estimator, row.temperature) for row in report.rows]
+    assert found == [("second_order", None), ("third_order", None)]
     assert report.exact_by.startswith("enumeration of 19 states, all but tails")
-    assert row.bias < 4 * row.bias_error  # up to the lgamma of the prior, it is quadratic
-    assert report.best() is row
+    for row in report.rows:
+        assert row.bias < 4 * row.bias_error  # up to the lgamma of the prior, it is quadratic
     with pytest.raises(ValueError, match=r"`estimators` must be second_order .*, got 'reinmax'"):
         gradient_report(counts_model, counts_guide, estimators=["reinmax"], progress=False)
+
+
+@pytest.mark.parametrize("wrapped", [lambda d: d, lambda d: d.expand((1,)).to_event(1)])
+def test_a_row_replaces_the_estimator_of_counts(wrapped):
+    """Whatever the guide was written with."""
+
+    def model():
+        z = pyro.sample("z", wrapped(BinomialStraightThrough(6, torch.tensor(0.5))))
+        pyro.factor("x", 0.1 * z.sum() ** 3)
+
+    def guide_of(order):
+        def guide():
+            count = BinomialStraightThrough(6, logits=parameter("logits", 1)[0])
+            pyro.sample("z", relax(wrapped(count), estimator=order))
+
+        return guide
+
+    found = []
+    for order in ("second_order", "third_order"):
+        pyro.clear_param_store()
+        report = gradient_report(model, guide_of(order), num_samples=5, progress=False)
+        found.append([(row.bias, row.standard_deviation) for row in report.rows])
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+
+
+def test_third_order_has_a_row_for_counts_alone():
+    def guide():
+        counts_guide()
+        pyro.sample("b", BernoulliStraightThrough(logits=parameter("logits", 1)[0]))
+
+    def model():
+        counts_model()
+        pyro.sample("b", dist.Bernoulli(0.5))
+
+    keywords = {"estimators": ["third_order"], "num_samples": 2, "progress": False}
+    with pytest.raises(ValueError, match="must not have third_order unless all discrete sites"):
+        gradient_report(model, guide, **keywords)
+    report = gradient_report(counts_model, counts_guide, **keywords)
+    assert [row.estimator for row in report.rows] == ["third_order"]
 
 
 @pytest.mark.slow
