@@ -39,9 +39,8 @@ batches, :math:`\bar r`. A batch of N examples moves H by a step of least square
     M = \sum_i \frac{C^{-1} d_i \, (r_i - \bar r)^\top}{N + h_i}, \qquad
     h_i = \langle d_i, C^{-1} d_i \rangle.
 
-The leverage :math:`h_i` is about the number of categories less the number of variables. Without
-it a batch that is small beside it would move H too far. With it a single example shortens the error
-:math:`E = H^* - H` at every step up to 2. With
+The leverage :math:`h_i` is about L (K - 1). Without it a batch that is small beside it would move H
+too far. With it a single example shortens the error :math:`E = H^* - H` at every step up to 2. With
 :math:`\lVert X \rVert^2 = \operatorname{tr} (X C X^\top C)`, for which sym is a projection, and
 :math:`r - \bar r = E d`,
 
@@ -120,11 +119,11 @@ class LearnedCurvature(nn.Module):
     the encoder. `AutoRelaxed` keeps it in its ``state_dict``. Pyro's parameter store holds no
     buffers. It computes in float32 at least, and in float64 where the logits are.
 
-    It was found in the development of this package; for its parts see Gu, Levine, Sutskever and
-    Mnih, "MuProp: unbiased backpropagation for stochastic neural networks" (2016),
-    https://arxiv.org/abs/1511.05176, a control variate of first order by the network's gradient at
-    the mean, and Bengio, Leonard and Courville, "Estimating or propagating gradients through
-    stochastic neurons for conditional computation" (2013), https://arxiv.org/abs/1308.3432.
+    It was found in the development of this package. Its parts are the straight-through estimator,
+    Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons
+    for conditional computation" (2013), https://arxiv.org/abs/1308.3432, and a control variate by a
+    Taylor series, which Miller, Foti, D'Amour and Adams, "Reducing reparameterization gradient
+    variance" (2017), https://arxiv.org/abs/1705.07880, have for continuous variables.
 
     Memory and time of a batch of N are those of a matrix of (L K) x (L K) numbers, and of its
     product with N vectors.
