@@ -350,7 +350,7 @@ def test_a_small_choice_of_an_estimator(tmp_path, run):
     assert "by leave-one-out score function, 400 draws" in done.stdout
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["rows"][0]["estimator"] == "second_order"
-    assert len(report["rows"]) == 11
+    assert len(report["rows"]) == 13
     assert "recommended for training to the end: " in done.stdout
     assert len(re.findall(r"^best over 10* steps?: ", done.stdout, re.MULTILINE)) == 4
     assert_picture(tmp_path / "choose_an_estimator.png")

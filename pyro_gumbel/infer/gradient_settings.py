@@ -67,7 +67,7 @@ class RowSettings:
     label: str
     estimator: Estimator
     temperature: float | None
-    of_counts: bool
+    of_counts: bool = False
 
 
 def read_settings(

@@ -826,7 +826,7 @@ def test_a_report_of_a_model_with_lengths():
     report = gradient_report(
         model, AutoRelaxed(model), temperatures=[1.0], **counts, progress=False
     )
-    assert {row.estimator for row in report.rows} == set(estimators.NAMES)
+    assert {row.estimator for row in report.rows} == {*estimators.NAMES} - {"third_order"}
     assert all(row.standard_deviation > 0 for row in report.rows)
 
 
