@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.installed $(VENV)/.lightning-installed
 	$(VENV)/bin/python -m pytest -n auto -m "slow or not slow" $(ARGS)
 
 # The GPU kernels, in Triton's interpreter.
@@ -30,6 +30,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) --editable ".[examples]" --group test
+	touch $@
+
+$(VENV)/.lightning-installed: $(VENV)/.installed
+	$(PIP) --group lightning
 	touch $@
 
 $(VENV)/.kernels-installed: $(VENV)/.installed

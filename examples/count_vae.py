@@ -27,8 +27,6 @@ Ctrl-C ends the training early and keeps the result.
 
 import argparse
 import math
-import threading
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +41,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
 from digits_vae import BATCH, EVALUATION_SAMPLES, Curve, archive, digits, draw, mlp
-from options import option_parser, stop_at_ctrl_c, training_steps, whole_number
+from options import Trainings, option_parser, whole_number
 from pyro_gumbel import relaxed
 
 TRIALS = 8  # of a binomial latent
@@ -110,7 +108,7 @@ class Run(NamedTuple):
     images: Tensor
     held_out: Tensor
     steps: int
-    stop: threading.Event
+    trainings: Trainings
 
 
 def train(
@@ -120,7 +118,8 @@ def train(
     optimiser = ClippedAdam({"lr": LEARNING_RATE, "lrd": DECAY ** (1 / run.steps)})
     svi = SVI(vae.model, guide, optimiser, vectorized(elbo, PARTICLES))
     curve = Curve()
-    for step, bar in training_steps(run.steps, stop=run.stop, what=what):
+    example, records = run.images[:BATCH], (curve.train, curve.test)
+    for step, bar in run.trainings.steps(run.steps, svi, example, what=what, records=records):
         batch = run.images[torch.randint(len(run.images), (BATCH,))]
         curve.train.append(-svi.step(batch) / BATCH)
         bar.set_postfix_str(f"ELBO {np.mean(curve.train[-100:]):.2f}", refresh=False)
@@ -165,14 +164,15 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     images, held_out = options.data or digits(options.seed)
-    run = Run(images.flatten(1), held_out.flatten(1), options.steps, stop_at_ctrl_c())
+    run = Run(images.flatten(1), held_out.flatten(1), options.steps, trainings)
     levels = 255 if options.data else 16
     for what, method in (("second order", by_second_order), ("score function", by_score_function)):
-        if run.stop.is_set():
+        if trainings.stop.is_set():
             break
         pyro.set_rng_seed(options.seed)
         pyro.clear_param_store()
@@ -185,7 +185,7 @@ def main() -> None:
         )
         if what == "second order":
             draw(options.out, vae, held_out, curve)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ as in Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
     python examples/digits_vae.py --latents bernoulli    # 32 bits
     python examples/digits_vae.py --soft                 # trained on relaxed samples
     python examples/digits_vae.py --data mnist.npz       # other images
+    python examples/digits_vae.py --checkpoint vae.pt    # and with --resume it goes on from there
 
 The evaluation is always that of the discrete model, on held-out images. The KL divergence of
 relaxed distributions is several times that of the discrete ones. On images this small it costs more
@@ -21,7 +22,6 @@ early and keeps the result.
 
 import argparse
 import math
-import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ from pyro.optim import Adam
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from options import option_parser, positive_number, training_steps, whole_number
+from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import (
     BernoulliStraightThrough,
     CategoricalStraightThrough,
@@ -123,13 +123,21 @@ def temperature_at(step: int, steps: int, floor: float) -> float:
     return max(floor, math.exp(-rate * step))
 
 
-def train(vae: VAE, images: Tensor, held_out: Tensor, options: argparse.Namespace) -> Curve:
+def train(
+    trainings: Trainings,
+    vae: VAE,
+    images: Tensor,
+    held_out: Tensor,
+    options: argparse.Namespace,
+) -> Curve:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
     # The KL is exact for the discrete model, and estimated from the sample for the relaxed one.
     elbo = Trace_ELBO() if options.soft else TraceMeanField_ELBO()
     svi = SVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), elbo)
     curve = Curve()
-    for step, bar in training_steps(options.steps):
+    example = images[:BATCH], 1.0, options.soft
+    records = curve.train, curve.test
+    for step, bar in trainings.steps(options.steps, svi, *example, records=records):
         temperature = temperature_at(step, options.steps, options.temperature)
         batch = images[torch.randint(len(images), (BATCH,))]
         curve.train.append(-svi.step(batch, temperature, options.soft) / BATCH)
@@ -233,8 +241,9 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     images, held_out = options.data or digits(options.seed)
@@ -243,14 +252,14 @@ def main() -> None:
     else:
         shape = (options.variables or 32,)
     vae = VAE(images[0].numel(), options.latents, shape)
-    curve = train(vae, images.flatten(1), held_out.flatten(1), options)
+    curve = train(trainings, vae, images.flatten(1), held_out.flatten(1), options)
     elbo = discrete_elbo(vae, held_out.flatten(1), EVALUATION_SAMPLES)
     print(
         f"held-out ELBO: {elbo:.2f} nats an image "
         f"({len(held_out)} images, {EVALUATION_SAMPLES} samples each)"
     )
     draw(options.out, vae, held_out, curve)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":
