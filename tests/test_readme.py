@@ -39,6 +39,10 @@ def test_the_example_has_twelve_lines():
     assert len([line for line in readme_example().splitlines() if line.strip()]) <= 12
 
 
+def test_the_site_starts_with_the_same_example():
+    assert python_blocks(ROOT / "docs" / "index.md") == [readme_example()]
+
+
 RELAXED = "relaxed(model)"
 HANDLERS = {"as it is": RELAXED, "derivative": "relaxed(model, outcomes=False)"}
 
