@@ -77,7 +77,7 @@ def test_the_example_runs_by_the_wheel_alone(installed, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WITHOUT_THE_CLONE + readme_example() + WHERE],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installed)},
+        env=os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
