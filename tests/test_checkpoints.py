@@ -286,6 +286,16 @@ def test_trainings_after_ctrl_c_are_not_kept(tmp_path):
     assert {name: state["step"] for name, state in kept.items()} == {"first": 10, "second": 4}
 
 
+def test_what_is_kept_of_a_training_stays(tmp_path):
+    path, record = tmp_path / "x.pt", [1.0]
+    these = trainings(path)
+    train(these, 2, "first", records=[record])
+    kept = load("options").load(path)["trainings"]["first"]
+    record.append(2.0)
+    train(these, 2, "second")
+    assert_same(load("options").load(path)["trainings"]["first"], kept)
+
+
 def test_the_second_ctrl_c_ends_the_program(tmp_path):
     these = trainings(tmp_path / "x.pt")
     press_ctrl_c()
