@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which estimator and which temperature suit a model: the VAE of digits_vae.py.
+"""Choose an estimator
+===================
+
+Which estimator and which temperature suit a model: the VAE of digits_vae.py.
+
+Usage::
 
     python examples/choose_an_estimator.py                 # two minutes
     python examples/choose_an_estimator.py --steps 0       # before any training

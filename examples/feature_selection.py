@@ -1,12 +1,17 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Choose m of 30 features for a logistic regression, by variational inference.
+"""Feature selection
+=================
+
+Choose m of 30 features for a logistic regression, by variational inference.
 
 The data are scikit-learn's breast cancer data: 569 tumours, of which 212 are malignant. The model
 has an m-hot latent vector: the features that the regression sees. A priori all subsets of m are
 equally probable. The guide draws them with `SubsetStraightThrough`: samples are discrete, so the
 discrete model itself is trained, and gradients reach the logits through the sample.
+
+Usage::
 
     python examples/feature_selection.py              # 5 of 30, a quarter of a minute
     python examples/feature_selection.py --size 3

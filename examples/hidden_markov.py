@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A Markov-switching model of stock returns: exact enumeration against mean-field relaxation.
+"""A hidden Markov model with plain Categorical sites
+==================================================
+
+A Markov-switching model of stock returns: exact enumeration against mean-field relaxation.
+
+Usage::
 
     python examples/hidden_markov.py                # three minutes
     python examples/hidden_markov.py --months 6     # one minute
@@ -17,7 +22,7 @@ https://doi.org/10.1080/10920277.2001.10595984), and finds the parameters again:
 - by relaxation of the vectorised model: all months are one site, and the transitions one factor.
   It has the same ELBO, without a loop.
 
-What it prints with seed 0, without the picture:
+What it prints with seed 0, without the picture::
 
     40 histories of 24 months                   truth  enumeration   relaxation   vectorised
     calm: mean, %                                1.23         1.13         1.13         1.16

@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A Gaussian mixture whose clusters differ in scale: relaxation, enumeration and scikit-learn.
+"""A mixture without enumeration
+=============================
+
+A Gaussian mixture whose clusters differ in scale: relaxation, enumeration and scikit-learn.
+
+Usage::
 
     python examples/mixture.py                  # the chemistry of 178 wines, half a minute
     python examples/mixture.py --data iris      # the measures of 150 flowers

@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Infer how good items are from judges who each rank only their favourites.
+"""Rankings
+========
+
+Infer how good items are from judges who each rank only their favourites.
 
 Every judge reports a top 3 of 10 items, in order: a draw from `PlackettLuce(3, logits=worths)`,
 whose logits are the items' log-worths. With `--any-length` a judge ranks 1, 2 or 3 of them, each
@@ -9,6 +12,8 @@ number with the same probability: a draw from `PlackettLuce(lengths, logits=wort
 which the lengths are a tensor. The log-worths are drawn from a standard normal distribution, and
 the ballots are simulated. Variational inference then finds the log-worths from the ballots alone: a
 posterior mean with intervals.
+
+Usage::
 
     python examples/ranking.py                            # ten seconds
     python examples/ranking.py --items 30 --judges 50     # wider intervals

@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two models with plain discrete sites: exact enumeration against one line of relaxation.
+"""One line, beside enumeration
+============================
+
+Two models with plain discrete sites: exact enumeration against one line of relaxation.
+
+Usage::
 
     python examples/relax_a_model.py                  # two minutes
     python examples/relax_a_model.py --most 20        # ten seconds

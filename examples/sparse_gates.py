@@ -1,13 +1,18 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A network that learns which of its weights to leave out, with hard concrete gates.
+"""Sparse gates
+============
+
+A network that learns which of its weights to leave out, with hard concrete gates.
 
 The network classifies scikit-learn's 1,797 digits of 8 x 8 pixels, by 64 hidden units: 4,736
 weights. Each weight is multiplied by a gate, a latent variable that is 0, 1 or between. A priori
 gates are closed. The guide, too, has `HardConcrete` gates, with a logit for each weight. SVI trains
 the logits and the weights at once, with exact divergences (`TraceMeanField_ELBO`): a gate stays
 open only where its weight is worth more than the gate costs.
+
+Usage::
 
     python examples/sparse_gates.py
     python examples/sparse_gates.py --prior 0.1   # more open gates

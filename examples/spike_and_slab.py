@@ -1,13 +1,18 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which features does a linear regression need? A mean-field guide beside the exact posterior.
+"""Spike and slab
+==============
+
+Which features does a linear regression need? A mean-field guide beside the exact posterior.
 
 The data are scikit-learn's diabetes data: 442 patients with 10 standardised features. Each
 coefficient beta has a bit, its gate, that says whether its feature is included: y ~ Normal(X (gate
 * beta), 0.7). Given the gates, the posterior of beta is normal, so a sum over all 2^10 subsets of
 features is the exact posterior. The guide is trained by SVI. The added line is ``relaxed(model)``,
 and the guide of the gates is ``AutoRelaxed(model)``.
+
+Usage::
 
     python examples/spike_and_slab.py
     python examples/spike_and_slab.py --decorrelate   # principal components instead of features

@@ -1,7 +1,12 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The topics of Python's own documentation: latent Dirichlet allocation, enumerated and relaxed.
+"""Topics: latent Dirichlet allocation
+===================================
+
+The topics of Python's own documentation: latent Dirichlet allocation, enumerated and relaxed.
+
+Usage::
 
     python examples/topics.py                # three minutes
     python examples/topics.py --topics 4
@@ -16,7 +21,7 @@ script compares three ways of training, with the same start, rate and number of 
 - by relaxation, by word: the guide computes the logits from a table with a row for each word of the
   vocabulary, and the shares of the document. It has far fewer parameters.
 
-What it prints with seed 0 and Python 3.11:
+What it prints with seed 0 and Python 3.11::
 
     115 documents of 46 modules, 6 topics
     held out, by the frequencies of words alone: -5.315 nats a word
