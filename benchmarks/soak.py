@@ -67,6 +67,7 @@ WITHOUT_TEMPERATURE = ("second_order", "third_order", "reinmax_rao")
 
 ELBOS = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO)
 PRECISIONS = ("float32", "bfloat16")
+WRONG = ("losses", "gradients", "parameters")  # steps in which they are not finite
 
 Distribution = Any
 
@@ -346,59 +347,56 @@ def timed(training: Training, steps: int) -> float:
 def soaked_or_error(cell: Cell, steps: int) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # of estimators at temperatures that do not suit them
-        warnings.filterwarnings("ignore", "(reinmax|gapped): expected")
+        # of estimators at temperatures that do not suit them, and of losses that are counted here
+        warnings.filterwarnings("ignore", r"(reinmax|gapped): expected|Encountered (NaN|[+-]inf)")
         try:
             return {**cell._asdict(), **soaked(cell, steps)}
         except Exception as error:
             return {**cell._asdict(), "error": f"{type(error).__name__}: {error}"}
 
 
-# What is printed.
+# What is printed and written.
 
 
-def line(family: str, rows: list[dict[str, Any]]) -> str:
-    """A row of the table: all cells of a family."""
+def folded(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sums over the cells of each family, and of all, with the cells of the largest growth."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row["family"].partition(":")[0], []).append(row)
+    return {name: summary(of_family) for name, of_family in {**families, "all": rows}.items()}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     done = [row for row in rows if "error" not in row]
-
-    def total(what: str) -> int:
-        return sum(row[what] for row in done)
-
-    wrong = "/".join(str(total(what)) for what in ("losses", "gradients", "parameters"))
-    tensors, memory = (largest(done, what) for what in ("tensors", "MiB"))
-    return (
-        f"| {family} | {len(rows)} | {total('steps'):,} | {wrong} | {len(rows) - len(done)} "
-        f"| {tensors} | {memory} | {total('seconds'):.0f} |"
-    )
+    sums = {what: sum(row[what] for row in done) for what in ("steps", *WRONG, "seconds")}
+    most = {what: largest(done, what) for what in ("tensors", "MiB")}
+    return {"cells": len(rows), "errors": len(rows) - len(done), **sums, **most}
 
 
-def largest(rows: list[dict[str, Any]], what: str) -> str:
-    """The largest growth, and its cell if there is one."""
-    if not rows:
-        return "-"
-    row = max(rows, key=lambda row: row[what])
-    return f"{row[what]:.1f}, {described(cell_of(row))}" if row[what] > 0.05 else "0"
+def largest(rows: list[dict[str, Any]], what: str) -> tuple[float, str]:
+    """The largest growth, and its cell."""
+    row = max(rows, key=lambda row: row[what], default=None)
+    return (row[what], described(cell_of(row))) if row else (0, "")
 
 
 def cell_of(row: dict[str, Any]) -> Cell:
     return Cell(*(row[field] for field in Cell._fields))
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| family | cells | steps | not finite: losses/gradients/parameters | errors "
-          "| most tensors gained | most MiB gained | seconds |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    by_family = itertools.groupby(rows, lambda row: row["family"].partition(":")[0])
-    found: dict[str, list[dict[str, Any]]] = {}
-    for family, of_family in by_family:  # in each round
-        found.setdefault(family, []).extend(of_family)
-    for family, of_family in found.items():
-        print(line(family, of_family))
-    print(line("all", rows))
-
-
 def is_wrong(row: dict[str, Any]) -> bool:
-    return "error" in row or any(row[what] for what in ("losses", "gradients", "parameters"))
+    return "error" in row or any(row[what] for what in WRONG)
+
+
+def print_table(families: dict[str, dict[str, Any]]) -> None:
+    print("| family | cells | steps | losses / gradients / parameters not finite | errors "
+          "| tensors, most | MiB, most | its cell | seconds |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, found in families.items():
+        wrong = " / ".join(str(found[what]) for what in WRONG)
+        memory, cell = found["MiB"]
+        print(f"| {name} | {found['cells']} | {found['steps']:,} | {wrong} | {found['errors']} "
+              f"| {found['tensors'][0]} | {memory:.2f} | {cell} "
+              f"| {found['seconds']:.0f} |")  # fmt: skip
 
 
 def main() -> None:
@@ -417,11 +415,11 @@ def main() -> None:
         rounds.append({"MiB": resident(), "tensors": live_tensors()})
         print(f"round {number}: {rounds[-1]['MiB']:.0f} MiB resident, "
               f"{rounds[-1]['tensors']} tensors alive", flush=True)  # fmt: skip
-        write(options, {"cells": rows, "rounds": rounds})
-    print_table(rows)
+    families = folded(rows)
+    print_table(families)
     wrong = [row for row in rows if is_wrong(row)]
-    for row in wrong:
-        print(row)
+    print(*wrong, sep="\n")
+    write(options, {"families": families, "rounds": rounds, "wrong": wrong})
     raise SystemExit(bool(wrong))
 
 

@@ -374,3 +374,30 @@ def test_a_drawn_value_needs_no_pickle(cls):
 def test_a_drawn_count_needs_no_pickle(name):
     value = make_count(name).rsample()
     assert torch.equal(through_a_file(value), value)
+
+
+HOSTILE = [
+    "__class__",
+    "logits.__class__",
+    "logits.__class__.forward_unconstrained",
+    "logits.__dict__.x_unconstrained",
+    "logits._kind_unconstrained",
+    "logits.forward_unconstrained",
+    "logits.a.forward_unconstrained",
+    "logits.a.__init__.__globals___unconstrained",
+    "temperature",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_state_replaces_no_attribute(key, has_run):
+    guide = AutoRelaxed(bits)
+    if has_run:
+        guide()
+    before = {module: set(vars(module)) for module in guide.modules()}
+    methods = {module: module.forward for module in guide.modules()}
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        guide.load_state_dict({key: torch.zeros(3)})
+    assert {module: set(vars(module)) for module in guide.modules()} == before
+    assert {module: module.forward for module in guide.modules()} == methods
