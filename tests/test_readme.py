@@ -39,6 +39,10 @@ def test_the_example_has_twelve_lines():
     assert len([line for line in readme_example().splitlines() if line.strip()]) <= 12
 
 
+def test_the_site_starts_with_the_same_example():
+    assert python_blocks(ROOT / "docs" / "index.md") == [readme_example()]
+
+
 RELAXED = "relaxed(model)"
 HANDLERS = {"as it is": RELAXED, "derivative": "relaxed(model, outcomes=False)"}
 
@@ -110,6 +114,12 @@ def run_blocks(page, steps=None):
         pyro.set_rng_seed(0)
         exec(compile(block, page.name, "exec"), scope)
         yield scope
+
+
+def test_the_examples_of_extending_do_what_they_say():
+    *_, scope = run_blocks(ROOT / "docs" / "extending.md")
+    assert scope["sample"].sum() == 1
+    assert scope["gradient"] == pytest.approx(5, abs=0.3)
 
 
 def test_the_examples_of_relaxing_run():
