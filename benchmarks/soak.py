@@ -87,9 +87,15 @@ def of_count(value: Tensor, table: Tensor) -> Distribution:
     return normal(value.unsqueeze(-1) * table / TRIALS)
 
 
+# Without validation, since the sum of torch's probabilities in bfloat16 is not 1 to 1e-6.
+
+
 def one_hot(logits: Tensor) -> Distribution:
-    """Without validation, since the sum of torch's probabilities in bfloat16 is not 1 to 1e-6."""
     return dist.OneHotCategorical(logits=logits, validate_args=False)
+
+
+def multinomial(logits: Tensor) -> Distribution:
+    return dist.Multinomial(TRIALS, logits=logits, validate_args=False)
 
 
 class Family(NamedTuple):
@@ -190,7 +196,7 @@ FAMILIES = {
     "counts: GammaPoisson": count(
         lambda x: dist.GammaPoisson(x[..., 0].exp(), x[..., 1].exp()), 2, THIRD
     ),
-    "counts: Multinomial": vector_count(lambda x: dist.Multinomial(TRIALS, logits=x)),
+    "counts: Multinomial": vector_count(multinomial),
     "counts: DirichletMultinomial": vector_count(
         lambda x: dist.DirichletMultinomial(x.exp(), TRIALS)
     ),
