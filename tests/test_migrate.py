@@ -120,11 +120,11 @@ def assert_same_frequencies(theirs, ours):
 
 
 CLAIMS = {
-    "the same density": assert_same_density,
-    "`log_prob` is the probability of the discrete value": assert_discrete_log_prob,
-    "the same gradient": assert_same_gradient,
-    "the same probabilities, with a gradient": assert_same_probabilities,
-    "the same frequencies": assert_same_frequencies,
+    "same density": assert_same_density,
+    "`log_prob` is the pmf": assert_discrete_log_prob,
+    "same gradient": assert_same_gradient,
+    "adds a gradient": assert_same_probabilities,
+    "same distribution": assert_same_frequencies,
 }
 
 
@@ -146,7 +146,7 @@ def exact_elbo(scope, data, probs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours", "claim"), rows_of("Pyro"))
 def test_lines_of_models(theirs, ours, claim):
-    assert claim == "the same objective"
+    assert claim == "same objective"
     data = torch.tensor([-2.1, 0.1, 1.8])
     for line in (theirs, ours):
         pyro.clear_param_store()
@@ -175,7 +175,7 @@ def test_lines_for_those_of_other_packages(ours):
 
 def test_what_differs_from_other_packages():
     found = {claim: evaluated(ours) for _, ours, claim in OF_OTHERS}
-    subset = found["`log_prob` is the probability of the subset"]
+    subset = found["`log_prob` is the pmf of the subset"]
     probs = subset.log_prob(subset.enumerate_support()).exp()
     torch.testing.assert_close(probs.sum(0), torch.ones(ROWS))
     relaxed = found["the entries sum to 2 and are at most 1"].sample()
