@@ -105,7 +105,8 @@ class Trainings:
         self.path: Path | None = options.checkpoint
         self.stop = stop_at_ctrl_c()
         self._options = described(options)
-        self._saved = self._load(options.resume)
+        state = saved(options)
+        self._saved: dict[str, Any] = state["trainings"] if state else {}
         self._earlier = 0.0
 
     def steps(
@@ -146,28 +147,33 @@ class Trainings:
         """Seconds, which count those of the trainings that the file had."""
         return time.perf_counter() + self._earlier
 
-    def _load(self, resume: bool) -> dict[str, Any]:
-        """The trainings in the file."""
-        if self.path is None:
-            if resume:
-                raise SystemExit("--resume: expected a checkpoint, got none; add --checkpoint FILE")
-            return {}
-        if not self.path.exists():
-            if resume:
-                print(f"{self.path} is not there: the training starts anew", file=sys.stderr)
-            return {}
-        if not resume:
-            raise SystemExit(
-                f"--checkpoint: expected a new file, got {self.path}, which is there; add --resume "
-                "to go on from it"
-            )
-        state = load(self.path)
-        if state["options"] != self._options:
-            raise SystemExit(
-                f"--resume: expected the options of {self.path}, {state['options']}, got "
-                f"{self._options}; write the same options, or --checkpoint ANOTHER_FILE"
-            )
-        return state["trainings"]
+
+def saved(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The state in the checkpoint file, if there is one, of a run with the same options.
+
+    :raises SystemExit: if the file is there without ``--resume``, or of another run.
+    """
+    path = options.checkpoint
+    if path is None:
+        if options.resume:
+            raise SystemExit("--resume: expected a checkpoint, got none; add --checkpoint FILE")
+        return None
+    if not path.exists():
+        if options.resume:
+            print(f"{path} is not there: the training starts anew", file=sys.stderr)
+        return None
+    if not options.resume:
+        raise SystemExit(
+            f"--checkpoint: expected a new file, got {path}, which is there; add --resume to go "
+            "on from it"
+        )
+    state = load(path)
+    if state["options"] != described(options):
+        raise SystemExit(
+            f"--resume: expected the options of {path}, {state['options']}, got "
+            f"{described(options)}; write the same options, or --checkpoint ANOTHER_FILE"
+        )
+    return state
 
 
 def described(options: argparse.Namespace) -> dict[str, str]:
@@ -252,7 +258,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, which cannot run code."""
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise SystemExit(
             f"--resume: expected a checkpoint, got {path} ({error}); remove it to start anew"
