@@ -7,9 +7,10 @@
     python examples/lightning_vae.py --devices 4           # four on this machine
     torchrun --nproc-per-node 4 examples/lightning_vae.py  # the same
 
-Each process has a GPU of its own, or a CPU core where torch finds no GPU. With `--checkpoint
-vae.ckpt` rank 0 writes the state at the end of an epoch, and with `--resume` as many ranks go on
-from there. Ctrl-C ends the training after the epoch and keeps the result.
+Each process has a GPU of its own, or a CPU core where torch finds no GPU. The training has whole
+epochs, of 14 steps. With `--checkpoint vae.ckpt` rank 0 writes the state at the end of an epoch,
+and with `--resume` as many ranks go on from there. Ctrl-C ends the training after the epoch and
+keeps the result.
 """
 
 import argparse
@@ -83,8 +84,8 @@ class LightningVAE(LightningModule):
     def on_train_start(self) -> None:
         """From here on each rank has its own noise.
 
-        With the same seed on all ranks, or without one, as Lightning starts them, each would draw
-        the same noise. Nothing would fail, but the mean over ranks would have more noise.
+        Lightning leaves the seed to you. Processes with the same seed draw the same noise, and so
+        do those without one, since torch starts each with the same number.
         """
         if self.random_states:
             set_random_state(self.random_states[self.global_rank])
@@ -143,8 +144,7 @@ def parse_options() -> argparse.Namespace:
 
 def quiet() -> None:
     """Leave out what Lightning says of itself, and what concerns nobody else."""
-    for package in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(package).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Its use of torch.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # The images are in memory, so that loading them needs no processes of its own.
