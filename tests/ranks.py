@@ -7,6 +7,7 @@ python tests/ranks.py gradients FILE                   gradients, batches and dr
 python tests/ranks.py dying EXAMPLE STEP FILE OPTIONS  an example whose rank 1 is killed at a step
 """
 
+import copy
 import importlib
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import pyro
 import torch
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TEMPERATURE = 0.7
@@ -41,6 +43,7 @@ def gradients(file):
             "batch": batch,
             "gradients": {name: p.grad for name, p in training.vae.named_parameters()},
             "own seed": draws(training.vae, images),
+            "sharded": sharded_gradients(example, training.vae, batch, len(images)),
         }
         pyro.set_rng_seed(SEED)
         mine["same seed"] = draws(training.vae, images)
@@ -50,6 +53,17 @@ def gradients(file):
     if example.is_first():
         torch.save(found, file)
     distributed.destroy_process_group()
+
+
+def sharded_gradients(example, vae, batch, number):
+    """Of a copy whose networks are sharded."""
+    copied = copy.deepcopy(vae)
+    fully_shard(copied.encoder)
+    fully_shard(copied.decoder)
+    pyro.set_rng_seed(SEED + distributed.get_rank())
+    copied.zero_grad()
+    example.elbo_module(copied, number)(batch, TEMPERATURE).backward()
+    return {name: p.grad.full_tensor() for name, p in copied.named_parameters()}
 
 
 @torch.no_grad()
