@@ -51,11 +51,11 @@ from digits_vae import (
 )
 from options import (
     CHECKPOINTS,
+    Trainings,
     described,
     option_parser,
     random_state,
     save,
-    saved,
     set_random_state,
     stop_at_ctrl_c,
 )
@@ -181,14 +181,16 @@ class Training:
         distributed.gather_object(random_state(), states)
         if is_first():
             state = {
-                "options": described(options),
                 "parameters": self.vae.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "curve": vars(self.curve),
                 "done": self.done,
                 "random": states,
             }
-            save(options.checkpoint, state)
+            save(
+                options.checkpoint,
+                {"options": described(options), "trainings": {"training": state}},
+            )
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from a checkpoint, if rank 0 has one. It tells the others."""
@@ -207,10 +209,14 @@ def is_first() -> bool:
 
 
 def train(
-    training: Training, images: Tensor, held_out: Tensor, options: argparse.Namespace
+    training: Training,
+    images: Tensor,
+    held_out: Tensor,
+    options: argparse.Namespace,
+    stop: threading.Event,
 ) -> None:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
-    stop, curve, done, steps = stop_at_ctrl_c(), training.curve, training.done, options.steps
+    curve, done, steps = training.curve, training.done, options.steps
     ahead = itertools.islice(batches(images, options.seed), done, steps)
     shown = {"total": steps, "initial": done, "unit": "step", "disable": not is_first()}
     for step, batch in enumerate(bar := tqdm(ahead, "training", **shown), done + 1):
@@ -254,13 +260,16 @@ def main() -> None:
     options = parse_options()
     pyro.settings.set(module_local_params=True)  # parameters belong to modules, as DDP needs
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
-    state = saved(options) if os.environ.get("RANK", "0") == "0" else None
+    state, stop = None, stop_at_ctrl_c()
+    if os.environ.get("RANK", "0") == "0":
+        trainings = Trainings(options)
+        state, stop = trainings.saved("training"), trainings.stop
     pictures, unseen = digits(options.seed)
     device = join_the_ranks()
     images, held_out = pictures.flatten(1).to(device), unseen.flatten(1).to(device)
     training = Training(images, options.seed)
     training.restore(state)
-    train(training, images, held_out, options)
+    train(training, images, held_out, options, stop)
     if is_first():
         elbo = held_out_elbo(training.vae, held_out, EVALUATION_SAMPLES)
         print(

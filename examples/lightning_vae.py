@@ -17,6 +17,7 @@ import argparse
 import logging
 import math
 import os
+import threading
 import warnings
 from typing import Any
 
@@ -41,12 +42,11 @@ from digits_vae import (
 from distributed_vae import FLOOR, SHAPE, TIMEOUT, elbo_module, held_out_elbo
 from options import (
     CHECKPOINTS,
+    Trainings,
     described,
     option_parser,
     random_state,
-    saved,
     set_random_state,
-    stop_at_ctrl_c,
     whole_number,
 )
 
@@ -54,13 +54,15 @@ from options import (
 class LightningVAE(LightningModule):
     """The ELBO of a VAE, for a Trainer."""
 
-    def __init__(self, images: Tensor, held_out: Tensor, options: argparse.Namespace) -> None:
+    def __init__(
+        self, images: Tensor, held_out: Tensor, options: argparse.Namespace, stop: threading.Event
+    ) -> None:
         super().__init__()
         self.images, self.held_out, self.options = images, held_out, options
         self.epochs = math.ceil(options.steps / (len(images) // BATCH))
         self.elbo = elbo_module(VAE(images.shape[1], "categorical", SHAPE), len(images))
         self.elbo(images[:2], 1.0)  # parameters that are made in the first run must be there
-        self.curve, self.stop, self.stopped = Curve(), stop_at_ctrl_c(), False
+        self.curve, self.stop, self.stopped = Curve(), stop, False
         self.random_states: list[Any] = []
 
     @property
@@ -116,11 +118,12 @@ class LightningVAE(LightningModule):
         if self.trainer.world_size > 1:
             states *= self.trainer.world_size
             distributed.all_gather_object(states, random_state())
-        checkpoint["random"], checkpoint["curve"] = states, vars(self.curve)
-        checkpoint["options"] = described(self.options)
+        own = {"random": states, "curve": vars(self.curve)}
+        checkpoint |= {"options": described(self.options), "trainings": {"training": own}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.random_states, self.curve = checkpoint["random"], Curve(**checkpoint["curve"])
+        own = checkpoint["trainings"]["training"]
+        self.random_states, self.curve = own["random"], Curve(**own["curve"])
 
 
 def parse_options() -> argparse.Namespace:
@@ -156,11 +159,12 @@ def main() -> None:
     quiet()
     pyro.settings.set(module_local_params=True)  # parameters belong to modules, as DDP needs
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
-    path = options.checkpoint if saved(options) else None
+    trainings = Trainings(options)
+    path = options.checkpoint if trainings.saved("training") else None
     pictures, unseen = digits(options.seed)
     images, held_out = pictures.flatten(1), unseen.flatten(1)
     pyro.set_rng_seed(options.seed)
-    module = LightningVAE(images, held_out, options)
+    module = LightningVAE(images, held_out, options, trainings.stop)
     trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=options.devices,

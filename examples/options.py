@@ -105,8 +105,7 @@ class Trainings:
         self.path: Path | None = options.checkpoint
         self.stop = stop_at_ctrl_c()
         self._options = described(options)
-        state = saved(options)
-        self._saved: dict[str, Any] = state["trainings"] if state else {}
+        self._saved = self._load(options.resume)
         self._earlier = 0.0
 
     def steps(
@@ -119,13 +118,16 @@ class Trainings:
     ) -> Iterator[tuple[int, tqdm]]:
         """The steps from 1 or from the checkpoint on, with their progress bar.
 
+        A training that begins after Ctrl-C has one step, so that the program can go on to its end.
+        The file does not keep it, since it may begin where another training ended early.
+
         :param number: the last step.
         :param svi: what is trained.
         :param arguments: the arguments of a step, whose loss makes the parameters.
         :param what: the name of the training, its own in this program.
         :param records: lists and dicts that the loop fills, and that the file keeps.
         """
-        began, done = self.clock(), 0
+        began, done, kept = self.clock(), 0, self.path and not self.stop.is_set()
         if what in self._saved:
             done = self._saved[what]["step"]
             self._earlier += self._saved[what]["seconds"]
@@ -133,47 +135,47 @@ class Trainings:
         bar = tqdm(range(done + 1, number + 1), what, number, initial=done, unit="step")
         for step in bar:
             yield step, bar
-            last = step == number or self.stop.is_set()
-            if self.path and (last or step % math.ceil(number / CHECKPOINTS) == 0):
+            stopped = self.stop.is_set()
+            due = step % math.ceil(number / CHECKPOINTS) == 0
+            if kept and (due or stopped or step == number):
                 state = training_state(svi, records)
                 self._saved[what] = {"step": step, "seconds": self.clock() - began, **state}
                 save(self.path, {"options": self._options, "trainings": self._saved})
-            if self.stop.is_set():
+            if stopped:
                 bar.close()
                 print(f"stopped by Ctrl-C after {step} steps")
                 break
+
+    def saved(self, what: str) -> dict[str, Any] | None:
+        """The state that the file had of a training, if any."""
+        return self._saved.get(what)
 
     def clock(self) -> float:
         """Seconds, which count those of the trainings that the file had."""
         return time.perf_counter() + self._earlier
 
-
-def saved(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The state in the checkpoint file, if there is one, of a run with the same options.
-
-    :raises SystemExit: if the file is there without ``--resume``, or of another run.
-    """
-    path = options.checkpoint
-    if path is None:
-        if options.resume:
-            raise SystemExit("--resume: expected a checkpoint, got none; add --checkpoint FILE")
-        return None
-    if not path.exists():
-        if options.resume:
-            print(f"{path} is not there: the training starts anew", file=sys.stderr)
-        return None
-    if not options.resume:
-        raise SystemExit(
-            f"--checkpoint: expected a new file, got {path}, which is there; add --resume to go "
-            "on from it"
-        )
-    state = load(path)
-    if state["options"] != described(options):
-        raise SystemExit(
-            f"--resume: expected the options of {path}, {state['options']}, got "
-            f"{described(options)}; write the same options, or --checkpoint ANOTHER_FILE"
-        )
-    return state
+    def _load(self, resume: bool) -> dict[str, Any]:
+        """The trainings in the file."""
+        if self.path is None:
+            if resume:
+                raise SystemExit("--resume: expected a checkpoint, got none; add --checkpoint FILE")
+            return {}
+        if not self.path.exists():
+            if resume:
+                print(f"{self.path} is not there: the training starts anew", file=sys.stderr)
+            return {}
+        if not resume:
+            raise SystemExit(
+                f"--checkpoint: expected a new file, got {self.path}, which is there; add --resume "
+                "to go on from it"
+            )
+        state = load(self.path)
+        if state["options"] != self._options:
+            raise SystemExit(
+                f"--resume: expected the options of {self.path}, {state['options']}, got "
+                f"{self._options}; write the same options, or --checkpoint ANOTHER_FILE"
+            )
+        return state["trainings"]
 
 
 def described(options: argparse.Namespace) -> dict[str, str]:
@@ -258,7 +260,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, which cannot run code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise SystemExit(
             f"--resume: expected a checkpoint, got {path} ({error}); remove it to start anew"

@@ -112,7 +112,7 @@ def test_a_few_steps_of_one_process(tmp_path, run_here):
     assert math.isfinite(held_out_elbo(output))
     assert "(360 images, 20 samples each)" in output
     assert_picture(tmp_path / "distributed_vae.png")
-    state = torch.load(tmp_path / "x.pt", weights_only=True)
+    state = torch.load(tmp_path / "x.pt", weights_only=True)["trainings"]["training"]
     assert state["done"] == len(state["curve"]["train"]) == 20
     again = run_here("distributed_vae", "--steps", 20, "--checkpoint", "x.pt", "--resume")
     assert held_out_elbo(again) == held_out_elbo(output)
@@ -268,4 +268,5 @@ def test_ctrl_c_keeps_what_is_there(tmp_path):
     steps = int(re.search(r"stopped by Ctrl-C after (\d+) steps", done.stdout)[1])
     assert math.isfinite(held_out_elbo(done.stdout))
     assert_picture(tmp_path / "x.png")
-    assert torch.load(tmp_path / "x.pt", weights_only=True)["done"] == steps
+    state = torch.load(tmp_path / "x.pt", weights_only=True)["trainings"]["training"]
+    assert state["done"] == steps
