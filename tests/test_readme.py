@@ -3,9 +3,11 @@
 
 """The examples of the README, the docs and the docstrings run and do what they say."""
 
+import copy
 import doctest
 import functools
 import importlib
+import pkgutil
 import re
 import statistics
 from pathlib import Path
@@ -37,6 +39,10 @@ def readme_example():
 
 def test_the_example_has_twelve_lines():
     assert len([line for line in readme_example().splitlines() if line.strip()]) <= 12
+
+
+def test_the_site_starts_with_the_same_example():
+    assert python_blocks(ROOT / "docs" / "index.md") == [readme_example()]
 
 
 RELAXED = "relaxed(model)"
@@ -110,6 +116,12 @@ def run_blocks(page, steps=None):
         pyro.set_rng_seed(0)
         exec(compile(block, page.name, "exec"), scope)
         yield scope
+
+
+def test_the_examples_of_extending_do_what_they_say():
+    *_, scope = run_blocks(ROOT / "docs" / "extending.md")
+    assert scope["sample"].sum() == 1
+    assert scope["gradient"] == pytest.approx(5, abs=0.3)
 
 
 def test_the_examples_of_relaxing_run():
@@ -378,24 +390,84 @@ def test_the_examples_of_indices_do_what_they_say():
     assert_clusters(of_z.distribution("z").probs, of_means.median()["means"].detach())
 
 
+@pytest.mark.slow
+def test_the_examples_of_saving_do_what_they_say(tmp_path, monkeypatch):
+    """Most of them say it themselves."""
+    monkeypatch.chdir(tmp_path)
+    for number, scope in enumerate(run_blocks(ROOT / "docs" / "saving.md")):
+        if number == 2:
+            probs = scope["guide"].distribution("z").probs
+            assert probs.argmax(-1).tolist() == [0, 1, 2]
+        if number == 5:
+            found = scope["guide"].distribution("z").probs.argmax(-1)
+            assert found.tolist() == [2, 0, 1, 2]
+            assert pyro.param("means").tolist() == scope["expected"]  # held
+    assert number == 8
+    assert scope["frequencies"].argmax(-1).tolist() == scope["most_probable"].tolist()
+    assert scope["most_probable"].tolist() == [2, 0, 1, 2]
+
+
+@pytest.mark.slow
+def test_what_the_page_on_saving_says_of_other_lengths():
+    scope = next(run_blocks(ROOT / "docs" / "saving.md"))
+    with pytest.raises(ValueError, match=r"site 'x'"):
+        scope["svi"].step(torch.zeros(4))
+    scope["svi"].step(torch.zeros(1))
+
+
+@pytest.mark.slow
+def test_what_the_page_on_saving_says_of_pickle(tmp_path):
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint
+    next(run_blocks(ROOT / "docs" / "saving.md"))
+    for state in pyro.get_param_store().get_state(), pyro.util.get_rng_state():
+        torch.save(state, tmp_path / "x.pt")
+        assert unsafe(tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_an_optimiser_reads_its_state_once():
+    scope = next(run_blocks(ROOT / "docs" / "saving.md"))
+    optimiser = scope["svi"].optim
+    state = copy.deepcopy(optimiser.get_state())
+    state["means"]["param_groups"][0]["lr"] = 0.0
+    optimiser.set_state(state)
+    scope["train"](1)
+    assert optimiser.get_state()["means"]["param_groups"][0]["lr"] == 0.1
+
+
 def test_every_linked_file_exists():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def modules_with_examples():
-    for path in sorted((ROOT / "pyro_gumbel").rglob("*.py")):
-        if ">>>" in path.read_text():
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+MODULES = [
+    "pyro_gumbel",
+    *(name for _, name, _ in pkgutil.walk_packages(pyro_gumbel.__path__, "pyro_gumbel.")),
+]
 
 
-@pytest.mark.parametrize("name", list(modules_with_examples()))
+def file_of(name):
+    """The file of a module, which is not imported here: some need Triton."""
+    path = ROOT.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def number_of_examples(name):
+    return len(re.findall(r"^\s*>>> ", file_of(name).read_text(), re.MULTILINE))
+
+
+def test_no_module_is_forgotten():
+    """Such as one in a folder without `__init__.py`."""
+    assert set(map(file_of, MODULES)) == set((ROOT / "pyro_gumbel").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", list(filter(number_of_examples, MODULES)))
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     names = {name: getattr(pyro_gumbel, name) for name in pyro_gumbel.__all__}
     result = doctest.testmod(module, extraglobs={**names, "pyro": pyro, "torch": torch})
-    assert result.attempted > 0
+    assert result.attempted == number_of_examples(name)
     assert result.failed == 0
 
 

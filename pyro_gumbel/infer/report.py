@@ -58,7 +58,7 @@ class GradientReport:
         the mean of N gradients, as a fraction of the decrease by the exact gradient with its best
         step; c shortens the step as the noise demands. Averaging takes off noise but no bias: the
         progress of an unbiased row is c, and for training to the end, N to infinity, the progress
-        of every row is 1 - bias^2 / |e|^2.
+        of every row is :math:`1 - \text{bias}^2 / |e|^2`.
 
         A bias is significant if noise alone would look like it with a chance of about 1 in 100 or
         less. The row with the most progress is best, unless its bias is significant and some row

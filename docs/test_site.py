@@ -1,0 +1,113 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every page of the built site in a browser. `make test-docs` builds the site and runs this.
+
+It uses Debian's chromium, and asks no other machine for anything.
+"""
+
+import functools
+import http.server
+import re
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+SITE = Path(__file__).parent / "_build" / "html"
+PAGES = sorted(str(page.relative_to(SITE)) for page in SITE.rglob("*.html"))
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+# Without a sandbox, which a container's root cannot have, and without requests of its own.
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = 390  # pixels
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves the site without a line for each request."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": PHONE, "height": 844})
+    yield page
+    page.close()
+
+
+def test_there_are_pages():
+    assert {"index.html", "reference/index.html", "choosing.html"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(name, page, address):
+    """It loads whole from this machine, without errors, shows what it has, and fits a phone."""
+    faults = []
+    page.on(
+        "console", lambda message: faults.append(message.text) if message.type == "error" else 0
+    )
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "request", lambda asked: faults.append(asked.url) if is_foreign(asked.url, address) else 0
+    )
+    page.on(
+        "response", lambda got: faults.append(f"{got.status} {got.url}") if got.status >= 400 else 0
+    )
+    response = page.goto(address + name, wait_until="networkidle")
+    assert response.status == 200
+    assert not faults
+    formulas, rendered = (
+        page.evaluate(f"document.querySelectorAll('{which}').length")
+        for which in (".math", "mjx-container")
+    )
+    assert rendered >= formulas  # one block may have several
+    assert not page.evaluate("document.querySelectorAll('mjx-merror').length")
+    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+    assert page.evaluate(broken) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def is_foreign(url, address):
+    return not url.startswith((address, "data:", "blob:"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_inside_the_site(name):
+    here = SITE / name
+    for link in re.findall(r'<a [^>]*href="([^"]*)"', here.read_text()):
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (here.parent / unquote(parts.path)).resolve() if parts.path else here
+        assert target.is_file(), link
+        if parts.fragment and target.suffix == ".html":
+            anchor = re.escape(unquote(parts.fragment))
+            assert re.search(rf'\bid="{anchor}"', target.read_text()), link
