@@ -139,8 +139,8 @@ def parallel_elbo(vae: VAE, images: Tensor, seed: int) -> DistributedDataParalle
     parallel(images[:2], 1.0).backward()
     # The ranks must draw different noise. With
     #     pyro.set_rng_seed(seed)
-    # on all ranks each would draw the same. Nothing would fail, but the mean over ranks would have
-    # more noise, since the errors of its parts are alike.
+    # on all ranks each would draw the same. Nothing would fail, but the errors of the ranks would
+    # be alike, and the mean over ranks would have more noise.
     pyro.set_rng_seed(seed + distributed.get_rank())
     return parallel
 

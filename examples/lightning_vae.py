@@ -106,7 +106,8 @@ class LightningVAE(LightningModule):
         stopped = self.trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False)
         self.trainer.should_stop = self.stopped = stopped
         if self.global_rank == 0:
-            self.curve.test[self.global_step] = held_out_elbo(self.vae, self.held_out)
+            held_out = self.held_out.to(self.device)
+            self.curve.test[self.global_step] = held_out_elbo(self.vae, held_out)
         epoch = self.current_epoch + 1
         last = stopped or epoch == self.epochs
         if self.options.checkpoint and (last or epoch % math.ceil(self.epochs / CHECKPOINTS) == 0):
@@ -146,11 +147,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says of itself, and what concerns nobody else."""
+    """Hide Lightning's hints, and warnings about its own code."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Its use of torch.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # The images are in memory, so that loading them needs no processes of its own.
+    # The images are in memory, so loading them needs no further processes.
     warnings.filterwarnings("ignore", "The 'train_dataloader' does not have many workers")
 
 
