@@ -146,6 +146,10 @@ class Trainings:
                 print(f"stopped by Ctrl-C after {step} steps")
                 break
 
+    def saved(self, what: str) -> dict[str, Any] | None:
+        """The state that the file had of a training, if any."""
+        return self._saved.get(what)
+
     def clock(self) -> float:
         """Seconds, which count those of the trainings that the file had."""
         return time.perf_counter() + self._earlier
