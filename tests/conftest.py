@@ -35,16 +35,18 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _fresh_process():
-    """Seeds set, an empty parameter store, and every global of torch as the tests found it.
+    """Seeds set, an empty parameter store, and the globals of torch and Pyro as they were.
 
     One call of torch.compile switches validation off for the whole process.
     """
     validate, dtype = Distribution._validate_args, torch.get_default_dtype()
+    settings = pyro.settings.get()
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     yield
     Distribution.set_default_validate_args(validate)
     pyro.enable_validation(True)
+    pyro.settings.set(**settings)
     torch.set_default_dtype(dtype)
 
 
