@@ -16,6 +16,8 @@ from sphinx.application import Sphinx
 
 import pyro_gumbel
 
+sys.path.insert(0, str(Path(__file__).parent))  # for pictures.py
+
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
 copyright = f"{author}. Apache-2.0"
@@ -28,6 +30,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
+    "pictures",
 ]
 # Sites of others are asked only where there is a network: `DOCS_ONLINE=1 make docs`.
 if os.environ.get("DOCS_ONLINE"):
