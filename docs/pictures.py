@@ -399,12 +399,12 @@ def exp_relaxed_categorical() -> Figure:
     return figure
 
 
-def multinomial_triangle(axes: Axes, d: Any, title: str, corners: list[str]) -> None:
+def multinomial_triangle(axes: Axes, d: Any, title: str) -> None:
     """A disc for each vector of counts, with an area in proportion to its probability."""
     n = int(d.total_count)
     values = torch.tensor([v for v in itertools.product(range(n + 1), repeat=3) if sum(v) == n])
     pmf = d.log_prob(values.float()).exp()
-    triangle(axes, title, corners)
+    triangle(axes, title, ONE_OF_THREE)
     axes.scatter(*in_plane(values / n), s=2500 * pmf, color=BLUE, linewidths=0, zorder=3)
 
 
@@ -413,7 +413,7 @@ def multinomial() -> Figure:
     for column, p in zip(axes, ((1, 1, 1), (6, 3, 1), (1, 0, 1)), strict=True):
         d = pg.MultinomialStraightThrough(6, torch.tensor(p, dtype=torch.float32))
         share = ", ".join(f"{each / sum(p):.2g}" for each in p)
-        multinomial_triangle(column, d, f"p: {share}", ["6, 0, 0", "0, 6, 0", "0, 0, 6"])
+        multinomial_triangle(column, d, f"p: {share}")
     return figure
 
 
@@ -422,7 +422,7 @@ def dirichlet_multinomial() -> Figure:
     for column, alpha in zip(axes, ((0.3, 0.3, 0.3), (1, 1, 1), (6, 3, 1)), strict=True):
         d = pg.DirichletMultinomialStraightThrough(torch.tensor(alpha) * 1.0, 6)
         title = "α: " + ", ".join(f"{each:g}" for each in alpha)
-        multinomial_triangle(column, d, title, ["6, 0, 0", "0, 6, 0", "0, 0, 6"])
+        multinomial_triangle(column, d, title)
     return figure
 
 
@@ -466,7 +466,8 @@ def octahedron(axes: Axes, title: str) -> None:
             axes.plot(*OCTAHEDRON[[i, j]].T, color="0.6", linewidth=1, linestyle=dashes)
     outer = OCTAHEDRON + 0.3 * OCTAHEDRON / OCTAHEDRON.norm(dim=-1, keepdim=True)
     for (a, b), (x, y) in zip(PAIRS, outer.tolist(), strict=True):
-        axes.text(x, y, f"{a + 1}, {b + 1}", ha="center", va="center", fontsize=12)
+        name = f"{a + 1}, {b + 1}"
+        axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=LABEL, zorder=4)
 
 
 def subset() -> Figure:
