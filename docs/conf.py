@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 import pyro_gumbel
 
-sys.path.insert(0, str(Path(__file__).parent))  # for pictures.py
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and pictures.py
 
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "pictures",
 ]
 # Sites of others are asked only where there is a network: `DOCS_ONLINE=1 make docs`.
@@ -63,6 +64,24 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature shows them
 autodoc_preserve_defaults = True
 
+# Tutorials: every example is run, and shown with what it prints and draws (see gallery.py).
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py",
+    "ignore_pattern": r"(options|distributed_vae|lightning_vae)\.py",
+    "within_subsection_order": "gallery.place",
+    "reset_argv": "gallery.arguments_of",
+    "image_scrapers": "gallery.pictures_of",
+    "parallel": 2,
+    "download_all_examples": False,
+    "notebook_extensions": set(),  # the examples are programs with options
+    "min_reported_time": 1_000_000,  # the time of a run says little here
+    "write_computation_times": False,
+    "show_signature": False,
+}
+
+smartquotes_action = "qe"  # quotes and ellipses; a dash may belong to an option
 nitpicky = True
 # Types of others in signatures, which are links with DOCS_ONLINE=1 only.
 nitpick_ignore_regex = [("py:.*", r"(torch|pyro|pyro\.distributions|typing|collections|Tensor).*")]

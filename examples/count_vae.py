@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A variational autoencoder whose latent variables are counts, on 1,797 real digits of 8x8 pixels.
+"""Counts: a VAE with Poisson or binomial latents
+==============================================
+
+A variational autoencoder whose latent variables are counts, on 1,797 real digits of 8x8 pixels.
 
 An image is described by 32 counts, Poisson or binomial with 8 trials. The intensities of the
 digits are whole numbers from 0 to 16, and their likelihood is Binomial(16). Model and guide are
@@ -9,12 +12,14 @@ plain Pyro. The guide (the encoder) has a network for the log rates, or for the 
 line is ``relaxed(guide)``: samples are still counts, and they carry the second-order gradient. The
 KL divergence from the prior, whose parameters are learnt too, is exact.
 
+Usage::
+
     python examples/count_vae.py
     python examples/count_vae.py --latents binomial
     python examples/count_vae.py --data mnist.npz      # other images, Binomial(255)
 
 The same model is then trained by Pyro's own gradient for plain counts, the score function, with a
-running mean of the loss as a baseline. After 2,000 steps the ELBO of held-out images is, in nats:
+running mean of the loss as a baseline. After 2,000 steps the ELBO of held-out images is, in nats::
 
               second order   score function
     Poisson         -123.0           -126.8

@@ -1,12 +1,17 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A variational autoencoder with discrete latent variables, on 1,797 real digits of 8x8 pixels.
+"""A discrete VAE
+==============
+
+A variational autoencoder with discrete latent variables, on 1,797 real digits of 8x8 pixels.
 
 An image is described by 8 variables of 8 categories, 24 bits in all. The guide (the encoder) draws
 one-hot samples with `CategoricalStraightThrough`, so the discrete model itself is trained, and the
 KL divergence from its uniform prior is exact. The temperature of the surrogate gradient decreases
 as in Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
+
+Usage::
 
     python examples/digits_vae.py                        # about half a minute
     python examples/digits_vae.py --latents bernoulli    # 32 bits

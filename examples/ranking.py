@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Infer how good items are from judges who each rank only their favourites.
+"""Rankings
+========
+
+Infer how good items are from judges who each rank only their favourites.
 
 Every judge reports a top 3 of 10 items, in order: a draw from `PlackettLuce(3, logits=worths)`,
 whose logits are the items' log-worths. With `--any-length` a judge ranks 1, 2 or 3 of them, each
@@ -9,6 +12,8 @@ number with the same probability: a draw from `PlackettLuce(lengths, logits=wort
 which the lengths are a tensor. The log-worths are drawn from a standard normal distribution, and
 the ballots are simulated. Variational inference then finds the log-worths from the ballots alone: a
 posterior mean with intervals.
+
+Usage::
 
     python examples/ranking.py                            # ten seconds
     python examples/ranking.py --items 30 --judges 50     # wider intervals
@@ -21,7 +26,6 @@ result.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +39,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from options import option_parser, training_steps, whole_number
+from options import Trainings, option_parser, whole_number
 from pyro_gumbel import PlackettLuce
 
 LEARNING_RATE = 0.05
@@ -61,16 +65,18 @@ def model(ballots: Tensor, lengths: int | Tensor) -> None:
         pyro.sample("ballots", ballot, obs=ballots)
 
 
-def train(ballots: Tensor, lengths: int | Tensor, steps: int) -> AutoMultivariateNormal:
+def train(
+    trainings: Trainings, ballots: Tensor, lengths: int | Tensor, steps: int
+) -> AutoMultivariateNormal:
     """The trained guide, after the last step or the first Ctrl-C."""
     guide = AutoMultivariateNormal(model)
     decay = (FINAL_LEARNING_RATE / LEARNING_RATE) ** (1 / steps)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(model, guide, ClippedAdam({"lr": LEARNING_RATE, "lrd": decay}), elbo)
-    recent: list[float] = []
-    for _, bar in training_steps(steps):
-        recent = [*recent[-99:], -svi.step(ballots, lengths) / len(ballots)]
-        bar.set_postfix_str(f"ELBO {np.mean(recent):.3f} a judge", refresh=False)
+    elbos: list[float] = []
+    for _, bar in trainings.steps(steps, svi, ballots, lengths, records=[elbos]):
+        elbos.append(-svi.step(ballots, lengths) / len(ballots))
+        bar.set_postfix_str(f"ELBO {np.mean(elbos[-100:]):.3f} a judge", refresh=False)
     return guide
 
 
@@ -134,15 +140,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     worths = worths_prior(options.items).sample()
     lengths = draw_lengths(options.judges, options.size, options.any_length)
     ballot = PlackettLuce(lengths, logits=worths.expand(options.judges, -1), rows=options.size)
     ballots = ballot.sample()
-    posterior = posterior_of(train(ballots, lengths, options.steps))
+    posterior = posterior_of(train(trainings, ballots, lengths, options.steps))
     truth = centred(worths)
     tau = kendall_tau(posterior.mean, truth)
     error = (posterior.mean - truth).square().mean().sqrt().item()
@@ -154,7 +161,7 @@ def main() -> None:
     print(f"root mean square error of the log-worths: {error:.2f}")
     print(f"true log-worths inside their 90 % intervals: {inside} of {options.items}")
     draw(options.out, truth, posterior, title)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

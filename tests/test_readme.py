@@ -116,6 +116,12 @@ def run_blocks(page, steps=None):
         yield scope
 
 
+def test_the_examples_of_extending_do_what_they_say():
+    *_, scope = run_blocks(ROOT / "docs" / "extending.md")
+    assert scope["sample"].sum() == 1
+    assert scope["gradient"] == pytest.approx(5, abs=0.3)
+
+
 def test_the_examples_of_relaxing_run():
     assert len(list(run_blocks(ROOT / "docs" / "relaxing.md", steps=2))) >= 8
 

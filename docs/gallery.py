@@ -1,0 +1,48 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How the examples become tutorials: their order, their options and their pictures."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sphinx_gallery.scrapers import figure_rst
+
+os.environ["TQDM_DISABLE"] = "1"  # no progress bars on the pages
+
+# In the order of the gallery, with the options of a short training, for DOCS_FAST=1.
+EXAMPLES = {
+    "digits_vae": "--steps 200",
+    "relax_a_model": "--steps 20 --most 10",
+    "mixture": "--steps 50",
+    "hidden_markov": "--steps 10 --months 4",
+    "topics": "--steps 10",
+    "count_vae": "--steps 50",
+    "spike_and_slab": "--steps 50",
+    "sparse_gates": "--steps 50",
+    "feature_selection": "--steps 50",
+    "ranking": "--steps 100",
+    "choose_an_estimator": "--steps 20 --samples 20 --temperatures 0.5",
+}
+
+
+def place(name: str) -> int:
+    """Of an example among the others."""
+    return list(EXAMPLES).index(Path(name).stem)
+
+
+def arguments_of(_: dict[str, Any], variables: dict[str, Any]) -> list[str]:
+    """The options of an example."""
+    name = Path(variables["src_file"]).stem
+    return EXAMPLES[name].split() if os.environ.get("DOCS_FAST") else []
+
+
+def pictures_of(_: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
+    """Take the picture that an example has written beside itself, for its page."""
+    written = Path(variables["src_file"]).with_suffix(".png")
+    if not written.exists():
+        return ""
+    picture = next(variables["image_path_iterator"])
+    written.replace(picture)
+    return figure_rst([picture], conf["src_dir"])
