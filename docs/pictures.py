@@ -524,14 +524,15 @@ def plackett_luce() -> Figure:
 def hexagon(axes: Axes, pmf: Tensor) -> None:
     """The rankings; neighbours differ by an exchange of two that follow one another."""
     axes.set_axis_off()
-    axes.set(aspect="equal", title="pmf of the rankings", xlim=(-1.7, 1.7), ylim=(-1.45, 1.45))
+    axes.set(aspect="equal", title="pmf of the rankings", xlim=(-1.8, 1.8), ylim=(-1.45, 1.45))
     round_it = [(0, 1, 2), (0, 2, 1), (2, 0, 1), (2, 1, 0), (1, 2, 0), (1, 0, 2)]
     angles = torch.arange(6) * torch.pi / 3 + torch.pi / 2
     places = torch.stack([angles.cos(), angles.sin()], -1)
     axes.fill(*places.T, fill=False, edgecolor="0.6", linewidth=1)
     sizes = torch.stack([pmf[RANKINGS.index(each)] for each in round_it])
     axes.scatter(*places.T, s=1500 * sizes, color=BLUE, zorder=3, alpha=0.8)
-    for ranking, (x, y) in zip(round_it, (1.35 * places).tolist(), strict=True):
+    outer = places * torch.tensor([1.6, 1.35])
+    for ranking, (x, y) in zip(round_it, outer.tolist(), strict=True):
         axes.text(x, y, ", ".join(str(i + 1) for i in ranking), ha="center", va="center")
 
 
