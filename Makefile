@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-kernels docs test-docs lint types clean
+.PHONY: demo test test-all test-kernels docs test-docs lint types dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits_vae.py $(ARGS)
@@ -34,6 +34,13 @@ lint: $(VENV)/.lint-installed
 types: $(VENV)/.lint-installed
 	$(VENV)/bin/python -m mypy
 
+# The wheel and the sdist, in dist.
+dist: $(VENV)/.release-installed
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(VENV)/bin/python -m pytest tests/archives.py $(ARGS)
+
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
@@ -55,6 +62,10 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 
 $(VENV)/.lint-installed: $(VENV)/.installed
 	$(PIP) --group lint
+	touch $@
+
+$(VENV)/.release-installed: $(VENV)/.installed
+	$(PIP) --group release
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What importing the package leaves alone."""
+"""What importing the package leaves alone, and that it warns of nothing."""
 
 import subprocess
 import sys
@@ -56,7 +56,18 @@ for old, new in zip(registered, registries()):
 """
 
 
-def test_importing_changes_nothing_of_torch_and_pyro():
+def run(*command):
+    """Python with these arguments, in a process of its own."""
     root = Path(pyro_gumbel.__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", IMPORT], cwd=root, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    return subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True)
+
+
+def test_importing_changes_nothing_of_torch_and_pyro():
+    done = run("-c", IMPORT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_warns_of_nothing():
+    done = run("-W", "error", "-c", "import pyro_gumbel")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == ""
