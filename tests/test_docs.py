@@ -193,6 +193,83 @@ def test_support(name):
         assert (d.support.check(values) == is_inside).all()
 
 
+def on_interval(d):
+    return d.log_prob(torch.rand(MANY, 1)).exp()
+
+
+def on_line(d):
+    proposal = dist.Laplace(0.0, 3.0)
+    v = proposal.sample((MANY, 1))
+    return (d.log_prob(v) - proposal.log_prob(v)).exp()
+
+
+def on_simplex(d):
+    """The uniform density is 2, that of the rows of a ranking 4."""
+    rows = d.event_shape[:-1]
+    uniform = dist.Dirichlet(torch.ones(K)).expand((1, *rows)).sample((MANY,))
+    return d.log_prob(uniform).exp() / 2 ** rows.numel()
+
+
+def on_hypersimplex(d):
+    """1 - s is on the simplex, for two of three."""
+    uniform = dist.Dirichlet(torch.ones(K)).expand((1,)).sample((MANY,))
+    return d.log_prob(1 - uniform).exp() / 2
+
+
+def of_log_ratios(d):
+    proposal = dist.Laplace(0.0, 3.0).expand((K - 1,)).to_event(1)
+    ratios = proposal.sample((MANY, 1))
+    v = torch.nn.functional.pad(ratios, (0, 1)).log_softmax(-1)
+    return (d.log_prob(v) - proposal.log_prob(ratios)).exp()
+
+
+def of_logits(d):
+    """Of the transformation alone: the density of values is checked."""
+    v = d.sample((MANY,))
+    s = v.sigmoid()
+    of_values = make("RelaxedSubset", MEASURED_AT).log_prob(s)
+    ratios = (d.log_prob(v) - of_values - (s * (1 - s)).log().sum(-1)).exp()
+    torch.testing.assert_close(ratios, torch.ones_like(ratios), atol=1e-4, rtol=0)
+    return torch.ones_like(ratios)
+
+
+def of_gates(d):
+    """Both: of stretched values that are drawn, and of any others."""
+    low, high = d.low, d.high
+    r = low + (high - low) * torch.rand(MANY, 1)
+    v = ((r - low) / (high - low)).logit()
+    gates = pyro_gumbel.LogitHardConcrete(1.0, 0.5).gate(v)
+    drawn = d.log_prob(gates).exp() * (high - low)
+    ends = d.log_prob(torch.tensor([[0.0], [1.0]])).exp().sum(0)
+    return torch.cat([drawn, ends + on_interval(d)], -1)
+
+
+MANY, MEASURED_AT = 20_000, 2.5
+MEASURES = {
+    "with respect to ds on (0, 1)": on_interval,
+    "with respect to dv": on_line,
+    "with respect to ds₁ … dsₖ₋₁; the uniform one is (k - 1)!": on_simplex,
+    "with respect to ds₁ … dsₖ₋₁": on_hypersimplex,
+    "with respect to the first k - 1 entries of each row": on_simplex,
+    "with respect to the k - 1 log-ratios vᵢ - vₖ": of_log_ratios,
+    "that of s times ∏ sᵢ (1 - sᵢ), as for an elementwise transform": of_logits,
+    "with respect to dr on (l, h), for a gate that `rsample` returned; for any other, log P(0) and "
+    "log P(1) at the ends, and between them with respect to ds": of_gates,
+}
+
+
+@of_each
+def test_measure(name):
+    """The density integrates to 1, by importance sampling."""
+    cell = TABLES[name]["Density"]
+    if cell.startswith("none: a pmf") or name == "SelectedComponent":
+        assert cell not in MEASURES
+        return
+    torch.manual_seed(0)
+    ratios = MEASURES[cell](make(name, MEASURED_AT))
+    assert_same_mean(ratios, torch.ones(ratios.shape[1:]))
+
+
 @of_each
 def test_shapes(name):
     d, text = make(name), TABLES[name]["Shapes"]
