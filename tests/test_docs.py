@@ -234,7 +234,8 @@ def of_logits(d):
 
 
 def of_gates(d):
-    """Both: of stretched values that are drawn, and of any others."""
+    """Both: of stretched values that are drawn, and of any others. Cooler, with more at the ends."""
+    d = make("HardConcrete", 1.0)
     low, high = d.low, d.high
     r = low + (high - low) * torch.rand(MANY, 1)
     v = ((r - low) / (high - low)).logit()
@@ -244,7 +245,7 @@ def of_gates(d):
     return torch.cat([drawn, ends + on_interval(d)], -1)
 
 
-MANY, MEASURED_AT = 20_000, 2.5
+MANY, MEASURED_AT = 20_000, 2.0
 MEASURES = {
     "with respect to ds on (0, 1)": on_interval,
     "with respect to dv": on_line,
