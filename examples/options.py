@@ -7,12 +7,12 @@ import argparse
 import copy
 import math
 import os
-import pickle
 import random
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,22 @@ class Trainings:
                 "to go on from it"
             )
         state = load(self.path)
-        if state["options"] != self._options:
-            raise SystemExit(
-                f"--resume: expected the options of {self.path}, {state['options']}, got "
-                f"{self._options}; write the same options, or --checkpoint ANOTHER_FILE"
-            )
+        self._check(state["options"] if "trainings" in state else {"checkpoint": "of an example"})
         return state["trainings"]
+
+    def _check(self, saved: dict[str, str]) -> None:
+        """The file is of the same options."""
+        names = sorted(saved.keys() | self._options.keys())
+        other = [name for name in names if saved.get(name) != self._options.get(name)]
+        if other:
+            expected, got = (
+                ", ".join(f"{name} {options.get(name)}" for name in other)
+                for options in (saved, self._options)
+            )
+            raise SystemExit(
+                f"--resume: expected the options of {self.path}, {expected}, got {got}; "
+                "write the same options, or --checkpoint ANOTHER_FILE"
+            )
 
 
 def described(options: argparse.Namespace) -> dict[str, str]:
@@ -254,12 +264,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, which cannot run code."""
+    """Read a checkpoint, which cannot run code. A damaged one is refused."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
+            if archive.testzip():
+                raise zipfile.BadZipFile("a checksum is wrong")
         return torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # each kind of damage has its own
+        known = isinstance(error, OSError | zipfile.BadZipFile)
+        reason = error if known else type(error).__name__
         raise SystemExit(
-            f"--resume: expected a checkpoint, got {path} ({error}); remove it to start anew"
+            f"--resume: expected a checkpoint, got {path} ({reason}); remove it to start anew"
         ) from None
 
 

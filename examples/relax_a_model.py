@@ -282,7 +282,8 @@ def draw(
             middle.scatter(*pair, s=20, label=f"{number} causes")
     middle.axline((0, 0), slope=1, color="grey", lw=0.8)
     middle.set(title="P(cause | observation)", xlabel="by enumeration", ylabel="by relaxation")
-    middle.legend(fontsize="small")
+    if causes_found:
+        middle.legend(fontsize="small")
     for which, label in enumerate(("enumeration", "relaxation")):
         timed = {n: pair[which].seconds for n, pair in causes_found.items() if pair[which]}
         right.loglog(list(timed), list(timed.values()), "o-", label=label)

@@ -3,6 +3,7 @@
 
 """The examples of the README, the docs and the docstrings run and do what they say."""
 
+import copy
 import doctest
 import functools
 import importlib
@@ -387,6 +388,51 @@ def test_the_examples_of_indices_do_what_they_say():
     scope = next(blocks)
     of_means, of_z = scope["guide"]
     assert_clusters(of_z.distribution("z").probs, of_means.median()["means"].detach())
+
+
+@pytest.mark.slow
+def test_the_examples_of_saving_do_what_they_say(tmp_path, monkeypatch):
+    """Most of them say it themselves."""
+    monkeypatch.chdir(tmp_path)
+    for number, scope in enumerate(run_blocks(ROOT / "docs" / "saving.md")):
+        if number == 2:
+            probs = scope["guide"].distribution("z").probs
+            assert probs.argmax(-1).tolist() == [0, 1, 2]
+        if number == 5:
+            found = scope["guide"].distribution("z").probs.argmax(-1)
+            assert found.tolist() == [2, 0, 1, 2]
+            assert pyro.param("means").tolist() == scope["expected"]  # held
+    assert number == 8
+    assert scope["frequencies"].argmax(-1).tolist() == scope["most_probable"].tolist()
+    assert scope["most_probable"].tolist() == [2, 0, 1, 2]
+
+
+@pytest.mark.slow
+def test_what_the_page_on_saving_says_of_other_lengths():
+    scope = next(run_blocks(ROOT / "docs" / "saving.md"))
+    with pytest.raises(ValueError, match=r"site 'x'"):
+        scope["svi"].step(torch.zeros(4))
+    scope["svi"].step(torch.zeros(1))
+
+
+@pytest.mark.slow
+def test_what_the_page_on_saving_says_of_pickle(tmp_path):
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint
+    next(run_blocks(ROOT / "docs" / "saving.md"))
+    for state in pyro.get_param_store().get_state(), pyro.util.get_rng_state():
+        torch.save(state, tmp_path / "x.pt")
+        assert unsafe(tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_an_optimiser_reads_its_state_once():
+    scope = next(run_blocks(ROOT / "docs" / "saving.md"))
+    optimiser = scope["svi"].optim
+    state = copy.deepcopy(optimiser.get_state())
+    state["means"]["param_groups"][0]["lr"] = 0.0
+    optimiser.set_state(state)
+    scope["train"](1)
+    assert optimiser.get_state()["means"]["param_groups"][0]["lr"] == 0.1
 
 
 def test_every_linked_file_exists():
