@@ -234,7 +234,7 @@ def of_logits(d):
 
 
 def of_gates(d):
-    """Both: of stretched values that are drawn, and of any others. Cooler, with more at the ends."""
+    """Both: of stretched values that are drawn, and of any others; with more at the ends."""
     d = make("HardConcrete", 1.0)
     low, high = d.low, d.high
     r = low + (high - low) * torch.rand(MANY, 1)
