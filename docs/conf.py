@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 import pyro_gumbel
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and pictures.py
 
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
@@ -31,6 +31,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "pictures",
 ]
 # Sites of others are asked only where there is a network: `DOCS_ONLINE=1 make docs`.
 if os.environ.get("DOCS_ONLINE"):

@@ -50,7 +50,7 @@ class HardConcrete(RelaxedValue, TorchDistribution):
     r"""A gate: exactly 0 or exactly 1 with positive probability, else between, with a gradient.
 
     .. math::
-        s = \min\bigl(1, \max(0, r)\bigr), \qquad r = l + (h - l) \, \sigma(v), \qquad
+        s = \min\bigl(1, \max(0, r)\bigr), \qquad r = l + (h - l) \, \sigma(v), \\
         v = \frac{x + L}{\tau}, \qquad L \sim \text{Logistic}(0, 1),
 
     with :math:`x` the logit, :math:`\tau` the temperature, :math:`\sigma` the sigmoid and
@@ -68,14 +68,14 @@ class HardConcrete(RelaxedValue, TorchDistribution):
                     - \log \sigma(v) - \log \sigma(-v) - \log (h - l).
 
     **log_prob.** A tensor that `rsample` or `sample` returned, or `LogitHardConcrete.gate`, has its
-    v attached. Its log_prob is the log density of r, at 0 and 1 too. So the gradient of the ELBO,
-    in which r is the latent variable, is unbiased. (By the distribution of s itself the gradient of
-    the divergence is too small, as log P(0) and log P(1) pass none to the sample: for the logits 1
-    and -1 by 30 % at temperature 0.5, and by 80 % at 0.1.) Any other tensor, as a copy, a slice,
-    one read from a file or an observation, is evaluated by the distribution of s: log P(0) at 0,
-    log P(1) at 1, and the log density between, which is that of r. A guide and its model evaluate
-    the same tensor, and so alike. Write ``value.detach().clone()`` to evaluate a draw as an
-    observation.
+    v attached. Its log_prob is the log density of r, also at 0 and 1. So r is the latent variable
+    of the ELBO, whose gradient is unbiased. With the distribution of s instead, the gradient of the
+    divergence would be too small, since log P(0) and log P(1) pass none to the sample: for the
+    logits 1 and -1 by 30 % at temperature 0.5, and by 80 % at 0.1. Any other tensor (a copy, a
+    slice, one read from a file, an observation) is evaluated by the distribution of s: log P(0) at
+    0, log P(1) at 1, and the log density between, which is that of r. A guide and its model
+    evaluate the same tensor, so they agree. Write ``value.detach().clone()`` to evaluate a draw as
+    an observation.
 
     **Divergence.** `kl_divergence` is exact at any two temperatures, and that of r. It is an upper
     bound of the divergence of s, so that the ELBO is a lower bound still. For the logits 1 and -1

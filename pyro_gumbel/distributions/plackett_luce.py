@@ -171,8 +171,8 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
     :param rows: how many rows a value has, a Python int from the largest length to k; None for
-        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
-        and `torch.compile` it cannot be, and a GPU is waited for.
+        `size`, or for the largest length. That is read from the tensor, which waits for a GPU, and
+        is not possible under `torch.vmap` and `torch.compile`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     :raises NotImplementedError: by `enumerate_support`, for rankings of different lengths.
@@ -320,8 +320,8 @@ class RelaxedPlackettLuce(RelaxedValue, TorchDistribution):
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
     :param rows: how many rows a value has, a Python int from the largest length to k; None for
-        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
-        and `torch.compile` it cannot be, and a GPU is waited for.
+        `size`, or for the largest length. That is read from the tensor, which waits for a GPU, and
+        is not possible under `torch.vmap` and `torch.compile`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     """
@@ -443,8 +443,8 @@ class PlackettLuceStraightThrough(FamilyStraightThrough, PlackettLuce):
         `log_prob`; None for the default of `torch.distributions`. Shapes and types are always
         checked.
     :param rows: how many rows a value has, a Python int from the largest length to k; None for
-        `size`, or for the largest length, which is then read from the tensor: under `torch.vmap`
-        and `torch.compile` it cannot be, and a GPU is waited for.
+        `size`, or for the largest length. That is read from the tensor, which waits for a GPU, and
+        is not possible under `torch.vmap` and `torch.compile`.
     :raises ValueError: for a wrong value or shape, or both or neither of `probs` and `logits`.
     :raises TypeError: for an argument of another type.
     :raises NotImplementedError: by `enumerate_support`, for rankings of different lengths.

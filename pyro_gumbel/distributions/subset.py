@@ -68,7 +68,7 @@ discrete_subsets, relaxed_subsets = SubsetFamily(all_of_them=True), SubsetFamily
 
 
 class Subset(WithoutReplacement, TorchDistribution):
-    r"""m of k categories, drawn one after the other without replacement, their order forgotten.
+    r"""m of k categories, drawn one after the other without replacement; their order is ignored.
 
     A value is an m-hot vector: m ones, k - m zeros. It marks the m largest of :math:`x + g`, with
     :math:`x` the logits and :math:`g_i \sim \text{Gumbel}(0, 1)` iid. With :math:`S` the chosen
