@@ -21,7 +21,6 @@ Ctrl-C ends the training early and keeps the result; during the report it ends t
 import argparse
 import json
 import signal
-import time
 from pathlib import Path
 
 import pyro
@@ -30,7 +29,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import Adam
 
 from digits_vae import BATCH, LEARNING_RATE, VAE, digits
-from options import option_parser, positive_number, training_steps, whole_number
+from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import GradientReport, GradientRow, gradient_report
 
 SHAPE = (8, 8)  # variables, categories
@@ -38,10 +37,10 @@ TEMPERATURE = 0.5  # of training
 STEPS = (1, 10, 100, 1000)  # that recommendations are printed for
 
 
-def train(vae: VAE, images: torch.Tensor, steps: int) -> None:
+def train(trainings: Trainings, vae: VAE, images: torch.Tensor, steps: int) -> None:
     """Train with "gumbel_softmax"."""
     svi = SVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), TraceMeanField_ELBO())
-    for _, bar in training_steps(steps):
+    for _, bar in trainings.steps(steps, svi, images[:BATCH], TEMPERATURE):
         batch = images[torch.randint(len(images), (BATCH,))]
         loss = svi.step(batch, TEMPERATURE) / BATCH
         bar.set_postfix_str(f"ELBO {-loss:.2f}", refresh=False)
@@ -80,14 +79,15 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     images, _ = digits(options.seed)
     images = images.flatten(1)
     vae = VAE(images.shape[-1], "categorical", SHAPE)
-    train(vae, images, options.steps)
+    train(trainings, vae, images, options.steps)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     report = gradient_report(
         vae.model,
@@ -103,7 +103,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     report.plot().savefig(options.out, dpi=120)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

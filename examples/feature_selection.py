@@ -20,7 +20,6 @@ keeps the result.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from options import option_parser, positive_number, training_steps, whole_number
+from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import RelaxedSubset, Subset, SubsetStraightThrough
 
 FEATURES = 30
@@ -99,15 +98,15 @@ class Selection(PyroModule):
         return Subset(self.size, logits=self.logits).mean.numpy()
 
 
-def train(selection: Selection, tumours: Tumours, steps: int) -> None:
+def train(trainings: Trainings, selection: Selection, tumours: Tumours, steps: int) -> None:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
     features, malignant = (torch.as_tensor(part).float() for part in tumours)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(selection.model, selection.guide, Adam({"lr": LEARNING_RATE}), elbo)
-    recent: list[float] = []
-    for _, bar in training_steps(steps):
-        recent = [*recent[-99:], -svi.step(features, malignant)]
-        bar.set_postfix_str(f"ELBO {np.mean(recent):.1f}", refresh=False)
+    elbos: list[float] = []
+    for _, bar in trainings.steps(steps, svi, features, malignant, records=[elbos]):
+        elbos.append(-svi.step(features, malignant))
+        bar.set_postfix_str(f"ELBO {np.mean(elbos[-100:]):.1f}", refresh=False)
 
 
 def breast_cancer(seed: int) -> tuple[Tumours, Tumours, np.ndarray]:
@@ -169,14 +168,15 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     tumours, held_out, names = breast_cancer(options.seed)
     size = options.size
     selection = Selection(size, options.temperature, options.soft)
-    train(selection, tumours, options.steps)
+    train(trainings, selection, tumours, options.steps)
     inclusion = selection.inclusion()
     chosen = inclusion.argsort()[: -size - 1 : -1]  # the most probable first
     univariate = SelectKBest(f_classif, k=size).fit(*tumours).get_support(indices=True)
@@ -193,7 +193,7 @@ def main() -> None:
     }
     report(choices, tumours, held_out)
     draw(options.out, names, inclusion, chosen, univariate)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,6 @@ Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +61,7 @@ from pyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceMeanField_ELBO, config_en
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from options import option_parser, stop_at_ctrl_c, training_steps, whole_number
+from options import Trainings, option_parser, whole_number
 from pyro_gumbel import AutoRelaxed, relaxed
 
 HISTORIES = 40
@@ -141,7 +139,7 @@ class Run(NamedTuple):
 
     returns: Tensor
     steps: int
-    stop: threading.Event
+    trainings: Trainings
 
 
 def train(run: Run, what: str, trained: Any, guide: Any, elbo: ELBO) -> tuple[list[float], float]:
@@ -149,12 +147,12 @@ def train(run: Run, what: str, trained: Any, guide: Any, elbo: ELBO) -> tuple[li
         return {"lr": 0.3 if "logits" in parameter else 0.1, "lrd": 0.03 ** (1 / run.steps)}
 
     svi = SVI(trained, guide, ClippedAdam(rate), elbo)
-    elbos = []
-    began = time.perf_counter()
-    for _, bar in training_steps(run.steps, stop=run.stop, what=what):
+    elbos: list[float] = []
+    began = run.trainings.clock()
+    for _, bar in run.trainings.steps(run.steps, svi, run.returns, what=what, records=[elbos]):
         elbos.append(-svi.step(run.returns))
         bar.set_postfix_str(f"ELBO {elbos[-1]:.1f}", refresh=False)
-    return elbos, 1000 * (time.perf_counter() - began) / len(elbos)
+    return elbos, 1000 * (run.trainings.clock() - began) / len(elbos)
 
 
 def by_enumeration(run: Run) -> Fit:
@@ -309,15 +307,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    began = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    began = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     returns, states = histories(options.months)
-    run = Run(returns, options.steps, stop_at_ctrl_c())
+    run = Run(returns, options.steps, trainings)
     fits = compare(run, states)
     draw(options.out, states, fits)
-    print(f"wrote {options.out} after {time.perf_counter() - began:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
-import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +39,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from options import option_parser, stop_at_ctrl_c, training_steps
+from options import Trainings, option_parser
 from pyro_gumbel import AutoRelaxed, SelectedComponent, relaxed
 
 CLUSTERS = 3
@@ -110,7 +108,7 @@ class Run(NamedTuple):
 
     x: Tensor
     steps: int
-    stop: threading.Event
+    trainings: Trainings
 
 
 def train(run: Run, what: str, rate: float, model: Any, guide: Any, elbo: ELBO) -> list[float]:
@@ -119,8 +117,8 @@ def train(run: Run, what: str, rate: float, model: Any, guide: Any, elbo: ELBO) 
         return {"lr": 6 * rate if logits else rate, "lrd": 0.02 ** (1 / run.steps)}
 
     svi = SVI(model, guide, ClippedAdam(settings), elbo)
-    elbos = []
-    for _, bar in training_steps(run.steps, stop=run.stop, what=what):
+    elbos: list[float] = []
+    for _, bar in run.trainings.steps(run.steps, svi, run.x, what=what, records=[elbos]):
         elbos.append(-svi.step(run.x))
         bar.set_postfix_str(f"ELBO {elbos[-1]:.1f}", refresh=False)
     return elbos
@@ -136,28 +134,28 @@ def parameters_of(guide: AutoDelta) -> Parameters:
 
 
 def by_relaxation(run: Run, start: Parameters) -> Fit:
-    began = time.perf_counter()
+    began = run.trainings.clock()
     model = relaxed(mixture)
     guide = AutoGuideList(model)
     guide.append(guide_of_parameters(model, start))
     guide.append(AutoRelaxed(poutine.block(model, expose=["z"])))
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     elbos = train(run, "relaxation", LEARNING_RATE, model, guide, elbo)
-    return Fit(parameters_of(guide[0]), elbos, time.perf_counter() - began)
+    return Fit(parameters_of(guide[0]), elbos, run.trainings.clock() - began)
 
 
 def by_enumeration(
     run: Run, start: Parameters, what: str = "enumeration", rate: float = LEARNING_RATE
 ) -> Fit:
-    began = time.perf_counter()
+    began = run.trainings.clock()
     model, elbo = config_enumerate(mixture), TraceEnum_ELBO(max_plate_nesting=1)
     guide = guide_of_parameters(model, start)
     elbos = train(run, what, rate, model, guide, elbo)
-    return Fit(parameters_of(guide), elbos, time.perf_counter() - began)
+    return Fit(parameters_of(guide), elbos, run.trainings.clock() - began)
 
 
 def by_scikit_learn(run: Run, start: Parameters) -> Fit:
-    began = time.perf_counter()
+    began = run.trainings.clock()
     found = GaussianMixture(
         CLUSTERS,
         covariance_type="diag",
@@ -169,7 +167,7 @@ def by_scikit_learn(run: Run, start: Parameters) -> Fit:
         "weights": found.weights_, "means": found.means_, "scales": found.covariances_**0.5
     }  # fmt: skip
     parameters = {name: torch.tensor(a, dtype=torch.float32) for name, a in arrays.items()}
-    return Fit(parameters, [], time.perf_counter() - began)
+    return Fit(parameters, [], run.trainings.clock() - began)
 
 
 # The data.
@@ -266,15 +264,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    began = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    began = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     x, kind = standardised(options.data)
-    run = Run(x, options.steps, stop_at_ctrl_c())
+    run = Run(x, options.steps, trainings)
     fits = compare(run, options.data, kind, k_means(x, options.seed))
     draw(options.out, x, fits)
-    print(f"wrote {options.out} after {time.perf_counter() - began:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -118,13 +118,16 @@ class Trainings:
     ) -> Iterator[tuple[int, tqdm]]:
         """The steps from 1 or from the checkpoint on, with their progress bar.
 
+        A training that begins after Ctrl-C has one step, so that the program can go on to its end.
+        The file does not keep it, since it may begin where another training ended early.
+
         :param number: the last step.
         :param svi: what is trained.
         :param arguments: the arguments of a step, whose loss makes the parameters.
         :param what: the name of the training, its own in this program.
         :param records: lists and dicts that the loop fills, and that the file keeps.
         """
-        began, done = self.clock(), 0
+        began, done, kept = self.clock(), 0, self.path and not self.stop.is_set()
         if what in self._saved:
             done = self._saved[what]["step"]
             self._earlier += self._saved[what]["seconds"]
@@ -132,12 +135,13 @@ class Trainings:
         bar = tqdm(range(done + 1, number + 1), what, number, initial=done, unit="step")
         for step in bar:
             yield step, bar
-            last = step == number or self.stop.is_set()
-            if self.path and (last or step % math.ceil(number / CHECKPOINTS) == 0):
+            stopped = self.stop.is_set()
+            due = step % math.ceil(number / CHECKPOINTS) == 0
+            if kept and (due or stopped or step == number):
                 state = training_state(svi, records)
                 self._saved[what] = {"step": step, "seconds": self.clock() - began, **state}
                 save(self.path, {"options": self._options, "trainings": self._saved})
-            if self.stop.is_set():
+            if stopped:
                 bar.close()
                 print(f"stopped by Ctrl-C after {step} steps")
                 break

@@ -21,7 +21,6 @@ result.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from options import option_parser, training_steps, whole_number
+from options import Trainings, option_parser, whole_number
 from pyro_gumbel import PlackettLuce
 
 LEARNING_RATE = 0.05
@@ -61,16 +60,18 @@ def model(ballots: Tensor, lengths: int | Tensor) -> None:
         pyro.sample("ballots", ballot, obs=ballots)
 
 
-def train(ballots: Tensor, lengths: int | Tensor, steps: int) -> AutoMultivariateNormal:
+def train(
+    trainings: Trainings, ballots: Tensor, lengths: int | Tensor, steps: int
+) -> AutoMultivariateNormal:
     """The trained guide, after the last step or the first Ctrl-C."""
     guide = AutoMultivariateNormal(model)
     decay = (FINAL_LEARNING_RATE / LEARNING_RATE) ** (1 / steps)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(model, guide, ClippedAdam({"lr": LEARNING_RATE, "lrd": decay}), elbo)
-    recent: list[float] = []
-    for _, bar in training_steps(steps):
-        recent = [*recent[-99:], -svi.step(ballots, lengths) / len(ballots)]
-        bar.set_postfix_str(f"ELBO {np.mean(recent):.3f} a judge", refresh=False)
+    elbos: list[float] = []
+    for _, bar in trainings.steps(steps, svi, ballots, lengths, records=[elbos]):
+        elbos.append(-svi.step(ballots, lengths) / len(ballots))
+        bar.set_postfix_str(f"ELBO {np.mean(elbos[-100:]):.3f} a judge", refresh=False)
     return guide
 
 
@@ -134,15 +135,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     worths = worths_prior(options.items).sample()
     lengths = draw_lengths(options.judges, options.size, options.any_length)
     ballot = PlackettLuce(lengths, logits=worths.expand(options.judges, -1), rows=options.size)
     ballots = ballot.sample()
-    posterior = posterior_of(train(ballots, lengths, options.steps))
+    posterior = posterior_of(train(trainings, ballots, lengths, options.steps))
     truth = centred(worths)
     tau = kendall_tau(posterior.mean, truth)
     error = (posterior.mean - truth).square().mean().sqrt().item()
@@ -154,7 +156,7 @@ def main() -> None:
     print(f"root mean square error of the log-worths: {error:.2f}")
     print(f"true log-worths inside their 90 % intervals: {inside} of {options.items}")
     draw(options.out, truth, posterior, title)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ The mixture is trained for four times --steps. Ctrl-C ends the training early an
 import argparse
 import itertools
 import math
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,7 @@ from sklearn.datasets import load_wine
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from options import option_parser, positive_number, stop_at_ctrl_c, training_steps, whole_number
+from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import AutoRelaxed, relaxed
 
 CLUSTERS = 3
@@ -84,7 +83,7 @@ class Run(NamedTuple):
 
     steps: int
     temperature: float
-    stop: threading.Event
+    trainings: Trainings
 
 
 def train(
@@ -102,7 +101,7 @@ def train(
         return {"lr": first, "lrd": 0.03 ** (1 / steps)}
 
     svi = SVI(model, guide, ClippedAdam(rate), elbo)
-    for _, bar in training_steps(steps, stop=run.stop, what=what):
+    for _, bar in run.trainings.steps(steps, svi, *data, what=what):
         bar.set_postfix_str(f"ELBO {-svi.step(*data):.1f}", refresh=False)
 
 
@@ -125,7 +124,7 @@ def distant(x: Tensor) -> list[int]:
 
 
 def enumerated_mixture(run: Run, x: Tensor) -> Result:
-    start = time.perf_counter()
+    start = run.trainings.clock()
     pyro.clear_param_store()
     guide = guide_of_parameters(mixture, x)
     model = config_enumerate(mixture)
@@ -133,11 +132,11 @@ def enumerated_mixture(run: Run, x: Tensor) -> Result:
     elbo = -TraceEnum_ELBO(**many(EVALUATION_PARTICLES, 1)).loss(model, guide, x)
     at_median = poutine.condition(model, data=guide.median())
     marginals = TraceEnum_ELBO(max_plate_nesting=1).compute_marginals(at_median, nothing, x)
-    return Result(marginals["z"].probs.detach(), elbo, time.perf_counter() - start)
+    return Result(marginals["z"].probs.detach(), elbo, run.trainings.clock() - start)
 
 
 def relaxed_mixture(run: Run, x: Tensor) -> Result:
-    start = time.perf_counter()
+    start = run.trainings.clock()
     pyro.clear_param_store()
     model = relaxed(mixture, run.temperature)  # the line
     guide = AutoGuideList(model)
@@ -147,7 +146,7 @@ def relaxed_mixture(run: Run, x: Tensor) -> Result:
     # The logits are as slow as the means: a wine that is sure of its cluster does not leave it.
     train(run, "relaxed", 4 * run.steps, model, guide, objective, x, rate_of_logits=0.1)
     elbo = -Trace_ELBO(**many(EVALUATION_PARTICLES, 1)).loss(model, guide, x)
-    return Result(guide[1].distribution("z").probs.detach(), elbo, time.perf_counter() - start)
+    return Result(guide[1].distribution("z").probs.detach(), elbo, run.trainings.clock() - start)
 
 
 def enumerated_causes(x: Tensor, effects: Tensor) -> Result:
@@ -161,7 +160,7 @@ def enumerated_causes(x: Tensor, effects: Tensor) -> Result:
 
 
 def relaxed_causes(run: Run, x: Tensor, effects: Tensor) -> Result:
-    start = time.perf_counter()
+    start = run.trainings.clock()
     pyro.clear_param_store()
     model = relaxed(causes, run.temperature)  # the line
     guide = AutoRelaxed(model, run.temperature)
@@ -171,7 +170,7 @@ def relaxed_causes(run: Run, x: Tensor, effects: Tensor) -> Result:
     posterior = torch.stack(
         [guide.distribution(f"z{i}").probs.detach() for i in range(len(effects))]
     )
-    return Result(posterior, elbo, time.perf_counter() - start)
+    return Result(posterior, elbo, run.trainings.clock() - start)
 
 
 def nothing(*_: Tensor) -> None:
@@ -234,7 +233,7 @@ def compare_causes(run: Run, most: int) -> dict[int, tuple[Result | None, Result
     print("causes  log evidence      ELBO  seconds enumerated  relaxed  mean difference")
     results: dict[int, tuple[Result | None, Result]] = {}
     for number in (size for size in SIZES if size <= most):
-        if run.stop.is_set():
+        if run.trainings.stop.is_set():
             break
         x, effects = observed_causes(number)
         fits = number + math.log2(len(x)) <= math.log2(LARGEST_TABLE)
@@ -301,15 +300,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
-    run = Run(options.steps, options.temperature, stop_at_ctrl_c())
+    run = Run(options.steps, options.temperature, trainings)
     wines_found = compare_wines(run)
     causes_found = compare_causes(run, options.most)
     draw(options.out, wines_found, causes_found)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

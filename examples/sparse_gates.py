@@ -27,7 +27,6 @@ Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from options import option_parser, positive_number, training_steps, whole_number
+from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import HardConcrete
 
 SIDE, DIGITS = 8, 10
@@ -133,7 +132,9 @@ def accuracy(network: Network, gates: list[Tensor], images: Images) -> float:
     return right.float().mean().item()
 
 
-def train(training: Training, images: Images, held_out: Images, steps: int) -> None:
+def train(
+    trainings: Trainings, training: Training, images: Images, held_out: Images, steps: int
+) -> None:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
 
     def options(name: str) -> dict[str, Any]:
@@ -141,13 +142,16 @@ def train(training: Training, images: Images, held_out: Images, steps: int) -> N
         return {"lr": RATES[kind], "lrd": 0.05 ** (1 / steps)}
 
     svi = SVI(training.model, training.guide, ClippedAdam(options), TraceMeanField_ELBO())
+    elbos: list[float] = []
+    records = elbos, training.steps, training.open, training.accuracy
     training.look(0, held_out)
-    for step, bar in training_steps(steps):
-        bar.set_postfix_str(f"ELBO {-svi.step(images):.0f}", refresh=False)
+    for step, bar in trainings.steps(steps, svi, images, records=records):
+        elbos.append(-svi.step(images))
+        bar.set_postfix_str(f"ELBO {elbos[-1]:.0f}", refresh=False)
         if step % max(1, steps // LOOKS) == 0:
             training.look(step, held_out)
-    if training.steps[-1] != step:
-        training.look(step, held_out)
+    if training.steps[-1] != len(elbos):
+        training.look(len(elbos), held_out)
 
 
 def without_gates(units: int, images: Images, steps: int) -> Network:
@@ -242,17 +246,18 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     pyro.clear_param_store()
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     images, held_out = digits(options.seed)
     training = Training(options.units, options.prior)
-    train(training, images, held_out, options.steps)
+    train(trainings, training, images, held_out, options.steps)
     report(training, without_gates(options.units, images, options.steps), held_out)
     draw(options.out, training)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

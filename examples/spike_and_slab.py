@@ -37,7 +37,6 @@ Ctrl-C ends the training early and keeps the result.
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +53,7 @@ from pyro.optim import ClippedAdam
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
-from options import option_parser, training_steps
+from options import Trainings, option_parser
 from pyro_gumbel import AutoRelaxed, relaxed
 
 SLAB = 0.5  # the scale of an included coefficient, a priori
@@ -136,13 +135,13 @@ def vectorized(particles: int) -> Trace_ELBO:
     return Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
 
 
-def train(x: Tensor, y: Tensor, steps: int) -> Result:
+def train(trainings: Trainings, x: Tensor, y: Tensor, steps: int) -> Result:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
     model = relaxed(regression)  # the line
     guide = guide_of(model)
     optimiser = ClippedAdam({"lr": 0.1, "lrd": 0.02 ** (1 / steps)})
     svi = SVI(model, guide, optimiser, vectorized(PARTICLES))
-    for _, bar in training_steps(steps):
+    for _, bar in trainings.steps(steps, svi, x, y):
         bar.set_postfix_str(f"ELBO {-svi.step(x, y):.1f}", refresh=False)
     elbo = -vectorized(EVALUATION_PARTICLES).loss(model, guide, x, y)
     return result_of(guide, x.shape[-1], elbo)
@@ -237,16 +236,17 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    start = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    start = trainings.clock()
     pyro.set_rng_seed(options.seed)
     pyro.clear_param_store()
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     x, y, names = diabetes(options.decorrelate)
-    exact, found = exact_posterior(x, y), train(x, y, options.steps)
+    exact, found = exact_posterior(x, y), train(trainings, x, y, options.steps)
     report(exact, found, names)
     draw(options.out, exact, found, names)
-    print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
 
 if __name__ == "__main__":

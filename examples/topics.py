@@ -50,8 +50,6 @@ Ctrl-C ends the training early and keeps the result.
 import argparse
 import re
 import sysconfig
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +66,7 @@ from pyro.optim import ClippedAdam
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 
-from options import option_parser, stop_at_ctrl_c, training_steps, whole_number
+from options import Trainings, option_parser, whole_number
 from pyro_gumbel import relaxed
 
 MODULES = [
@@ -244,7 +242,7 @@ class Run(NamedTuple):
     topics: int
     steps: int
     seed: int
-    stop: threading.Event
+    trainings: Trainings
 
 
 def train(run: Run, what: str, trained: Any, its_guide: Any, elbo: ELBO) -> Fit:
@@ -252,12 +250,12 @@ def train(run: Run, what: str, trained: Any, its_guide: Any, elbo: ELBO) -> Fit:
     pyro.set_rng_seed(run.seed)  # the same start for all
     rate = {"lr": 0.2, "lrd": 0.03 ** (1 / run.steps)}
     svi = SVI(trained, its_guide, ClippedAdam(rate), elbo)
-    elbos = []
-    began = time.perf_counter()
-    for _, bar in training_steps(run.steps, stop=run.stop, what=what):
+    elbos: list[float] = []
+    began, example = run.trainings.clock(), (run.words, run.topics)
+    for _, bar in run.trainings.steps(run.steps, svi, *example, what=what, records=[elbos]):
         elbos.append(-svi.step(run.words, run.topics))
         bar.set_postfix_str(f"ELBO {elbos[-1]:.0f}", refresh=False)
-    milliseconds = 1000 * (time.perf_counter() - began) / len(elbos)
+    milliseconds = 1000 * (run.trainings.clock() - began) / len(elbos)
     topics, shares = (value.detach() for value in learnt(len(run.words), run.topics))
     parameters = sum(value.numel() for value in pyro.get_param_store().values())
     return Fit(topics, shares.squeeze(1), elbos, parameters, milliseconds)
@@ -348,16 +346,17 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    began = time.perf_counter()
     options = parse_options()
+    trainings = Trainings(options)
+    began = trainings.clock()
     torch.set_num_threads(1)
     data = corpus()
-    run = Run(data.words, options.topics, options.steps, options.seed, stop_at_ctrl_c())
+    run = Run(data.words, options.topics, options.steps, options.seed, trainings)
     fits = compare(run, data)
     print("the topics by word, and the modules that have most of them:")
     print_topics(fits["by word"], data)
     draw(options.out, data, fits)
-    print(f"wrote {options.out} after {time.perf_counter() - began:.0f} s")
+    print(f"wrote {options.out} after {trainings.clock() - began:.0f} s")
 
 
 if __name__ == "__main__":

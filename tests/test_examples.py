@@ -6,6 +6,7 @@
 In the default run most of them run in the process of the tests instead, where torch is loaded.
 """
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -15,7 +16,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,14 @@ def run_as_a_user(folder, script, *options):
     )
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """What it does, as the tests found it."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(params=first_fast(["here", "as a user"]))
 def run(request, tmp_path, monkeypatch, capsys):
     """What runs an example in `tmp_path`."""
@@ -76,11 +84,7 @@ def run(request, tmp_path, monkeypatch, capsys):
     def run_here(script, *options):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, options)])
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            load(script).main()
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        load(script).main()
         return subprocess.CompletedProcess(sys.argv, 0, *capsys.readouterr())
 
     return run_here
@@ -686,7 +690,8 @@ def test_relaxation_ends_where_coordinate_ascent_does():
     example = load("hidden_markov")
     pyro.set_rng_seed(0)
     returns, _ = example.histories(24)
-    fit = example.by_vectorised_relaxation(example.Run(returns, 300, threading.Event()))
+    trainings = example.Trainings(argparse.Namespace(checkpoint=None, resume=False))
+    fit = example.by_vectorised_relaxation(example.Run(returns, 300, trainings))
     found = mean_field_elbo(example, returns, both_states(fit.volatile), fit.parameters)
     ascent = coordinate_ascent(example, returns, both_states(torch.full(returns.shape, 0.5)))
     assert found == pytest.approx(ascent, abs=2)
