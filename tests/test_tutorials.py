@@ -198,9 +198,9 @@ def test_a_few_draws_of_nuts(tmp_path):
 
 
 @SLOW
-@pytest.mark.parametrize("script", ["semi_supervised", "experts"])
-def test_equal_seeds_give_equal_results(tmp_path, script):
-    runs = [examples.run_as_a_user(tmp_path, script, "--steps", 2, "--seed", 3) for _ in range(2)]
+def test_equal_seeds_give_equal_results(tmp_path):
+    script, options = "semi_supervised", ["--steps", 2, "--seed", 3]
+    runs = [examples.run_as_a_user(tmp_path, script, *options) for _ in range(2)]
     first, again = (done.stdout[: done.stdout.index("wrote ")] for done in runs)
     assert first == again
     assert_picture(tmp_path / f"{script}.png")
