@@ -69,7 +69,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
     "filename_pattern": r"\.py",
-    "ignore_pattern": r"(options|distributed_vae|lightning_vae)\.py",
+    "ignore_pattern": r"(options|lightning_vae)\.py",
     "within_subsection_order": "gallery.place",
     "reset_argv": "gallery.arguments_of",
     "image_scrapers": "gallery.pictures_of",

@@ -19,11 +19,15 @@ EXAMPLES = {
     "hidden_markov": "--steps 10 --months 4",
     "topics": "--steps 10",
     "count_vae": "--steps 50",
+    "semi_supervised": "--steps 50",
     "spike_and_slab": "--steps 50",
     "sparse_gates": "--steps 50",
     "feature_selection": "--steps 50",
     "ranking": "--steps 100",
+    "experts": "--steps 50",
+    "nuts": "--steps 20",
     "choose_an_estimator": "--steps 20 --samples 20 --temperatures 0.5",
+    "distributed_vae": "--steps 100",  # alone
 }
 
 

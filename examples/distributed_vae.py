@@ -1,22 +1,28 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The VAE of `digits_vae.py`, trained by several processes. Each has its part of every batch.
+"""Many devices: the discrete VAE by torchrun
+==========================================
+
+The VAE of `digits_vae.py`, trained by several processes. Each has its part of every batch.
 
 `DistributedDataParallel` averages the gradients of Pyro's ELBO module over the processes, which
 are called ranks. Each rank has a GPU of its own, or a CPU core where torch finds no GPU.
 
+Usage::
+
     python examples/distributed_vae.py                         # one process
     torchrun --nproc-per-node 4 examples/distributed_vae.py    # four on this machine
 
-On two machines, of which A can be reached from the other, run on each:
+On two machines, of which A can be reached from the other, run on each::
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint A:29500 \\
         examples/distributed_vae.py
 
-With `--checkpoint vae.pt` rank 0 writes the state of the training to a file, and with `--resume`
-as many ranks go on from there. If a rank is killed, torchrun ends the others, with an error. Ctrl-C
-ends the training early and keeps the result; torchrun then reports the signal as an error.
+With ``--checkpoint vae.pt`` rank 0 writes the state of the training to a file, and with
+``--resume`` as many ranks go on from there. If a rank is killed, torchrun ends the others, with an
+error. Ctrl-C ends the training early and keeps the result; torchrun then reports the signal as an
+error.
 """
 
 import argparse

@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two of eight experts for each input, in plain torch, without a Pyro model.
+"""Top-2 experts in plain torch
+============================
+
+Two of eight experts for each input, in plain torch, without a Pyro model.
 
 The inputs are scikit-learn's 1,797 digits of 8 x 8 pixels. An expert is a linear autoencoder that
 describes an image by two numbers. A router, a linear layer, gives each expert a logit for the image
@@ -13,6 +16,8 @@ is to equal the image. Four gates:
 - "subset": a draw of `SubsetStraightThrough`, with weights of 1/2. At test time it is the mode.
 - "subset, with prior": the same, and a prior that all pairs of experts are equally probable. The
   divergence from this prior is exact, and takes the place of an auxiliary loss for the balance.
+
+Usage::
 
     python examples/experts.py
     python examples/experts.py --experts 4

@@ -1,15 +1,20 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The VAE of `distributed_vae.py`, trained by Lightning's Trainer. Needs `pip install lightning`.
+"""Many devices: the discrete VAE by Lightning
+===========================================
+
+The VAE of `distributed_vae.py`, trained by Lightning's Trainer. Needs `pip install lightning`.
+
+Usage::
 
     python examples/lightning_vae.py                       # one process
     python examples/lightning_vae.py --devices 4           # four on this machine
     torchrun --nproc-per-node 4 examples/lightning_vae.py  # the same
 
 Each process has a GPU of its own, or a CPU core where torch finds no GPU. The training has whole
-epochs, of 14 steps. With `--checkpoint vae.ckpt` rank 0 writes the state at the end of an epoch,
-and with `--resume` as many ranks go on from there. Ctrl-C ends the training after the epoch and
+epochs, of 14 steps. With ``--checkpoint vae.ckpt`` rank 0 writes the state at the end of an epoch,
+and with ``--resume`` as many ranks go on from there. Ctrl-C ends the training after the epoch and
 keeps the result.
 """
 

@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""NUTS over a relaxed model: what the temperature costs, and what a sum over the values gives.
+"""NUTS over a relaxed model
+=========================
+
+NUTS over a relaxed model: what the temperature costs, and what a sum over the values gives.
 
 A measurement of 1.6 is a normal level, plus the offset of the instrument, 0, 1 or 2.5, plus noise.
 Which instrument was used is latent. NUTS needs a gradient for every latent variable, so it cannot
@@ -12,6 +15,8 @@ draw the instrument, but can draw a relaxed one. Two forms of it do not round to
 - log space: a site `ExpRelaxedCategorical`, whose values are the logarithms of the relaxed ones.
   This is a change of one line of the model.
 
+Usage::
+
     python examples/nuts.py
     python examples/nuts.py --steps 1000    # draws of each chain
 
@@ -19,7 +24,7 @@ Each chain has a warm-up of half as many draws. The instrument of a draw is its 
 relaxed model has another posterior than the model; it is found from weighted draws of the prior, so
 that the error of the temperature can be told from that of the sampler. By temperature T, the
 probabilities of the three instruments, the effective number of draws (the smallest of the three),
-the number of gradients, and the divergent transitions:
+the number of gradients, and the divergent transitions::
 
                                 P(instrument)    effective   gradients   divergences
     exact                     0.307  0.445  0.248

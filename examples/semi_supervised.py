@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Digits of which 100 have a label: a classifier that also learns from the other images.
+"""Semi-supervised digits with 100 labels
+======================================
+
+Digits of which 100 have a label: a classifier that also learns from the other images.
 
 The data are scikit-learn's digits of 8 x 8 pixels: 1,347 images to train on, 10 of each digit with
 a label, and 450 held out. In the model an image is made from its digit, a one-hot vector, and from
@@ -9,12 +12,14 @@ its style, 8 normal variables. The digit is observed where there is a label (``o
 latent elsewhere. The guide's distribution of the digit is the classifier. Its added line is
 ``relaxed(guide)``, by which the loss of an image without a label has a gradient in the classifier.
 
+Usage::
+
     python examples/semi_supervised.py
     python examples/semi_supervised.py --labels 50
 
 Trained are also the same classifier on the labelled images alone, and the same model by a sum over
 the ten digits of each image: `TraceEnum_ELBO`, with ``config_enumerate(guide)`` as the line. The
-accuracy on held-out images after 1,000 steps:
+accuracy on held-out images after 1,000 steps::
 
     labels alone              86.9%
     relaxed                   91.1%
