@@ -73,7 +73,9 @@ def are_regular(value: Tensor) -> bool:
 
 
 def _linear_below(value: Tensor) -> float:
-    return torch.finfo(value.dtype).tiny * 2.0**24
+    """In float16, whose smallest numbers are not that small, the smallest normal number."""
+    tiny = torch.finfo(value.dtype).tiny
+    return tiny if value.dtype == torch.float16 else tiny * 2.0**24
 
 
 class _Log(Function):
