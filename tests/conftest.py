@@ -12,19 +12,19 @@ from tests import pretend_device
 # Tensors are small: a second thread only waits, and on a busy machine it waits long.
 torch.set_num_threads(1)
 
-FUZZ = 50  # random cases of each kind in the default run
+FUZZ_TESTS = 40  # among which the random cases are divided
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="of tensors: cpu, cuda, or pretend")
-    parser.addoption("--fuzz", type=int, default=FUZZ, help="random cases of each kind")
+    parser.addoption("--fuzz", type=int, default=240, help="how many random cases to try")
 
 
 def pytest_configure(config):
     """The device becomes torch's default one, also for the constants of the modules of tests."""
     settings.register_profile(
         "fuzz",
-        max_examples=config.getoption("fuzz"),
+        max_examples=max(1, config.getoption("fuzz") // FUZZ_TESTS),
         deadline=None,
         derandomize=config.getoption("hypothesis_seed") is None,
         database=None,

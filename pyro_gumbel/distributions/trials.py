@@ -47,7 +47,13 @@ from pyro_gumbel.distributions.mean_field import (
 )
 from pyro_gumbel.estimators import second_order
 from pyro_gumbel.ops.autograd import zero_with_gradient
-from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log, log_rising
+from pyro_gumbel.ops.logarithms import (
+    exact_log,
+    exact_log1m,
+    finite_log,
+    log_rising,
+    minus_p_log_p,
+)
 from pyro_gumbel.ops.mixing import (
     dirichlet_variate,
     gamma_variate,
@@ -155,7 +161,7 @@ class BinomialStraightThrough(TrialCount, Binomial):
         """-sum P log P in nats, over equal numbers of trials."""
         wide = in_float32(self)
         log_prob = wide._log_prob_of(wide.enumerate_support(expand=False))
-        return -(log_prob.exp() * finite_log(log_prob)).sum(0)
+        return minus_p_log_p(log_prob).sum(0)
 
     def _is_possible(self, value: Tensor) -> Tensor:
         n, (log_p, log_q) = self.total_count, self._log_probs()

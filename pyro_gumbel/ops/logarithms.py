@@ -13,6 +13,7 @@ from torch.autograd import Function
 from pyro_gumbel._tracing import ends, in_eager_mode
 
 __all__ = [
+    "NOTHING",
     "are_regular",
     "clamped_log",
     "exact_log",
@@ -20,8 +21,10 @@ __all__ = [
     "finite_log",
     "log_of_positive",
     "log_rising",
+    "minus_p_log_p",
 ]
 
+NOTHING = -1e4  # a logarithm of which the exponential is 0 in every dtype, as of all below it
 _LARGE = 50.0  # from here on the first terms of Stirling's series are exact in float64
 
 
@@ -48,6 +51,12 @@ def exact_log(p: Tensor) -> Tensor:
 def exact_log1m(p: Tensor) -> Tensor:
     """log(1 - p), -inf at 1, where it passes no gradient."""
     return torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)
+
+
+def minus_p_log_p(log_p: Tensor) -> Tensor:
+    """-p log p; 0 without a gradient where p is 0 in its dtype, however low its logarithm is."""
+    log_p = log_p.clamp(min=NOTHING)
+    return -(log_p.exp() * log_p)
 
 
 def finite_log(log: Tensor) -> Tensor:

@@ -4,13 +4,14 @@
 """Random arguments and calls of every distribution, against the same one in float64."""
 
 import copy
+import math
 import pickle
 from dataclasses import replace
 
 import pyro
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor
@@ -40,6 +41,9 @@ KINDS = {
     "rankings": of_families([*RANKINGS, DISCRETE[1]]),
     "counts": of_counts(list(COUNTS)),
 }
+
+
+MANY = 100  # cases of each kind and check in the slow tests
 
 
 class Built:
@@ -73,7 +77,7 @@ class Built:
     def check(self, found, exact, scale=1.0):
         """A result and its gradients are those in float64, where they are representable."""
         assert_close(found, exact, scale)
-        if not self.leaves or not representable(exact, found.dtype):
+        if not (self.leaves and found.is_floating_point()) or not representable(exact, found.dtype):
             return
         slopes = gradients(found, self.leaves), gradients(exact, self.wide_leaves)
         for slope, exact_slope in zip(*slopes, strict=True):
@@ -210,6 +214,10 @@ def check_value(built, name, value):
         found = getattr(d, name)(value)
     except ERRORS as error:
         return assert_named(error, ["value"])
+    except (IndexError, RuntimeError) as error:  # values are not looked at without validation
+        assert built.case.make is IndexStraightThrough and not d._validate_args
+        assert "out of bounds" in str(error)
+        return None
     if not value.isfinite().all():
         return None
     on_support = d.support.check(value)
@@ -263,17 +271,157 @@ def check_enumeration(built, expand):
     return None
 
 
+# The ordinary life of a distribution: copies, larger batches, handlers.
+
+
+def check_copies(built, how):
+    """The log_prob of a value is the same by a copy."""
+    d = built.d
+    value = plain(d.sample()).clone()
+    other = COPIES[how](d)
+    log_prob, expected = other.log_prob(value), d.log_prob(value)
+    assert log_prob.shape == other.batch_shape
+    if how == "to_event":
+        expected = expected.sum(-1) if d.batch_shape else expected
+    if how == "mask":
+        expected = torch.zeros_like(expected)
+    assert_close(log_prob, expected.double().expand(log_prob.shape), built.scale(value))
+
+
+COPIES = {
+    "expand": lambda d: d.expand((2, *d.batch_shape)),
+    "to_event": lambda d: d.to_event(min(1, len(d.batch_shape))),
+    "mask": lambda d: d.mask(False),
+    "copy": copy.copy,
+    "pickle": lambda d: pickle.loads(pickle.dumps(d)),
+}
+
+
+def check_handlers(built, scale):
+    """A site in plates, masked and scaled, has the scaled log_prob where the mask is."""
+    d, mask = built.d, torch.ones(built.d.batch_shape, dtype=torch.bool)
+    if not mask.numel() or built.x > 1e30:
+        return  # Pyro has no empty plates, and warns of a density that overflows
+    mask.view(-1)[0] = False
+
+    def model():
+        with (
+            pyro.plate_stack("plates", d.batch_shape),
+            poutine.scale(scale=scale),
+            poutine.mask(mask=mask),
+        ):
+            return pyro.sample("z", d)
+
+    trace = poutine.trace(model).get_trace()
+    trace.compute_log_prob()
+    site = trace.nodes["z"]
+    expected = torch.where(mask, scale * d.log_prob(site["value"]), 0.0)
+    assert_close(site["log_prob"], expected.double(), scale * built.scale(plain(site["value"])))
+
+
+# Arguments that may be wrong.
+
+HOSTILE = {
+    "None": lambda given: None,
+    "bool": lambda given: True,
+    "text": lambda given: "1",
+    "list": lambda given: [0.5, 0.5],
+    "zero": lambda given: 0.0,
+    "negative": lambda given: -1.0,
+    "infinite": lambda given: math.inf,
+    "not a number": lambda given: math.nan,
+    "long": lambda given: 10**400,
+    "number": lambda given: 0.5,
+    "int": lambda given: 3,
+    "empty": lambda given: torch.zeros(0),
+    "no dimensions": lambda given: torch.tensor(0.5),
+    "integers": lambda given: torch.ones(2, 3, dtype=torch.long),
+    "bools": lambda given: torch.ones(3, dtype=torch.bool),
+    "complex": lambda given: torch.ones(3, dtype=torch.cfloat),
+    "another shape": lambda given: torch.ones(5, 1, 4),
+    "NaN in it": lambda given: tampered(given, math.nan),
+    "inf in it": lambda given: tampered(given, math.inf),
+    "all -inf": lambda given: torch.full((2, 3), -math.inf),
+    "all 0": lambda given: torch.zeros(2, 3),
+    "more dimensions": lambda given: torch.as_tensor(given).unsqueeze(0)[..., None],
+}
+
+
+def tampered(given, number):
+    """Numbers with another first one."""
+    changed = torch.as_tensor(given, dtype=torch.get_default_dtype()).clone()
+    if changed.numel():
+        changed.view(-1)[0] = number
+    return changed
+
+
+def check_arguments(case, name, how):
+    """A wrong argument is an error, or gives draws that have a log_prob."""
+    arguments, _ = case.given()
+    name = list(arguments)[name % len(arguments)]
+    given = arguments[name]
+    if how in ("NaN in it", "inf in it", "more dimensions") and not isinstance(given, Tensor):
+        return None
+    arguments[name] = HOSTILE[how](given)
+    try:
+        d = case.make(**arguments)
+        value = d.sample()
+        found = d.log_prob(value)
+    except ERRORS as error:
+        return assert_named(error, [*arguments, "value"])
+    if arguments["validate_args"] is not False:
+        assert not found.isnan().any()
+    return None
+
+
+# From the name of a check to its function, and to what it takes besides the case.
 CHECKS = {
-    "properties": (check_properties, st.lists(st.sampled_from(list(PROPERTIES)), min_size=1, max_size=2)),
+    "properties": (
+        check_properties,
+        st.lists(st.sampled_from(list(PROPERTIES)), min_size=1, max_size=2),
+    ),
     "draws": (check_draws, st.sampled_from([(), (2,), (0,), (2, 1)])),
     "values": (check_values, values()),
     "divergences": (check_divergences, st.none()),
     "enumeration": (check_enumeration, st.booleans()),
+    "copies": (check_copies, st.sampled_from(list(COPIES))),
+    "handlers": (check_handlers, st.sampled_from([1.0, 0.5])),
+    "arguments": (
+        check_arguments,
+        st.tuples(st.integers(0, 5), st.sampled_from(list(HOSTILE))),
+    ),
 }
+# The constructors of counts are Pyro's.
+PAIRS = [(kind, check) for kind in KINDS for check in CHECKS]
+PAIRS.remove(("counts", "arguments"))
 
 
 def holds(check, case, more):
+    function, _ = CHECKS[check]
     with bounded():
+        if function is check_arguments:
+            return check_arguments(case, *more)
         built = Built(case)
         with unchanged(*built.tensors):
-            CHECKS[check][0](built, more)
+            return function(built, more)
+
+
+def run(kind, check, **options):
+    @given(case=KINDS[kind], more=CHECKS[check][1])
+    def every_case(case, more):
+        holds(check, case, more)
+
+    (settings(**options)(every_case) if options else every_case)()
+
+
+@pytest.mark.cpu(reason="the cases are of float64 and of layouts in memory, as those of a CPU")
+@pytest.mark.parametrize(("kind", "check"), PAIRS)
+def test_some_cases(kind, check):
+    run(kind, check)
+
+
+@pytest.mark.slow
+@pytest.mark.cpu(reason="as above")
+@pytest.mark.parametrize(("kind", "check"), PAIRS)
+def test_many_cases(kind, check):
+    run(kind, check, max_examples=MANY)
