@@ -40,6 +40,7 @@ NUMBERS = {
     "probability below 1": SHARES,
     "probability above 0": SHARES,
     "weights": [*SHARES, 5.0, 1e30],
+    "normal weights": [0.5, 0.3, 0.9, 1.0, 0.0, 1e-3, 1e-7, 1e-30, 5.0],
     "positive": POSITIVE,
     "not negative": [*POSITIVE, 0.0],
 }
@@ -96,7 +97,7 @@ class Numbers:
             x = x[:1].expand(x.shape)
         x = legal(self.kind, x.to(dtype))
         if self.least:
-            possible = x > (0 if self.kind == "weights" else -INF)
+            possible = x > (-INF if self.kind == "logits" else 0)
             x = torch.where(possible.sum(-1, keepdim=True) < self.least, x.clamp(min=1), x)
         return x
 
@@ -236,7 +237,7 @@ KINDS_OF_COUNTS = {
     "NegativeBinomial logits": {"total_count": "not negative", "logits": "finite logit"},
     "Geometric probs": {"probs": "probability above 0"},
     "Geometric logits": {"logits": "finite logit"},
-    "Multinomial probs": {"probs": "weights"},
+    "Multinomial probs": {"probs": "normal weights"},  # which Pyro's normalises
     "Multinomial logits": {"logits": "logits"},
     "BetaBinomial": {"concentration1": "positive", "concentration0": "positive"},
     "GammaPoisson": {"concentration": "positive", "rate": "positive"},
@@ -256,7 +257,7 @@ def of_counts(draw, names):
     batch, k = draw(shapes), draw(st.integers(2, 4))
     shape = (*batch, k) if is_vector else batch
     arguments = {
-        key: draw(numbers(kind, shape, int(kind in ("weights", "logits"))))
+        key: draw(numbers(kind, shape, int(kind in ("normal weights", "logits"))))
         for key, kind in KINDS_OF_COUNTS[name].items()
     }
     if COUNTS[name].constants:
