@@ -408,5 +408,5 @@ def test_bad_arguments(make_one, error, words):
 def test_a_number_that_the_dtype_cannot_hold_is_infinite():
     schedule = ConstantTemperature(1e300)
     assert schedule() == math.inf
-    with pytest.raises(ValueError, match="`temperature` must be positive and finite, got e.g. inf"):
+    with pytest.raises(ValueError, match="`temperature` must be positive and finite"):
         RelaxedBernoulli(schedule, logits=torch.zeros(3))

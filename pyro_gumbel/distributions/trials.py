@@ -151,7 +151,7 @@ class BinomialStraightThrough(TrialCount, Binomial):
         return _log_ways(n, value) + value * log_p + (n - value) * log_q
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All values over a new first dimension, for equal numbers of trials; of no batch only 0."""
+        """All values over a new first dimension, for equal numbers of trials."""
         if self.total_count.numel():
             return super().enumerate_support(expand)
         batch = self.batch_shape if expand else (1,) * len(self.batch_shape)

@@ -11,12 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from hypothesis import strategies as st
-from torch import Size, Tensor
 
-from pyro_gumbel import IndexStraightThrough, SelectedComponent
 from tests.common import BERNOULLI, DISCRETE, RANKINGS, RELAXED, SIZED, SUBSETS
 from tests.counts import COUNTS, VECTORS
 

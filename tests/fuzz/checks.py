@@ -16,7 +16,9 @@ SECONDS = 60  # of processor time, after which a case counts as one that hangs
 KILOBYTES = 2**20  # of memory, more than which no case may take
 
 # Warnings that say what a value or an estimator is not good for.
-TOLD = r"(reinmax|gapped). expected|.*has no cached logits|.*`value` must be the tensor that rsample"
+TOLD = (
+    r"(reinmax|gapped). expected|.*has no cached logits|.*`value` must be the tensor that rsample"
+)
 
 
 def assert_named(error, names=()):
