@@ -300,7 +300,7 @@ COPIES = {
 }
 
 
-def check_handlers(built, scale):
+def check_handlers(built, observed):
     """A site in plates, masked and scaled, has the scaled log_prob where the mask is."""
     d, mask = built.d, torch.ones(built.d.batch_shape, dtype=torch.bool)
     if not mask.numel() or built.x > 1e30:
@@ -310,16 +310,26 @@ def check_handlers(built, scale):
     def model():
         with (
             pyro.plate_stack("plates", d.batch_shape),
-            poutine.scale(scale=scale),
+            poutine.scale(scale=0.5),
             poutine.mask(mask=mask),
         ):
             return pyro.sample("z", d)
 
-    trace = poutine.trace(model).get_trace()
+    data = {"z": plain(d.sample()).clone()} if observed else {}
+    trace = poutine.trace(poutine.condition(model, data)).get_trace()
     trace.compute_log_prob()
     site = trace.nodes["z"]
-    expected = torch.where(mask, scale * d.log_prob(site["value"]), 0.0)
-    assert_close(site["log_prob"], expected.double(), scale * built.scale(plain(site["value"])))
+    expected = torch.where(mask, 0.5 * d.log_prob(site["value"]), 0.0)
+    assert_close(site["log_prob"], expected.double(), built.scale(plain(site["value"])))
+
+
+def check_shapes(built, _):
+    """The shapes are known from those of the arguments."""
+    given = {name: built.arguments.get(name) for name in ("temperature", "probs", "logits")}
+    shapes = {name: getattr(x, "shape", ()) for name, x in given.items() if x is not None}
+    if "size" in built.arguments:
+        shapes["size"] = built.arguments.get("rows", built.arguments["size"])
+    assert built.d.infer_shapes(**shapes) == (built.d.batch_shape, built.d.event_shape)
 
 
 # Arguments that may be wrong.
@@ -388,7 +398,8 @@ CHECKS = {
     "divergences": (check_divergences, st.none()),
     "enumeration": (check_enumeration, st.booleans()),
     "copies": (check_copies, st.sampled_from(list(COPIES))),
-    "handlers": (check_handlers, st.sampled_from([1.0, 0.5])),
+    "handlers": (check_handlers, st.booleans()),
+    "shapes": (check_shapes, st.none()),
     "arguments": (
         check_arguments,
         st.tuples(st.integers(0, 5), st.sampled_from(list(HOSTILE))),
@@ -397,6 +408,7 @@ CHECKS = {
 # The constructors of counts are Pyro's.
 PAIRS = [(kind, check) for kind in KINDS for check in CHECKS]
 PAIRS.remove(("counts", "arguments"))
+PAIRS.remove(("counts", "shapes"))
 
 
 def holds(check, case, more):
