@@ -12,12 +12,12 @@ from tests import pretend_device
 # Tensors are small: a second thread only waits, and on a busy machine it waits long.
 torch.set_num_threads(1)
 
-FUZZ_TESTS = 40  # among which the random cases are divided
+FUZZ_TESTS = 60  # among which the random cases are divided
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="of tensors: cpu, cuda, or pretend")
-    parser.addoption("--fuzz", type=int, default=240, help="how many random cases to try")
+    parser.addoption("--fuzz", type=int, default=300, help="how many random cases to try")
 
 
 def pytest_configure(config):
