@@ -4,7 +4,7 @@
 import pyro
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from torch.distributions import Distribution
 
 from tests import pretend_device
@@ -28,6 +28,7 @@ def pytest_configure(config):
         deadline=None,
         derandomize=config.getoption("hypothesis_seed") is None,
         database=None,
+        phases=(Phase.generate, Phase.shrink),  # to explain it would trace every line
     )
     settings.load_profile("fuzz")
     device = config.getoption("device")
