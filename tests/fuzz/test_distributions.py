@@ -158,7 +158,10 @@ def check_log_prob_of_draw(built, value):
         v = v.detach().double()
         exact = wide._over_batch(wide._log_density(number, v, of_values=True))
     assert not exact.isneginf().any()
-    assert_close(found, exact, built.scale(number, v))
+    if number.isposinf().any():  # a logit that its dtype cannot hold, or of a certain bit
+        assert not found.isnan().any()
+    else:
+        assert_close(found, exact, built.scale(number, v))
 
 
 def check_gradient_of_draw(built, value):
