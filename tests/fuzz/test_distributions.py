@@ -367,7 +367,7 @@ HOSTILE = {
 
 def tampered(given, number):
     """Numbers with another first one."""
-    changed = torch.as_tensor(given, dtype=torch.get_default_dtype()).clone()
+    changed = torch.as_tensor(given, dtype=torch.get_default_dtype()).contiguous().clone()
     if changed.numel():
         changed.view(-1)[0] = number
     return changed
