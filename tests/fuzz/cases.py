@@ -19,6 +19,7 @@ from tests.counts import COUNTS, VECTORS
 
 INF = math.inf
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+WIDE_RANGE = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(), (2,), (1,), (3,), (2, 3), (0,), (2, 1), (2, 0), (1, 2, 2)]
 
 # What parameters are made of. The first numbers are the simplest.
@@ -245,8 +246,8 @@ KINDS_OF_COUNTS = {
 @st.composite
 def of_counts(draw, names):
     name = draw(st.sampled_from(names))
-    # Pyro's Multinomial normalises in the dtype that it is given.
-    dtype = draw(st.sampled_from(DTYPES[:2] if name.startswith("Multinomial") else DTYPES))
+    # Pyro's Multinomial normalises in the dtype that it is given, and moments overflow in float16.
+    dtype = draw(st.sampled_from(DTYPES[:2] if name.startswith("Multinomial") else WIDE_RANGE))
     is_vector = name in VECTORS
     shapes = st.sampled_from(SHAPES)
     if is_vector or name == "BetaBinomial":
