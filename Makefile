@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-kernels docs test-docs lint types dist clean
+.PHONY: demo test test-all test-kernels fuzz docs test-docs lint types dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits_vae.py $(ARGS)
@@ -14,6 +14,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed $(VENV)/.lightning-installed
 	$(VENV)/bin/python -m pytest -n auto -m "slow or not slow" $(ARGS)
+
+# Random arguments and calls, N of them: always the same ones, or with SEED=... others.
+fuzz: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -n auto tests/fuzz --fuzz $(or $(N),100000) \
+	    $(if $(SEED),--hypothesis-seed $(SEED)) $(ARGS)
 
 # The GPU kernels, in Triton's interpreter.
 test-kernels: $(VENV)/.kernels-installed

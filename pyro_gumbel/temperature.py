@@ -89,7 +89,7 @@ class ConstantTemperature(TemperatureSchedule):
         self.value = read_number(type(self).__name__, "value", value)
 
     def forward(self) -> Tensor:
-        return torch.full_like(_time(self.steps), self.value)
+        return 0 * _time(self.steps) + self.value  # infinite if the dtype cannot hold it
 
 
 class ExponentialTemperature(TemperatureSchedule):

@@ -4,6 +4,7 @@
 import pyro
 import pytest
 import torch
+from hypothesis import Phase, settings
 from torch.distributions import Distribution
 
 from tests import pretend_device
@@ -11,13 +12,25 @@ from tests import pretend_device
 # Tensors are small: a second thread only waits, and on a busy machine it waits long.
 torch.set_num_threads(1)
 
+FUZZ_TESTS = 60  # among which the random cases are divided
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="of tensors: cpu, cuda, or pretend")
+    parser.addoption("--fuzz", type=int, default=300, help="how many random cases to try")
 
 
 def pytest_configure(config):
     """The device becomes torch's default one, also for the constants of the modules of tests."""
+    settings.register_profile(
+        "fuzz",
+        max_examples=max(1, config.getoption("fuzz") // FUZZ_TESTS),
+        deadline=None,
+        derandomize=config.getoption("hypothesis_seed") is None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),  # to explain it would trace every line
+    )
+    settings.load_profile("fuzz")
     device = config.getoption("device")
     if device == "pretend":
         device = pretend_device.start()

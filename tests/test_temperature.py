@@ -403,3 +403,10 @@ def test_a_shallow_copy_has_the_same_parameters(cls):
 def test_bad_arguments(make_one, error, words):
     with pytest.raises(error, match=words):
         make_one()
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_infinite():
+    schedule = ConstantTemperature(1e300)
+    assert schedule() == math.inf
+    with pytest.raises(ValueError, match="`temperature` must be positive and finite"):
+        RelaxedBernoulli(schedule, logits=torch.zeros(3))

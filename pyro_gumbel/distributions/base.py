@@ -51,6 +51,7 @@ from pyro_gumbel.distributions.sample_cache import CacheKey
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.kernels.formulas import FEW
 from pyro_gumbel.links import NEAR, Link
+from pyro_gumbel.ops.autograd import square_root
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
@@ -515,9 +516,7 @@ class FamilyDistribution:
     @property
     def stddev(self) -> Tensor:
         """The square root of the variance; an entry that cannot vary passes no gradient."""
-        variance = cast(self.variance, self._dtype)
-        sure = variance <= 0
-        deviation = torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
+        deviation = square_root(cast(self.variance, self._dtype))
         return cast(deviation, self._parameter.dtype)
 
     # Shapes.

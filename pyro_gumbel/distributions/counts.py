@@ -31,7 +31,7 @@ from torch.distributions import Categorical, Distribution, register_kl
 from torch.distributions.utils import lazy_property, probs_to_logits
 
 from pyro_gumbel._tracing import ends, known
-from pyro_gumbel._validation import Temperature
+from pyro_gumbel._validation import Temperature, check_value
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.relaxation import LEFT_OUT, register_default, relax
 from pyro_gumbel.distributions.straight_through import StraightThrough
@@ -44,9 +44,11 @@ from pyro_gumbel.estimators import (
     straight_through_of,
     third_order,
 )
+from pyro_gumbel.ops.autograd import square_root
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_number, surrogate_of_vector
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
+from pyro_gumbel.tensors.subclass import plain
 
 __all__ = [
     "NO_ENTROPY",
@@ -87,11 +89,14 @@ class CountStraightThrough(StraightThrough):
     """
 
     if TYPE_CHECKING:  # of the Distribution class
+        batch_shape: torch.Size
         event_shape: torch.Size
         _validate_args: bool
 
         def sample(self, sample_shape: Any = torch.Size()) -> Tensor: ...
         def _validate_sample(self, value: Tensor) -> None: ...
+        @property
+        def variance(self) -> Tensor: ...
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
@@ -113,6 +118,11 @@ class CountStraightThrough(StraightThrough):
         if "has_rsample" in vars(self):  # set by has_rsample_
             new.has_rsample = self.has_rsample
         return new
+
+    @property
+    def stddev(self) -> Tensor:
+        """The square root of the variance; an entry that cannot vary passes no gradient."""
+        return square_root(self.variance)
 
     def _attached(self, value: Tensor) -> Tensor:
         """The sample with the gradient of its surrogate."""
@@ -183,6 +193,8 @@ class NamedCount(CountStraightThrough):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value), differentiable in the value; -inf with a finite slope where P is 0."""
+        owner = type(self).__name__
+        check_value(owner, plain(value), self.batch_shape, self.event_shape, integers=True)
         if self._validate_args:
             self._validate_sample(value)
         wide = in_float32(self)

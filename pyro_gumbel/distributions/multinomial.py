@@ -137,7 +137,7 @@ class DirichletMultinomialStraightThrough(NamedCount, DirichletMultinomial):
 
     where p is a differentiable function of :math:`\alpha`. It is unbiased for every loss that is
     quadratic in D. For the second-order weights see He and Wu (2026). Where a concentration is
-    below 0.02, torch's gradient of p is wrong, and that of
+    below 0.02 or above 10,000, torch's gradient of p is wrong, and that of
     :math:`\tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu)` is used, with :math:`\mu` the
     mean and :math:`D - \mu` held constant.
 

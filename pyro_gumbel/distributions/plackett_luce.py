@@ -246,7 +246,7 @@ class PlackettLuce(WithoutReplacement, TorchDistribution):
         least, most = ends(self.size)
         if least != most:
             raise NotImplementedError(
-                f"{type(self).__name__}: enumeration is for rankings of one length, got "
+                f"{type(self).__name__}: for enumeration `size` must be one length, got "
                 f"{least:.0f} to {most:.0f}, or lengths that cannot be read; write infer={{}} at "
                 "this site to sample it, or a site for each length"
             )

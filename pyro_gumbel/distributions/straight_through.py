@@ -31,6 +31,7 @@ from pyro_gumbel.estimators import (
     warn_of_temperature,
 )
 from pyro_gumbel.kernels import dispatch
+from pyro_gumbel.ops.logarithms import minus_p_log_p
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.tensors.deferred import deferred
 from pyro_gumbel.tensors.index_tensor import MOST, OutcomeTensor, carrying, collapsed
@@ -251,12 +252,8 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def entropy(self) -> Tensor:
         """-sum p log p in nats, finite with finite gradients at probabilities of 0 and 1."""
-        _, log_probs = self._log_probs()
-        return self._over_batch(-(log_probs.exp() * log_probs).sum(-1))
-
-    def _log_probs(self) -> tuple[Tensor, Tensor]:
-        """Which outcomes are impossible, and the log probabilities, 0 for those."""
-        return without_impossible(self.family.log_probs(self._logits))
+        log_probs = self.family.log_probs(self._logits)
+        return self._over_batch(minus_p_log_p(log_probs).sum(-1))
 
     @property
     def mean(self) -> Tensor:

@@ -7,6 +7,7 @@ The number of successes among n trials: binomial, and binomial with a beta distr
 The number of trials of one outcome before others: negative binomial and geometric.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,13 @@ from pyro_gumbel.distributions.mean_field import (
 )
 from pyro_gumbel.estimators import second_order
 from pyro_gumbel.ops.autograd import zero_with_gradient
-from pyro_gumbel.ops.logarithms import exact_log, exact_log1m, finite_log, log_rising
+from pyro_gumbel.ops.logarithms import (
+    exact_log,
+    exact_log1m,
+    finite_log,
+    log_rising,
+    minus_p_log_p,
+)
 from pyro_gumbel.ops.mixing import (
     dirichlet_variate,
     gamma_variate,
@@ -143,11 +150,18 @@ class BinomialStraightThrough(TrialCount, Binomial):
         log_p, log_q = map(finite_log, self._log_probs())
         return _log_ways(n, value) + value * log_p + (n - value) * log_q
 
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All values over a new first dimension, for equal numbers of trials."""
+        if self.total_count.numel():
+            return super().enumerate_support(expand)
+        batch = self.batch_shape if expand else (1,) * len(self.batch_shape)
+        return self._param.new_zeros((1, *batch))
+
     def entropy(self) -> Tensor:
         """-sum P log P in nats, over equal numbers of trials."""
         wide = in_float32(self)
         log_prob = wide._log_prob_of(wide.enumerate_support(expand=False))
-        return -(log_prob.exp() * finite_log(log_prob)).sum(0)
+        return minus_p_log_p(log_prob).sum(0)
 
     def _is_possible(self, value: Tensor) -> Tensor:
         n, (log_p, log_q) = self.total_count, self._log_probs()
@@ -174,7 +188,8 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
     where p is a differentiable function of :math:`\alpha` and :math:`\beta`. It is unbiased for
     every loss that is quadratic in D, and for others it has less bias than the second-order weights
     of He and Wu (2026) for the whole distribution. Those are used where :math:`\alpha` or
-    :math:`\beta` is below 0.02, since torch's gradient of a beta variate is wrong there.
+    :math:`\beta` is below 0.02 or above 10,000, since torch's gradient of a beta variate is wrong
+    there.
     ``relax(d, estimator="third_order")`` is d with the third order of the binomial count: elsewhere
     it is unbiased for cubic losses too, for 2 trials or more.
 
@@ -205,7 +220,7 @@ class BetaBinomialStraightThrough(NamedCount, BetaBinomial):
         """n p (1 - p) (n + c) / (1 + c), c the sum of the concentrations and p the mean share."""
         a, b, n = self.concentration1, self.concentration0, self.total_count
         c = a + b
-        return n * (a / c) * (b / c) * (n + c) / (1 + c)
+        return n * (a / c) * (b / c) * ((n + c) / (1 + c))
 
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         both = torch.stack([self.concentration1, self.concentration0], -1)
@@ -271,13 +286,23 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
     @property
     def mean(self) -> Tensor:
         """r p / (1 - p)."""
-        return self.total_count * self._odds()
+        return self._or_none(self.total_count * self._odds())
 
     @property
     def variance(self) -> Tensor:
         """r p / (1 - p)^2."""
         odds = self._odds()
-        return self.total_count * odds * (1 + odds)
+        return self._or_none(self.total_count * odds * (1 + odds))
+
+    @property
+    def mode(self) -> Tensor:
+        """(r - 1) p / (1 - p), rounded down; 0 for r up to 1."""
+        mode = (self.total_count - 1) * self._odds()
+        return torch.where(self.total_count > 1, mode, 0.0).floor()
+
+    def _or_none(self, moment: Tensor) -> Tensor:
+        """A moment or a sample, 0 where `total_count` is 0, even if the odds overflow."""
+        return torch.where(self.total_count > 0, moment, 0.0)
 
     def _odds(self) -> Tensor:
         """p / (1 - p)."""
@@ -291,7 +316,7 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
         rate = torch.exp(-self.logits)
-        return poisson_variate(gamma_variate(self.total_count, rate, sample_shape))
+        return self._or_none(poisson_variate(gamma_variate(self.total_count, rate, sample_shape)))
 
     def _log_prob(self, value: Tensor) -> Tensor:
         r, count = self.total_count, value.clamp(min=0)
@@ -354,8 +379,7 @@ class GeometricStraightThrough(TrialCount, Geometric):
     def entropy(self) -> Tensor:
         """-log p - E D log(1 - p) in nats."""
         wide = in_float32(self)
-        log_p, log_q = map(finite_log, wide._log_probs())
-        return -log_p - wide.mean * log_q
+        return _mean_failures_cost(wide, wide) - finite_log(wide._log_probs()[0])
 
     def _third_order(self, value: Tensor) -> Tensor:
         return -curvature_weight(value, self.mean, self.variance, 0.5) * self.mean
@@ -373,6 +397,14 @@ class GeometricStraightThrough(TrialCount, Geometric):
     def _is_possible(self, value: Tensor) -> Tensor:
         log_p, log_q = self._log_probs()
         return ((value == 0) | ((value > 0) & ~log_q.isneginf())) & ~log_p.isneginf()
+
+
+def _mean_failures_cost(q: GeometricStraightThrough, p: GeometricStraightThrough) -> Tensor:
+    """-E_q D log(1 - p), as one exponential: the mean of D may overflow where this is near 1."""
+    (log_q, log_1q), (log_p, log_1p) = (map(finite_log, d._log_probs()) for d in (q, p))
+    is_small = log_p < math.log(torch.finfo(log_p.dtype).eps)  # then -log(1 - p) is p
+    log_cost = torch.where(is_small, log_p, torch.where(is_small, 1.0, -log_1p).log())
+    return (log_1q - log_q + log_cost).exp()
 
 
 def _log_ways(n: Tensor, value: Tensor) -> Tensor:
@@ -511,7 +543,8 @@ def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) ->
     (log_q, log_1q), (log_p, log_1p) = q._log_probs(), p._log_probs()
     excluded = (q.mean > 0) & log_p.isneginf()
     divergence = q.total_count * (log_1q - log_1p)
-    divergence = divergence + q.mean * (finite_log(log_q) - finite_log(log_p))
+    gain = finite_log(log_q) - finite_log(log_p)
+    divergence = divergence + torch.where(gain == 0, 0.0, q.mean) * gain
     return _where_same(is_same, divergence + torch.where(excluded, torch.inf, 0.0))
 
 
@@ -523,7 +556,7 @@ def _where_same(is_same: Tensor, divergence: Tensor) -> Tensor:
 @register_divergence(GeometricStraightThrough, TorchGeometric)
 def _(q: GeometricStraightThrough, p: GeometricStraightThrough) -> Tensor:
     """log p_q - log p_p + mean_q (log(1 - p_q) - log(1 - p_p))."""
-    (log_q, log_1q), (log_p, log_1p) = q._log_probs(), p._log_probs()
+    log_q, (log_p, log_1p) = q._log_probs()[0], p._log_probs()
     excluded = (q.mean > 0) & log_1p.isneginf()
-    divergence = log_q - log_p + q.mean * (finite_log(log_1q) - finite_log(log_1p))
+    divergence = log_q - log_p + _mean_failures_cost(q, p) - _mean_failures_cost(q, q)
     return divergence + torch.where(excluded, torch.inf, 0.0)

@@ -14,6 +14,7 @@ from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.autograd import zero_with_gradient
+from pyro_gumbel.ops.logarithms import minus_p_log_p
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_vector
 
@@ -126,11 +127,8 @@ class WithoutReplacement(FamilyDistribution):
         :raises NotImplementedError: for more than 100,000 outcomes.
         """
         values, repeats = self._outcomes_and_repeats()
-        log_probs = self.log_prob(values)
-        impossible = log_probs.isneginf()
-        log_probs = torch.where(impossible, 0.0, log_probs)
-        terms = torch.where(impossible, 0.0, log_probs.exp() * log_probs)
-        return -(terms if repeats is None else terms / repeats).sum(0)
+        terms = minus_p_log_p(self.log_prob(values))
+        return (terms if repeats is None else terms / repeats).sum(0)
 
     @property
     def variance(self) -> Tensor:

@@ -5,12 +5,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from pyro_gumbel._tracing import in_forward_mode
 
-__all__ = ["with_own_gradient", "zero_with_gradient"]
+__all__ = ["square_root", "with_own_gradient", "zero_with_gradient"]
 
 
 def with_own_gradient(function: type[Function], operations: Any, *arguments: Any) -> Any:
@@ -24,6 +25,12 @@ def with_own_gradient(function: type[Function], operations: Any, *arguments: Any
     :param arguments: what both are called with.
     """
     return operations(*arguments) if in_forward_mode() else function.apply(*arguments)
+
+
+def square_root(variance: Tensor) -> Tensor:
+    """The square root; an entry of 0 passes no gradient."""
+    sure = variance <= 0
+    return torch.where(sure, 0.0, torch.where(sure, 1.0, variance).sqrt())
 
 
 def zero_with_gradient(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from pyro_gumbel._tracing import ends, in_eager_mode
 
 __all__ = [
+    "NOTHING",
     "are_regular",
     "clamped_log",
     "exact_log",
@@ -20,8 +21,10 @@ __all__ = [
     "finite_log",
     "log_of_positive",
     "log_rising",
+    "minus_p_log_p",
 ]
 
+NOTHING = -1e4  # a logarithm of which the exponential is 0 in every dtype, as of all below it
 _LARGE = 50.0  # from here on the first terms of Stirling's series are exact in float64
 
 
@@ -50,6 +53,12 @@ def exact_log1m(p: Tensor) -> Tensor:
     return torch.where(p < 1, torch.log1p(-torch.where(p < 1, p, 0.0)), -math.inf)
 
 
+def minus_p_log_p(log_p: Tensor) -> Tensor:
+    """-p log p; 0 without a gradient where p is 0 in its dtype, however low its logarithm is."""
+    log_p = log_p.clamp(min=NOTHING)
+    return -(log_p.exp() * log_p)
+
+
 def finite_log(log: Tensor) -> Tensor:
     """A logarithm, with that of the smallest normal number for -inf, where no gradient passes."""
     return torch.where(log.isneginf(), math.log(torch.finfo(log.dtype).tiny), log)
@@ -73,7 +82,9 @@ def are_regular(value: Tensor) -> bool:
 
 
 def _linear_below(value: Tensor) -> float:
-    return torch.finfo(value.dtype).tiny * 2.0**24
+    """In float16, whose smallest numbers are not that small, the smallest normal number."""
+    tiny = torch.finfo(value.dtype).tiny
+    return tiny if value.dtype == torch.float16 else tiny * 2.0**24
 
 
 class _Log(Function):

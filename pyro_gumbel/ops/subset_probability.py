@@ -53,6 +53,7 @@ from torch import Tensor
 from pyro_gumbel._tracing import are_seen_finite
 from pyro_gumbel.ops.autograd import with_own_gradient
 from pyro_gumbel.ops.bisection import bisected
+from pyro_gumbel.ops.logarithms import NOTHING
 from pyro_gumbel.ops.quadrature import in_blocks, minus_nodes
 
 __all__ = ["kl_of_log_probs", "log_subset_prob"]
@@ -161,10 +162,11 @@ def kl_of_log_probs(log_q: Tensor, log_p: Tensor) -> Tensor:
     :param log_q: log q, normalised; -inf for an impossible outcome.
     :param log_p: log p, likewise.
     """
+    counts = log_q > NOTHING
     if are_seen_finite(log_q) and are_seen_finite(log_p):
-        return (log_q.exp() * (log_q - log_p)).sum(-1)
+        return (log_q.exp() * torch.where(counts, log_q - log_p, 0.0)).sum(-1)
     possible = ~log_q.isneginf()
     inside = possible & ~log_p.isneginf()
-    ratio = torch.where(inside, log_q, 0.0) - torch.where(inside, log_p, 0.0)
+    ratio = torch.where(inside & counts, log_q, 0.0) - torch.where(inside & counts, log_p, 0.0)
     total = (torch.where(inside, log_q, 0.0).exp() * ratio).sum(-1)
     return torch.where((possible & ~inside).any(-1), torch.inf, total)

@@ -4,6 +4,7 @@
 """Counts: their gradients by exact enumeration, their edges, and what Pyro and torch do to them."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -455,6 +456,72 @@ def test_samples_without_trials_are_those_of_the_plain_class():
         pyro.set_rng_seed(1)
         draws.append(cls(total_count, logits=logits).sample((500,)))
     assert torch.equal(*draws)
+
+
+def test_moments_where_the_odds_overflow():
+    d = NegativeBinomial(torch.tensor([0.0, 1.0, 0.0]), logits=torch.tensor([100.0, 100.0, 1e30]))
+    assert d.mean[::2].tolist() == d.variance[::2].tolist() == [0, 0]
+    assert d.mode.tolist() == [0, 0, 0]
+    assert (d.sample((20,))[:, ::2] == 0).all()
+    assert kl_divergence(d, d).tolist() == [0, 0, 0]
+
+
+def test_entropies_and_divergences_where_the_mean_overflows():
+    """The count is then exponential with the rate p, and its mean 1 / p no number of float32."""
+    logits = torch.tensor([-100.0, -1e4])
+    d, other = (Geometric(logits=(logits + shift).requires_grad_()) for shift in (0, 1))
+    torch.testing.assert_close(d.entropy(), 1 - logits)
+    expected = torch.full((2,), math.e - 2)
+    torch.testing.assert_close(kl_divergence(d, other), expected, rtol=1e-3, atol=0)
+    assert (torch.autograd.grad(d.entropy().sum(), d.logits)[0] == -1).all()
+    assert kl_divergence(d, d).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("case", EDGES)
+def test_the_standard_deviation_of_what_is_sure_has_a_finite_gradient(case, dtype):
+    d, leaves = at_the_edge(case, dtype)
+    deviation = d.stddev
+    torch.testing.assert_close(deviation, d.variance.sqrt())
+    # Where the variance is no more than the dtype resolves, that of its root overflows.
+    (deviation * (d.variance > 1e-6)).sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
+
+
+@pytest.mark.parametrize("dtype", WIDE + HALF)
+def test_the_slope_of_the_log_odds_in_half_types(dtype):
+    probs = torch.tensor([0.5, 0.25], dtype=dtype, requires_grad=True)
+    for d in (Geometric(probs), Binomial(3, probs)):
+        (slope,) = torch.autograd.grad(d.logits.sum(), probs)
+        torch.testing.assert_close(slope, 1 / (probs * (1 - probs)).detach())
+
+
+def test_an_empty_batch_of_binomials():
+    d = Binomial(5, torch.zeros(2, 0))
+    assert d.entropy().shape == (2, 0)
+    assert d.enumerate_support().shape == (1, 2, 0)
+    assert d.enumerate_support(expand=False).shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_a_value_of_another_type_or_shape_is_an_error_that_says_so(name, validate):
+    d = make_count(name, validate_args=validate).expand([2])
+    for value in (None, 1, True, [0.0, 1.0]):
+        with pytest.raises(ValueError, match=r"`value` must be a tensor of floats or integers"):
+            d.log_prob(value)
+    with pytest.raises(ValueError, match="shape of `value`"):
+        d.log_prob(torch.zeros(5, 7))
+
+
+@pytest.mark.parametrize("large", [1e6, 1e8, 1e30])
+def test_the_gradient_of_a_large_concentration_beside_a_small_one(large):
+    """Where torch's gradient of a Dirichlet variate is too small or NaN."""
+    a = torch.tensor([large, 0.5], requires_grad=True)
+    for sample in (DirichletMultinomial(a, 5).rsample()[0], BetaBinomial(*a, 5).rsample()):
+        (found,) = torch.autograd.grad(sample, a)
+        assert found.isfinite().all()
+        assert found[1] != 0 or large == 1e30
 
 
 def test_derivatives_at_the_edges():

@@ -16,6 +16,7 @@ from pyro_gumbel import (
     CategoricalStraightThrough,
     ExpRelaxedCategorical,
     HardConcrete,
+    IndexStraightThrough,
     LogitHardConcrete,
     LogitRelaxedBernoulli,
     LogitRelaxedSubset,
@@ -449,3 +450,19 @@ def test_beyond_enumeration_kl_is_not_implemented(hard, plain):
     q, p = hard(0.5, 10, logits=torch.zeros(40)), plain(10, logits=torch.ones(40))
     with pytest.raises(NotImplementedError, match="up to 100,000 outcomes"):
         kl_divergence(q, p)
+
+
+@pytest.mark.parametrize("cls", [CategoricalStraightThrough, IndexStraightThrough, Subset])
+def test_a_category_masked_with_the_lowest_number_has_finite_gradients(cls):
+    """A weight of 2 times that number is -inf, and 0 times that NaN."""
+    lowest = torch.finfo(torch.float32).min
+    x = torch.tensor([0.3, lowest, -0.2], requires_grad=True)
+    y = torch.tensor([0.1, lowest, 0.5], requires_grad=True)
+    q, p = (build(cls, None, logits=logits, size=1) for logits in (x, y))
+    loss = 2 * (q.entropy() + kl_divergence(q, p))
+    for slope in torch.autograd.grad(loss, (x, y)):
+        assert slope.isfinite().all()
+        assert slope[1] == 0
+    expected = [build(cls, None, logits=each[[0, 2]], size=1) for each in (x, y)]
+    exact = 2 * (expected[0].entropy() + kl_divergence(*expected))
+    torch.testing.assert_close(loss, exact)
