@@ -25,7 +25,7 @@ from pyro_gumbel.distributions.counts import (
 from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
 from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
-from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising
+from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising, minus_p_log_p
 from pyro_gumbel.ops.mixing import dirichlet_variate, is_without_gradient
 from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
@@ -94,11 +94,11 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
     def entropy(self) -> Tensor:
         """-sum P log P in nats: each count alone is binomial."""
         wide, n = in_float32(self), self.total_count
-        p, log_p = wide.probs, finite_log(wide._log_probs())
+        p, of_one_trial = wide.probs, minus_p_log_p(wide._log_probs())
         values = torch.arange(n + 1, dtype=p.dtype, device=p.device).reshape(-1, *(1,) * p.dim())
         shares = BinomialStraightThrough(n, p, validate_args=False)._log_prob_of(values).exp()
         log_factorials = (shares * torch.lgamma(values + 1)).sum(0)
-        return (log_factorials - n * p * log_p).sum(-1) - math.lgamma(n + 1)
+        return (log_factorials + n * of_one_trial).sum(-1) - math.lgamma(n + 1)
 
     def _attached(self, value: Tensor) -> Tensor:
         surrogate = surrogate_of_trials(value, self.probs, self._log_probs())

@@ -121,6 +121,11 @@ class GammaPoissonStraightThrough(NamedCount, GammaPoisson):
     mode: Any = absent(*NO_MODE)
     enumerate_support: Any = absent(*WITHOUT_END)
 
+    @property
+    def variance(self) -> Tensor:
+        """The mean times 1 + 1 / beta."""
+        return self.mean * ((1 + self.rate) / self.rate)
+
     def _differentiable(self, sample_shape: torch.Size) -> Tensor:
         rate = gamma_variate(self.concentration, self.rate, sample_shape)
         count = PoissonStraightThrough(rate, validate_args=False)

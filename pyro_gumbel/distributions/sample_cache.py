@@ -216,16 +216,18 @@ def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
     if is_compiling():
         return None
     cache = getattr(value, "_pyro_gumbel_cache", None)
-    if not isinstance(cache, _Cache) or cache.log_prob is None or not cache.is_valid_for(value):
+    if not isinstance(cache, _Cache):
+        return None
+    log_prob = cache.log_prob  # which another thread may take meanwhile
+    if log_prob is None or not cache.is_valid_for(value):
         return None
     state = cache.state
     if cache.distribution is not distribution or state is not distribution.state:
         return None
     if not state.is_that_of(cache.parameters):
         return None
-    if torch.is_grad_enabled() and cache.log_prob.requires_grad != state.requires_grad:
-        return None
     if not torch.is_grad_enabled():
-        return cache.log_prob.clone()
-    log_prob, cache.log_prob = cache.log_prob, None
-    return log_prob
+        return log_prob.clone()
+    if log_prob.requires_grad != state.requires_grad:
+        return None
+    return vars(cache).pop("log_prob", None)  # of several threads one gets it

@@ -321,6 +321,11 @@ def _read_components(owner: str, components: Any) -> Distribution:
 def _read_selection(owner: str, z: Any, number: int) -> Tensor:
     """One-hot vectors over `number` components, or indices."""
     if isinstance(z, int) and not isinstance(z, bool):
+        if not 0 <= z < number:
+            raise ValueError(
+                f"{owner}: an index `z` must be from 0 to {number - 1}, got another int; write "
+                f"z={number - 1} for the last component"
+            )
         z = torch.tensor(z, device="cpu")  # indexes components on every device
     expected = f"{owner}: `z` must be a tensor of one-hot vectors, of floats, or of integer indices"
     if not isinstance(z, Tensor):

@@ -545,6 +545,7 @@ def _(q: NegativeBinomialStraightThrough, p: NegativeBinomialStraightThrough) ->
     divergence = q.total_count * (log_1q - log_1p)
     gain = finite_log(log_q) - finite_log(log_p)
     divergence = divergence + torch.where(gain == 0, 0.0, q.mean) * gain
+    divergence = torch.where(q.mean.isinf() & (gain != 0), torch.inf, divergence)
     return _where_same(is_same, divergence + torch.where(excluded, torch.inf, 0.0))
 
 

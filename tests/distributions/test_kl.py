@@ -459,8 +459,10 @@ def test_a_category_masked_with_the_lowest_number_has_finite_gradients(cls):
     x = torch.tensor([0.3, lowest, -0.2], requires_grad=True)
     y = torch.tensor([0.1, lowest, 0.5], requires_grad=True)
     q, p = (build(cls, None, logits=logits, size=1) for logits in (x, y))
+    whole = build(cls, None, logits=torch.zeros(3), size=1)
+    of_whole = torch.autograd.grad(2 * kl_divergence(q, whole), x)
     loss = 2 * (q.entropy() + kl_divergence(q, p))
-    for slope in torch.autograd.grad(loss, (x, y)):
+    for slope in (*of_whole, *torch.autograd.grad(loss, (x, y))):
         assert slope.isfinite().all()
         assert slope[1] == 0
     expected = [build(cls, None, logits=each[[0, 2]], size=1) for each in (x, y)]

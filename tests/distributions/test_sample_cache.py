@@ -561,3 +561,21 @@ def test_off_the_cpu_a_temperature_that_may_be_changed_counts_as_changed(is_numb
     assert state.is_that_of(parameters) is is_number
     temperature.mul_(2)
     assert not state.is_that_of(parameters)
+
+
+def test_of_two_threads_one_is_given_the_cached_log_prob(monkeypatch):
+    """A second thread may take it after the first one has seen that it is there."""
+    d = RelaxedCategorical(0.5, logits=torch.zeros(4, 3))
+    value, taken = d.sample(), []
+    is_that_of = d._cache_key.state.is_that_of
+
+    def interrupted(parameters):
+        if not taken:
+            taken.append(None)
+            taken[0] = d.log_prob(value)
+        return is_that_of(parameters)
+
+    monkeypatch.setattr(d._cache_key.state, "is_that_of", interrupted)
+    other = d.log_prob(value)
+    assert other is not taken[0]
+    torch.testing.assert_close(other, taken[0])

@@ -168,7 +168,8 @@ def check_gradient_of_draw(built, value):
     if not built.leaves or not plain(value).is_floating_point():
         return
     slopes = gradients(value, built.leaves)
-    if built.is_moderate:
+    overflows = "temperature" not in built.arguments and built.x > 50  # as the mean of a count
+    if built.is_moderate and not overflows:
         assert all(slope.isfinite().all() for slope in slopes)
 
 
@@ -275,7 +276,7 @@ def check_enumeration(built, expand):
     batch = d.batch_shape if expand else (1,) * len(d.batch_shape)
     assert found.shape == (found.shape[0], *batch, *d.event_shape)
     total = d.log_prob(found).double().exp().sum(0)
-    assert ((total - 1).abs() < 1e-5 * built.x).all()
+    assert ((total - 1).abs() < 1e-4 * built.x).all()
     return None
 
 

@@ -101,7 +101,7 @@ class Drawn:
     """A value, with its form in logit space when it was drawn; None if it keeps none."""
 
     def __init__(self, value, unconstrained=None):
-        self.value = value
+        self.value, self.version = value, value._version
         self.unconstrained = None if unconstrained is None else unconstrained.detach().double()
 
 
@@ -110,7 +110,7 @@ def exact(d, drawn):
     value, tau = drawn.value.detach().double(), d.temperature.detach().double()
     logits = d._parameter.detach().double().clone()
     fresh = build(type(d), tau, logits=logits, validate_args=False)
-    if drawn.unconstrained is not None:
+    if drawn.unconstrained is not None and drawn.version == drawn.value._version:
         return fresh._over_batch(fresh._log_density(value, drawn.unconstrained, of_values=True))
     inside = (value > 0) & (value < 1)
     inside = inside.flatten(-d.event_dim).all(-1) if d.event_dim else inside
@@ -190,8 +190,7 @@ class Histories(RuleBasedStateMachine):
     @rule(drawn=values)
     def change_a_value(self, drawn):
         with torch.no_grad():
-            drawn.value.copy_(drawn.value.flip(-1).clone())
-        drawn.unconstrained = None
+            drawn.value.copy_(drawn.value.flip(-1).clone())  # and what shares its memory
 
     @rule(target=values, drawn=values, how=st.sampled_from(list(COPIES)))
     def copy_a_value(self, drawn, how):
