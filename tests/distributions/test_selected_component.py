@@ -769,3 +769,16 @@ def test_errors(name):
     call, error, words = ERRORS[name]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_an_empty_batch_of_vectors():
+    components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+    d = SelectedComponent(torch.zeros(0, dtype=torch.long), components, validate_args=True)
+    assert d.log_prob(d.sample()).shape == (0,)
+
+
+def test_an_index_that_no_integer_can_hold():
+    components = dist.Normal(torch.zeros(3), 1.0)
+    for z in (10**400, -1, 3):
+        with pytest.raises(ValueError, match="an index `z` must be from 0 to 2"):
+            SelectedComponent(z, components)
