@@ -180,8 +180,7 @@ class SelectedComponent(TorchDistribution):
         """Raise unless `value` has a legal type and shape; with validation, is in the support."""
         owner = type(self).__name__
         check_value(owner, value, self._batch_shape, self._event_shape, integers=True)
-        # torch's constraints of vectors cannot look at an empty batch.
-        if self._validate_args and not in_program() and value.numel():
+        if self._validate_args and not in_program():
             require(
                 self.support.check(plain(value)),
                 f"{owner}: `value` must be in the support of a component",

@@ -771,12 +771,6 @@ def test_errors(name):
         call()
 
 
-def test_an_empty_batch_of_vectors():
-    components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
-    d = SelectedComponent(torch.zeros(0, dtype=torch.long), components, validate_args=True)
-    assert d.log_prob(d.sample()).shape == (0,)
-
-
 def test_an_index_that_no_integer_can_hold():
     components = dist.Normal(torch.zeros(3), 1.0)
     for z in (10**400, -1, 3):
