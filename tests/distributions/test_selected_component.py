@@ -769,3 +769,10 @@ def test_errors(name):
     call, error, words = ERRORS[name]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_an_index_that_no_integer_can_hold():
+    components = dist.Normal(torch.zeros(3), 1.0)
+    for z in (10**400, -1, 3):
+        with pytest.raises(ValueError, match="an index `z` must be from 0 to 2"):
+            SelectedComponent(z, components)

@@ -62,7 +62,6 @@ COMPONENTS = [
     dist.Normal(torch.tensor([-1.0, 0.0, 1e30]), 0.5),
     dist.Uniform(torch.zeros(2, 3), torch.tensor([1.0, 2.0, 3.0])),
     dist.Poisson(torch.tensor([0.0, 1.0, 2.0])),
-    dist.Normal(torch.zeros(3, 2), 1.0).to_event(1),
     dist.Normal(0.0, 1.0),
 ]
 
