@@ -26,6 +26,7 @@ test-kernels: $(VENV)/.kernels-installed
 
 # The site, in docs/_build/html. Needs npm, for MathJax.
 docs: $(VENV)/.docs-installed
+	rm -rf docs/reference/generated  # pages of names that are gone
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky docs docs/_build/html
 
 # Every page of it in a browser, Debian's chromium.
