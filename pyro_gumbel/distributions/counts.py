@@ -183,13 +183,13 @@ class NamedCount(CountStraightThrough):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `sample` draws, with the gradient of the surrogate."""
-        sample = in_float32(self)._differentiable(torch.Size(sample_shape))
+        sample = self._wide()._differentiable(torch.Size(sample_shape))
         return self._pathwise(self._in_own_dtype(sample))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """The sample that `rsample` draws from the same seed, without a gradient."""
         with torch.no_grad():
-            return self._in_own_dtype(in_float32(self)._drawn(torch.Size(sample_shape)))
+            return self._in_own_dtype(self._wide()._drawn(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value), differentiable in the value; -inf with a finite slope where P is 0."""
@@ -197,8 +197,13 @@ class NamedCount(CountStraightThrough):
         check_value(owner, plain(value), self.batch_shape, self.event_shape, integers=True)
         if self._validate_args:
             self._validate_sample(value)
-        wide = in_float32(self)
+        wide = self._wide()
         return wide._log_prob_of(cast(value, torch.promote_types(value.dtype, _dtype_of(wide))))
+
+    def _wide(self) -> Any:
+        """With parameters of float32 or wider; those of integers are refused."""
+        _dtype_of(self)
+        return in_float32(self)
 
     def _log_prob_of(self, value: Tensor) -> Tensor:
         """log P of any value, in the support or not."""
@@ -257,8 +262,15 @@ def _widened(value: Any) -> Any:
 
 
 def _dtype_of(distribution: Any) -> torch.dtype:
-    """The dtype of the first parameter."""
-    return next(_floats(distribution)).dtype
+    """The dtype of the first parameter of floats."""
+    for value in _floats(distribution):
+        return value.dtype
+    owner = type(distribution).__name__
+    names = [name for name in distribution.arg_constraints if name != "total_count"]
+    raise TypeError(
+        f"{owner}: {' or '.join(f'`{name}`' for name in names)} must be a tensor of floats, got "
+        f"integers; write e.g. {names[0]}=torch.tensor(1.0)"
+    )
 
 
 def _floats(distribution: Any) -> Iterator[Tensor]:

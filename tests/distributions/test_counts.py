@@ -909,3 +909,25 @@ def test_has_rsample_is_an_attribute_of_the_class(cls):
     without = make_count(name).has_rsample_(False)
     assert not without.expand((2,)).has_rsample
     assert not without.to_event(0).has_rsample
+
+
+ONES = torch.ones(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("method", ["sample", "rsample", "log_prob"])
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (Poisson, (ONES,)),
+        (Binomial, (ONES, ONES)),
+        (NegativeBinomial, (ONES, 0 * ONES)),
+        (GammaPoisson, (ONES, ONES)),
+        (BetaBinomial, (ONES, ONES, 3)),
+        (DirichletMultinomial, (ONES, 3)),
+    ],
+)
+def test_parameters_of_integers_are_refused(cls, arguments, method):
+    distribution = cls(*arguments)
+    given = (torch.ones(3),) if method == "log_prob" else ()
+    with pytest.raises(TypeError, match=r"`.*` must be a tensor of floats, got integers"):
+        getattr(distribution, method)(*given)
