@@ -43,6 +43,14 @@ __all__ = [
 class TemperatureSchedule(nn.Module):
     """A temperature as a function of the number of steps so far. A subclass defines `forward`.
 
+    >>> class Harmonic(TemperatureSchedule):
+    ...     def forward(self):
+    ...         return 1 / (1 + self.steps)
+    >>> temperature = Harmonic()
+    >>> temperature.step()
+    >>> temperature()
+    tensor(0.5000)
+
     :ivar steps: the number t of steps so far, an integer buffer.
     """
 

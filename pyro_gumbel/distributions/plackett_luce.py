@@ -505,6 +505,9 @@ def m_hot(value: Tensor) -> Tensor:
     temperature 0.5 two rows over four equal categories sum to 1.78 on average. `RelaxedSubset` is
     made to sum to m.
 
+    >>> m_hot(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    tensor([0., 1., 1.])
+
     :param value: rows over the last two dimensions, as from `PlackettLuce`, `RelaxedPlackettLuce`
         or `PlackettLuceStraightThrough`.
     :raises ValueError: for fewer dimensions, or no row.

@@ -54,6 +54,10 @@ def gumbel_softmax(
     reparameterization with Gumbel-softmax" (2017), https://arxiv.org/abs/1611.01144. A low
     temperature has little bias and much variance. It suits every kind of sample.
 
+    >>> d = CategoricalStraightThrough(0.5, logits=torch.zeros(3), estimator="gumbel_softmax")
+    >>> d.rsample().sum()
+    tensor(1.)
+
     :param logits: the logits x; unused, since z carries their gradient.
     :param temperature: the temperature tau, which broadcasts with x.
     :param perturbed: the perturbed logits z, of the shape of the sample.
@@ -75,6 +79,10 @@ def straight_through(
     At a temperature of 1 it is unbiased for every function that is linear in D. Bengio, Leonard and
     Courville, "Estimating or propagating gradients through stochastic neurons for conditional
     computation" (2013), https://arxiv.org/abs/1308.3432. It suits every kind of sample.
+
+    >>> d = CategoricalStraightThrough(1.0, logits=torch.zeros(3), estimator="straight_through")
+    >>> d.rsample().sum()
+    tensor(1.)
 
     :param logits: the logits x, of the shape of the sample.
     :param temperature: the temperature tau, which broadcasts with x.
@@ -102,6 +110,10 @@ def reinmax(
     uses Euler's. Liu, Dong, Liu, Yu and Gao, "Bridging discrete and backpropagation:
     straight-through and beyond" (2023), https://arxiv.org/abs/2304.08612. No gradient goes to the
     temperature. It suits Bernoulli variables, one-hot vectors and the rows of rankings.
+
+    >>> d = CategoricalStraightThrough(1.0, logits=torch.zeros(3), estimator="reinmax")
+    >>> d.rsample().sum()
+    tensor(1.)
 
     :param logits: the logits x, of the shape of the sample.
     :param temperature: the temperature tau, which broadcasts with x.

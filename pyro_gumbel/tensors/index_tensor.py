@@ -108,6 +108,12 @@ class IndexTensor(OutcomeTensor):
     which has the same value. It is linear in D, and so exact on average over draws, whatever led
     from the category to t. The outcomes of ``table[z]`` are the table.
 
+    >>> table = torch.tensor([1.0, 4.0, 9.0])
+    >>> logits = torch.zeros(3, requires_grad=True)
+    >>> z = IndexStraightThrough(logits=logits).rsample()
+    >>> z.dtype, table[z].requires_grad
+    (torch.int64, True)
+
     **What has the gradient.**
 
     - Every lookup: ``table[z]``, with z alone or among slices, numbers, None, ``...``, masks,
