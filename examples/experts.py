@@ -57,7 +57,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from options import Trainings, option_parser, whole_number
+from options import TorchTraining, Trainings, option_parser, whole_number
 from pyro_gumbel import Subset, SubsetStraightThrough
 
 PIXELS, DIGITS = 64, 10
@@ -121,28 +121,6 @@ GATES: dict[str, tuple[Gate, bool]] = {  # and whether there is a prior
     "subset": (subset, False),
     "subset, with prior": (subset, True),
 }
-
-
-class TorchTraining:
-    """What `Trainings` asks of SVI, for a loop in plain torch: its state, to save and to load.
-
-    :param parts: what has a ``state_dict``, as modules and optimisers.
-    """
-
-    model = guide = None
-
-    def __init__(self, *parts: Any) -> None:
-        self.parts, self.optim = parts, self
-
-    def loss_and_grads(self, *_: Any) -> None:
-        """SVI makes its parameters in this call. Those of torch are there."""
-
-    def get_state(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
-
-    def set_state(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
 
 
 def train(trainings: Trainings, name: str, images: Tensor, number: int, steps: int) -> Experts:

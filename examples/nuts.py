@@ -68,8 +68,7 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from experts import TorchTraining
-from options import Trainings, option_parser
+from options import TorchTraining, Trainings, option_parser
 from pyro_gumbel import ExpRelaxedCategorical, NoiseReparam, RelaxedCategorical, relaxed
 
 PROBS = torch.tensor([0.5, 0.3, 0.2])  # of the instruments, a priori

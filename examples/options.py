@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer import SVI
 from torch import Tensor
 from tqdm import tqdm
 
@@ -111,7 +110,7 @@ class Trainings:
     def steps(
         self,
         number: int,
-        svi: SVI,
+        svi: Any,
         *arguments: Any,
         what: str = "training",
         records: Iterable[list[Any] | dict[Any, Any]] = (),
@@ -122,7 +121,7 @@ class Trainings:
         The file does not keep it, since it may begin where another training ended early.
 
         :param number: the last step.
-        :param svi: what is trained.
+        :param svi: what is trained, an SVI or a `TorchTraining`.
         :param arguments: the arguments of a step, whose loss makes the parameters.
         :param what: the name of the training, its own in this program.
         :param records: lists and dicts that the loop fills, and that the file keeps.
@@ -188,6 +187,28 @@ class Trainings:
             )
 
 
+class TorchTraining:
+    """What `Trainings` asks of SVI, for a loop in plain torch: its state, to save and to load.
+
+    :param parts: what has a ``state_dict``, as modules and optimisers.
+    """
+
+    model = guide = None
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts, self.optim = parts, self
+
+    def loss_and_grads(self, *_: Any) -> None:
+        """SVI makes its parameters in this call. Those of torch are there."""
+
+    def get_state(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def set_state(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
 def described(options: argparse.Namespace) -> dict[str, str]:
     """The options that the numbers depend on, as text."""
 
@@ -205,7 +226,7 @@ def described(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def training_state(svi: SVI, records: Iterable[list[Any] | dict[Any, Any]]) -> dict[str, Any]:
+def training_state(svi: Any, records: Iterable[list[Any] | dict[Any, Any]]) -> dict[str, Any]:
     """What it takes to go on after this step, in tensors, numbers, lists and dicts."""
     parameters = dict(pyro.get_param_store().named_parameters())  # unconstrained
     state = {
@@ -219,7 +240,7 @@ def training_state(svi: SVI, records: Iterable[list[Any] | dict[Any, Any]]) -> d
 
 def load_training(
     state: dict[str, Any],
-    svi: SVI,
+    svi: Any,
     arguments: tuple[Any, ...],
     records: Iterable[list[Any] | dict[Any, Any]],
 ) -> None:

@@ -91,6 +91,8 @@ def tables():
 
 TABLES = dict(tables())
 of_each = pytest.mark.parametrize("name", TABLES)
+SELECTED = "SelectedComponent"  # whose support, shapes and density are those of its components
+of_each_other = pytest.mark.parametrize("name", [name for name in TABLES if name != SELECTED])
 ROWS = """Support, Shapes, Density, Gradient of `rsample`, Sampling, Mean, Variance, Mode, CDF,
 Entropy, KL, Enumeration, Temperature τ, τ → 0, τ → ∞, Straight-through, Relaxed,
 In Pyro and torch"""
@@ -176,13 +178,17 @@ SUPPORTS = {
 }
 
 
-@of_each
+def test_what_a_selected_component_has_from_its_components():
+    d, table = make(SELECTED), TABLES[SELECTED]
+    assert table["Support"] == "that of the components"
+    assert d.support is d.components.support
+    assert (d.batch_shape, d.event_shape) == ((2,), d.components.event_shape)
+    assert table["Density"] not in MEASURES
+
+
+@of_each_other
 def test_support(name):
     d = make(name)
-    if name == "SelectedComponent":
-        assert TABLES[name]["Support"] == "that of the components"
-        assert d.support is d.components.support
-        return
     kind, what = TABLES[name]["Support"].split(": ")
     assert d.support.is_discrete == (kind == "discrete")
     assert (kind == "discrete") == TABLES[name]["Density"].startswith("none: a pmf")
@@ -259,24 +265,23 @@ MEASURES = {
 }
 
 
-@of_each
+CONTINUOUS = [
+    name for name, table in TABLES.items()
+    if name != SELECTED and not table["Density"].startswith("none: a pmf")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_measure(name):
     """The density integrates to 1, by importance sampling."""
-    cell = TABLES[name]["Density"]
-    if cell.startswith("none: a pmf") or name == "SelectedComponent":
-        assert cell not in MEASURES
-        return
     torch.manual_seed(0)
-    ratios = MEASURES[cell](make(name, MEASURED_AT))
+    ratios = MEASURES[TABLES[name]["Density"]](make(name, MEASURED_AT))
     assert_same_mean(ratios, torch.ones(ratios.shape[1:]))
 
 
-@of_each
+@of_each_other
 def test_shapes(name):
     d, text = make(name), TABLES[name]["Shapes"]
-    if name == "SelectedComponent":
-        assert (d.batch_shape, d.event_shape) == ((2,), d.components.event_shape)
-        return
     (event_shape,) = re.findall(r"event shape `(.*)`", text)
     assert d.event_shape == eval(event_shape, {"k": K, "m": M})
     of_vectors = "without the last dimension" in text

@@ -11,7 +11,7 @@ tensor. Values then have `rows` rows, and those beyond the length are 0. The fir
 longer ranking are a ranking of m, so a value is one of all rows that is cut: the rows beyond the
 length enter no probability and no density, and pass no gradient. The sums of the entropy H and of
 the divergence from a distribution Q of the same lengths run over the rankings r of all rows, each
-scored by its first m rows :math:`r_{1:m}`,
+evaluated by its first m rows :math:`r_{1:m}`,
 
 .. math::
 
