@@ -176,21 +176,28 @@ def compiled_work(x: Tensor) -> Work:
     return lambda: torch.autograd.grad(loss(x), x)
 
 
-def given_work(make: Maker, x: Tensor, y_slope: Tensor, p_slope: Tensor, device: str) -> None:
+def given_work(shape: Shape, device: str) -> Work:
     """The relaxed work without its loss, whose gradients are given."""
-    distribution = make(temperature(device), x)
-    y = distribution.rsample()
-    torch.autograd.grad((y, distribution.log_prob(y)), x, (y_slope, p_slope))
+    x, y_slope = logits(shape, device), torch.randn(shape, device=device)
+    p_slope = torch.ones(shape[:-1], device=device)
+
+    def work() -> None:
+        distribution = SOFT["RelaxedCategorical"](temperature(device), x)
+        y = distribution.rsample()
+        torch.autograd.grad((y, distribution.log_prob(y)), x, (y_slope, p_slope))
+
+    return work
 
 
-def in_cuda_graph(work: Work) -> Work:
-    """The same by a CUDA graph: what the GPU does, without the time that Python takes."""
+def in_cuda_graph(make: Callable[[], Work]) -> Work:
+    """A work by a CUDA graph: what the GPU does, without the time that Python takes."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
+        work = make()  # with its logits on this stream, where the gradient goes
         work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         work()
     return graph.replay
 
@@ -242,13 +249,9 @@ def soft_contestants(shape: Shape, options: argparse.Namespace) -> dict[str, Wor
         )
     if options.compiled or options.device == "cuda":
         works["torch.compile of the formulas"] = compiled_work(x)
-    given = torch.randn_like(x), torch.ones(shape[:-1], device=options.device)
-    ours = SOFT["RelaxedCategorical"]
-    works["RelaxedCategorical, without the loss"] = partial(
-        given_work, ours, x, *given, options.device
-    )
+    works["RelaxedCategorical, without the loss"] = given_work(shape, options.device)
     if options.device == "cuda":
-        works["the kernels alone"] = in_cuda_graph(works["RelaxedCategorical, without the loss"])
+        works["the kernels alone"] = in_cuda_graph(partial(given_work, shape, options.device))
     by_jax = jax_work(x, options)
     if by_jax:
         works["JAX, jit"] = by_jax

@@ -432,7 +432,7 @@ class reinmax_rao:  # used as a function
         require_one_hot("reinmax_rao", link)
         x = logits.detach()
         now = _current_tau("reinmax_rao", self.tau)
-        tau = now.to(x) if isinstance(now, Tensor) else x.new_tensor(now)
+        tau = now.to(x) if isinstance(now, Tensor) else x.new_full((), now)
         p = link(x, torch.ones_like(tau))
         if isinstance(link, Interval):
             z = given_bit(_middle_of_bit(x, hard), hard, self.samples)

@@ -258,7 +258,7 @@ def _turning_error(blocks: Sequence[Tensor], mean: Tensor, exact: Tensor) -> flo
     """The standard error of the mean in the one direction that turns it from the exact one."""
     u, v = (vector / vector.norm() for vector in (exact, mean))
     across = u - torch.dot(u, v) * v
-    parts = [torch.dot(across, block).item() for block in blocks]
+    parts = (torch.stack(list(blocks)) @ across).tolist()
     return statistics.stdev(parts) / math.sqrt(len(parts))
 
 
@@ -330,5 +330,5 @@ class _Replaced(Messenger):
         new: Any = base.expand(base.batch_shape)  # type: ignore[attr-defined]
         new.estimator = self._estimator
         tau = self._temperature
-        new._temperature = None if tau is None else base._parameter.new_tensor(tau)
+        new._temperature = None if tau is None else base._parameter.new_full((), tau)
         return new

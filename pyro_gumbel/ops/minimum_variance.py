@@ -139,7 +139,7 @@ def _computed(logits: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor, Tens
     most = _MOST_IN_FLOAT32 if dtype == torch.float32 else 1 / torch.finfo(dtype).eps
     step = zero_with_gradient(torch.where(logits.isfinite(), logits, 0.0).to(dtype))
     x = logits.detach().to(dtype)
-    tau = tau.to(x) if isinstance(tau, Tensor) else x.new_tensor(tau)
+    tau = tau.to(x) if isinstance(tau, Tensor) else x.new_full((), tau)
     return x, step, tau.clamp(max=most)
 
 

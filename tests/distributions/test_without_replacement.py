@@ -238,6 +238,7 @@ def assert_ordered_masses(orders):
     assert_counts([orders.count(order) for order in probabilities], list(probabilities.values()))
 
 
+@pytest.mark.cpu  # a loop of 40,000 numbers, which a GPU would send back one by one
 def test_the_redraw_loop_has_the_probabilities_of_rankings():
     assert_ordered_masses(redrawn(FOUR, 2, 20_000))
 

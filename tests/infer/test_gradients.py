@@ -222,6 +222,7 @@ def test_the_default_estimators_are_those_of_all_sites():
     assert found == ["second_order", "gumbel_rao", "gumbel_softmax", "straight_through"]
 
 
+@pytest.mark.usefixtures("equal_draws")
 def test_an_estimator_that_learns_is_measured_as_it_is():
     """At no curvature it is `straight_through` at a temperature of 1, and it stays so."""
     estimator = LearnedCurvature((3,), step=1.0)
