@@ -9,7 +9,8 @@ A row has the mean -ELBO in nats per image at some epochs of training, at the la
 standard deviation over seeds, and that of the test images; beside it what was published for that
 epoch, or for the nearest one before it: means of 10 seeds in an independent reproduction of Liu et
 al. (2023). Lower is better. The last column is the median processor time of an epoch, in seconds,
-which other work on the machine changes little. The files have the time by the clock too.
+which other work on the machine changes little. The files have the time by the clock too. Files of
+one shape, estimator and number of epochs, with other seeds each, are one row.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+TIMES = "processor seconds an epoch"
 EPOCHS = (1, 2, 3, 5, 10, 20)
 PUBLISHED_AT = (1, 2, 5, 10, 20, 40, 80, 160)
 PUBLISHED = {
@@ -40,8 +42,22 @@ PUBLISHED = {
 }
 
 
+def merged(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, those that differ in their seeds as one."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in records:
+        key = tuple(record["options"][name] for name in ("shape", "estimator", "epochs"))
+        if key in found:
+            for name in ("train", "test"):
+                found[key][name] |= record[name]
+            found[key][TIMES] += record[TIMES]
+        else:
+            found[key] = record
+    return list(found.values())
+
+
 def row(record: dict[str, Any], epochs: tuple[int, ...]) -> list[str]:
-    """The cells of one file."""
+    """The cells of one row."""
     options = record["options"]
     shape, estimator = options["shape"], options["estimator"]
     curves = list(record["train"].values())
@@ -52,7 +68,7 @@ def row(record: dict[str, Any], epochs: tuple[int, ...]) -> list[str]:
         cells.append(with_spread(losses) if epoch == last else mean_of(losses))
     cells.append(published(shape, estimator, last))
     cells.append(with_spread(list(record["test"].values())))
-    cells.append(f"{statistics.median(record['processor seconds an epoch']):.0f}")
+    cells.append(f"{statistics.median(record[TIMES]):.0f}")
     return cells
 
 
@@ -79,7 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", type=Path, nargs="+", help="results of mnist_vae.py")
-    records = [json.loads(path.read_text()) for path in parser.parse_args().files]
+    records = merged([json.loads(path.read_text()) for path in parser.parse_args().files])
     most = max(int(record["options"]["epochs"]) for record in records)
     epochs = tuple(epoch for epoch in EPOCHS if epoch <= most)
     titles = ["shape", "estimator", *(f"epoch {epoch}" for epoch in epochs)]
