@@ -104,15 +104,18 @@ def test_the_errors_of_derivatives_over_seeds():
     assert statistics.median(errors) == pytest.approx(median, abs=0.005)
 
 
+NUMBERS_OF_STEPS = r"(range\(|num_samples=|warmup_steps=)\d{3}"
+
+
 def run_blocks(page, steps=None):
     """Run the examples of a page one after another, and yield their names after each.
 
-    :param steps: of each training, in place of their own number.
+    :param steps: of each training and chain, in place of their own number.
     """
     scope = {}
     for block in python_blocks(page):
         if steps is not None:
-            block = re.sub(r"(range\(|steps=)\d{3}", rf"\g<1>{steps}", block)
+            block = re.sub(NUMBERS_OF_STEPS, rf"\g<1>{steps}", block)
         pyro.set_rng_seed(0)
         exec(compile(block, page.name, "exec"), scope)
         yield scope
@@ -124,48 +127,171 @@ def test_the_examples_of_extending_do_what_they_say():
     assert scope["gradient"] == pytest.approx(5, abs=0.3)
 
 
-def test_the_examples_of_relaxing_run():
-    assert len(list(run_blocks(ROOT / "docs" / "relaxing.md", steps=2))) >= 8
+# The how-to pages. Each has a check for each of its examples.
+
+HOW_TO = {
+    page.stem: page
+    for page in [ROOT / "docs" / "relaxing.md", *sorted(ROOT.glob("docs/how_to/*.md"))]
+    if page.stem != "index"
+}
+
+
+def probs_of(scope, site="z"):
+    return scope["guide"].distribution(site).probs.detach()
+
+
+def finds_three_clusters(scope):
+    assert probs_of(scope).argmax(-1).tolist() == [0, 1, 2]
+
+
+def has_one_unbiased_form(scope):
+    bias = {name: (scope[name] - scope["exact"]).norm() for name in ("curved", "linear")}
+    assert bias["linear"] < 0.02 * scope["exact"].norm() < 0.1 * bias["curved"]
+
+
+def trains_compiled_networks(scope):
+    assert statistics.mean(scope["losses"][-20:]) < statistics.mean(scope["losses"][:20])
+    assert {"encoder$$$weight", "decoder$$$weight"} <= set(pyro.get_param_store())
+
+
+def has_a_compiled_gradient(scope):
+    assert scope["encoder"].weight.grad.abs().sum() > 0
+
+
+def predicts_the_data(scope):
+    means = scope["samples"]["x"].mean(0)
+    assert (means - torch.tensor([-2.0, 0.0, 2.0])).abs().max() < 0.3
+
+
+def finds_the_counts(scope):
+    mean = scope["guide"].distribution("n").mean
+    assert (mean - torch.tensor([0.4, 2.9, 4.9])).abs().max() < 0.5
+
+
+def has_rates_in_order(scope):
+    assert (pyro.param("rate").diff() > 1).all()
+
+
+def finds_the_two_features(scope):
+    included = scope["guide"][1].distribution("included").probs
+    assert (included > 0.9).tolist() == [True, False, False, True, False]
+
+
+def finds_the_two_means(scope):
+    assert pyro.param("AutoDelta.means").diff() > 1
+
+
+ROW = r"^ *(\w+ +[-.\d]+) +[.\d]+ \+- [.\d]+ ([* ]) "  # of a report, until the mark of a bias
+
+
+def finds_the_biases_that_are_printed(scope):
+    page = HOW_TO["gradient_report"].read_text()
+    printed, found = (re.findall(ROW, text, re.MULTILINE) for text in (page, str(scope["report"])))
+    assert len(printed) == 7
+    assert found == printed
+    assert scope["report"].best().estimator == "second_order"
+
+
+def finds_the_chain(scope):
+    states = [probs_of(scope, f"z{t}").argmax(-1).item() for t in range(4)]
+    assert states == [0, 0, 1, 1]
+
+
+def serves_new_data(scope):
+    found = scope["network"](torch.tensor([[-2.1], [1.9]])).softmax(-1)
+    assert found.argmax(-1).tolist() == [0, 2]
+
+
+def samples_the_simplex(scope):
+    assert scope["z"].shape == (100, 3)
+    torch.testing.assert_close(scope["z"].sum(-1), torch.ones(100))
+
+
+def classifies_what_is_unknown(scope):
+    assert probs_of(scope, "y_unobserved")[~scope["known"]].argmax(-1).tolist() == [0, 1, 1]
+
+
+def trains_the_router(scope):
+    assert scope["layer"].router.weight.grad.abs().sum() > 0
+
+
+def is_registered_for_a_while(scope):
+    assert scope["value"].sum() == pytest.approx(1)
+    assert not hasattr(pyro.distributions, "RelaxedCategorical")
+
+
+def hardens(scope):
+    assert scope["one_hot"].argmax() == scope["value"].argmax()
+    assert sorted(scope["one_hot"].tolist()) == [0, 0, 1]
+    assert 0 < scope["value"].max() < 1
+
+
+def keeps_two_gates(scope):
+    gates = pyro_gumbel.HardConcrete(2 / 3, logits=pyro.param("gate_logits")).mode
+    assert (gates > 0).tolist() == [True, False, False, True, False]
+
+
+def finds_pairs_of_points(scope):
+    of_means, of_z = scope["guide"]
+    means = of_means.median()["means"].detach()
+    assert_clusters(of_z.distribution("z").probs, means)
+
+
+def assert_clusters(probs, means):
+    """Of the page on integer sites, and of that on vectorised particles."""
+    order = means.argsort()
+    expected = torch.tensor([-2.0, 0.2, 1.9])
+    torch.testing.assert_close(means[order], expected, atol=0.15, rtol=0)
+    assert order.argsort()[probs.argmax(-1)].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+CHECKS = {
+    "relaxing": [finds_three_clusters],
+    "accuracy": [has_one_unbiased_form],
+    "compile": [trains_compiled_networks, has_a_compiled_gradient],
+    "condition": [predicts_the_data],
+    "counts": [finds_the_counts, has_rates_in_order],
+    "discrete_and_continuous": [finds_the_two_features],
+    "enumerate_or_relax": [finds_the_two_means],
+    "gradient_report": [finds_the_biases_that_are_printed],
+    "guides": [finds_three_clusters],
+    "hidden_markov": [finds_the_chain],
+    "mixtures": [finds_three_clusters],
+    "new_data": [serves_new_data],
+    "nuts": [samples_the_simplex],
+    "partly_observed": [classifies_what_is_unknown],
+    "plain_torch": [trains_the_router],
+    "register": [is_registered_for_a_while],
+    "relaxed_model": [finds_three_clusters, hardens],
+    "sparse_network": [keeps_two_gates],
+    "vectorised_particles": [finds_pairs_of_points],
+}
+
+
+def test_every_how_to_page_is_checked():
+    assert CHECKS.keys() == HOW_TO.keys()
+
+
+@pytest.fixture
+def in_little_time(monkeypatch):
+    """Compilers take long, and so do 200 gradients for each row of a report."""
+    report = functools.partial(pyro_gumbel.gradient_report, num_samples=5, progress=False)
+    monkeypatch.setattr(pyro_gumbel, "gradient_report", report)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+
+
+@pytest.mark.usefixtures("in_little_time")
+@pytest.mark.parametrize("name", HOW_TO)
+def test_the_examples_of_how_to_pages_run(name):
+    assert list(run_blocks(HOW_TO[name], steps=2))
 
 
 @pytest.mark.slow
-def test_the_examples_of_relaxing_do_what_they_say():
-    """Each is told by a name that it defines."""
-
-    def probs(scope, site):
-        return scope["guide"].distribution(site).probs.detach()
-
-    def first_example(scope):
-        assert probs(scope, "z").argmax(-1).tolist() == [0, 1, 2]
-
-    def counts(scope):
-        mean = scope["guide"].distribution("n").mean
-        assert (mean - torch.tensor([0.4, 2.9, 4.9])).abs().max() < 0.5
-
-    def partly(scope):
-        assert probs(scope, "y_unobserved")[~scope["known"]].argmax(-1).tolist() == [0, 1, 1]
-
-    def chain(scope):
-        states = [probs(scope, f"z{t}").argmax(-1).item() for t in range(4)]
-        assert states == [0, 0, 1, 1]
-
-    def regression(scope):
-        included = scope["guide"][1].distribution("included").probs
-        assert (included > 0.9).tolist() == [True, False, False, True, False]
-
-    def amortised(scope):
-        found = scope["network"](torch.tensor([[-2.1], [1.9]])).softmax(-1)
-        assert found.argmax(-1).tolist() == [0, 2]
-
-    def layer(scope):
-        assert scope["layer"].router.weight.grad.abs().sum() > 0
-
-    checks = [counts, partly, chain, regression, amortised, layer]
-    named = {"losses": first_example} | {check.__name__: check for check in checks}
-    for scope in run_blocks(ROOT / "docs" / "relaxing.md"):
-        for name in named.keys() & scope.keys():
-            named.pop(name)(scope)
-    assert not named
+@pytest.mark.parametrize("name", HOW_TO)
+def test_the_examples_of_how_to_pages_do_what_they_say(name):
+    for scope, check in zip(run_blocks(HOW_TO[name]), CHECKS[name], strict=True):
+        check(scope)
 
 
 def block_of_estimators(name):
@@ -369,25 +495,13 @@ def test_the_lines_of_indices_are_found():
 
 
 def test_the_examples_of_indices_run():
-    assert len(list(run_blocks(INDICES, steps=2))) == 3
+    assert len(list(run_blocks(INDICES, steps=2))) == 2
 
 
 @pytest.mark.slow
 def test_the_examples_of_indices_do_what_they_say():
-    stated = [-2.0, 0.2, 1.9]  # the means of the clusters
-
-    def assert_clusters(probs, means):
-        order = means.argsort()
-        torch.testing.assert_close(means[order], torch.tensor(stated), atol=0.15, rtol=0)
-        assert order.argsort()[probs.argmax(-1)].tolist() == [0, 0, 1, 1, 2, 2]
-
-    blocks = run_blocks(INDICES)
-    scope = next(blocks)
+    scope = next(run_blocks(INDICES))
     assert_clusters(scope["guide"].distribution("z").probs, pyro.param("means").detach())
-    next(blocks)
-    scope = next(blocks)
-    of_means, of_z = scope["guide"]
-    assert_clusters(of_z.distribution("z").probs, of_means.median()["means"].detach())
 
 
 @pytest.mark.slow
@@ -436,7 +550,7 @@ def test_an_optimiser_reads_its_state_once():
 
 
 def test_every_linked_file_exists():
-    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), target
 

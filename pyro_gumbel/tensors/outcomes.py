@@ -12,6 +12,19 @@ numbers t(0), ..., t(K - 1). They give v a gradient:
 with :math:`\bar D` equal to D and held constant. The sum is 0. Its derivative in D is the table of
 outcomes, as that of the product :math:`\langle D_e, t \rangle`, which has the same value.
 
+**Why it is exact.** The sum :math:`\sum_j D_{ej} \, t(j)` is linear in D, whatever function led from
+the category to t. The expectation of D is p, the probabilities, so the expectation of v is
+:math:`\sum_j p_j \, t(j)`, and its derivative in p is the table.
+
+Let :math:`z_1, \dots, z_n` be independent draws and f a loss. Its expectation has the derivative
+
+.. math:: \frac{\partial}{\partial p_{ij}} E f = E f(z_1, \dots, z_i = j, \dots, z_n)
+
+in the probability of category j of draw i, with the expectation over the *other* draws. The outcome
+of f for this category is f with draw i set to j and the others as they were drawn. As the draws are
+independent, its expectation is the derivative. The outcomes of a draw depend on the other draws
+only. Where these are not in its factors, as in a mixture, the gradient has no noise.
+
 A tensor may depend on several draws, and on several elements of one. It has one `Outcomes` for each
 set of elements that varies on its own, the others held at what was drawn.
 
