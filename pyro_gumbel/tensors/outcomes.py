@@ -12,8 +12,8 @@ numbers t(0), ..., t(K - 1). They give v a gradient:
 with :math:`\bar D` equal to D and held constant. The sum is 0. Its derivative in D is the table of
 outcomes, as that of the product :math:`\langle D_e, t \rangle`, which has the same value.
 
-**Why it is exact.** The sum :math:`\sum_j D_{ej} \, t(j)` is linear in D, whatever function led from
-the category to t. The expectation of D is p, the probabilities, so the expectation of v is
+**Why it is exact.** The sum :math:`\sum_j D_{ej} \, t(j)` is linear in D, whatever function led
+from the category to t. The expectation of D is p, the probabilities, so the expectation of v is
 :math:`\sum_j p_j \, t(j)`, and its derivative in p is the table.
 
 Let :math:`z_1, \dots, z_n` be independent draws and f a loss. Its expectation has the derivative
