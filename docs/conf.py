@@ -49,6 +49,9 @@ html_theme = "furo"
 html_title = f"pyro_gumbel {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+if os.environ.get("DOCS_FAST"):
+    note = "The trainings of the tutorials are cut short here, by <code>DOCS_FAST=1</code>."
+    html_theme_options = {"announcement": note}
 html_favicon = "_static/favicon.svg"
 mathjax_path = "mathjax/tex-chtml.js"
 copybutton_prompt_text = ">>> |... |$ "
@@ -69,7 +72,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
     "filename_pattern": r"\.py",
-    "ignore_pattern": r"(options|lightning_vae)\.py",
+    "ignore_pattern": r"options\.py",
     "within_subsection_order": "gallery.place",
     "reset_argv": "gallery.arguments_of",
     "image_scrapers": "gallery.pictures_of",

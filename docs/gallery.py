@@ -27,7 +27,8 @@ EXAMPLES = {
     "experts": "--steps 50",
     "nuts": "--steps 20",
     "choose_an_estimator": "--steps 20 --samples 20 --temperatures 0.5",
-    "distributed_vae": "--steps 100",  # alone
+    "distributed_vae": "--steps 100",
+    "lightning_vae": "--steps 100",
 }
 
 
