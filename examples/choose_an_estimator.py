@@ -4,7 +4,7 @@
 """Choose an estimator
 ===================
 
-Which estimator and which temperature suit a model: the VAE of digits_vae.py.
+Which estimator and which temperature suit a model: the VAE of `digits_vae.py`.
 
 Usage::
 

@@ -288,7 +288,7 @@ def told_to_all(loss: Tensor, stop: threading.Event) -> tuple[float, bool]:
 # The program
 # -----------
 #
-# On this page it is run by one process.
+# On this page it is run by one process, for 1,000 steps.
 
 
 def parse_options() -> argparse.Namespace:

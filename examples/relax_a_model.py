@@ -11,7 +11,8 @@ Usage::
     python examples/relax_a_model.py                  # two minutes
     python examples/relax_a_model.py --most 20        # ten seconds
 
-The mixture is trained for four times --steps. Ctrl-C ends the training early and keeps the result.
+The mixture is trained for four times ``--steps``. Ctrl-C ends the training early and keeps the
+result.
 """
 
 import argparse
