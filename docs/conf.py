@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 import pyro_gumbel
 
 sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and pictures.py
+from gallery import EXAMPLES
 
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
@@ -49,6 +50,9 @@ html_theme = "furo"
 html_title = f"pyro_gumbel {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+if os.environ.get("DOCS_FAST"):
+    note = "The trainings of the tutorials are cut short here, by <code>DOCS_FAST=1</code>."
+    html_theme_options = {"announcement": note}
 html_favicon = "_static/favicon.svg"
 mathjax_path = "mathjax/tex-chtml.js"
 copybutton_prompt_text = ">>> |... |$ "
@@ -69,11 +73,12 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
     "filename_pattern": r"\.py",
-    "ignore_pattern": r"(options|lightning_vae)\.py",
+    "ignore_pattern": r"options\.py",
     "within_subsection_order": "gallery.place",
     "reset_argv": "gallery.arguments_of",
     "image_scrapers": "gallery.pictures_of",
     "parallel": 2,
+    "thumbnail_size": (480, 200),
     "download_all_examples": False,
     "notebook_extensions": set(),  # the examples are programs with options
     "min_reported_time": 1_000_000,  # the time of a run says little here
@@ -97,11 +102,15 @@ LINKED = {
 def name_role(
     role: str, source: str, text: str, line: int, inliner: Any, *_: Any
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-    """A name in backticks in a docstring: code, and a link if it is a public name of ours."""
+    """A name in backticks in a docstring: code, and a link if it is ours or that of an example."""
     code = nodes.literal(source, text)
-    if text not in LINKED:
+    if text.removesuffix(".py") in EXAMPLES:
+        tutorial = f"/tutorials/{text.removesuffix('.py')}"
+        target = {"refdomain": "std", "reftype": "doc", "reftarget": tutorial, "refexplicit": True}
+    elif text in LINKED:
+        target = {"refdomain": "py", "reftype": "obj", "reftarget": f"pyro_gumbel.{text}"}
+    else:
         return [code], []
-    target = {"refdomain": "py", "reftype": "obj", "reftarget": f"pyro_gumbel.{text}"}
     page = inliner.document.settings.env.docname
     return [pending_xref(source, code, refdoc=page, refwarn=True, **target)], []
 

@@ -4,21 +4,12 @@
 """Choose an estimator
 ===================
 
-Which estimator and which temperature suit a model: the VAE of digits_vae.py.
+Which estimator and which temperature suit a model: the VAE of `digits_vae.py`.
 
 Usage::
 
     python examples/choose_an_estimator.py                 # two minutes
     python examples/choose_an_estimator.py --steps 0       # before any training
-
-The VAE is trained for some steps first: at the start the decoder ignores its input, and all
-estimators are good. Then `gradient_report` compares the gradient of the encoder on one batch of
-images with the exact gradient, for each estimator and temperature. With 8 variables of 8 categories
-an image has 16.7 million states, so the exact gradient is itself an estimate, by the score
-function. The report states its error.
-
-The report recommends an estimator for training to the end, where bias counts in full. Over fewer
-steps noise counts too. The script also prints what is best over 1, 10, 100 and 1000 steps.
 
 Ctrl-C ends the training early and keeps the result; during the report it ends the program.
 """
@@ -37,9 +28,22 @@ from digits_vae import BATCH, LEARNING_RATE, VAE, digits
 from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import GradientReport, GradientRow, gradient_report
 
+# %%
+# The data and the model
+# ----------------------
+#
+# They are those of `digits_vae.py`: an image has 8 variables of 8 categories, so 16.7 million
+# states.
+
 SHAPE = (8, 8)  # variables, categories
 TEMPERATURE = 0.5  # of training
-STEPS = (1, 10, 100, 1000)  # that recommendations are printed for
+
+# %%
+# Training
+# --------
+#
+# The VAE is trained for some steps first: at the start the decoder ignores its input, and all
+# estimators are good.
 
 
 def train(trainings: Trainings, vae: VAE, images: torch.Tensor, steps: int) -> None:
@@ -49,6 +53,20 @@ def train(trainings: Trainings, vae: VAE, images: torch.Tensor, steps: int) -> N
         batch = images[torch.randint(len(images), (BATCH,))]
         loss = svi.step(batch, TEMPERATURE) / BATCH
         bar.set_postfix_str(f"ELBO {-loss:.2f}", refresh=False)
+
+
+# %%
+# The report
+# ----------
+#
+# `gradient_report` compares the gradient of the encoder on one batch of images with the exact
+# gradient, for each estimator and temperature. The sum over all states is out of reach here. So the
+# exact gradient is itself an estimate, by the score function, and the report states its error.
+#
+# It recommends an estimator for training to the end, where bias counts in full. Over fewer steps
+# noise counts too, so the program also prints what is best over 1, 10, 100 and 1000 steps.
+
+STEPS = (1, 10, 100, 1000)  # that recommendations are printed for
 
 
 def recommendations(report: GradientReport) -> str:
@@ -66,6 +84,11 @@ def recommendations(report: GradientReport) -> str:
 def described(row: GradientRow) -> str:
     tau = "" if row.temperature is None else f", temperature={row.temperature:g}"
     return f'estimator="{row.estimator}"{tau}'
+
+
+# %%
+# The program
+# -----------
 
 
 def parse_options() -> argparse.Namespace:
@@ -113,3 +136,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# What to try next
+# ----------------
+#
+# - ``--steps 0``: before any training nearly all estimators are good.
+# - ``--temperatures 0.1 0.2``: a lower temperature has less bias, and more noise.
+# - The report for a model of your own: ``print(gradient_report(model, guide, args))``.

@@ -6,9 +6,6 @@
 
 The VAE of `digits_vae.py`, trained by several processes. Each has its part of every batch.
 
-`DistributedDataParallel` averages the gradients of Pyro's ELBO module over the processes, which
-are called ranks. Each rank has a GPU of its own, or a CPU core where torch finds no GPU.
-
 Usage::
 
     python examples/distributed_vae.py                         # one process
@@ -66,11 +63,15 @@ from options import (
     stop_at_ctrl_c,
 )
 
+# %%
+# The model and the guide
+# -----------------------
+#
+# Those of `digits_vae.py`, as modules: ``DistributedDataParallel`` wraps one. A batch is a part of
+# all images, and the loss is scaled to all of them. So the mean over processes estimates it too.
+
 SHAPE = 8, 8  # (variables, categories)
 FLOOR = 0.5  # of the temperature
-# How long a rank waits for the others: at the start, and at each step. A process that dies closes
-# its connections, so that the others need not wait. A machine that vanishes does not.
-TIMEOUT = timedelta(seconds=60)
 
 
 class Model(nn.Module):
@@ -119,6 +120,17 @@ def held_out_elbo(vae: VAE, images: Tensor, samples: int = 1) -> float:
     return -loss.item() / len(images)
 
 
+# %%
+# The processes
+# -------------
+#
+# The processes are called ranks. Each has a GPU of its own, or a CPU core where torch finds no GPU.
+
+# How long a rank waits for the others: at the start, and at each step. A process that dies closes
+# its connections, so that the others need not wait. A machine that vanishes does not.
+TIMEOUT = timedelta(seconds=60)
+
+
 def join_the_ranks() -> torch.device:
     """Join the processes that torchrun has started, or be the only one.
 
@@ -133,6 +145,13 @@ def join_the_ranks() -> torch.device:
         return device
     distributed.init_process_group("gloo", timeout=TIMEOUT, **group)
     return torch.device("cpu")
+
+
+# %%
+# The gradient
+# ------------
+#
+# ``DistributedDataParallel`` averages the gradients of Pyro's ELBO module over the ranks.
 
 
 def parallel_elbo(vae: VAE, images: Tensor, seed: int) -> DistributedDataParallel:
@@ -151,6 +170,13 @@ def parallel_elbo(vae: VAE, images: Tensor, seed: int) -> DistributedDataParalle
     return parallel
 
 
+# %%
+# The data
+# --------
+#
+# All ranks shuffle the images in the same order, and each takes its part.
+
+
 def batches(images: Tensor, seed: int) -> Iterator[Tensor]:
     """The parts of this rank of all batches. An epoch's are parts of one permutation."""
     sampler = DistributedSampler(images, seed=seed, drop_last=True)
@@ -160,6 +186,13 @@ def batches(images: Tensor, seed: int) -> Iterator[Tensor]:
         order = torch.tensor(list(sampler))
         for number in range(len(order) // size):
             yield images[order[number * size : (number + 1) * size]]
+
+
+# %%
+# Training
+# --------
+#
+# A step is the same on all ranks. Rank 0 alone evaluates, and writes the checkpoint.
 
 
 class Training:
@@ -251,6 +284,13 @@ def told_to_all(loss: Tensor, stop: threading.Event) -> tuple[float, bool]:
     return total / distributed.get_world_size(), stops > 0
 
 
+# %%
+# The program
+# -----------
+#
+# On this page it is run by one process, for 1,000 steps.
+
+
 def parse_options() -> argparse.Namespace:
     options = option_parser(__doc__, steps=5000, out="distributed_vae.png").parse_args()
     options.ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -289,3 +329,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# What to try next
+# ----------------
+#
+# - ``torchrun --nproc-per-node 2 examples/distributed_vae.py``: two processes on this machine.
+# - `lightning_vae.py`: the same by Lightning's Trainer.

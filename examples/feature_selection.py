@@ -6,22 +6,13 @@
 
 Choose m of 30 features for a logistic regression, by variational inference.
 
-The data are scikit-learn's breast cancer data: 569 tumours, of which 212 are malignant. The model
-has an m-hot latent vector: the features that the regression sees. A priori all subsets of m are
-equally probable. The guide draws them with `SubsetStraightThrough`: samples are discrete, so the
-discrete model itself is trained, and gradients reach the logits through the sample.
-
 Usage::
 
     python examples/feature_selection.py              # 5 of 30, a quarter of a minute
     python examples/feature_selection.py --size 3
     python examples/feature_selection.py --soft       # RelaxedSubset in the model and in the guide
 
-The m features with the highest inclusion probabilities are evaluated by an ordinary logistic
-regression on held-out tumours. It is compared with regressions on all features, on m random ones,
-and on the m of the highest univariate F-scores. The F-score sees one feature at a time, so it takes
-several redundant ones; the guide is trained on whole subsets. Ctrl-C ends the training early and
-keeps the result.
+Ctrl-C ends the training early and keeps the result.
 """
 
 import argparse
@@ -49,12 +40,15 @@ from torch import Tensor, nn
 from options import Trainings, option_parser, positive_number, whole_number
 from pyro_gumbel import RelaxedSubset, Subset, SubsetStraightThrough
 
+# %%
+# The data
+# --------
+#
+# The data are scikit-learn's breast cancer data: 569 tumours, of which 212 are malignant. Three
+# tenths of them are held out.
+
 FEATURES = 30
 HELD_OUT = 0.3
-SCALE = 2.0  # of the prior over weights and bias
-PARTICLES = 16
-LEARNING_RATE = 0.05
-RANDOM_CHOICES = 100
 
 
 class Tumours(NamedTuple):
@@ -62,6 +56,31 @@ class Tumours(NamedTuple):
 
     features: np.ndarray
     malignant: np.ndarray
+
+
+def breast_cancer(seed: int) -> tuple[Tumours, Tumours, np.ndarray]:
+    """The tumours to train on, the held-out ones, and the names of the features."""
+    data = load_breast_cancer()
+    malignant = data.target == list(data.target_names).index("malignant")
+    seen, unseen, seen_malignant, unseen_malignant = train_test_split(
+        data.data, malignant, test_size=HELD_OUT, stratify=malignant, random_state=seed
+    )
+    scaler = StandardScaler().fit(seen)
+    tumours = Tumours(scaler.transform(seen), seen_malignant)
+    held_out = Tumours(scaler.transform(unseen), unseen_malignant)
+    return tumours, held_out, data.feature_names
+
+
+# %%
+# The model and the guide
+# -----------------------
+#
+# The model has an m-hot latent vector: the features that the regression sees. A priori all subsets
+# of m are equally probable. The guide draws them with `SubsetStraightThrough`: samples are
+# discrete, so the discrete model itself is trained, and gradients reach the logits through the
+# sample. Weights and bias have a normal guide.
+
+SCALE = 2.0  # of the prior over weights and bias
 
 
 class Selection(PyroModule):
@@ -103,6 +122,14 @@ class Selection(PyroModule):
         return Subset(self.size, logits=self.logits).mean.numpy()
 
 
+# %%
+# Training
+# --------
+
+PARTICLES = 16
+LEARNING_RATE = 0.05
+
+
 def train(trainings: Trainings, selection: Selection, tumours: Tumours, steps: int) -> None:
     """Maximise the ELBO until the last step or the first Ctrl-C."""
     features, malignant = (torch.as_tensor(part).float() for part in tumours)
@@ -114,17 +141,15 @@ def train(trainings: Trainings, selection: Selection, tumours: Tumours, steps: i
         bar.set_postfix_str(f"ELBO {np.mean(elbos[-100:]):.1f}", refresh=False)
 
 
-def breast_cancer(seed: int) -> tuple[Tumours, Tumours, np.ndarray]:
-    """The tumours to train on, the held-out ones, and the names of the features."""
-    data = load_breast_cancer()
-    malignant = data.target == list(data.target_names).index("malignant")
-    seen, unseen, seen_malignant, unseen_malignant = train_test_split(
-        data.data, malignant, test_size=HELD_OUT, stratify=malignant, random_state=seed
-    )
-    scaler = StandardScaler().fit(seen)
-    tumours = Tumours(scaler.transform(seen), seen_malignant)
-    held_out = Tumours(scaler.transform(unseen), unseen_malignant)
-    return tumours, held_out, data.feature_names
+# %%
+# Evaluation
+# ----------
+#
+# The m features with the highest inclusion probabilities are evaluated by an ordinary logistic
+# regression on held-out tumours. It is compared with regressions on all features, on m random ones,
+# and on the m of the highest univariate F-scores.
+
+RANDOM_CHOICES = 100
 
 
 def judge(chosen: np.ndarray, tumours: Tumours, held_out: Tumours) -> tuple[float, float]:
@@ -141,6 +166,11 @@ def report(choices: dict[str, list[np.ndarray]], tumours: Tumours, held_out: Tum
     for title, subsets in choices.items():
         accuracy, loss = np.mean([judge(subset, tumours, held_out) for subset in subsets], axis=0)
         print(f"  {title}: {accuracy:.1%}, log loss {loss:.3f}")
+
+
+# %%
+# The picture
+# -----------
 
 
 def draw(
@@ -161,6 +191,11 @@ def draw(
     axes.set_axisbelow(True)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
+
+
+# %%
+# The program
+# -----------
 
 
 def parse_options() -> argparse.Namespace:
@@ -203,3 +238,17 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# The result
+# ----------
+#
+# The F-score sees one feature at a time, so it takes several features that say the same. The guide
+# is trained on whole subsets, and chooses features that complement each other.
+#
+# What to try next
+# ----------------
+#
+# - ``--size 3``: fewer features.
+# - ``--soft``: `RelaxedSubset` in the model and in the guide.
+# - `spike_and_slab.py` does not fix the number of features.

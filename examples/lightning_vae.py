@@ -4,7 +4,7 @@
 """Many devices: the discrete VAE by Lightning
 ===========================================
 
-The VAE of `distributed_vae.py`, trained by Lightning's Trainer. Needs `pip install lightning`.
+The VAE of `distributed_vae.py`, trained by Lightning's Trainer. Needs ``pip install lightning``.
 
 Usage::
 
@@ -12,10 +12,8 @@ Usage::
     python examples/lightning_vae.py --devices 4           # four on this machine
     torchrun --nproc-per-node 4 examples/lightning_vae.py  # the same
 
-Each process has a GPU of its own, or a CPU core where torch finds no GPU. The training has whole
-epochs, of 14 steps. With ``--checkpoint vae.ckpt`` rank 0 writes the state at the end of an epoch,
-and with ``--resume`` as many ranks go on from there. Ctrl-C ends the training after the epoch and
-keeps the result.
+With ``--checkpoint vae.ckpt`` rank 0 writes the state at the end of an epoch, and with ``--resume``
+as many ranks go on from there. Ctrl-C ends the training after the epoch and keeps the result.
 """
 
 import argparse
@@ -54,6 +52,14 @@ from options import (
     set_random_state,
     whole_number,
 )
+
+# %%
+# The module
+# ----------
+#
+# A ``LightningModule`` has the ELBO, the optimiser and the batches. The training has whole epochs,
+# of 14 steps. Three things are left to the module: noise of its own for each rank, the temperature,
+# and the random state of each rank in a checkpoint.
 
 
 class LightningVAE(LightningModule):
@@ -132,6 +138,14 @@ class LightningVAE(LightningModule):
         self.random_states, self.curve = own["random"], Curve(**own["curve"])
 
 
+# %%
+# The program
+# -----------
+#
+# Each process has a GPU of its own, or a CPU core where torch finds no GPU. On this page there is
+# one process.
+
+
 def parse_options() -> argparse.Namespace:
     parser = option_parser(__doc__, steps=5000, out="lightning_vae.png")
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # what torchrun has started
@@ -196,3 +210,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# What to try next
+# ----------------
+#
+# - ``--devices 2``: two processes on this machine.
+# - ``--checkpoint vae.ckpt``, and Ctrl-C during the training. With ``--resume`` it goes on.

@@ -6,49 +6,10 @@
 
 NUTS over a relaxed model: what the temperature costs, and what a sum over the values gives.
 
-A measurement of 1.6 is a normal level, plus the offset of the instrument, 0, 1 or 2.5, plus noise.
-Which instrument was used is latent. NUTS needs a gradient for every latent variable, so it cannot
-draw the instrument, but can draw a relaxed one. Two forms of it do not round to 0 or 1:
-
-- noise: ``relaxed(model, T, hard=False)``, and `NoiseReparam` for the site. The model stays as it
-  is.
-- log space: a site `ExpRelaxedCategorical`, whose values are the logarithms of the relaxed ones.
-  This is a change of one line of the model.
-
 Usage::
 
     python examples/nuts.py
     python examples/nuts.py --steps 1000    # draws of each chain
-
-Each chain has a warm-up of half as many draws. The instrument of a draw is its largest entry. The
-relaxed model has another posterior than the model; it is found from weighted draws of the prior, so
-that the error of the temperature can be told from that of the sampler. By temperature T, the
-probabilities of the three instruments, the effective number of draws (the smallest of the three),
-the number of gradients, and the divergent transitions::
-
-                                P(instrument)    effective   gradients   divergences
-    exact                     0.307  0.445  0.248
-    NUTS, a sum               0.330  0.404  0.266       60        1032             0
-    exact, relaxed, 1         0.412  0.339  0.249
-    NUTS, noise, 1            0.475  0.260  0.265       57        3041             0
-    NUTS, log space, 1        0.470  0.365  0.165       79        2560             0
-    exact, relaxed, 0.3       0.350  0.393  0.257
-    NUTS, noise, 0.3          0.285  0.425  0.290       44        3848             0
-    NUTS, log space, 0.3      0.395  0.400  0.205       45        5436             0
-    exact, relaxed, 0.1       0.321  0.425  0.254
-    NUTS, noise, 0.1          0.475  0.465  0.060       26        3336             8
-    NUTS, log space, 0.1      0.380  0.510  0.110       12       10585             0
-
-The posterior of the relaxed model goes to that of the model only as the temperature goes to 0. NUTS
-then finds fewer effective draws, with more gradients in log space and with divergent transitions in
-the noise, since a chain has to go from one corner of the simplex to another. At 0.1 a chain of 200
-draws is too short: the noise misses 0.254 by four of its standard errors, and a chain of 1,000
-draws does not. That a temperature is too high shows in no column but the exact one.
-
-Do not do this where the values can be summed. `NUTS(model)` sums over a plain discrete site by
-itself, which is exact and costs least. And do not do it where a guide of independent sites is good
-enough: `AutoRelaxed`. It is for models with too many joint values for a sum, at a temperature that
-is low enough: compare the results at T with those at T / 2.
 
 Ctrl-C ends the program after the chain that is under way.
 """
@@ -71,12 +32,17 @@ from torch.nn.functional import one_hot
 from options import TorchTraining, Trainings, option_parser
 from pyro_gumbel import ExpRelaxedCategorical, NoiseReparam, RelaxedCategorical, relaxed
 
+# %%
+# The model
+# ---------
+#
+# A measurement of 1.6 is a normal level, plus the offset of the instrument, 0, 1 or 2.5, plus
+# noise. Which instrument was used is latent.
+
 PROBS = torch.tensor([0.5, 0.3, 0.2])  # of the instruments, a priori
 OFFSETS = torch.tensor([0.0, 1.0, 2.5])
 NOISE = 0.5
 MEASURED = torch.tensor(1.6)
-TEMPERATURES = (1.0, 0.3, 0.1)
-WEIGHTED = 200_000  # draws of the prior
 
 
 def model() -> None:
@@ -85,11 +51,21 @@ def model() -> None:
     pyro.sample("measured", dist.Normal(level + instrument @ OFFSETS, NOISE), obs=MEASURED)
 
 
-def in_log_space(temperature: float) -> None:
-    """The model with a relaxed instrument, written by hand."""
-    level = pyro.sample("level", dist.Normal(0.0, 1.0))
-    logs = pyro.sample("instrument", ExpRelaxedCategorical(temperature, probs=PROBS))
-    pyro.sample("measured", dist.Normal(level + logs.exp() @ OFFSETS, NOISE), obs=MEASURED)
+# %%
+# Two relaxed forms
+# -----------------
+#
+# NUTS needs a gradient for every latent variable, so it cannot draw the instrument, but can draw a
+# relaxed one. Two forms of it do not round to 0 or 1:
+#
+# - noise: ``relaxed(model, T, hard=False)``, and `NoiseReparam` for the site. The model stays as it
+#   is.
+# - log space: a site `ExpRelaxedCategorical`, whose values are the logarithms of the relaxed ones.
+#   This is a change of one line of the model.
+#
+# A third way needs no relaxation: ``NUTS(model)`` sums over a plain discrete site by itself.
+
+TEMPERATURES = (1.0, 0.3, 0.1)
 
 
 class Way(NamedTuple):
@@ -97,6 +73,13 @@ class Way(NamedTuple):
 
     model: Callable[[], None]
     instruments: Callable[[dict[str, Tensor]], Tensor]
+
+
+def in_log_space(temperature: float) -> None:
+    """The model with a relaxed instrument, written by hand."""
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    logs = pyro.sample("instrument", ExpRelaxedCategorical(temperature, probs=PROBS))
+    pyro.sample("measured", dist.Normal(level + logs.exp() @ OFFSETS, NOISE), obs=MEASURED)
 
 
 def by_noise(temperature: float) -> Way:
@@ -118,6 +101,23 @@ def largest(values: Tensor) -> Tensor:
     return one_hot(values.argmax(-1), len(PROBS)).float()
 
 
+WAYS: dict[str, tuple[str, float | None, Callable[[], Way]]] = {
+    "NUTS, a sum": ("sum", None, by_sum),
+    **{f"NUTS, noise, {t:g}": ("noise", t, partial(by_noise, t)) for t in TEMPERATURES},
+    **{f"NUTS, log space, {t:g}": ("log space", t, partial(by_logs, t)) for t in TEMPERATURES},
+}
+
+# %%
+# The exact posteriors
+# --------------------
+#
+# The instrument has an exact posterior, by Bayes' rule. The relaxed model has another one. It is
+# found from weighted draws of the prior, so that the error of the temperature can be told from that
+# of the sampler.
+
+WEIGHTED = 200_000  # draws of the prior
+
+
 def given(level: Tensor) -> Tensor:
     """P(instrument | level, measurement), by Bayes' rule."""
     likelihood = dist.Normal(level.unsqueeze(-1) + OFFSETS, NOISE).log_prob(MEASURED)
@@ -137,11 +137,11 @@ def exact_relaxed(temperature: float) -> Tensor:
     return log_evidence.softmax(0) @ largest(z)
 
 
-WAYS: dict[str, tuple[str, float | None, Callable[[], Way]]] = {
-    "NUTS, a sum": ("sum", None, by_sum),
-    **{f"NUTS, noise, {t:g}": ("noise", t, partial(by_noise, t)) for t in TEMPERATURES},
-    **{f"NUTS, log space, {t:g}": ("log space", t, partial(by_logs, t)) for t in TEMPERATURES},
-}
+# %%
+# Sampling
+# --------
+#
+# Each chain has a warm-up of half as many draws. The instrument of a draw is its largest entry.
 
 
 def sampled(way: Way, draws: int) -> dict[str, Any]:
@@ -177,6 +177,14 @@ def sample_all(trainings: Trainings, draws: int) -> dict[str, dict[str, Any]]:
     return found
 
 
+# %%
+# The table
+# ---------
+#
+# By temperature T: the probabilities of the three instruments, the effective number of draws (the
+# smallest of the three), the number of gradients, and the divergent transitions.
+
+
 def line(name: str, probabilities: Tensor) -> str:
     return f"{name:24}" + "".join(f"{p:7.3f}" for p in probabilities)
 
@@ -191,6 +199,11 @@ def report(found: dict[str, dict[str, Any]]) -> None:
             if WAYS[name][1] == temperature:
                 costs = f"{row['effective']:9.0f}{row['gradients']:12}{row['divergences']:14}"
                 print(line(name, row["probabilities"]) + costs)
+
+
+# %%
+# The picture
+# -----------
 
 
 def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
@@ -224,6 +237,11 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     figure.savefig(path, dpi=110)
 
 
+# %%
+# The program
+# -----------
+
+
 def main() -> None:
     options = option_parser(__doc__, steps=200, out="nuts.png", least=20).parse_args()
     trainings = Trainings(options)
@@ -239,3 +257,25 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+# %%
+# The result
+# ----------
+#
+# The posterior of the relaxed model goes to that of the model only as the temperature goes to 0.
+# NUTS then finds fewer effective draws, with more gradients in log space and with divergent
+# transitions in the noise, since a chain has to go from one corner of the simplex to another. At
+# 0.1 a chain of 200 draws is too short: the noise misses the exact probability of the third
+# instrument, 0.254, by four of its standard errors, and a chain of 1,000 draws does not. That a
+# temperature is too high shows in no column but the exact one.
+#
+# Do not do this where the values can be summed: that is exact and costs least. And do not do it
+# where a guide of independent sites is good enough: `AutoRelaxed`. It is for models with too many
+# joint values for a sum, at a temperature that is low enough: compare the results at T with those
+# at T / 2.
+#
+# What to try next
+# ----------------
+#
+# - ``--steps 1000``: longer chains, with smaller errors.
+# - ``TEMPERATURES``: where the relaxed posterior is near enough to the discrete one.

@@ -69,6 +69,14 @@ def test_the_metadata(installed):
     assert [re.match(r"[\w-]+", line)[0] for line in needed] == ["pyro-ppl", "torch"]
 
 
+@pytest.mark.skipif(".dev" in pyro_gumbel.__version__, reason="is about a release")
+def test_the_description_has_public_addresses(installed):
+    """An index shows it, where relative links lead nowhere."""
+    (found,) = distributions(path=[str(installed)])
+    assert found.metadata.get_all("Project-URL")
+    assert re.findall(r"\]\((?!https://)[^)]*\)", found.metadata.get_payload()) == []
+
+
 WITHOUT_THE_CLONE = f"""
 import sys
 sys.path = [folder for folder in sys.path if folder != {str(ROOT)!r}]

@@ -7,6 +7,7 @@ import ast
 import copy
 import importlib
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -401,3 +402,16 @@ def test_a_state_replaces_no_attribute(key, has_run):
         guide.load_state_dict({key: torch.zeros(3)})
     assert {module: set(vars(module)) for module in guide.modules()} == before
     assert {module: module.forward for module in guide.modules()} == methods
+
+
+# The release.
+
+WORKFLOWS = sorted(PACKAGE.parent.glob(".github/workflows/*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_actions_are_pinned_to_a_commit(path):
+    """A tag of an action can be moved."""
+    actions = [name for name in re.findall(r"uses: (\S+)", path.read_text()) if name[0] != "."]
+    assert actions
+    assert [name for name in actions if not re.search("@[0-9a-f]{40}$", name)] == []

@@ -51,7 +51,13 @@ def register(*, replace: bool = False) -> None:
 
 
 def unregister() -> None:
-    """Undo `register`: `pyro.distributions` and its modules as they were."""
+    """Undo `register`: `pyro.distributions` and its modules as they were.
+
+    >>> register()
+    >>> unregister()
+    >>> hasattr(pyro.distributions, "Subset")
+    False
+    """
     for name, (theirs, ours) in _SHADOWED.items():
         _exchange(name, ours, theirs)
     for name, cls in _OURS.items():

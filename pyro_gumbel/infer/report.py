@@ -26,6 +26,16 @@ def read_steps(owner: str, steps: Any) -> float:
 class GradientReport:
     """The result of `gradient_report`; it prints as a table with a recommendation.
 
+    >>> def model():
+    ...     z = pyro.sample("z", pyro.distributions.Bernoulli(0.5))
+    ...     pyro.sample("x", pyro.distributions.Normal(3 * z, 1.0), obs=torch.tensor(2.0))
+    >>> model = relaxed(model)
+    >>> report = gradient_report(model, AutoRelaxed(model), temperatures=[0.5], num_samples=50)
+    >>> report.best() in report.rows
+    True
+    >>> report.to_dict()["num_samples"]
+    50
+
     :ivar rows: a `GradientRow` for each estimator and temperature.
     :ivar exact_norm: the length of the exact gradient, without what its noise adds.
     :ivar exact_error: the standard error of the exact gradient; 0 where it was enumerated.

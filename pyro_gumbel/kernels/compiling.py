@@ -25,10 +25,10 @@ _is_on = ContextVar("pyro_gumbel.compiled", default=False)
 def compiled() -> Iterator[None]:
     """A context in which `torch.compile` computes large draws, densities and their gradients.
 
-    .. code-block:: python
-
-        with pyro_gumbel.compiled():
-            svi.step(data)
+    >>> distribution = RelaxedCategorical(0.5, logits=torch.zeros(10))
+    >>> with compiled():
+    ...     x = distribution.rsample((10_000,))  # 100,000 elements
+    ...     log_prob = distribution.log_prob(x)
 
     It applies to relaxed draws, to densities, and to the gradients of all draws, for tensors of
     65,536 elements and more on a CPU. Smaller tensors, and those on a GPU, are computed as without
