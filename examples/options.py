@@ -244,13 +244,26 @@ def load_training(
     arguments: tuple[Any, ...],
     records: Iterable[list[Any] | dict[Any, Any]],
 ) -> None:
-    """Go on from a state of `training_state`."""
+    """Go on from a state of `training_state`.
+
+    :raises ValueError: if the model has other parameters, or of other shapes.
+    """
     # A guide makes its parameters, and their constraints, when it is run. The store keeps them.
     svi.loss_and_grads(svi.model, svi.guide, *arguments)
-    for name, parameter in pyro.get_param_store().named_parameters():
+    parameters, saved = dict(pyro.get_param_store().named_parameters()), state["parameters"]
+    expected, got = (
+        {name: tuple(value.shape) for name, value in sorted(values.items())}
+        for values in (saved, parameters)
+    )
+    if expected != got:
+        raise ValueError(
+            f"--resume: expected a model with the parameters of the checkpoint, {expected}, got "
+            f"{got}; write --checkpoint ANOTHER_FILE for this model"
+        )
+    for name, parameter in parameters.items():
         parameter.grad = None
         with torch.no_grad():
-            parameter.copy_(state["parameters"][name])
+            parameter.copy_(saved[name])
     svi.optim.set_state(state["optimiser"])  # which an optimiser reads at its first step
     for record, values in zip(records, state["records"], strict=True):
         record.clear()

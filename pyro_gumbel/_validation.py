@@ -26,6 +26,7 @@ __all__ = [
     "Temperature",
     "as_float_tensor",
     "batch_shape_with_lengths",
+    "brief_int",
     "broadcast",
     "check_value",
     "fitted",
@@ -97,7 +98,7 @@ def read_size(owner: str, size: Any, categories: int, *, all_of_them: bool) -> i
         if size == categories:
             remedy = "use Subset or PlackettLuce, which are discrete, to choose all of them"
         raise ValueError(
-            f"{owner}: `size` must be from 1 to {limit}, {most}, got {_brief_int(size)}; {remedy}"
+            f"{owner}: `size` must be from 1 to {limit}, {most}, got {brief_int(size)}; {remedy}"
         )
     return size
 
@@ -130,8 +131,8 @@ def read_lengths(owner: str, size: Any, rows: Any) -> int | Tensor:
         return int(size)
     if not 1 <= size <= rows:
         raise ValueError(
-            f"{owner}: `size` must be from 1 to `rows`, {_brief_int(rows)}, got "
-            f"{_brief_int(size)}; write rows=None for as many rows as `size`"
+            f"{owner}: `size` must be from 1 to `rows`, {brief_int(rows)}, got "
+            f"{brief_int(size)}; write rows=None for as many rows as `size`"
         )
     return torch.tensor(size)
 
@@ -152,7 +153,7 @@ def read_row_count(owner: str, lengths: Tensor, rows: int | None, categories: in
     if not 1 <= rows <= categories:
         raise ValueError(
             f"{owner}: `rows` must be from 1 to the number of categories, {categories}, got "
-            f"{_brief_int(rows)}; write rows={categories}"
+            f"{brief_int(rows)}; write rows={categories}"
         )
     return rows
 
@@ -238,7 +239,7 @@ def read_count(owner: str, name: str, given: Any, least: int, example: int) -> i
         raise TypeError(f"{expected}, got {type(given).__name__}; write {name}={example}")
     if not least <= given < _END:
         limit = ", below 2**63" if given >= _END else ""
-        raise ValueError(f"{expected}{limit}, got {_brief_int(given)}; write {name}={example}")
+        raise ValueError(f"{expected}{limit}, got {brief_int(given)}; write {name}={example}")
     return given
 
 
@@ -254,8 +255,7 @@ def read_seed(owner: str, given: Any) -> int:
         )
     if not -_END <= seed < 2 * _END - 1:
         raise ValueError(
-            f"{owner}: `seed` must be from -2**63 to 2**64 - 2, got {_brief_int(seed)}; write "
-            "seed=0"
+            f"{owner}: `seed` must be from -2**63 to 2**64 - 2, got {brief_int(seed)}; write seed=0"
         )
     return seed
 
@@ -276,7 +276,7 @@ def read_shape(owner: str, name: str, given: Any) -> torch.Size:
         ) from None
     for n in shape:
         if not 0 <= n < _END:
-            sizes = ", ".join(map(_brief_int, shape))
+            sizes = ", ".join(map(brief_int, shape))
             raise ValueError(
                 f"{owner}: `{name}` must have sizes from 0 to 2**63 - 1, got ({sizes}); write "
                 f"{name}=(3,) for one dimension of 3"
@@ -295,7 +295,7 @@ def read_validate_args(owner: str, given: Any) -> bool:
     return bool(given)
 
 
-def _brief_int(number: int) -> str:
+def brief_int(number: int) -> str:
     """The number as text, or its length if it has more than 64 bits.
 
     Python refuses to print numbers of more than 4300 digits.

@@ -270,6 +270,14 @@ class ClippedInterval(Interval):
         self.at_zero = math.log(-low) - math.log(high)
         self.at_one = math.log1p(-low) - math.log(high - 1)
 
+    def __eq__(self, other: object) -> bool:
+        # In torch 2.8 torch.compile cannot look through all attributes.
+        return isinstance(other, ClippedInterval) and (
+            (self.low, self.high) == (other.low, other.high)
+        )
+
+    __hash__ = Interval.__hash__
+
     def __repr__(self) -> str:
         return f"ClippedInterval({self.low:g}, {self.high:g})"
 

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -73,8 +74,7 @@ def watch(moments, patch=setattr):
     patch(time, "perf_counter", lambda: 0.0)
 
 
-def main():
-    moment, script, *options = sys.argv[1:]
+def run(moment, script, *options):
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
     sys.argv = [f"{script}.py", *options]
     example = importlib.import_module(script)
@@ -82,5 +82,17 @@ def main():
     example.main()
 
 
+def run_forked(folder, threads, *arguments):
+    """The same in a process that was forked for it."""
+    os.chdir(folder)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    torch.set_num_threads(threads)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "Data has no positive values")
+    run(*arguments)
+
+
 if __name__ == "__main__":
-    main()
+    run(*sys.argv[1:])

@@ -444,8 +444,8 @@ counts-vector-as-number            distributions/test_any_count.py -k unbiased
     - if event_dim:
     + if False:
 counts-moments-kept                distributions/test_any_count.py -k any_discrete
-    - moments = copied(self, type(self))
-    + moments = self
+    - return copied(self, type(self))
+    + return self
 counts-sure-value                  distributions/test_any_count.py -k sure
     - and ends(moment)[0] < 0
     + and ends(moment)[0] <= 0
@@ -525,8 +525,8 @@ mean-field-of-a-subclass           infer/test_defaults.py -k without_a_mean_fiel
     - if type(prior) not in _REGISTERED:
     + if not isinstance(prior, tuple(_REGISTERED)):
 mean-field-trials-differ           infer/test_count_guides.py -k trials
-    - if not all(torch.equal(total, totals[0]) for total in totals):
-    + if False:
+    - if got := _first_difference(totals):
+    + if (got := _first_difference(totals)) and False:
 mean-field-equal-trials            infer/test_count_guides.py -k trials
     - return total.flatten()[0]
     + return total
@@ -1143,7 +1143,7 @@ report-estimators-of-counts        infer/test_gradients.py -k row_for_each_order
     - if of_counts and others:
     + if False:
 report-third-order-of-others       infer/test_gradients.py -k for_counts_alone
-    - if third_order in functions and not _have_third_order(sites):
+    - if third_order in functions and without:
     + if False:
 report-third-order-of-counts       infer/test_gradients.py -k row_for_each_order
     - others = ["third_order"] if _have_third_order(sites) else []
@@ -1236,6 +1236,14 @@ objective-parameters-of-the-model  infer/test_objective.py
 objective-parameters-not-used      infer/test_objective.py
     - return {name: leaf for name, leaf in registered.items() if id(leaf) in used}
     + return registered
+
+[infer/plate_sizes.py]
+plate-sizes-of-data                infer/test_autoguide.py -k data_with_a_dimension
+    - value.shape[dim] == 1 < frame.size
+    + value.shape[dim] == 1 > frame.size
+plate-sizes-of-the-guide           infer/test_autoguide.py -k another_size
+    - if expected not in (None, size):
+    + if expected in (None, size):
 
 [infer/reparam.py]
 noise-reparam-initial-value        infer/test_reparam.py

@@ -4,6 +4,7 @@
 """An example that is ended at any moment and resumed gives the numbers of a run without a break."""
 
 import argparse
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -19,8 +20,8 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from tests.common import first_fast
-from tests.interrupted import Moments, watch
+from tests.common import first_fast, slow_unless
+from tests.interrupted import Moments, run_forked, watch
 from tests.test_examples import ROOT, environment, load
 
 pytestmark = [
@@ -33,10 +34,13 @@ SMALL = {
     "choose_an_estimator": "--steps 25 --samples 8 --temperatures 0.5",
     "count_vae": "--steps 8 --variables 3",
     "digits_vae": "--steps 30",
+    "experts": "--steps 8 --experts 5",
     "feature_selection": "--steps 8 --size 3",
     "hidden_markov": "--steps 8 --months 3",
     "mixture": "--steps 8",
+    "nuts": "--steps 20",
     "relax_a_model": "--steps 3 --most 5",
+    "semi_supervised": "--steps 8",
     "sparse_gates": "--steps 25 --units 4",
     "spike_and_slab": "--steps 25",
     "topics": "--steps 4 --topics 2",
@@ -78,12 +82,18 @@ def command(moment, script, *options):
     return [*line, str(ROOT / "tests" / "interrupted.py"), str(moment), script, *options]
 
 
+# A server of processes that have torch loaded, from which each killed run is forked.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.interrupted", "matplotlib.pyplot", "sklearn.datasets"])
+
+
 def kill(folder, *line):
     """Run an example that SIGKILL ends at a moment."""
-    done = subprocess.run(
-        command(*line), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    arguments = (str(folder), torch.get_num_threads(), *map(str, line))
+    process = FORKS.Process(target=run_forked, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def press_ctrl_c():
@@ -122,20 +132,20 @@ def whole_run(run, folder, *line):
     return printed, moments.passed
 
 
-@pytest.mark.parametrize(
-    ("script", "kills"), [("ranking", 1), *first_fast([(script, 2) for script in SMALL], 0)]
-)
+FAST = ["ranking", "mixture", "semi_supervised", "spike_and_slab", "sparse_gates"]
+KILLS = [*((script, 2) for script in FAST), *slow_unless(lambda _: False, ((s, 20) for s in SMALL))]
+
+
+@pytest.mark.parametrize(("script", "kills"), KILLS)
 def test_a_killed_run_goes_on(run, tmp_path, script, kills):
-    """Each time it is killed in a process of its own."""
+    """Killed once at each of some moments, the first of them before the first checkpoint."""
     line = line_of(script)
-    expected, left = whole_run(run, tmp_path, *line)
-    draw, resume = random.Random(script), []
-    for _ in range(kills):
-        moment = draw.randint(1, left - 1)
-        kill(tmp_path, moment, *line, "--checkpoint", "x.pt", *resume)
-        left, resume = left - moment, ["--resume"]
-    printed = run(*line, "--checkpoint", "x.pt", "--resume")
-    assert_equal_runs(tmp_path, printed, expected)
+    expected, number = whole_run(run, tmp_path, *line)
+    for moment in [1, *random.Random(script).sample(range(2, number), min(kills, number - 2))]:
+        kill(tmp_path, moment, *line, "--checkpoint", "x.pt")
+        printed = run(*line, "--checkpoint", "x.pt", "--resume")
+        assert_equal_runs(tmp_path, printed, expected)
+        (tmp_path / "x.pt").unlink()
 
 
 @pytest.mark.slow
@@ -260,6 +270,22 @@ def test_a_training_goes_on_after_its_last_step(tmp_path):
         made, *found = train(trainings(path, resume=True), 50)
         assert made == list(range(first, 51))
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("saved", "shown"),
+    [
+        ({"loc": torch.tensor(1.0)}, r"\{'loc': \(\)\}"),
+        ({**dict.fromkeys(("at", "loc"), torch.tensor(1.0)), "scale": torch.ones(2)}, r"\(2,\)\}"),
+    ],
+)
+def test_the_parameters_of_another_model_are_refused(saved, shown):
+    pyro.clear_param_store()
+    svi = SVI(model, guide, adam(), Trace_ELBO())
+    names = r"\{'at': \(\), 'loc': \(\), 'scale': \(\)\}"
+    words = f"expected .*{shown}, got {names}; write --checkpoint ANOTHER_FILE"
+    with pytest.raises(ValueError, match=words):
+        load("options").load_training({"parameters": saved}, svi, (), ())
 
 
 def test_records_are_kept(tmp_path):

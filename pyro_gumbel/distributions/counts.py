@@ -21,7 +21,7 @@ infinite logits, no trials. Every other class gets a subclass of its own, made o
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -62,6 +62,7 @@ __all__ = [
     "register_count",
     "register_divergence",
     "register_log_prob",
+    "widened",
 ]
 
 # The reason and the line to write for what a named class does not have.
@@ -130,11 +131,17 @@ class CountStraightThrough(StraightThrough):
         return straight_through_of(value, surrogate.expand(value.shape))
 
     def _surrogate(self, value: Tensor) -> Tensor:
-        moments = copied(self, type(self))  # some classes keep what they derive, then cannot expand
-        event_dim = len(self.event_shape)
+        moments, event_dim = self._moments(), len(self.event_shape)
         if event_dim:
             return surrogate_of_vector(value, moments.mean, moments.log_prob(value), event_dim)
         return surrogate_of_number(value, moments.mean, moments.variance)
+
+    def _moments(self) -> Any:
+        """What is asked for the moments: a copy, as some classes keep what they derive for them.
+
+        With that they could not expand.
+        """
+        return copied(self, type(self))
 
 
 class NamedCount(CountStraightThrough):
@@ -219,6 +226,10 @@ class NamedCount(CountStraightThrough):
         surrogate = super()._surrogate(value)
         return surrogate + self._third_order(value) if self.estimator is third_order else surrogate
 
+    def _moments(self) -> Any:
+        """Itself, which keeps nothing."""
+        return self
+
     def _third_order(self, value: Tensor) -> Tensor:
         """What third order adds to the surrogate."""
         raise NotImplementedError
@@ -245,19 +256,27 @@ class NamedCount(CountStraightThrough):
 # Half types.
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+# Where Pyro's counts keep a distribution that has their parameters.
+_INNER = ("_beta", "_categorical", "_dirichlet", "_gamma")
+
+
 def in_float32(distribution: Any) -> Any:
     """The distribution; if it has parameters of a half type, a copy with these in float32."""
-    state = {name: _widened(value) for name, value in vars(distribution).items()}
-    if all(value is vars(distribution)[name] for name, value in state.items()):
+    if not any(parameter.dtype in _HALF for parameter in _floats(distribution)):
         return distribution
+    state = dict(vars(distribution))
     _keep_what_was_given(state, is_binary=not isinstance(distribution, Categorical))
-    return copied(distribution, type(distribution), state)
+    wide = {name: widened(value) for name, value in state.items()}
+    return copied(distribution, type(distribution), wide)
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """A tensor or a distribution of a half type in float32; everything else as it is."""
     if isinstance(value, Distribution):
         return in_float32(value)
-    is_half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    is_half = isinstance(value, Tensor) and value.dtype in _HALF
     return cast(value, torch.float32) if is_half else value
 
 
@@ -273,12 +292,16 @@ def _dtype_of(distribution: Any) -> torch.dtype:
     )
 
 
-def _floats(distribution: Any) -> Iterator[Tensor]:
-    for value in vars(distribution).values():
+def _floats(distribution: Any) -> list[Tensor]:
+    """Its parameters of floats. In torch 2.8 torch.compile cannot look through all of `vars`."""
+    found: list[Tensor] = []
+    for name in (*_INNER, *distribution.arg_constraints):
+        value = distribution.__dict__.get(name)
         if isinstance(value, Distribution):
-            yield from _floats(value)
+            found += _floats(value)
         elif isinstance(value, Tensor) and value.is_floating_point():
-            yield value
+            found.append(value)
+    return found
 
 
 class derived(lazy_property[Any, Any]):  # a decorator

@@ -96,10 +96,10 @@ class FamilyMeanField(MeanField):
     def require_same_support(self, priors: list[Any]) -> None:
         kept = [prior._size_arguments.get("size") for prior in priors]
         lengths = [size for size in kept if isinstance(size, Tensor)]
-        if not all(torch.equal(each, lengths[0]) for each in lengths):
+        if got := _first_difference(lengths):
             raise ValueError(
-                "`size` must be the same in every run, got other lengths of rankings in another "
-                "run; write a guide of its own for this site, which computes them as the model does"
+                f"`size` must be the same in every run, got {got}; write a guide of its own for "
+                "this site, which computes the lengths of the rankings as the model does"
             )
 
     def start_at_mean(self, priors: list[Any]) -> dict[str, Tensor]:
@@ -132,11 +132,11 @@ class TrialsMeanField(MeanField):
 
     def require_same_support(self, priors: list[Any]) -> None:
         totals = [torch.as_tensor(prior.total_count) for prior in priors]
-        if not all(torch.equal(total, totals[0]) for total in totals):
+        if got := _first_difference(totals):
             raise ValueError(
-                "`total_count` must be the same in every run, got others in another run; where it "
-                "is a latent Poisson count n, as in thinning, a guide of independent sites can "
-                "draw a part larger than n, and its ELBO is -inf; write two independent sites, "
+                f"`total_count` must be the same in every run, got {got}; where it is a latent "
+                "Poisson count n, as in thinning, a guide of independent sites can draw a part "
+                "larger than n, and its ELBO is -inf; write two independent sites, "
                 'part = pyro.sample("part", dist.Poisson(rate * p)) and '
                 'rest = pyro.sample("rest", dist.Poisson(rate * (1 - p))), and n = part + rest'
             )
@@ -152,6 +152,17 @@ class TrialsMeanField(MeanField):
         if isinstance(total, Tensor) and total.numel() and (total == total.flatten()[0]).all():
             return total.flatten()[0]
         return total
+
+
+def _first_difference(tensors: list[Tensor]) -> str:
+    """What two tensors have where the first one differs from another; empty if none does."""
+    for other in tensors[1:]:
+        first = tensors[0]
+        if first.shape != other.shape:
+            return f"the shapes {tuple(first.shape)} and {tuple(other.shape)}"
+        if (differ := first != other).any():
+            return f"{first[differ][0].item():g} and {other[differ][0].item():g}"
+    return ""
 
 
 _REGISTERED: dict[type, type[MeanField]] = {}

@@ -21,12 +21,14 @@ from pyro_gumbel.distributions.counts import (
     in_float32,
     register_count,
     register_divergence,
+    widened,
 )
 from pyro_gumbel.distributions.mean_field import TrialsMeanField, register_mean_field
 from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising, minus_p_log_p
 from pyro_gumbel.ops.mixing import dirichlet_variate, is_without_gradient
+from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
@@ -76,6 +78,27 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
 
     mode: Any = absent(*NO_MODE)
     enumerate_support: Any = absent(*_OF_VECTORS)
+
+    def __init__(
+        self,
+        total_count: int = 1,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        """Validated in float32: probabilities rounded to a half type do not sum to 1."""
+        wide = widened(probs), widened(logits)
+        super().__init__(total_count, *wide, validate_args=validate_args)
+        given: Any = probs if logits is None else logits
+        for name, parameter in vars(self._categorical).items():
+            if isinstance(parameter, Tensor):
+                setattr(self._categorical, name, cast(parameter, given.dtype))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same distribution over a larger batch."""
+        # torch makes no instance of a class that has a constructor of its own.
+        new = object.__new__(type(self)) if _instance is None else _instance
+        return super().expand(batch_shape, new)
 
     @property
     def logits(self) -> Tensor:

@@ -75,7 +75,7 @@ class RankingFamily(CategoricalFamily):
                 f"{owner}.infer_shapes: the event shape has `size` rows, so that it takes "
                 "the number itself, and got its shape (); write size=2"
             )
-        if isinstance(size, Tensor | tuple):
+        if isinstance(size, (Tensor, tuple)):  # torch.compile of torch 2.8 knows no union
             raise TypeError(
                 f"{owner}.infer_shapes: `size` must be a Python int, got {type(size).__name__}; "
                 "write size=3, the number of rows, for rankings of different lengths"

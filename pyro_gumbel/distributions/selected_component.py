@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_gumbel._tracing import in_program
-from pyro_gumbel._validation import broadcast, check_value, read_validate_args, require
+from pyro_gumbel._validation import brief_int, broadcast, check_value, read_validate_args, require
 from pyro_gumbel.constraints import simplex
 from pyro_gumbel.distributions.base import expanded
 from pyro_gumbel.ops.autograd import zero_with_gradient
@@ -323,7 +323,7 @@ def _read_selection(owner: str, z: Any, number: int) -> Tensor:
     if isinstance(z, int) and not isinstance(z, bool):
         if not 0 <= z < number:
             raise ValueError(
-                f"{owner}: an index `z` must be from 0 to {number - 1}, got another int; write "
+                f"{owner}: an index `z` must be from 0 to {number - 1}, got {brief_int(z)}; write "
                 f"z={number - 1} for the last component"
             )
         z = torch.tensor(z, device="cpu")  # indexes components on every device

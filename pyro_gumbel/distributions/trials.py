@@ -86,7 +86,7 @@ class TrialCount(NamedCount):
 
     def _log_probs(self) -> tuple[Tensor, Tensor]:
         """log p and log(1 - p), -inf where that is 0."""
-        if "probs" in vars(self):
+        if "probs" in self.__dict__:
             return exact_log(self.probs), exact_log1m(self.probs)
         return logsigmoid(self.logits), logsigmoid(-self.logits)
 
@@ -306,7 +306,7 @@ class NegativeBinomialStraightThrough(TrialCount, NegativeBinomial):
 
     def _odds(self) -> Tensor:
         """p / (1 - p)."""
-        return self.probs / (1 - self.probs) if "probs" in vars(self) else self.logits.exp()
+        return self.probs / (1 - self.probs) if "probs" in self.__dict__ else self.logits.exp()
 
     def _third_order(self, value: Tensor) -> Tensor:
         r, o = self.total_count, self._odds().detach()
@@ -369,7 +369,7 @@ class GeometricStraightThrough(TrialCount, Geometric):
     @property
     def mean(self) -> Tensor:
         """(1 - p) / p."""
-        return (1 - self.probs) / self.probs if "probs" in vars(self) else (-self.logits).exp()
+        return (1 - self.probs) / self.probs if "probs" in self.__dict__ else (-self.logits).exp()
 
     @property
     def variance(self) -> Tensor:

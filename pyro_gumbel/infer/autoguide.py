@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_gumbel._tracing import in_program
 from pyro_gumbel._validation import Temperature
 from pyro_gumbel.distributions.mean_field import parameter_names
 from pyro_gumbel.distributions.relaxation import require_settings
@@ -35,6 +36,7 @@ from pyro_gumbel.infer.guide_site import (
     start_of,
 )
 from pyro_gumbel.infer.handlers import at_site
+from pyro_gumbel.infer.plate_sizes import PlateSizes, shapes_of, size_of
 from pyro_gumbel.infer.site_choice import UNMARKED, SiteChoice
 from pyro_gumbel.infer.site_parameters import SiteParameters
 from pyro_gumbel.infer.site_values import most_probable, quantiles_of, read_quantiles
@@ -84,7 +86,9 @@ class AutoRelaxed(AutoGuide):
 
     The parameters belong to the elements of the plates of the first run, as in `AutoNormal`, and so
     do the `total_count` of a site and the lengths of its rankings, in later calls too. Data of
-    another length or `total_count` need a guide that computes its parameters from the data::
+    another length or `total_count` need a guide that computes its parameters from the data. A call
+    with data of a new shape runs the model once more, and raises an error where the sizes of its
+    plates differ::
 
         network = torch.nn.Linear(784, 10)
 
@@ -139,7 +143,8 @@ class AutoRelaxed(AutoGuide):
         only; for a name in `sites` that the model does not have; for `hard=True` and a relaxed site
         of the model; for `hard=False` and a discrete one; for a plain site of the model whose
         `log_prob` drops a part of the gradient; for a `total_count` or lengths of rankings that
-        differ from run to run; for a mask that does so on the same data.
+        differ from run to run; for a mask that does so on the same data; for plates of other sizes
+        than in the first run; for data with a dimension of 1 in a plate of several elements.
     :raises TypeError: for anything but a model; in the first run, for a site that cannot be
         relaxed, or that has no guide here: counts other than those above, zero-inflated ones; and
         for `hard=False` and a count or a `Categorical`.
@@ -172,6 +177,8 @@ class AutoRelaxed(AutoGuide):
         self._choice = choice
         self._add_parameters()
         self._warned_of_masks = False
+        self._sites: dict[str, GuideSite] = {}
+        self._known_shapes: set[Any] = set()  # of arguments whose plates have the right sizes
         self.temperature = temperature
         self.hard = hard
         self.estimator = estimator
@@ -249,9 +256,10 @@ class AutoRelaxed(AutoGuide):
         self._needs_model = any(site.is_subsampled for site in masked)
         if self._is_masked:
             require_known(self._runs(RUNS, args, kwargs, OneSubsample()))
-        self._sites: dict[str, GuideSite] = {}
+        self._sites = {}
         self._add_parameters()
         self._add_sites(_names_in(runs) if self._is_masked else first, runs)
+        self._known_shapes = {shapes_of((args, kwargs))}
         self.prototype_trace = _without_graph(self.prototype_trace, first)
 
     def _no_site(self) -> ValueError:
@@ -298,7 +306,9 @@ class AutoRelaxed(AutoGuide):
         self, count: int, args: Any, kwargs: Any, subsample: OneSubsample | None = None
     ) -> list[dict[str, GuideSite]]:
         """The sites of some more runs of the model, perhaps all on one subsample."""
-        model = self.model if subsample is None else subsample(self.model)
+        frames = (frame for site in self._sites.values() for frame in site.frames)
+        model = PlateSizes({frame.name: size_of(frame) for frame in frames})(self.model)
+        model = model if subsample is None else subsample(model)
         run = poutine.block(poutine.trace(poutine.block(model, self._hides)).get_trace)
         with torch.no_grad():
             runs = [self._sites_of(run(*args, **kwargs)) for _ in range(count)]
@@ -345,6 +355,8 @@ class AutoRelaxed(AutoGuide):
         """Draw each site; returns the values by the name of the site."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        if not self._is_masked:
+            self._require_sizes(args, kwargs)
         plates = self._create_plates(*args, **kwargs)
         sites = self._sites_of_this_call(plates, args, kwargs) if self._is_masked else self._sites
         result = {}
@@ -356,6 +368,13 @@ class AutoRelaxed(AutoGuide):
                     stack.enter_context(poutine.mask(mask=site.mask))
                 result[name] = pyro.sample(name, self._current(name, site))
         return result
+
+    def _require_sizes(self, args: Any, kwargs: Any) -> None:
+        """Raise for data whose plates have other sizes: run the model once for each new shape."""
+        shapes = shapes_of((args, kwargs))
+        if shapes not in self._known_shapes and self._model is not None and not in_program():
+            self._runs(1, args, kwargs)
+            self._known_shapes.add(shapes)
 
     def _sites_of_this_call(
         self, plates: Mapping[str, Any], args: Any, kwargs: Any

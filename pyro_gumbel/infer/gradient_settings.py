@@ -174,10 +174,11 @@ def _have_third_order(sites: Sequence[Any]) -> bool:
 def _require_choice(sites: Sequence[Any], estimators: Sequence[Any], of_counts: bool) -> None:
     """Raise for an estimator that the counts of the sites do not have, or the others."""
     functions = [named(each) for each in estimators]
-    if third_order in functions and not _have_third_order(sites):
+    without = [site for site in sites if not _have_third_order([site])]
+    if third_order in functions and without:
         raise ValueError(
             f"{OWNER}: `estimators` must not have third_order unless all discrete sites are "
-            "counts that have it, got other sites too; write "
+            f"counts that have it, got a {type(without[0]).__name__}; write "
             'estimators=["second_order"], and give third_order to the counts in the guide'
         )
     others = [each for each in functions if each is not second_order and each is not third_order]

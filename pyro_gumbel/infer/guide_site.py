@@ -179,9 +179,9 @@ def _require_whole(site: GuideSite) -> None:
     for name, tensor in site.mean_field.taken_over.items():
         if site.is_subsampled and tensor.dim():
             raise NotImplementedError(
-                f"expected no {name} of several elements in a subsampled plate, got one, and the "
-                "guide sees only the part of it in the subsample; write poutine.block(model, "
-                "hide=[...]) and a guide of its own for this site"
+                f"expected one {name} for a subsampled plate, got a tensor of shape "
+                f"{tuple(tensor.shape)}, of which the guide sees only the part in the subsample; "
+                "write poutine.block(model, hide=[...]) and a guide of its own for this site"
             )
 
 

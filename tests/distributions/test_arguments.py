@@ -621,6 +621,14 @@ def test_log_probs_of_half_parameters_are_float32(cls):
         assert d.logits.dtype == dtype
 
 
+@pytest.mark.parametrize("parameter", ["probs", "logits"])
+@pytest.mark.parametrize("cls", WITH_INDICES)
+def test_parameters_and_draws_of_half_types_are_valid(cls, parameter):
+    for dtype in (torch.float16, torch.bfloat16):
+        d = make(cls, 0.5, (500,), 4, dtype, parameter, validate_args=True, scale=2.0)
+        assert not d.log_prob(d.rsample()).isnan().any()
+
+
 # Errors.
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)

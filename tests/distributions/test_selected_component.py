@@ -773,6 +773,6 @@ def test_errors(name):
 
 def test_an_index_that_no_integer_can_hold():
     components = dist.Normal(torch.zeros(3), 1.0)
-    for z in (10**400, -1, 3):
-        with pytest.raises(ValueError, match="an index `z` must be from 0 to 2"):
+    for z, words in ((10**400, "an int of 1329 bits"), (-1, "-1"), (3, "3")):
+        with pytest.raises(ValueError, match=f"an index `z` must be from 0 to 2, got {words}; "):
             SelectedComponent(z, components)

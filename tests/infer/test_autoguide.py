@@ -266,6 +266,69 @@ def test_the_first_run_fixes_the_plates_and_each_run_its_subsample():
         assert trace.nodes["z"]["scale"] == 3
 
 
+# The sizes of plates.
+
+DATA = torch.tensor([-1.0, 0.5, 1.0, 7.0])
+
+
+def of_data(x):
+    with pyro.plate("points", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("sizes", [(4, 1), (4, 3), (1, 4)])
+def test_data_of_another_size_than_in_the_first_run_are_refused(sizes, hard):
+    """Pyro takes one point for four, and scales the ELBO by a fourth."""
+    temperature = None if hard else 0.5
+    guide = AutoRelaxed(relaxed(of_data, temperature, hard=hard), temperature, hard=hard)
+    first, other = sizes
+    guide(DATA[:first])
+    words = rf'"z".*plate "points" must have size {first}, .* got {other}; write guide = Auto'
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            guide(DATA[:other])
+    assert guide(DATA[-first:])["z"].shape == (first,)
+
+
+def test_data_of_another_size_are_refused_beside_a_mask():
+    guide = AutoRelaxed(relaxed(poutine.mask(of_data, mask=torch.tensor(True))))
+    guide(DATA)
+    with pytest.raises(ValueError, match=r'plate "points" must have size 4, .* got 1; write'):
+        guide(DATA[:1])
+
+
+def in_two_plates(x):
+    with pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 4, 2, dim=-1):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.deterministic("shared", torch.zeros(1, 1))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(5)).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (2, 5), (5,)])
+def test_data_without_the_dimension_of_a_plate_count_for_all_of_it(shape):
+    assert AutoRelaxed(relaxed(in_two_plates))(torch.zeros(shape))["z"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 1, 5), r'2 elements of the plate "columns" in dimension -2, got shape \(3, 1, 5\)'),
+        ((1, 2, 5), r'3 elements of the plate "rows" in dimension -3, got shape \(1, 2, 5\)'),
+    ],
+)
+def test_data_with_a_dimension_of_one_in_a_plate_are_refused(shape, words):
+    """In the first call and in later ones. Pyro counts them for each element."""
+    guide = AutoRelaxed(relaxed(in_two_plates))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf'"x".*{words}; write obs=x.expand'):
+            guide(torch.zeros(shape))
+    guide(torch.zeros(3, 2, 5))
+    with pytest.raises(ValueError, match=words):
+        guide(torch.zeros(shape))
+
+
 # Masks, and sites that are observed in part.
 
 

@@ -3,6 +3,7 @@
 
 """Guides of counts: where they start, what their parameters mean, what they refuse."""
 
+import itertools
 import math
 
 import pyro
@@ -179,12 +180,18 @@ def test_what_is_certain_stays_certain(name):
 # The number of trials.
 
 
-def test_trials_that_differ_from_run_to_run_are_refused():
-    def model():
-        n = pyro.sample("share", dist.Uniform(0.0, 1.0)).mul(99).round()
-        pyro.sample("z", dist.Binomial(n, 0.5))
+@pytest.mark.parametrize(
+    ("both", "got"),
+    [([5.0, 7.0], "5 and 7; "), ([[5.0], [5.0, 5.0]], r"the shapes \(1,\) and \(2,\); ")],
+)
+def test_trials_that_differ_from_run_to_run_are_refused(both, got):
+    trials = itertools.cycle(both)
 
-    with pytest.raises(ValueError, match=r'"z".*`total_count` must be the same in every run'):
+    def model():
+        pyro.sample("z", dist.Binomial(torch.tensor(next(trials)), torch.tensor(0.5)))
+
+    words = rf'"z".*`total_count` must be the same in every run, got {got}'
+    with pytest.raises(ValueError, match=words):
         AutoRelaxed(relaxed(model))()
 
 
@@ -199,7 +206,8 @@ def test_trials_in_a_subsampled_plate():
     guide(torch.full((4,), 5.0))
     assert guide.distribution("z").batch_shape == (4,)
     assert (guide.distribution("z").total_count == 5).all()
-    with pytest.raises(NotImplementedError, match="expected no total_count of several elements"):
+    words = r"expected one total_count for a subsampled plate, got a tensor of shape \(2,\)"
+    with pytest.raises(NotImplementedError, match=words):
         AutoRelaxed(relaxed(model))(torch.arange(4.0))
 
 
