@@ -8,8 +8,8 @@ A Markov-switching model of stock returns: exact enumeration against mean-field 
 
 Usage::
 
-    python examples/hidden_markov.py                # three minutes
-    python examples/hidden_markov.py --months 6     # one minute
+    python examples/hidden_markov.py                # about a minute
+    python examples/hidden_markov.py --months 6     # short histories, faster
 
 Ctrl-C ends the training early and keeps the result.
 """

@@ -8,7 +8,7 @@ The topics of Python's own documentation: latent Dirichlet allocation, enumerate
 
 Usage::
 
-    python examples/topics.py                # three minutes
+    python examples/topics.py                # about a minute and a half
     python examples/topics.py --topics 4
 
 Ctrl-C ends the training early and keeps the result.
