@@ -663,6 +663,7 @@ BAD_FOR_CATEGORIES = [
     ((torch.ones(2, 1), None, torch.zeros(2, 3)), {}, ValueError, ["squeeze(-1)"]),
     ((0.5, 0.3), {}, ValueError, ["`probs`", "last dimension", "Bernoulli"]),
     ((0.5, None, torch.zeros(4, 0)), {}, ValueError, ["`logits`", "at least one"]),
+    ((0.5, None, torch.tensor(0.3)), {}, ValueError, ["`logits`", "last dimension", "shape ()"]),
     ((0.5, torch.zeros(3)), {}, ValueError, ["`probs`", "1 or more positive", "write"]),
     ((0.5, torch.tensor([math.inf, 1.0])), {}, ValueError, ["`probs`", "inf", "write"]),
     ((0.5, None, torch.tensor([math.inf, 0.0])), {}, ValueError, ["`logits`", "inf", "write"]),
