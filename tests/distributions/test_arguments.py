@@ -706,10 +706,11 @@ def bad_calls():
 
 @pytest.mark.parametrize(("cls", "arguments", "keywords", "error", "words"), list(bad_calls()))
 def test_bad_arguments(cls, arguments, keywords, error, words):
-    with pytest.raises(error) as caught:
-        build(cls, *arguments, **keywords, validate_args=True, size=1)
-    for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
-        assert word in str(caught.value)
+    for validate_args in (True, None):
+        with pytest.raises(error) as caught:
+            build(cls, *arguments, **keywords, validate_args=validate_args, size=1)
+        for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
+            assert word in str(caught.value)
 
 
 def calls_in_another_order():
