@@ -339,6 +339,9 @@ cache-near-leaf-changed            distributions/test_sample_cache.py -k far_awa
 base-usual-not-checked             distributions/test_arguments.py -k usual
     - if not self._are_seen_usual(logits):
     + if False:
+base-usual-without-categories      distributions/test_arguments.py -k bad_arguments
+    - if family.takes_size or len(shape) < family.event_dim or logits.dtype
+    + if family.takes_size or logits.dtype
 base-usual-event-shape             distributions/test_arguments.py -k usual
     - self._event_shape = family.event_shape("", categories, None)
     + self._event_shape = categories
@@ -791,8 +794,8 @@ cache-leaf-not-compared            distributions/test_sample_cache.py
     - if not (copy is None or self.would_wait or _is_equal(t, copy)):
     + if False:
 cache-view-of-a-leaf               distributions/test_sample_cache.py
-    - copy = None if counts_changes(t) else
-    + copy = None if t.grad_fn is not None else
+    - if not counts_changes(t):
+    + if t.grad_fn is None:
 cache-gradient-switched-on         distributions/test_sample_cache.py
     - return tensor.requires_grad, tensor.grad_fn,
     + return False, tensor.grad_fn,

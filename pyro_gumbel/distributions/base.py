@@ -269,18 +269,19 @@ class FamilyDistribution:
 
         They are a number, and float32 logits on a CPU that one look shows to be legal.
         """
-        if type(logits) not in _PLAIN or logits.dtype != torch.float32 or logits.device != CPU:
+        if validate_args is not None or type(logits) not in _PLAIN or logits.device != CPU:
             return False
         family, shape, categories = self.family, logits.shape, _NO_SHAPE
-        if family.event_dim:
-            shape, categories = shape[:-1], shape[-1:]
-        is_checked = validate_args is None and self._validate_args and in_eager_mode()
-        if not (is_checked and logits.numel()) or family.takes_size:
+        if family.takes_size or len(shape) < family.event_dim or logits.dtype != torch.float32:
+            return False
+        if not (self._validate_args and logits.numel() and in_eager_mode()):
             return False
         self._parameter_name, self._parameter = "logits", logits
-        self._cache_key = CacheKey(may_wait=True)
+        self._cache_key = CacheKey(True)
         if not self._are_seen_usual(logits):
             return False
+        if family.event_dim:
+            shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         self._event_shape = family.event_shape("", categories, None)
         self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)

@@ -344,7 +344,7 @@ class CategoricalStraightThrough(StraightThroughOutcome, OneHotCategorical):
     )
 
     def _pathwise(self, sample: Tensor) -> Tensor:
-        return as_one_hot_sample(super()._pathwise(sample))
+        return as_one_hot_sample(StraightThroughOutcome._pathwise(self, sample))
 
 
 # `relax` of a OneHotCategorical returns one of these.

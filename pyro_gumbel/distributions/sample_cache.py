@@ -74,10 +74,12 @@ class _State:
         self.marks: list[tuple[Any, ...]] = []
         self.requires_grad = self.would_wait = False
         for t in tensors:
-            copy = None if counts_changes(t) else _copy_of(t, may_wait)
-            self.marks.append((_attributes(t), copy))
-            self.requires_grad |= t.requires_grad
-            self.would_wait |= isinstance(copy, Tensor) and copy.device != CPU
+            copy, attributes = None, _attributes(t)
+            if not counts_changes(t):
+                copy = _copy_of(t, may_wait)
+                self.would_wait |= isinstance(copy, Tensor) and copy.device != CPU
+            self.marks.append((attributes, copy))
+            self.requires_grad |= attributes[0]
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):

@@ -196,8 +196,10 @@ class _StraightThroughDraw(torch.autograd.Function):
         ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size, near: bool
     ) -> Tensor:
         event_dim = link.event_dim
-        shape = sample + batch + x.shape[x.dim() - event_dim :]
+        shape = sample + batch
         formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
+        if event_dim:
+            shape += x.shape[-1:]
         if math.prod(shape) < MANY:
             draw_noise = exponential if event_dim else logistic
             noise = draw_noise(shape, dtype=x.dtype, device=x.device)

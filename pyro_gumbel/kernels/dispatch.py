@@ -15,7 +15,7 @@ import torch
 from torch import Size, Tensor
 from torch.nn import Parameter
 
-from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel._tracing import CPU, in_eager_mode
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.kernels import cpu, reference
 from pyro_gumbel.kernels.formulas import FORMULAS
@@ -202,7 +202,8 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
     for tensor in tensors:
         if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
             return reference
-    return BY_DEVICE.get(device.type) or _module_for(device)
+    kind = "cpu" if device == CPU else device.type
+    return BY_DEVICE.get(kind) or _module_for(device)
 
 
 def _module_for(device: torch.device) -> ModuleType:

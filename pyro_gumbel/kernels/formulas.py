@@ -500,8 +500,8 @@ class OnSimplex(Rowwise):
         u = _sum_of(of_value, grad_v, None, out)
         if grad_log_prob is not None:
             of_row = grad_log_prob.unsqueeze(-1)
-            u = -of_row if u is None else torch.sub(u, of_row, out=out)
-        return _less_weighted_sum(u.expand_as(s), s, out)
+            u = (-of_row).expand_as(s) if u is None else torch.sub(u, of_row, out=out)
+        return _less_weighted_sum(u, s, out)
 
 
 class OnHypersimplex(Rowwise):

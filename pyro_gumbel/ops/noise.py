@@ -68,7 +68,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel._tracing import CPU, in_eager_mode
 
 __all__ = [
     "MANY",
@@ -113,13 +113,14 @@ def uniform(
 
 def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """E ~ Exponential(1), never 0: -log(1 - U), computed from the smaller of U and 1 - U."""
-    if dtype != torch.float32 or device.type != "cpu":
+    if dtype != torch.float32 or device != CPU:
         u, complement = uniform(shape, dtype=dtype, device=device)
         return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
     if math.prod(shape) >= MANY and in_eager_mode():
         return exponential_(torch.empty(shape, dtype=dtype, device=device))
     # The 53 bits of a double are enough for float32.
-    e = torch.rand(shape, dtype=torch.float64, device=device).neg_().log1p_().neg_()
+    # torch reads a tuple faster than a torch.Size.
+    e = torch.rand(tuple(shape), dtype=torch.float64, device=device).neg_().log1p_().neg_()
     return e.to(dtype).clamp_min_(torch.finfo(dtype).tiny)
 
 
@@ -137,12 +138,12 @@ def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) ->
 
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """L = log U - log(1 - U) ~ Logistic(0, 1), the difference of two Gumbel variates."""
-    if dtype != torch.float32 or device.type != "cpu":
+    if dtype != torch.float32 or device != CPU:
         u, complement = uniform(shape, dtype=dtype, device=device)
         return u.log() - complement.log()
     if math.prod(shape) >= MANY and in_eager_mode():
         return logistic_(torch.empty(shape, dtype=dtype, device=device))
-    u = torch.rand(shape, dtype=torch.float64, device=device)
+    u = torch.rand(tuple(shape), dtype=torch.float64, device=device)
     return u.clamp_min_(2.0**-54).logit_().to(dtype)
 
 

@@ -68,9 +68,10 @@ class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
             if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
                 return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
         with DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-            rule = None if kwargs or is_compiling() else _RULES.get(func)
-            return result if rule is None else rule(result, *args)
+            if kwargs:
+                return func(*args, **kwargs)
+            result, rule = func(*args), _RULES.get(func)
+            return result if rule is None or is_compiling() else rule(result, *args)
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:

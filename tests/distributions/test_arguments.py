@@ -671,6 +671,7 @@ BAD_FOR_CATEGORIES = [
     ((torch.ones(2, 1), None, torch.zeros(2, 3)), {}, ValueError, ["squeeze(-1)"]),
     ((0.5, 0.3), {}, ValueError, ["`probs`", "last dimension", "Bernoulli"]),
     ((0.5, None, torch.zeros(4, 0)), {}, ValueError, ["`logits`", "at least one"]),
+    ((0.5, None, torch.tensor(0.3)), {}, ValueError, ["`logits`", "last dimension", "shape ()"]),
     ((0.5, torch.zeros(3)), {}, ValueError, ["`probs`", "1 or more positive", "write"]),
     ((0.5, torch.tensor([math.inf, 1.0])), {}, ValueError, ["`probs`", "inf", "write"]),
     ((0.5, None, torch.tensor([math.inf, 0.0])), {}, ValueError, ["`logits`", "inf", "write"]),
@@ -713,10 +714,11 @@ def bad_calls():
 
 @pytest.mark.parametrize(("cls", "arguments", "keywords", "error", "words"), list(bad_calls()))
 def test_bad_arguments(cls, arguments, keywords, error, words):
-    with pytest.raises(error) as caught:
-        build(cls, *arguments, **keywords, validate_args=True, size=1)
-    for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
-        assert word in str(caught.value)
+    for validate_args in (True, None):
+        with pytest.raises(error) as caught:
+            build(cls, *arguments, **keywords, validate_args=validate_args, size=1)
+        for word in [cls.__name__ if "estimator" not in words[0] else "estimator", *words]:
+            assert word in str(caught.value)
 
 
 def calls_in_another_order():

@@ -5,8 +5,9 @@
 
 The interpreter takes more than the compiler does. So here the functions of the host ask for the
 kernels, for tensors of a CPU, and Triton compiles what they ask for to machine code of an H100.
-Nothing runs. One line is printed for each kernel: its name, and the types of the offsets that are
-added to blocks of pointers.
+Nothing runs. The blocks are small: their size changes the number of instructions alone. One line is
+printed for each kernel: its name, and the types of the offsets that are added to blocks of
+pointers.
 """
 
 import re
@@ -23,14 +24,16 @@ from pyro_gumbel.kernels import cuda
 from pyro_gumbel.kernels import triton_functions as kernels
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 
+TILE = 64  # elements of a program, two for each thread
+
 # A link, the shape of an event, and how many columns are taken at a time; the dtype of the logits,
 # and whether there is one temperature.
 CASES = [
     (interval, (), 0, torch.bfloat16, True),
     (simplex, (10,), 4096, torch.float32, True),
-    (simplex, (1000,), 256, torch.bfloat16, False),
+    (simplex, (1000,), TILE, torch.bfloat16, False),
     (Hypersimplex(5), (10,), 4096, torch.float32, True),
-    (Hypersimplex(5), (1000,), 256, torch.bfloat16, False),
+    (Hypersimplex(5), (1000,), TILE, torch.bfloat16, False),
 ]
 
 
@@ -71,7 +74,9 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     tau = torch.ones(() if tau_is_one else (rows, *(1 for _ in event)), requires_grad=True)
     seed, batch = torch.zeros(1, dtype=torch.int64), torch.Size((rows,))
     arguments = x, tau, seed, link, batch, batch
-    cuda._FusedDraw.apply(x, tau.detach(), *arguments[2:], True, False, True)[0].sum().backward()
+    if tau_is_one:
+        constant = x, tau.detach(), *arguments[2:]
+        cuda._FusedDraw.apply(*constant, True, False, True)[0].sum().backward()
     s, v, log_p = cuda._FusedDraw.apply(*arguments, True, True, True)
     torch.autograd.backward([s, v, log_p], [torch.ones_like(y) for y in (s, v, log_p)])
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
@@ -90,7 +95,7 @@ def offsets(text: str) -> Iterator[str]:
 
 def main() -> None:
     driver.set_active(NoDriver())
-    cuda._Rows.run = run  # type: ignore[method-assign]
+    cuda._Rows.run, cuda.TILE = run, TILE  # type: ignore[method-assign, misc]
     for link, event, kernels.LONGEST, dtype, tau_is_one in CASES:
         compile_case(link, event, dtype, tau_is_one)
     for kernel, count, options in (

@@ -43,10 +43,11 @@ def _poisoned(monkeypatch):
 
 @pytest.fixture
 def short_blocks(monkeypatch):
-    """Rows longer than 8 are taken 8 columns at a time."""
-    from pyro_gumbel.kernels import triton_functions
+    """Rows longer than 8 are taken 8 columns at a time; few rows, which large tiles would pad."""
+    from pyro_gumbel.kernels import cuda, triton_functions
 
     monkeypatch.setattr(triton_functions, "LONGEST", 8)
+    monkeypatch.setattr(cuda, "TILE", 2**9)
 
 
 @pytest.fixture
