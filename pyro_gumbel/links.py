@@ -341,7 +341,7 @@ class _SumConstrained(Link):
         if on_cpu and _are_near(top):
             return logits
         below = logits - top
-        lowest = torch.finfo(logits.dtype).min + zero_with_gradient(logits)
+        lowest = _lowest(logits.dtype) + zero_with_gradient(logits)
         overflows = below.isneginf() & ~logits.isneginf()
         return torch.where(overflows, lowest, below)
 
@@ -511,6 +511,14 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (v,) = ctx.saved_tensors
         return gradient - ctx.link.weights(v) * gradient.sum(-1, keepdim=True), None
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    """The lowest number, in float64 one that is finite when it is written with 16 digits.
+
+    So TorchScript writes it into a program for a GPU.
+    """
+    return torch.finfo(dtype).min * (1 - 2**-50)
 
 
 def _normalised(scaled: Tensor, link: _SumConstrained) -> Tensor:

@@ -265,3 +265,13 @@ def test_links_are_equal_if_their_attributes_are():
     assert Scaled(1.0, 2.0) != Scaled(1.0, 3.0)
     assert links.Interval() == links.interval != links.simplex
     assert links.Hypersimplex(2) == copy.copy(links.Hypersimplex(2)) != links.Hypersimplex(3)
+
+
+def test_what_stands_for_an_overflow_is_finite_in_a_program_for_a_gpu():
+    """TorchScript writes numbers with 16 digits there, and float64's lowest is infinite then."""
+    largest = torch.finfo(torch.float64).max
+    x = torch.tensor([largest, -largest], dtype=torch.float64)
+    lowest = links.simplex.centred(x)[1].item()
+    assert -math.inf < float(f"{lowest:.15e}") < -1.7e308
+    below = links.simplex.centred(torch.tensor([3e38, -3e38], dtype=torch.float32))[1]
+    assert below == torch.finfo(torch.float32).min

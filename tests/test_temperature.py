@@ -16,7 +16,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
-from pyro.optim import Adam
+from pyro.optim import Adam, ClippedAdam
 
 from pyro_gumbel import (
     AutoRelaxed,
@@ -184,7 +184,12 @@ def test_a_learnt_temperature_of_a_relaxed_guide_finds_that_of_the_model():
             pyro.sample("z", RelaxedBernoulli(torch.tensor([0.5, 1.0, 0.5, 1.0]), probs=0.5))
 
     guide = SoftGuide()
-    svi = SVI(model, guide, Adam({"lr": 0.02}), Trace_ELBO(20, vectorize_particles=True))
+    svi = SVI(
+        model,
+        guide,
+        ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / 400)}),
+        Trace_ELBO(20, vectorize_particles=True),
+    )
     for _ in range(400):
         svi.step()
     expected = torch.tensor([0.5, 1.0, 0.5, 1.0])
