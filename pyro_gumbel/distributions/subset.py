@@ -306,8 +306,9 @@ class SubsetStraightThrough(FamilyStraightThrough, Subset):
     .. math:: \tfrac{1}{2} \mu + \tfrac{1}{2} \log P(D) \, (D - \mu),
 
     with :math:`\mu` the mean and :math:`D - \mu` held constant. It is unbiased for every loss that
-    is quadratic in D, and has more variance. Of more than 10 categories the mean is estimated from
-    16 more draws. It is derived in `pyro_gumbel.ops.second_order`.
+    is quadratic in D. It has more variance, and takes far longer: :math:`\log P(D)` is an integral.
+    Of more than 10 categories the mean is estimated from 16 more draws. It is derived in
+    `pyro_gumbel.ops.second_order`.
 
     `log_prob` passes a gradient to the sample, see `Subset.log_prob`. The link is that of Amos,
     Koltun and Kolter, "The limited multi-label projection layer" (2019),
