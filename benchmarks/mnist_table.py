@@ -9,8 +9,9 @@ A row has the mean -ELBO in nats per image at some epochs of training, at the la
 standard deviation over seeds, and that of the test images; beside it what was published for that
 epoch, or for the nearest one before it: means of 10 seeds in an independent reproduction of Liu et
 al. (2023). Lower is better. The last column is the median processor time of an epoch, in seconds,
-which other work on the machine changes little. The files have the time by the clock too. Files of
-one shape, estimator and number of epochs, with other seeds each, are one row.
+which other work on the machine changes little; on a GPU it is not given. The files have the time
+by the clock too. Files of one shape, estimator and number of epochs, with other seeds each, are one
+row.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def row(record: dict[str, Any], epochs: tuple[int, ...]) -> list[str]:
         cells.append(with_spread(losses) if epoch == last else mean_of(losses))
     cells.append(published(shape, estimator, last))
     cells.append(with_spread(list(record["test"].values())))
-    cells.append(f"{statistics.median(record[TIMES]):.0f}")
+    on_cpu = options["device"] == "cpu"
+    cells.append(f"{statistics.median(record[TIMES]):.0f}" if on_cpu else "")
     return cells
 
 
