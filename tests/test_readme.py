@@ -144,6 +144,31 @@ def finds_three_clusters(scope):
     assert probs_of(scope).argmax(-1).tolist() == [0, 1, 2]
 
 
+def finds_the_maximum_of_the_likelihood(scope):
+    """As the EM algorithm from the same start does. With one rate for all parameters it does not."""
+    highest = highest_log_likelihood(scope["x"], torch.tensor([-1.0, 0.0, 1.0]))
+    assert highest - 0.5 < scope["log_likelihood"] < highest + 0.001
+    assert (probs_of(scope) - scope["exact"]).abs().max() < 0.05
+    code, *_ = python_blocks(HOW_TO["mixtures"])
+    one_rate = code.replace("0.3 if", "0.05 if")
+    assert one_rate != code
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    exec(compile(one_rate, "mixtures.md", "exec"), scope := {})
+    assert scope["log_likelihood"] < highest - 10
+
+
+def highest_log_likelihood(x, means):
+    """Of the mixture, by the EM algorithm."""
+    weights, scales = torch.ones(3) / 3, torch.ones(3)
+    for _ in range(2000):
+        log_joint = weights.log() + torch.distributions.Normal(means, scales).log_prob(x[:, None])
+        probs = log_joint.softmax(-1)
+        weights, means = probs.mean(0), (probs * x[:, None]).sum(0) / probs.sum(0)
+        scales = ((probs * (x[:, None] - means) ** 2).sum(0) / probs.sum(0)).sqrt()
+    return log_joint.logsumexp(-1).sum()
+
+
 def has_one_unbiased_form(scope):
     bias = {name: (scope[name] - scope["exact"]).norm() for name in ("curved", "linear")}
     assert bias["linear"] < 0.02 * scope["exact"].norm() < 0.1 * bias["curved"]
@@ -256,7 +281,7 @@ CHECKS = {
     "gradient_report": [finds_the_biases_that_are_printed],
     "guides": [finds_three_clusters],
     "hidden_markov": [finds_the_chain],
-    "mixtures": [finds_three_clusters],
+    "mixtures": [finds_the_maximum_of_the_likelihood, finds_three_clusters],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
     "partly_observed": [classifies_what_is_unknown],
