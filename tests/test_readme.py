@@ -202,6 +202,21 @@ def finds_the_two_features(scope):
     assert (included > 0.9).tolist() == [True, False, False, True, False]
 
 
+def finds_the_probabilities_of_inclusion(scope):
+    """As a sum over all subsets does."""
+    X, y = scope["X"].double(), scope["y"].double()
+    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 5)
+    precision = torch.eye(5) / 4 + subsets[:, :, None] * (X.T @ X) * subsets[:, None, :]
+    shift = subsets * (X.T @ y)
+    mean = torch.linalg.solve(precision, shift)
+    evidence = (shift * mean).sum(-1) / 2 - torch.logdet(4 * precision) / 2
+    prior = torch.distributions.Bernoulli(torch.tensor(0.2).double()).log_prob(subsets).sum(-1)
+    posterior = (evidence + prior).softmax(0)
+    exact, effect = posterior @ subsets, posterior @ (subsets * mean)
+    assert (exact - scope["included"]).abs().max() < 0.1
+    assert (effect - scope["effect"]).abs().max() < 0.05
+    assert 0.5 < exact[2] < 0.9
+
 def finds_the_two_means(scope):
     assert pyro.param("AutoDelta.means").diff() > 1
 
@@ -217,6 +232,10 @@ def finds_the_biases_that_are_printed(scope):
     assert scope["report"].best().estimator == "second_order"
 
 
+def finds_the_chain_at_once(scope):
+    assert probs_of(scope).argmax(-1).tolist() == [0, 0, 1, 1]
+
+
 def finds_the_chain(scope):
     states = [probs_of(scope, f"z{t}").argmax(-1).item() for t in range(4)]
     assert states == [0, 0, 1, 1]
@@ -230,6 +249,26 @@ def serves_new_data(scope):
 def samples_the_simplex(scope):
     assert scope["z"].shape == (100, 3)
     torch.testing.assert_close(scope["z"].sum(-1), torch.ones(100))
+
+
+def classifies_by_a_network(scope):
+    logits = scope["network"](scope["x"].unsqueeze(-1))
+    assert logits.argmax(-1).tolist() == [0, 0, 1, 1, 1]
+    assert (gradient_by_point(scope) > 0).tolist() == (~scope["known"]).tolist()
+
+
+def gradient_by_point(scope):
+    """The length of the gradient of the loss in what the network gives for each point."""
+    gradients = []
+
+    def keep_gradient(network, inputs, output):
+        output.register_hook(gradients.append)
+
+    handle = scope["network"].register_forward_hook(keep_gradient)
+    pyro.infer.TraceMeanField_ELBO().loss_and_grads(scope["model"], scope["guide"], scope["x"])
+    handle.remove()
+    (gradient,) = gradients
+    return gradient.norm(dim=-1)
 
 
 def classifies_what_is_unknown(scope):
@@ -276,15 +315,15 @@ CHECKS = {
     "compile": [trains_compiled_networks, has_a_compiled_gradient],
     "condition": [predicts_the_data],
     "counts": [finds_the_counts, has_rates_in_order],
-    "discrete_and_continuous": [finds_the_two_features],
+    "discrete_and_continuous": [finds_the_two_features, finds_the_probabilities_of_inclusion],
     "enumerate_or_relax": [finds_the_two_means],
     "gradient_report": [finds_the_biases_that_are_printed],
-    "guides": [finds_three_clusters],
-    "hidden_markov": [finds_the_chain],
+    "guides": [finds_three_clusters, finds_three_clusters],
+    "hidden_markov": [finds_the_chain, finds_the_chain_at_once],
     "mixtures": [finds_the_maximum_of_the_likelihood, finds_three_clusters],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
-    "partly_observed": [classifies_what_is_unknown],
+    "partly_observed": [classifies_what_is_unknown, classifies_by_a_network],
     "plain_torch": [trains_the_router],
     "register": [is_registered_for_a_while],
     "relaxed_model": [finds_three_clusters, hardens],
