@@ -145,7 +145,7 @@ def finds_three_clusters(scope):
 
 
 def finds_the_maximum_of_the_likelihood(scope):
-    """As the EM algorithm from the same start does. With one rate for all parameters it does not."""
+    """As the EM algorithm from the same start does, which one rate for all does not."""
     highest = highest_log_likelihood(scope["x"], torch.tensor([-1.0, 0.0, 1.0]))
     assert highest - 0.5 < scope["log_likelihood"] < highest + 0.001
     assert (probs_of(scope) - scope["exact"]).abs().max() < 0.05
@@ -216,6 +216,7 @@ def finds_the_probabilities_of_inclusion(scope):
     assert (exact - scope["included"]).abs().max() < 0.1
     assert (effect - scope["effect"]).abs().max() < 0.05
     assert 0.5 < exact[2] < 0.9
+
 
 def finds_the_two_means(scope):
     assert pyro.param("AutoDelta.means").diff() > 1
