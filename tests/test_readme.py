@@ -144,6 +144,31 @@ def finds_three_clusters(scope):
     assert probs_of(scope).argmax(-1).tolist() == [0, 1, 2]
 
 
+def finds_the_maximum_of_the_likelihood(scope):
+    """As the EM algorithm from the same start does, which one rate for all does not."""
+    highest = highest_log_likelihood(scope["x"], torch.tensor([-1.0, 0.0, 1.0]))
+    assert highest - 0.5 < scope["log_likelihood"] < highest + 0.001
+    assert (probs_of(scope) - scope["exact"]).abs().max() < 0.05
+    code, *_ = python_blocks(HOW_TO["mixtures"])
+    one_rate = code.replace("0.3 if", "0.05 if")
+    assert one_rate != code
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    exec(compile(one_rate, "mixtures.md", "exec"), scope := {})
+    assert scope["log_likelihood"] < highest - 10
+
+
+def highest_log_likelihood(x, means):
+    """Of the mixture, by the EM algorithm."""
+    weights, scales = torch.ones(3) / 3, torch.ones(3)
+    for _ in range(2000):
+        log_joint = weights.log() + torch.distributions.Normal(means, scales).log_prob(x[:, None])
+        probs = log_joint.softmax(-1)
+        weights, means = probs.mean(0), (probs * x[:, None]).sum(0) / probs.sum(0)
+        scales = ((probs * (x[:, None] - means) ** 2).sum(0) / probs.sum(0)).sqrt()
+    return log_joint.logsumexp(-1).sum()
+
+
 def has_one_unbiased_form(scope):
     bias = {name: (scope[name] - scope["exact"]).norm() for name in ("curved", "linear")}
     assert bias["linear"] < 0.02 * scope["exact"].norm() < 0.1 * bias["curved"]
@@ -177,6 +202,22 @@ def finds_the_two_features(scope):
     assert (included > 0.9).tolist() == [True, False, False, True, False]
 
 
+def finds_the_probabilities_of_inclusion(scope):
+    """As a sum over all subsets does."""
+    X, y = scope["X"].double(), scope["y"].double()
+    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 5)
+    precision = torch.eye(5) / 4 + subsets[:, :, None] * (X.T @ X) * subsets[:, None, :]
+    shift = subsets * (X.T @ y)
+    mean = torch.linalg.solve(precision, shift)
+    evidence = (shift * mean).sum(-1) / 2 - torch.logdet(4 * precision) / 2
+    prior = torch.distributions.Bernoulli(torch.tensor(0.2).double()).log_prob(subsets).sum(-1)
+    posterior = (evidence + prior).softmax(0)
+    exact, effect = posterior @ subsets, posterior @ (subsets * mean)
+    assert (exact - scope["included"]).abs().max() < 0.1
+    assert (effect - scope["effect"]).abs().max() < 0.05
+    assert 0.5 < exact[2] < 0.9
+
+
 def finds_the_two_means(scope):
     assert pyro.param("AutoDelta.means").diff() > 1
 
@@ -192,6 +233,10 @@ def finds_the_biases_that_are_printed(scope):
     assert scope["report"].best().estimator == "second_order"
 
 
+def finds_the_chain_at_once(scope):
+    assert probs_of(scope).argmax(-1).tolist() == [0, 0, 1, 1]
+
+
 def finds_the_chain(scope):
     states = [probs_of(scope, f"z{t}").argmax(-1).item() for t in range(4)]
     assert states == [0, 0, 1, 1]
@@ -205,6 +250,26 @@ def serves_new_data(scope):
 def samples_the_simplex(scope):
     assert scope["z"].shape == (100, 3)
     torch.testing.assert_close(scope["z"].sum(-1), torch.ones(100))
+
+
+def classifies_by_a_network(scope):
+    logits = scope["network"](scope["x"].unsqueeze(-1))
+    assert logits.argmax(-1).tolist() == [0, 0, 1, 1, 1]
+    assert (gradient_by_point(scope) > 0).tolist() == (~scope["known"]).tolist()
+
+
+def gradient_by_point(scope):
+    """The length of the gradient of the loss in what the network gives for each point."""
+    gradients = []
+
+    def keep_gradient(network, inputs, output):
+        output.register_hook(gradients.append)
+
+    handle = scope["network"].register_forward_hook(keep_gradient)
+    pyro.infer.TraceMeanField_ELBO().loss_and_grads(scope["model"], scope["guide"], scope["x"])
+    handle.remove()
+    (gradient,) = gradients
+    return gradient.norm(dim=-1)
 
 
 def classifies_what_is_unknown(scope):
@@ -251,15 +316,15 @@ CHECKS = {
     "compile": [trains_compiled_networks, has_a_compiled_gradient],
     "condition": [predicts_the_data],
     "counts": [finds_the_counts, has_rates_in_order],
-    "discrete_and_continuous": [finds_the_two_features],
+    "discrete_and_continuous": [finds_the_two_features, finds_the_probabilities_of_inclusion],
     "enumerate_or_relax": [finds_the_two_means],
     "gradient_report": [finds_the_biases_that_are_printed],
-    "guides": [finds_three_clusters],
-    "hidden_markov": [finds_the_chain],
-    "mixtures": [finds_three_clusters],
+    "guides": [finds_three_clusters, finds_three_clusters],
+    "hidden_markov": [finds_the_chain, finds_the_chain_at_once],
+    "mixtures": [finds_the_maximum_of_the_likelihood, finds_three_clusters],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
-    "partly_observed": [classifies_what_is_unknown],
+    "partly_observed": [classifies_what_is_unknown, classifies_by_a_network],
     "plain_torch": [trains_the_router],
     "register": [is_registered_for_a_while],
     "relaxed_model": [finds_three_clusters, hardens],
