@@ -120,8 +120,9 @@ def log_density(parameters: Parameters, x: Tensor) -> float:
 # Training
 # --------
 #
-# The two fits by SVI share this loop. `AutoDelta` is the guide of the parameters, so they are
-# points.
+# The two fits by SVI share this loop. The logits of the guide are 6 times as fast as the rest.
+# At one rate for both this training ends at a poorer optimum. `AutoDelta` is the guide of the
+# parameters, so they are points.
 
 PARTICLES = 10
 LEARNING_RATE = 0.05
