@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 import pyro_gumbel
 
 sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and pictures.py
-from gallery import EXAMPLES
+from gallery import EXAMPLES, offer_what_is_shared
 
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
@@ -128,4 +128,5 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.add_role("name", name_role)
+    app.connect("source-read", offer_what_is_shared)
     app.connect("build-finished", copy_mathjax)

@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How the examples become tutorials: their order, their options and their pictures."""
+"""How the examples become tutorials: their order, options, pictures and downloads."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst
 
 os.environ["TQDM_DISABLE"] = "1"  # no progress bars on the pages
@@ -43,16 +44,45 @@ def place(name: str) -> int:
 
 def arguments_of(_: dict[str, Any], variables: dict[str, Any]) -> list[str]:
     """The options of an example."""
+    return options_of(variables).split()
+
+
+def options_of(variables: dict[str, Any]) -> str:
     name = Path(variables["src_file"]).stem
-    options = EXAMPLES[name] if os.environ.get("DOCS_FAST") else SHORTER.get(name, "")
-    return options.split()
+    return EXAMPLES[name] if os.environ.get("DOCS_FAST") else SHORTER.get(name, "")
+
+
+SHORT = """
+.. note::
+
+   This is a shortened run, with ``{}``. The text describes the run without these options.
+
+"""
 
 
 def pictures_of(_: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
-    """Take the picture that an example has written beside itself, for its page."""
+    """Take the picture that an example has written beside itself, for its page.
+
+    It comes before the output. A note before both tells that a run is shortened.
+    """
     written = Path(variables["src_file"]).with_suffix(".png")
     if not written.exists():
         return ""
     picture = next(variables["image_path_iterator"])
     written.replace(picture)
-    return figure_rst([picture], conf["src_dir"])
+    options = options_of(variables)
+    note = SHORT.format(options) if options else ""
+    return note + figure_rst([picture], conf["src_dir"])
+
+
+SHARED = """
+    .. container:: sphx-glr-download sphx-glr-download-python
+
+      :download:`Download options.py, to put beside it <../../examples/options.py>`
+"""
+
+
+def offer_what_is_shared(_: Sphinx, page: str, source: list[str]) -> None:
+    """Add the module that the examples share to the downloads, which end a tutorial."""
+    if page.startswith("tutorials/") and "\n    from options import" in source[0]:
+        source[0] += SHARED

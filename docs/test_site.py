@@ -111,3 +111,14 @@ def test_links_inside_the_site(name):
         if parts.fragment and target.suffix == ".html":
             anchor = re.escape(unquote(parts.fragment))
             assert re.search(rf'\bid="{anchor}"', target.read_text()), link
+
+
+TUTORIALS = [name for name in PAGES if re.fullmatch(r"tutorials/(?!index)\w+\.html", name)]
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_offers_what_it_imports_and_tells_of_a_short_run(name):
+    text = (SITE / name).read_text()
+    assert re.search(r'href="[^"]*/options\.py"', text)
+    if "DOCS_FAST=1" in text:  # in the line above every page
+        assert text.count("This is a shortened run") == text.count("sphx-glr-script-out") > 0

@@ -25,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from pyro import poutine
-from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoGuideList, init_to_value
 from pyro.optim import ClippedAdam
 from sklearn.cluster import KMeans
@@ -70,7 +70,8 @@ def k_means(x: Tensor, seed: int) -> Parameters:
 # Each of three clusters has its own means, scales and weight. The cluster of a wine is a one-hot
 # vector z. The likelihood is ``SelectedComponent(z, Normal(means, scales).to_event(1))``. It is
 # linear in z, and its gradient in z is the log likelihood under every cluster. ``Normal(z @ means,
-# z @ scales)`` has the same values, but a gradient in z that is far off.
+# z @ scales)`` has the same values, but a gradient in z that is far off. The mixture of
+# `relax_a_model.py` has integers in place of one-hot vectors: there z is a plain ``Categorical``.
 
 
 def priors(numbers: int) -> dict[str, dist.TorchDistribution]:
@@ -119,8 +120,9 @@ def log_density(parameters: Parameters, x: Tensor) -> float:
 # Training
 # --------
 #
-# The two fits by SVI share this loop. `AutoDelta` is the guide of the parameters, so they are
-# points.
+# The two fits by SVI share this loop. The logits of the guide are 6 times as fast as the rest.
+# At one rate for both this training ends at a poorer optimum. `AutoDelta` is the guide of the
+# parameters, so they are points.
 
 PARTICLES = 10
 LEARNING_RATE = 0.05
@@ -169,7 +171,8 @@ def parameters_of(guide: AutoDelta) -> Parameters:
 # By relaxation
 # -------------
 #
-# The line is ``relaxed(mixture)``. The guide of z is `AutoRelaxed`.
+# The line is ``relaxed(mixture)``. The guide of z is `AutoRelaxed`. ``TraceMeanField_ELBO`` has the
+# divergence of z in closed form.
 
 
 def by_relaxation(run: Run, start: Parameters) -> Fit:
@@ -178,8 +181,8 @@ def by_relaxation(run: Run, start: Parameters) -> Fit:
     guide = AutoGuideList(model)
     guide.append(guide_of_parameters(model, start))
     guide.append(AutoRelaxed(poutine.block(model, expose=["z"])))
-    elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    elbos = train(run, "relaxation", LEARNING_RATE, model, guide, elbo)
+    many = {"num_particles": PARTICLES, "vectorize_particles": True, "max_plate_nesting": 1}
+    elbos = train(run, "relaxation", LEARNING_RATE, model, guide, TraceMeanField_ELBO(**many))
     return Fit(parameters_of(guide[0]), elbos, run.trainings.clock() - began)
 
 
@@ -337,4 +340,3 @@ if __name__ == "__main__":
 #
 # - ``--data iris``: three species, of which two overlap.
 # - Replace `SelectedComponent` by ``Normal(z @ means, z @ scales).to_event(1)`` and compare.
-# - `relax_a_model.py` has a mixture with integer sites.

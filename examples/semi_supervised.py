@@ -126,12 +126,16 @@ class M2(PyroModule):
             logits = self.decoder(joined(digit, pyro.sample("style", normal)))
             pixels = dist.Binomial(LEVELS, logits=logits).to_event(1)
             pyro.sample("pixels", pixels, obs=(LEVELS * images.pixels).round())
+        # A known digit is not drawn from the classifier, so the terms above teach it nothing. This
+        # term does: it is weighted by alpha in equation 9 of the paper.
         with poutine.scale(scale=WEIGHT):
             self.labels_alone(images)
 
     @pyro_method
     def guide(self, images: Images) -> None:
         with pyro.plate("images", len(images.pixels)):
+            # In the model a known digit is not latent, so it must not be here. Without the mask its
+            # divergence from the prior would pull the classifier to equal probabilities.
             with poutine.mask(mask=~images.known):
                 unknown = pyro.sample("digit_unobserved", self.digit(images))
             digit = torch.where(images.known.unsqueeze(-1), images.digit, unknown)

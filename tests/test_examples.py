@@ -515,7 +515,6 @@ BAD_OPTIONS = {
     "relax_a_model": [
         ("--steps 0", "argument --steps: " + WHOLE.format(1, 0, 200)),
         ("--most 1", "argument --most: " + WHOLE.format(2, 1, 200)),
-        ("--temperature 0", "expected a number above 0, got '0'; write e.g. 0.5"),
         ("--out x", "got 'x'; write e.g. relax_a_model.png"),
     ],
     "choose_an_estimator": [
