@@ -589,9 +589,9 @@ def test_the_examples_of_saving_do_what_they_say(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_what_the_page_on_saving_says_of_other_lengths():
     scope = next(run_blocks(ROOT / "docs" / "saving.md"))
-    with pytest.raises(ValueError, match=r"site 'x'"):
-        scope["svi"].step(torch.zeros(4))
-    scope["svi"].step(torch.zeros(1))
+    for size in 1, 4:
+        with pytest.raises(ValueError, match=rf'plate "points" must have size 3, .* got {size}'):
+            scope["svi"].step(torch.zeros(size))
 
 
 @pytest.mark.slow
@@ -611,7 +611,7 @@ def test_an_optimiser_reads_its_state_once():
     state["means"]["param_groups"][0]["lr"] = 0.0
     optimiser.set_state(state)
     scope["train"](1)
-    assert optimiser.get_state()["means"]["param_groups"][0]["lr"] == 0.1
+    assert optimiser.get_state()["means"]["param_groups"][0]["lr"] == 0.05
 
 
 def test_every_linked_file_exists():

@@ -159,6 +159,7 @@ class NamedCount(CountStraightThrough):
     plain_passes_gradient: ClassVar[bool] = True
     has_third_order: ClassVar[bool] = False
     estimator: Any = staticmethod(second_order)
+    _dtype: torch.dtype | None = None  # of samples, where the parameters are kept in another
 
     cdf: Any = absent(
         "has no formula here",
@@ -247,7 +248,7 @@ class NamedCount(CountStraightThrough):
         raise NotImplementedError
 
     def _in_own_dtype(self, sample: Tensor) -> Tensor:
-        dtype = _dtype_of(self)
+        dtype = self._dtype or _dtype_of(self)
         if sample.dtype == dtype:
             return sample
         return cast(sample.clamp(max=torch.finfo(dtype).max), dtype)

@@ -28,7 +28,6 @@ from pyro_gumbel.distributions.trials import BinomialStraightThrough
 from pyro_gumbel.estimators import straight_through_of
 from pyro_gumbel.ops.logarithms import exact_log, finite_log, log_rising, minus_p_log_p
 from pyro_gumbel.ops.mixing import dirichlet_variate, is_without_gradient
-from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.ops.second_order import surrogate_of_trials
 from pyro_gumbel.ops.subset_probability import kl_of_log_probs
 
@@ -86,24 +85,28 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
         logits: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        """Validated in float32: probabilities rounded to a half type do not sum to 1."""
-        wide = widened(probs), widened(logits)
-        super().__init__(total_count, *wide, validate_args=validate_args)
+        """Kept in float32: probabilities rounded to a half type do not sum to 1."""
+        super().__init__(total_count, widened(probs), widened(logits), validate_args=validate_args)
         given: Any = probs if logits is None else logits
-        for name, parameter in vars(self._categorical).items():
-            if isinstance(parameter, Tensor):
-                setattr(self._categorical, name, cast(parameter, given.dtype))
+        self._dtype = given.dtype
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution over a larger batch."""
         # torch makes no instance of a class that has a constructor of its own.
         new = object.__new__(type(self)) if _instance is None else _instance
-        return super().expand(batch_shape, new)
+        new = super().expand(batch_shape, new)
+        new._dtype = self._dtype
+        return new
+
+    @property
+    def probs(self) -> Tensor:
+        """p, normalised."""
+        return self._in_own_dtype(self._categorical.probs)
 
     @property
     def logits(self) -> Tensor:
         """log p, -inf where a probability is 0."""
-        return self._log_probs()
+        return self._in_own_dtype(self._log_probs())
 
     def _log_probs(self) -> Tensor:
         """log p, normalised; torch clamps what it derives from `probs`."""
@@ -117,18 +120,18 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
     def entropy(self) -> Tensor:
         """-sum P log P in nats: each count alone is binomial."""
         wide, n = in_float32(self), self.total_count
-        p, of_one_trial = wide.probs, minus_p_log_p(wide._log_probs())
+        p, of_one_trial = wide._categorical.probs, minus_p_log_p(wide._log_probs())
         values = torch.arange(n + 1, dtype=p.dtype, device=p.device).reshape(-1, *(1,) * p.dim())
         shares = BinomialStraightThrough(n, p, validate_args=False)._log_prob_of(values).exp()
         log_factorials = (shares * torch.lgamma(values + 1)).sum(0)
         return (log_factorials + n * of_one_trial).sum(-1) - math.lgamma(n + 1)
 
     def _attached(self, value: Tensor) -> Tensor:
-        surrogate = surrogate_of_trials(value, self.probs, self._log_probs())
+        surrogate = surrogate_of_trials(value, self._categorical.probs, self._log_probs())
         return straight_through_of(value, surrogate)
 
     def _drawn(self, sample_shape: torch.Size) -> Tensor:
-        return _counts(self.total_count, self.probs, sample_shape)
+        return _counts(self.total_count, self._categorical.probs, sample_shape)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         counts = value.clamp(min=0)

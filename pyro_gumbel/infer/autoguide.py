@@ -40,7 +40,7 @@ from pyro_gumbel.infer.plate_sizes import PlateSizes, shapes_of, size_of
 from pyro_gumbel.infer.site_choice import UNMARKED, SiteChoice
 from pyro_gumbel.infer.site_parameters import SiteParameters
 from pyro_gumbel.infer.site_values import most_probable, quantiles_of, read_quantiles
-from pyro_gumbel.infer.traces import OneSubsample
+from pyro_gumbel.infer.traces import OneSubsample, kept_random_state
 from pyro_gumbel.temperature import TemperatureSchedule
 
 __all__ = ["AutoRelaxed"]
@@ -236,9 +236,10 @@ class AutoRelaxed(AutoGuide):
                 "out; write guide = AutoRelaxed(model, temperature), and "
                 "guide.load_state_dict(state) for what was saved"
             )
-        super()._setup_prototype(*args, **kwargs)
         try:
-            self._setup_sites(*args, **kwargs)
+            with kept_random_state():  # a training that is resumed has a first run more
+                super()._setup_prototype(*args, **kwargs)
+                self._setup_sites(*args, **kwargs)
         except Exception:
             self.prototype_trace = None  # the next call raises the same error
             raise
@@ -373,7 +374,8 @@ class AutoRelaxed(AutoGuide):
         """Raise for data whose plates have other sizes: run the model once for each new shape."""
         shapes = shapes_of((args, kwargs))
         if shapes not in self._known_shapes and self._model is not None and not in_program():
-            self._runs(1, args, kwargs)
+            with kept_random_state():
+                self._runs(1, args, kwargs)
             self._known_shapes.add(shapes)
 
     def _sites_of_this_call(
@@ -386,7 +388,8 @@ class AutoRelaxed(AutoGuide):
         (sites,) = self._runs(1, args, kwargs, subsample)
         require_plates(sites, plates)
         if not sites.keys() <= self._sites.keys():
-            runs = [sites, *self._runs(RUNS - 1, args, kwargs, subsample)]
+            with kept_random_state():
+                runs = [sites, *self._runs(RUNS - 1, args, kwargs, subsample)]
             self._add_sites([n for n in _names_in(runs) if n not in self._sites], runs)
         return sites
 

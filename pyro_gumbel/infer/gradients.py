@@ -42,6 +42,7 @@ from pyro_gumbel.infer.gradient_settings import (
 )
 from pyro_gumbel.infer.objective import Objective
 from pyro_gumbel.infer.report import GradientReport
+from pyro_gumbel.infer.traces import kept_random_state
 
 __all__ = ["gradient_report"]
 
@@ -114,8 +115,7 @@ def _apart(seed: int) -> Iterator[None]:
 
     The sites are used with all estimators and temperatures, so what they warn about does not count.
     """
-    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
+    with kept_random_state(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"(reinmax|gapped): expected")
         torch.manual_seed(seed)
         with torch.inference_mode(False), torch.enable_grad():

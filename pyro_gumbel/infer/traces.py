@@ -3,11 +3,14 @@
 
 """Handlers that a model and its guide are measured under, and what is read off their traces."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -18,6 +21,7 @@ __all__ = [
     "OneSubsample",
     "SiteValues",
     "WithoutGradient",
+    "kept_random_state",
     "log_prob_of_draw",
     "sites_without_gradient",
     "vectorized_plates",
@@ -74,6 +78,18 @@ def _without_rsample(distribution: Any) -> Any:
     plain = base.expand(base.batch_shape)  # a copy
     plain.has_rsample = False
     return rewrapped(distribution, plain)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Afterwards the random states of torch, NumPy and Python are as they were."""
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    state = get_rng_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            set_rng_state(state)
 
 
 def sites_without_gradient(trace: Any) -> list[str]:

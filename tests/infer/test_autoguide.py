@@ -266,6 +266,36 @@ def test_the_first_run_fixes_the_plates_and_each_run_its_subsample():
         assert trace.nodes["z"]["scale"] == 3
 
 
+def loop(lengths):
+    """Two sequences, with a masked site for each step of the longer one."""
+    with pyro.plate("sequences", 2):
+        for t in range(int(lengths.max())):
+            with poutine.mask(mask=t < lengths):
+                pyro.sample(f"z_{t}", dist.Bernoulli(pyro.sample(f"p_{t}", dist.Beta(1, 1))))
+
+
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [
+        (mixture, [(torch.arange(9.0),)]),
+        (mixture, [(torch.arange(9.0),), (torch.arange(9.0), None)]),  # other arguments
+        (loop, [(torch.tensor([2, 1]),), (torch.tensor([1, 3]),)]),  # a site more
+    ],
+)
+def test_what_it_learns_of_the_model_takes_no_random_numbers(model, calls):
+    """A training that is resumed learns it a second time, and must go on as it would have."""
+    guide = AutoRelaxed(model, T)
+    for args in calls:
+        pyro.set_rng_seed(1)
+        first = guide(*args)
+        state = torch.get_rng_state()
+        pyro.set_rng_seed(1)
+        assert {name: z.tolist() for name, z in guide(*args).items()} == {
+            name: z.tolist() for name, z in first.items()
+        }
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 # The sizes of plates.
 
 DATA = torch.tensor([-1.0, 0.5, 1.0, 7.0])
