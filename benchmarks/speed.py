@@ -651,8 +651,9 @@ def plot(shapes: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars of the time an entry, by shape and contestant."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5), layout="constrained")  # without pyplot: needs no display
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("soft", "hard"), strict=True):
+    # Small, so that its labels can be read on a phone. Without pyplot: needs no display.
+    figure = Figure(figsize=(5.4, 8), layout="constrained")
+    for axes, kind in zip(figure.subplots(2, sharey=True), ("soft", "hard"), strict=True):
         times = {shape: found[kind]["seconds"] for shape, found in shapes.items() if kind in found}
         names = list(dict.fromkeys(name for row in times.values() for name in row))
         for i, name in enumerate(names):
@@ -665,8 +666,8 @@ def plot(shapes: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_xticks([place + 0.4 for place in range(len(times))], list(times))
         axes.set(title=f"{kind} work", yscale="log", ylabel="ns an entry")
         if times:
-            axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.07))
-    figure.savefig(path, dpi=120)
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.savefig(path, dpi=250)
 
 
 def shape_of(shape: str) -> Shape:

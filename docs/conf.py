@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 import pyro_gumbel
 
 sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and pictures.py
-from gallery import EXAMPLES, offer_what_is_shared
+from gallery import EXAMPLES, forget_stale, offer_what_is_shared
 
 project = "pyro_gumbel"
 author = "The pyro_gumbel contributors"
@@ -128,5 +128,6 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.add_role("name", name_role)
+    app.connect("builder-inited", forget_stale, priority=0)  # before Sphinx-Gallery
     app.connect("source-read", offer_what_is_shared)
     app.connect("build-finished", copy_mathjax)

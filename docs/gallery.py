@@ -3,7 +3,9 @@
 
 """How the examples become tutorials: their order, options, pictures and downloads."""
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,25 @@ EXAMPLES = {
 
 # Of full trainings: shorter than those of the programs, since `digits_vae` shows the same VAE.
 SHORTER = {"distributed_vae": "--steps 1000", "lightning_vae": "--steps 1000"}
+
+
+def forget_stale(app: Sphinx) -> None:
+    """Remove the tutorials if what made them has changed, so that all are made again.
+
+    Sphinx-Gallery itself looks for changes of the examples only. A change of the package counts in
+    a full build. It does not with DOCS_FAST=1, which is for work on the pages.
+    """
+    root = Path(app.srcdir).parent
+    code = [root / "docs" / "gallery.py", root / "examples" / "options.py"]
+    if not os.environ.get("DOCS_FAST"):
+        code += sorted((root / "pyro_gumbel").rglob("*.py"))
+    hashes = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in code]
+    made_by, stamp = "\n".join(hashes), Path(app.srcdir, "tutorials", "made_by")
+    if not stamp.exists() or stamp.read_text() != made_by:
+        if stamp.parent.exists():
+            shutil.rmtree(stamp.parent)
+        stamp.parent.mkdir()
+        stamp.write_text(made_by)
 
 
 def place(name: str) -> int:

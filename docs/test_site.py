@@ -12,9 +12,11 @@ import re
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from gallery import forget_stale
 from playwright.sync_api import sync_playwright
 
 SITE = Path(__file__).parent / "_build" / "html"
@@ -122,3 +124,26 @@ def test_a_tutorial_offers_what_it_imports_and_tells_of_a_short_run(name):
     assert re.search(r'href="[^"]*/options\.py"', text)
     if "DOCS_FAST=1" in text:  # in the line above every page
         assert text.count("This is a shortened run") == text.count("sphx-glr-script-out") > 0
+
+
+CODE = ["docs/gallery.py", "examples/options.py", "pyro_gumbel/relax.py"]
+
+
+@pytest.mark.parametrize("fast", ["", "1"])
+@pytest.mark.parametrize("changed", [None, "DOCS_FAST", *CODE])
+def test_tutorials_stay_until_what_made_them_changes(changed, fast, tmp_path, monkeypatch):
+    for name in CODE:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    tutorial = tmp_path / "docs" / "tutorials" / "digits_vae.rst"
+    app = SimpleNamespace(srcdir=tmp_path / "docs")
+    monkeypatch.setenv("DOCS_FAST", fast)
+    forget_stale(app)
+    tutorial.touch()
+    if changed == "DOCS_FAST":
+        monkeypatch.setenv("DOCS_FAST", "" if fast else "1")
+    elif changed:
+        (tmp_path / changed).write_text("changed")
+    forget_stale(app)
+    of_package = changed == "pyro_gumbel/relax.py"
+    assert tutorial.exists() == (changed is None or (of_package and fast == "1"))
