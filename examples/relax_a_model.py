@@ -268,14 +268,15 @@ def difference(exact: Result, found: Result) -> float:
     return (exact.posterior - found.posterior).abs().mean().item()
 
 
-def compare_causes(run: Run, most: int) -> dict[int, tuple[Result | None, Result]]:
+def compare_causes(
+    run: Run, data: dict[int, tuple[Tensor, Tensor]]
+) -> dict[int, tuple[Result | None, Result]]:
     """By number of causes, up to Ctrl-C; no enumeration where it would not fit."""
     print("causes  log evidence      ELBO  seconds enumerated  relaxed  mean difference")
     results: dict[int, tuple[Result | None, Result]] = {}
-    for number in (size for size in SIZES if size <= most):
+    for number, (x, effects) in data.items():
         if run.trainings.stop.is_set():
             break
-        x, effects = observed_causes(number)
         fits = number + math.log2(len(x)) <= math.log2(LARGEST_TABLE)
         exact = enumerated_causes(x, effects) if fits else None
         found = relaxed_causes(run, x, effects)
@@ -357,8 +358,9 @@ def main() -> None:
     pyro.set_rng_seed(options.seed)
     torch.set_num_threads(1)  # the tensors are too small for a second thread to pay
     run = Run(options.steps, trainings)
+    data = {size: observed_causes(size) for size in SIZES if size <= options.most}
     wines_found = compare_wines(run)
-    causes_found = compare_causes(run, options.most)
+    causes_found = compare_causes(run, data)
     draw(options.out, wines_found, causes_found)
     print(f"wrote {options.out} after {trainings.clock() - start:.0f} s")
 
