@@ -352,9 +352,14 @@ if __name__ == "__main__":
 # Enumeration wins. For a single chain the sum over all paths is exact and cheap: it is the forward
 # algorithm. The ELBO is then the log evidence.
 #
-# Relaxation finds the means and scales, but not how long a state lasts, and its probabilities of
-# the states are worse. The reason is the guide, not the gradient. Its states are independent, so
-# its ELBO is below the log evidence, and it has several optima. With the default options the ELBO
+# Relaxation finds the means and scales, but here not how long a state lasts, and its probabilities
+# of the states are worse. The returns of the two states overlap, so in the posterior the state of a
+# month depends on its neighbours. The guide does not have that dependence. If the states are far
+# apart, relaxation finds the transitions too: set the volatile mean to -30 in ``HARDY``, and start
+# ``locs`` at (0, -20).
+#
+# The reason is the guide, not the gradient. Its ELBO is below the log evidence, and it has several
+# optima. With the default options the ELBO
 # is -2843, and -2841 with the vectorised model. Coordinate ascent, with exact sums and from the
 # same start, ends at -2841 nats too. From the exact probabilities of the states it ends at -2820,
 # which is better, and still 27 nats below the log evidence.
@@ -364,7 +369,8 @@ if __name__ == "__main__":
 # call a month volatile if its return is larger than about 6 %. The transitions found are then near
 # the true ones. Random logits end where the default start does.
 #
-# The vectorised chain costs a small part of a step of the loop.
+# A step of the vectorised chain takes a small part of the time of the loop. One draw a step is
+# enough here, with hundreds of states that share the parameters.
 #
 # What to try next
 # ----------------

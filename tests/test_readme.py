@@ -7,6 +7,7 @@ import copy
 import doctest
 import functools
 import importlib
+import itertools
 import pkgutil
 import re
 import statistics
@@ -233,13 +234,34 @@ def finds_the_biases_that_are_printed(scope):
     assert scope["report"].best().estimator == "second_order"
 
 
-def finds_the_chain_at_once(scope):
-    assert probs_of(scope).argmax(-1).tolist() == [0, 0, 1, 1]
-
-
 def finds_the_chain(scope):
     states = [probs_of(scope, f"z{t}").argmax(-1).item() for t in range(4)]
     assert states == [0, 0, 1, 1]
+
+
+def learns_the_chain(scope):
+    """From other data too, which one rate for all parameters does not."""
+    _, code = python_blocks(HOW_TO["hidden_markov"])
+    one_rate, twice = code.replace("0.3 if", "0.05 if"), code.replace("range(500)", "range(1000)")
+    assert one_rate != code != twice
+    for seed in range(3):
+        losses = learn_a_chain(code, scope, seed)
+        found = (probs_of(scope).argmax(-1) == scope["states"]).double().mean()
+        assert found > 0.95
+        means = pyro.param("means").detach()
+        torch.testing.assert_close(means, torch.tensor([-2.0, 0.0, 2.0]), atol=0.3, rtol=0)
+        assert pyro.param("scale").item() == pytest.approx(0.5, abs=0.1)
+        assert (pyro.param("table").diagonal() > 0.7).all()
+        longer = learn_a_chain(twice.replace("0.993", "0.993**0.5"), scope, seed)
+        assert longer > losses - 3
+        assert learn_a_chain(one_rate, scope, seed) > losses + 10
+
+
+def learn_a_chain(code, scope, seed):
+    """The loss at the end."""
+    pyro.set_rng_seed(seed)
+    exec(compile(code, "hidden_markov.md", "exec"), scope)
+    return statistics.mean(scope["losses"][-50:])
 
 
 def serves_new_data(scope):
@@ -320,7 +342,7 @@ CHECKS = {
     "enumerate_or_relax": [finds_the_two_means],
     "gradient_report": [finds_the_biases_that_are_printed],
     "guides": [finds_three_clusters, finds_three_clusters],
-    "hidden_markov": [finds_the_chain, finds_the_chain_at_once],
+    "hidden_markov": [finds_the_chain, learns_the_chain],
     "mixtures": [finds_the_maximum_of_the_likelihood, finds_three_clusters],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
@@ -576,21 +598,102 @@ def test_the_examples_of_saving_do_what_they_say(tmp_path, monkeypatch):
     for number, scope in enumerate(run_blocks(ROOT / "docs" / "saving.md")):
         if number == 2:
             probs = scope["guide"].distribution("z").probs
-            assert probs.argmax(-1).tolist() == [0, 1, 2]
-        if number == 5:
+            assert probs.argmax(-1).tolist() == [0, 0, 1, 1, 2, 2]
+        if number == 3:
+            saved = pyro.param("spread").item()
+            assert saved == pytest.approx(2, abs=0.2)
+        if number == 6:
             found = scope["guide"].distribution("z").probs.argmax(-1)
             assert found.tolist() == [2, 0, 1, 2]
-            assert pyro.param("means").tolist() == scope["expected"]  # held
-    assert number == 8
+            assert pyro.param("spread").item() == saved  # held
+    assert number == 9
     assert scope["frequencies"].argmax(-1).tolist() == scope["most_probable"].tolist()
     assert scope["most_probable"].tolist() == [2, 0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_guide_function_is_resumed_as_the_page_on_saving_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "saving.md"
+    *_, scope = itertools.islice(run_blocks(page), 6)
+    (block,) = (block for block in python_blocks(page) if "ModuleDict" in block)
+    x = scope["x"]
+
+    def fresh():
+        pyro.clear_param_store()
+        exec(block, scope)
+        parts = scope["guide"] = scope["parts"]
+
+        def guide(x):
+            pyro.module("network", parts["network"])
+            logits = parts["network"](x.unsqueeze(-1))
+            with pyro.plate("points", len(x)):
+                z = pyro_gumbel.CategoricalStraightThrough(parts["temperature"](), logits=logits)
+                pyro.sample("z", z)
+
+        optimiser, loss = pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO()
+        scope["svi"] = pyro.infer.SVI(scope["model"], guide, optimiser, loss)
+
+    def trained():
+        scope["train"](5)
+        steps = scope["parts"]["temperature"].steps.item()
+        return steps, {name: pyro.param(name).tolist() for name in pyro.get_param_store()}
+
+    fresh()
+    trained()
+    torch.save(scope["state"](), "parts.pt")
+    expected = trained()
+    fresh()
+    saved = torch.load("parts.pt", weights_only=True)
+    scope["svi"].loss_and_grads(scope["svi"].model, scope["svi"].guide, x)
+    scope["load_store"](saved["store"])
+    scope["guide"].load_state_dict(saved["guide"])
+    scope["svi"].optim.set_state(saved["optimiser"])
+    torch.set_rng_state(saved["random"])
+    assert expected[0] == 10
+    assert trained() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("last", "added"), [("guide", 1), ("store", -1)])
+def test_the_part_that_is_loaded_last_has_the_logits(last, added, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, scope = itertools.islice(run_blocks(ROOT / "docs" / "saving.md"), 5)
+    guide, store, state = scope["guide"], scope["store"], scope["state"]()
+    expected = guide.logits.z.detach() + added
+    saved = {
+        "guide": {name: value + 1 for name, value in state["guide"].items()},
+        "store": {name: value - 1 for name, value in state["store"].items()},
+    }
+    load = {"guide": guide.load_state_dict, "store": scope["load_store"]}
+    for part in sorted(load, key=last.__eq__):
+        load[part](saved[part])
+    torch.testing.assert_close(guide.logits.z.detach(), expected)
+    torch.testing.assert_close(store["AutoRelaxed.logits.z"].detach(), expected)
+
+
+@pytest.mark.slow
+def test_to_relax_a_model_twice_changes_nothing():
+    scope = next(run_blocks(ROOT / "docs" / "saving.md"))
+    relaxed, block = pyro_gumbel.relaxed, pyro.poutine.block
+    of_once, of_twice = (
+        block(model, hide_types=["param"]) for model in (scope["model"], relaxed(scope["model"]))
+    )
+    found = []
+    for model in map(relaxed, (of_once, of_twice)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = pyro_gumbel.AutoRelaxed(model)
+        loss = pyro.infer.Trace_ELBO().loss_and_grads(model, guide, scope["x"])
+        found.append((loss, guide.logits.z.grad.tolist()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
 def test_what_the_page_on_saving_says_of_other_lengths():
     scope = next(run_blocks(ROOT / "docs" / "saving.md"))
     for size in 1, 4:
-        with pytest.raises(ValueError, match=rf'plate "points" must have size 3, .* got {size}'):
+        with pytest.raises(ValueError, match=rf'plate "points" must have size 6, .* got {size}'):
             scope["svi"].step(torch.zeros(size))
 
 
@@ -608,10 +711,10 @@ def test_an_optimiser_reads_its_state_once():
     scope = next(run_blocks(ROOT / "docs" / "saving.md"))
     optimiser = scope["svi"].optim
     state = copy.deepcopy(optimiser.get_state())
-    state["means"]["param_groups"][0]["lr"] = 0.0
+    state["spread"]["param_groups"][0]["lr"] = 0.0
     optimiser.set_state(state)
     scope["train"](1)
-    assert optimiser.get_state()["means"]["param_groups"][0]["lr"] == 0.05
+    assert optimiser.get_state()["spread"]["param_groups"][0]["lr"] == 0.05
 
 
 def test_every_linked_file_exists():
