@@ -70,8 +70,11 @@ def k_means(x: Tensor, seed: int) -> Parameters:
 # Each of three clusters has its own means, scales and weight. The cluster of a wine is a one-hot
 # vector z. The likelihood is ``SelectedComponent(z, Normal(means, scales).to_event(1))``. It is
 # linear in z, and its gradient in z is the log likelihood under every cluster. ``Normal(z @ means,
-# z @ scales)`` has the same values, but a gradient in z that is far off. The mixture of
-# `relax_a_model.py` has integers in place of one-hot vectors: there z is a plain ``Categorical``.
+# z @ scales)`` has the same values, but a gradient in z that is far off.
+#
+# With integers ``Normal(means[z], scales[z]).to_event(1)`` is exact as it stands, so
+# :doc:`Mixtures </how_to/mixtures>` starts with them. This tutorial shows what to write for one-hot
+# vectors.
 
 
 def priors(numbers: int) -> dict[str, dist.TorchDistribution]:

@@ -60,7 +60,8 @@ def diabetes(decorrelate: bool) -> tuple[Tensor, Tensor, list[str]]:
 # ---------
 #
 # Each coefficient beta has a gate, a bit that says whether its feature is included. The outcome is
-# ``Normal(X @ (gate * beta), 0.7)``.
+# ``Normal(X @ (gate * beta), 0.7)``. The noise is fixed, so that the posterior can be computed
+# exactly. To learn it, write ``pyro.param("noise", torch.tensor(0.7), constraint=positive)``.
 #
 # Where a gate is 0, its beta has no effect. So the model may give it any distribution there, and
 # the posterior of gates and effects stays the same. Here that is q, the guide's distribution of
@@ -71,8 +72,8 @@ def diabetes(decorrelate: bool) -> tuple[Tensor, Tensor, list[str]]:
 #    p(\beta \mid \text{gate} = 0) = q(\beta), \qquad
 #    p(\beta \mid \text{gate} = 1) = \mathrm{Normal}(\beta; 0, 0.5)
 #
-# The site of beta has the density q at both values of the gate. The factor makes it the density
-# above: it adds gate * log(Normal(beta; 0, 0.5) / q(beta)), which is 0 where the gate is 0.
+# The model samples beta from q. Where the gate is 1, a factor replaces the density of q by that of
+# the slab. So it adds the logarithm of their ratio, gate * log(Normal(beta; 0, 0.5) / q(beta)).
 #
 # Such a q is a pseudo-prior (Carlin and Chib, "Bayesian model choice via Markov chain Monte Carlo
 # methods" (1995), https://doi.org/10.1111/j.2517-6161.1995.tb02042.x). The guide is then a
@@ -111,7 +112,8 @@ def log_ratio(p: dist.Normal, q: dist.Independent, value: Tensor) -> Tensor:
 # ---------
 #
 # `AutoRelaxed` is the guide of the gates, one independent probability for each. The coefficients
-# have independent normal distributions.
+# have independent normal distributions. One function for both sites is shorter: see
+# :doc:`Spike and slab </how_to/discrete_and_continuous>`.
 
 
 def guide_of(model: Callable[..., None]) -> AutoGuideList:
@@ -321,5 +323,5 @@ if __name__ == "__main__":
 #
 # - ``--decorrelate``: no feature stands in for another. Then mean field is exact: the ELBO is 0.2
 #   below the log evidence, and no probability is off by more than 0.015.
-# - ``SLAB``: how the inclusion probabilities depend on the prior of the coefficients.
+# - ``SLAB``: a slab twice as wide halves the odds of inclusion of a feature without effect.
 # - `feature_selection.py` chooses a fixed number of features for a logistic regression.

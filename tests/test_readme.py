@@ -159,6 +159,17 @@ def finds_the_maximum_of_the_likelihood(scope):
     assert scope["log_likelihood"] < highest - 10
 
 
+def finds_the_best_of_five_starts(scope):
+    """Whose parameters and guide are put back."""
+    highest = highest_log_likelihood(scope["x"], torch.tensor([-1.0, 0.0, 1.0]))
+    reached = [log_likelihood for log_likelihood, *_ in scope["fits"]]
+    assert min(reached) < highest - 10
+    assert highest - 0.5 < max(reached) < highest + 0.001
+    log_joint = scope["log_joint"](scope["x"])
+    assert log_joint.logsumexp(-1).sum() == max(reached)
+    assert (probs_of(scope) - log_joint.softmax(-1)).abs().max() < 0.05
+
+
 def highest_log_likelihood(x, means):
     """Of the mixture, by the EM algorithm."""
     weights, scales = torch.ones(3) / 3, torch.ones(3)
@@ -204,19 +215,46 @@ def finds_the_two_features(scope):
 
 
 def finds_the_probabilities_of_inclusion(scope):
-    """As a sum over all subsets does."""
+    """As a sum over all subsets does, at the noise that is found."""
     X, y = scope["X"].double(), scope["y"].double()
-    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 5)
-    precision = torch.eye(5) / 4 + subsets[:, :, None] * (X.T @ X) * subsets[:, None, :]
-    shift = subsets * (X.T @ y)
-    mean = torch.linalg.solve(precision, shift)
-    evidence = (shift * mean).sum(-1) / 2 - torch.logdet(4 * precision) / 2
-    prior = torch.distributions.Bernoulli(torch.tensor(0.2).double()).log_prob(subsets).sum(-1)
-    posterior = (evidence + prior).softmax(0)
-    exact, effect = posterior @ subsets, posterior @ (subsets * mean)
-    assert (exact - scope["included"]).abs().max() < 0.1
+    noise = pyro.param("noise").item()
+    assert 0.85 < noise < 1.15
+    exact, effect = exact_inclusion(X, y, noise)
+    assert (exact - scope["included"]).abs().max() < 0.05
     assert (effect - scope["effect"]).abs().max() < 0.05
     assert 0.5 < exact[2] < 0.9
+
+
+def exact_inclusion(X, y, noise, slab=2.0, prior=0.2):
+    """The probabilities of inclusion and the mean coefficients, by a sum over all subsets."""
+    number = X.shape[1]
+    subsets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * number)
+    design = subsets[:, :, None] * (X.T @ X) * subsets[:, None, :] / noise**2
+    precision = torch.eye(number) / slab**2 + design
+    shift = subsets * (X.T @ y) / noise**2
+    mean = torch.linalg.solve(precision, shift)
+    evidence = (shift * mean).sum(-1) / 2 - torch.logdet(slab**2 * precision) / 2
+    prior = torch.distributions.Bernoulli(torch.tensor(prior).double()).log_prob(subsets).sum(-1)
+    posterior = (evidence + prior).softmax(0)
+    return posterior @ subsets, posterior @ (subsets * mean)
+
+
+@pytest.mark.parametrize(("slab", "prior"), [(1.0, 0.2), (2.0, 0.2), (8.0, 0.2), (2.0, 0.05)])
+def test_the_odds_of_features_without_effect(slab, prior):
+    """As the page on spike and slab states them."""
+    torch.manual_seed(0)
+    X = torch.linalg.qr(torch.randn(200, 6).double()).Q * 200**0.5  # not correlated
+    y = X @ torch.tensor([1.0, 0.0, 0.0, -2.0, 0.0, 0.0]).double() + torch.randn(200).double()
+    included, _ = exact_inclusion(X, y, 1.0, slab, prior)
+    s = 200**-0.5
+    t = X.T @ y / 200 / s
+    names = {"slab": slab, "s": s, "t": t, "exp": torch.exp, "prior_odds": prior / (1 - prior)}
+    page = HOW_TO["discrete_and_continuous"].read_text()
+    (formula,) = re.findall(r"^ +(prior odds \*.*)$", page, re.MULTILINE)
+    stated = eval(formula.replace("prior odds", "prior_odds"), names)
+    without = [1, 2, 4, 5]
+    odds = included / (1 - included)
+    torch.testing.assert_close(odds[without], stated[without], rtol=0.05, atol=0)
 
 
 def finds_the_two_means(scope):
@@ -343,7 +381,11 @@ CHECKS = {
     "gradient_report": [finds_the_biases_that_are_printed],
     "guides": [finds_three_clusters, finds_three_clusters],
     "hidden_markov": [finds_the_chain, learns_the_chain],
-    "mixtures": [finds_the_maximum_of_the_likelihood, finds_three_clusters],
+    "mixtures": [
+        finds_the_maximum_of_the_likelihood,
+        finds_the_best_of_five_starts,
+        finds_three_clusters,
+    ],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
     "partly_observed": [classifies_what_is_unknown, classifies_by_a_network],
@@ -366,6 +408,31 @@ def in_little_time(monkeypatch):
     monkeypatch.setattr(pyro_gumbel, "gradient_report", report)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_the_likelihoods_of_vectors(shape):
+    """The lines for them on the page of mixtures find the cluster of each point."""
+    scales_of = "scales[z].unsqueeze(-1)" if len(shape) == 1 else "scales[z]"
+    line = f"dist.Normal(means[z], {scales_of}).to_event(1)"
+    assert f"`{line}`" in HOW_TO["mixtures"].read_text()
+    means, scales = torch.tensor([[-4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]), torch.ones(shape)
+
+    def model(x):
+        with pyro.plate("points", len(x)):
+            z = pyro.sample("z", pyro.distributions.Categorical(torch.ones(3)))
+            names = {"dist": pyro.distributions, "means": means, "scales": scales, "z": z}
+            pyro.sample("x", eval(line, names), obs=x)
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    model = pyro_gumbel.relaxed(model)
+    guide = pyro_gumbel.AutoRelaxed(model)
+    optimiser, elbo = pyro.optim.Adam({"lr": 0.3}), pyro.infer.TraceMeanField_ELBO()
+    svi = pyro.infer.SVI(model, guide, optimiser, elbo)
+    for _ in range(50):
+        svi.step(means + 0.1)
+    assert guide.median()["z"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("in_little_time")
