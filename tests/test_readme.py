@@ -8,6 +8,7 @@ import doctest
 import functools
 import importlib
 import itertools
+import math
 import pkgutil
 import re
 import statistics
@@ -332,12 +333,32 @@ def gradient_by_point(scope):
     return gradient.norm(dim=-1)
 
 
+def trains_on_the_labels_too(scope):
+    """The loss of a step has the loss of the labels beside the negative ELBO."""
+    assert scope["network"](scope["x"][:, None]).argmax(-1).tolist() == [0, 0, 1, 1, 1]
+    with torch.no_grad():
+        for parameter in scope["network"].parameters():
+            parameter.zero_()  # so that both labels are equally probable
+    losses = []
+    for model in (scope["with_labels"], scope["model"]):
+        pyro.set_rng_seed(0)
+        losses.append(scope["elbo"].loss(model, scope["guide"], scope["x"]))
+    of_labels = scope["known"].sum().item() * math.log(2)
+    assert losses[0] - losses[1] == pytest.approx(scope["alpha"] * of_labels, rel=1e-5)
+
+
 def classifies_what_is_unknown(scope):
     assert probs_of(scope, "y_unobserved")[~scope["known"]].argmax(-1).tolist() == [0, 1, 1]
 
 
 def trains_the_router(scope):
-    assert scope["layer"].router.weight.grad.abs().sum() > 0
+    layer = scope["layer"]
+    assert layer.router.weight.grad.abs().sum() > 0
+    x = torch.randn(32, 8)
+    with torch.no_grad():
+        best = torch.zeros(32, 4).scatter(-1, layer.router(x).topk(2).indices, 1.0)
+        each = torch.stack([expert(x) for expert in layer.experts], -1)
+        torch.testing.assert_close(layer.eval()(x), (each * best.unsqueeze(-2)).sum(-1) / 2)
 
 
 def is_registered_for_a_while(scope):
@@ -388,7 +409,11 @@ CHECKS = {
     ],
     "new_data": [serves_new_data],
     "nuts": [samples_the_simplex],
-    "partly_observed": [classifies_what_is_unknown, classifies_by_a_network],
+    "partly_observed": [
+        classifies_what_is_unknown,
+        classifies_by_a_network,
+        trains_on_the_labels_too,
+    ],
     "plain_torch": [trains_the_router],
     "register": [is_registered_for_a_while],
     "relaxed_model": [finds_three_clusters, hardens],

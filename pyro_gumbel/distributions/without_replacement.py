@@ -36,7 +36,7 @@ class WithoutReplacement(FamilyDistribution):
 
     rsample: Any = absent(
         "would need a gradient, and discrete values have none",
-        "write relax(distribution, 0.5).rsample(), or sample()",
+        "write relax(distribution, 1.0).rsample(), or sample()",
     )
 
     takes_temperature = False
