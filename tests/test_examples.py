@@ -14,6 +14,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 from functools import partial

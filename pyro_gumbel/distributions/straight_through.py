@@ -10,6 +10,8 @@ value.
 """
 
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -292,6 +294,7 @@ class _Drawn:
 
     def __init__(self, distribution: StraightThroughOutcome) -> None:
         self._distribution = distribution
+        self._draw: Callable[[], CategoricalDraw | None] = lambda: None  # a weak reference
 
     def with_outcomes(self, value: Tensor) -> Tensor:
         """The draw with outcomes; as it is if they would be too many."""
@@ -300,7 +303,9 @@ class _Drawn:
         k, rank = one_hot.shape[-1], one_hot.dim() - 1
         if k * k > MOST or not value.requires_grad:
             return value
-        draw = CategoricalDraw(one_hot, lambda: d.family.log_probs(d._logits).exp())
+        # A model that reads the draw of a guide reads the one that other sites there are made of.
+        draw = self._draw() or CategoricalDraw(one_hot, lambda: d.family.log_probs(d._logits).exp())
+        self._draw = weakref.ref(draw)
         every = torch.eye(k, dtype=value.dtype, device=value.device)
         table = d.family.from_one_hot(every).reshape(k, *[1] * rank, *value.shape[rank:])
         elements = draw.elements.reshape(draw.elements.shape + (1,) * (value.dim() - rank))

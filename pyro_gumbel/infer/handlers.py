@@ -172,7 +172,8 @@ def relaxed(
         that were observed in every call so far.
     :param outcomes: None for outcomes of what is made of integer sites; True for those of binary
         and one-hot sites too, as of ``z * a + (1 - z) * b`` and ``z @ table``; False for the
-        derivative in the value of every site, with the gradient of the estimator.
+        derivative in the value of every site, with the gradient of the estimator. Give a model the
+        setting of a guide in which other sites are made of these.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.

@@ -93,6 +93,40 @@ def test_without_outcomes_all_have_derivatives(name):
     assert error_of(name, outcomes=False) > 1e-3
 
 
+OF_A_DRAW = {
+    "bits": lambda z, values: values[0] + z * (values[1] - values[0]),
+    "one-hot": lambda z, values: z @ values,
+    "index": lambda z, values: values[z],
+}
+
+
+@pytest.mark.parametrize("kind", OF_A_DRAW)
+def test_a_model_reads_the_draw_of_which_the_guide_makes_another_site(kind):
+    """Read as two draws, the product would have the gradient of a product of two means."""
+    family, prior, _ = SITES[kind]
+    logits = normal(*prior.shape).requires_grad_()
+    a, b = normal(K), normal(K)
+
+    def model():
+        z = pyro.sample("z", family(logits=prior.double()))
+        w = pyro.sample("w", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.factor("f", OF_A_DRAW[kind](z, a) * w)
+
+    def guide():
+        z = pyro.sample("z", family(logits=logits))
+        pyro.sample("w", dist.Delta(OF_A_DRAW[kind](z, b)))
+
+    pair = relaxed(model, outcomes=True), relaxed(guide, outcomes=True)
+    (found,) = torch.autograd.grad(TraceMeanField_ELBO().differentiable_loss(*pair), logits)
+    probs = logits.softmax(-1)
+    if kind == "bits":
+        probs = torch.stack([1 - logits.sigmoid(), logits.sigmoid()])
+    n = len(probs)
+    cost = a[:n] * b[:n] - b[:n] ** 2 / 2 - probs.log()
+    (exact,) = torch.autograd.grad(-(probs * cost).sum(), logits)
+    torch.testing.assert_close(found, exact)
+
+
 def test_a_value_that_depends_on_a_draw_is_evaluated_whole():
     """Pyro's log_prob of a binomial count computes a part of itself without a gradient."""
     logits = normal(4).requires_grad_()
