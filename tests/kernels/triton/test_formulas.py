@@ -306,6 +306,8 @@ def test_logits_of_any_spread():
         assert all(g.isfinite().all() for g in found)
 
 
+# The interpreter of Triton 3.4 lets NumPy warn of log(0), here in the row that is NaN.
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log")
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_nan_is_not_passed_over(link):
     """Without validation a logit that is NaN shows in its row, and in no other."""
