@@ -88,7 +88,7 @@ class MultinomialStraightThrough(NamedCount, Multinomial):
         """Kept in float32: probabilities rounded to a half type do not sum to 1."""
         super().__init__(total_count, widened(probs), widened(logits), validate_args=validate_args)
         given: Any = probs if logits is None else logits
-        self._dtype = given.dtype
+        self._dtype = given.dtype if given.is_floating_point() else None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution over a larger batch."""

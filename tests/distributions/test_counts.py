@@ -628,6 +628,18 @@ def test_multinomial_parameters_of_half_types_are_valid(parameter, dtype):
         Multinomial(7, **{parameter: given * torch.nan}, validate_args=True)
 
 
+@pytest.mark.parametrize("parameter", ["probs", "logits"])
+def test_multinomial_parameters_may_be_integers(parameter):
+    """As in Pyro's class, which normalises them to floats."""
+    given = torch.tensor([1, 2, 3])
+    d = Multinomial(7, **{parameter: given}).expand((2,))
+    wide = Multinomial(7, **{parameter: given.float()}).expand((2,))
+    sample = d.rsample()
+    assert sample.dtype is d.probs.dtype is torch.float32
+    torch.testing.assert_close(d.probs, wide.probs)
+    torch.testing.assert_close(d.log_prob(sample), wide.log_prob(sample))
+
+
 @pytest.mark.parametrize("dtype", HALF)
 def test_large_counts_in_half_types(dtype):
     """What bfloat16 cannot hold is rounded, and own samples are valid."""
