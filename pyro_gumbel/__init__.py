@@ -63,7 +63,7 @@ from pyro_gumbel.temperature import (
 )
 from pyro_gumbel.tensors.index_tensor import IndexTensor
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AutoRelaxed",

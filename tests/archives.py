@@ -19,6 +19,7 @@ import pytest
 
 import pyro_gumbel
 from tests.test_readme import ROOT, readme_example
+from tests.test_version import released
 
 (WHEEL,) = ROOT.glob("dist/*.whl")
 (SDIST,) = ROOT.glob("dist/*.tar.gz")
@@ -69,7 +70,7 @@ def test_the_metadata(installed):
     assert [re.match(r"[\w-]+", line)[0] for line in needed] == ["pyro-ppl", "torch"]
 
 
-@pytest.mark.skipif(".dev" in pyro_gumbel.__version__, reason="is about a release")
+@pytest.mark.skipif(released() is None, reason="is about a release")
 def test_the_description_has_public_addresses(installed):
     """An index shows it, where relative links lead nowhere."""
     (found,) = distributions(path=[str(installed)])
