@@ -29,9 +29,9 @@ __all__ = [
     "in_transform",
     "is_batched",
     "is_free_of_nan",
-    "is_own",
+    "is_number",
     "known",
-    "made_own",
+    "moved",
     "version_of",
 ]
 
@@ -105,19 +105,19 @@ def counts_changes(tensor: Tensor) -> bool:
     return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
 
 
-def made_own(tensor: Tensor) -> Tensor:
-    """Mark a tensor that a distribution has made from a number: nobody else knows it.
-
-    On a CPU nobody asks.
-    """
-    if tensor.device != CPU:
-        tensor._pyro_gumbel_own = True  # type: ignore[attr-defined]
-    return tensor
+def is_number(tensor: Tensor) -> bool:
+    """Whether a tensor is a constant number, which Python can read without waiting."""
+    is_constant = tensor.dim() == 0 and tensor.device == CPU and not tensor.requires_grad
+    return is_constant and in_eager_mode()
 
 
-def is_own(tensor: Tensor) -> bool:
-    """Whether a distribution has made a tensor from a number."""
-    return hasattr(tensor, "_pyro_gumbel_own") and not tensor.requires_grad
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a constant number is written there, as a copy would be waited for."""
+    if tensor.device == device:
+        return tensor
+    if not is_number(tensor):
+        return tensor.to(device)
+    return torch.scalar_tensor(tensor.item(), dtype=tensor.dtype, device=device)
 
 
 def in_program() -> bool:

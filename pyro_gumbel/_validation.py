@@ -73,9 +73,7 @@ def read_parameter(
     if isinstance(given, Tensor) and given.is_floating_point():
         parameter = given
     else:
-        elsewhere = device is not None and not isinstance(given, Tensor)
-        like = torch.empty((), device=device) if elsewhere else None
-        parameter = as_float_tensor(owner, name, given, like)
+        parameter = as_float_tensor(owner, name, given, device=device)
     if parameter.dim() < event_dim or (event_dim and not parameter.shape[-1]):
         raise ValueError(
             f"{owner}: `{name}` must have the categories in its last dimension, at least one (a "
@@ -338,15 +336,20 @@ def _tensor_of(given: Any) -> Any:
         return given
 
 
-def as_float_tensor(owner: str, name: str, given: Any, like: Tensor | None = None) -> Tensor:
+def as_float_tensor(
+    owner: str,
+    name: str,
+    given: Any,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """A number or a tensor as a floating-point tensor.
 
-    Numbers and tensors of integers take the dtype of `like`, or the default dtype without it.
-    Numbers take its device too.
+    :param dtype: of numbers and tensors of integers; None for the default dtype.
+    :param device: of numbers; None for the default device.
     """
     if isinstance(given, Tensor) and given.is_floating_point():
         return given
-    dtype, device = (None, None) if like is None else (like.dtype, like.device)
     if type(given) is float and abs(given) < _LARGE:
         return torch.scalar_tensor(given, dtype=dtype, device=device)
     given = _unwrapped(given)

@@ -1356,7 +1356,7 @@ kernels-batched-gradients          kernels/test_cpu.py -k gradients
 
 [kernels/cuda.py]
 cuda-v-of-changed-parameters       kernels/triton/test_modes.py -k changes_are_not_counted
-    - if [version_of(parameter) for parameter in self.arguments[:2]] != self.versions:
+    - if self._versions() != self.versions:
     + if False:
 cuda-v-of-leaves                   kernels/triton/test_modes.py -k changes_are_not_counted
     - keep = keep or not (is_safe and counts_changes(logits))
@@ -1391,6 +1391,9 @@ cuda-rao-of-long-rows              kernels/triton/test_rao.py -k only_what
 cuda-rao-of-subclasses             kernels/triton/test_rao.py -k only_what
     - if type(estimator) is gumbel_rao:
     + if isinstance(estimator, gumbel_rao):
+cuda-launch-of-another-kind        kernels/triton/test_modes.py -k launch_is_known
+    - *options.values(), *more, *kinds
+    + *options.values(), *more
 cuda-batched-gradients             kernels/triton/test_modes.py -k several_gradients
     - if torch.is_grad_enabled() or any(map(is_batched, grads)):
     + if torch.is_grad_enabled():
@@ -1400,8 +1403,14 @@ dispatch-outside-eager-mode        kernels/test_dispatch.py
     - if formulas is None or not in_eager_mode():
     + if formulas is None:
 dispatch-subclass-of-a-tensor      kernels/test_dispatch.py
-    - if type(tensor) not in _WITH_TORCH_OPERATIONS or
-    + if not isinstance(tensor, Tensor) or
+    - if type(tensor) not in _WITH_TORCH_OPERATIONS:
+    + if not isinstance(tensor, Tensor):
+dispatch-value-on-another-device   kernels/test_dispatch.py
+    - not (i == 1 and is_number(tensor))
+    + not is_number(tensor)
+dispatch-number-for-operations     kernels/test_dispatch.py
+    - return moved(temperature, logits.device) if kernels is reference else temperature
+    + return temperature
 
 [kernels/formulas.py]
 kernels-density-of-few-bits        kernels/test_cpu.py
@@ -1466,6 +1475,9 @@ triton-quotient-of-bits            kernels/triton/test_estimators.py -k all_shap
     + v = size
 
 [kernels/triton_functions.py]
+triton-temperature-as-a-number     kernels/triton/test_formulas.py -k may_be_a_number
+    - tau = tau_ptr
+    + tau = tau_ptr * 2
 triton-signed-words                kernels/triton/test_noise.py
     - word = high.to(tl.int32, bitcast=True)
     + word = high

@@ -29,7 +29,8 @@ from pyro_gumbel._tracing import (
     in_eager_mode,
     in_program,
     is_free_of_nan,
-    made_own,
+    is_number,
+    moved,
 )
 from pyro_gumbel._validation import (
     Temperature,
@@ -220,8 +221,8 @@ class FamilyDistribution:
         Not the constructor of torch's Distribution: it cannot validate under vmap, and its errors
         do not say what to write.
         """
-        is_number = type(temperature) is float and 1e-4 < temperature < 1e4  # any dtype holds it
-        if is_number and probs is None and self._set_up_usual(temperature, logits, validate_args):
+        is_usual = type(temperature) is float and 1e-4 < temperature < 1e4  # any dtype holds it
+        if is_usual and probs is None and self._set_up_usual(temperature, logits, validate_args):
             return
         owner, family = type(self).__name__, self.family
         if family.takes_size:
@@ -241,12 +242,12 @@ class FamilyDistribution:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         if self.takes_temperature:
-            if is_number:
-                self._temperature = made_own(
-                    torch.scalar_tensor(tau, dtype=parameter.dtype, device=parameter.device)
-                )
+            # A kernel on a GPU takes a number from the CPU, and nothing waits for it.
+            device = CPU if parameter.is_cuda and in_eager_mode() else parameter.device
+            if is_usual:
+                self._temperature = torch.scalar_tensor(tau, dtype=parameter.dtype, device=device)
             else:
-                self._set_up_temperature(owner, tau)
+                self._set_up_temperature(owner, tau, device)
         if isinstance(size, Tensor):
             self._set_up_lengths(owner, size, rows, categories[-1])
         else:
@@ -262,7 +263,7 @@ class FamilyDistribution:
         if self.takes_temperature:
             self._cache_key = CacheKey(self._validate_args)
         if self._validate_args:
-            self._check_arguments(None if is_number else tau)
+            self._check_arguments(None if is_usual else tau)
 
     def _set_up_usual(self, temperature: Any, logits: Any, validate_args: bool | None) -> bool:
         """What `_set_up` does, in fewer steps, if the arguments are the usual ones.
@@ -289,14 +290,16 @@ class FamilyDistribution:
         self._is_usual = True
         return True
 
-    def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
-        """Keep the temperature, and the batch shape with it."""
+    def _set_up_temperature(
+        self, owner: str, temperature: float | Tensor | None, device: torch.device
+    ) -> None:
+        """Keep the temperature, a number on this device, and the batch shape with it."""
         if temperature is None and not self.needs_temperature:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
-        tau = as_float_tensor(owner, "temperature", temperature, self._parameter)
-        self._temperature = tau if isinstance(temperature, Tensor) else made_own(tau)
+        dtype = self._parameter.dtype
+        self._temperature = tau = as_float_tensor(owner, "temperature", temperature, dtype, device)
         if tau.dim():
             self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
@@ -495,8 +498,7 @@ class FamilyDistribution:
         tau, parameter = self._temperature, self._parameter
         if tau is None:
             return None
-        if tau.device != parameter.device:
-            tau = tau.to(parameter.device)
+        tau = moved(tau, parameter.device)
         if tau.dtype != parameter.dtype:
             tau = cast(tau, parameter.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
@@ -585,15 +587,20 @@ class FamilyDistribution:
         if tau is None:
             return torch.ones((), dtype=self._dtype, device=parameter.device)
         if tau.dim() == 0 and tau.dtype == parameter.dtype == torch.float32:
-            return tau if tau.device == parameter.device else tau.to(parameter.device)
+            return moved(tau, parameter.device)
         tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
 
     @property
     def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
-        if self._is_usual and self._temperature is not None:
-            return self._parameter, self._temperature
-        return self._logits, self._tau
+        """x and tau for the kernels; tau may be a number on the CPU."""
+        tau = self._temperature
+        if self._is_usual and tau is not None:
+            return self._parameter, tau
+        if tau is None or not is_number(tau):
+            return self._logits, self._tau
+        dtype = self._dtype
+        return self._logits, tau if tau.dtype == dtype else tau.to(self._parameter.dtype).to(dtype)
 
     @property
     def _noise_shape(self) -> torch.Size:

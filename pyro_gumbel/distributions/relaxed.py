@@ -106,8 +106,7 @@ class Relaxed(FamilyDistribution):
         return dispatch.log_density(
             value,
             unconstrained,
-            self._logits,
-            self._tau,
+            *self._logits_and_tau,
             self.link,
             self._batch_shape,
             of_values=of_values,

@@ -17,13 +17,11 @@ numpy write to leaves unseen. So a leaf, a view of a leaf, and a tensor without 
 with a copy; all draws of one distribution share that copy.
 
 On a GPU to compare is to wait for it. Without validation nothing waits: then a log_prob is computed
-again where parameters would have to be compared. A temperature that was given as a number is known
-to the distribution alone, and need not be. With validation there is one comparison a log_prob, and
-each draw has a copy of its own.
+again where parameters would have to be compared. A temperature that was given as a number is on the
+CPU. With validation there is one comparison a log_prob, and each draw has a copy of its own.
 
 Not detected: writes through `.data`, numpy or the storage to a value, or to parameters that are
-results of operations, or on a GPU to the temperature that a distribution has made from a number;
-and any in-place change inside a compiled function.
+results of operations; and any in-place change inside a compiled function.
 
 **Memory.** A relaxed value keeps its logit-space form, unless that can be computed from the value
 to rounding; its log_prob, until it is asked for, except for binary values without a gradient; and
@@ -40,7 +38,7 @@ from torch import Tensor
 from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
-from pyro_gumbel._tracing import CPU, counts_changes, is_own
+from pyro_gumbel._tracing import CPU, counts_changes
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -105,14 +103,12 @@ def _attributes(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.requires_grad, tensor.grad_fn, tensor.dtype, version
 
 
-def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float | None:
+def _copy_of(tensor: Tensor, may_wait: bool) -> Tensor | float:
     """The values to compare with later, of a tensor whose changes are not all counted.
 
-    None if nobody can change it; NaN if they must not be compared: then they count as changed.
+    NaN if they must not be compared: then they count as changed.
     """
     if tensor.device != CPU:
-        if is_own(tensor):
-            return None
         return tensor.detach().clone() if may_wait else math.nan
     return tensor.item() if tensor.dim() == 0 else tensor.detach().clone()
 

@@ -226,7 +226,7 @@ class StraightThroughOutcome(FamilyStraightThrough):
 
     def _fused(self, sample_shape: torch.Size) -> Tensor | None:
         """A draw with the gradient of an estimator, if a kernel does it."""
-        arguments = self._logits, self._tau, self.link, self.family.noise
+        arguments = *self._logits_and_tau, self.link, self.family.noise
         return dispatch.estimated_draw(*arguments, sample_shape, self._batch_shape, self.estimator)
 
     def log_prob(self, value: Tensor) -> Tensor:

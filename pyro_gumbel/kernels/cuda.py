@@ -6,19 +6,20 @@
 Nothing waits for the GPU, and nothing is read back to the host. Noise is drawn in the kernels from
 a seed that torch's generator of the device gives, so that `torch.manual_seed` and the replays of a
 CUDA graph do with it what they do with any draw. Derivatives of the gradients, and gradients under
-vmap, are those of the operations of the reference at the same noise. float64 is computed by the
-reference. The arguments are those of `pyro_gumbel.kernels.dispatch`.
+vmap, are those of the operations of the reference at the same noise. The arguments are those of
+`pyro_gumbel.kernels.dispatch`, in float32 or a shorter dtype. A temperature that is a number on the
+CPU is passed to the kernels as one.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from pyro_gumbel._tracing import counts_changes, is_batched, is_own, version_of
+from pyro_gumbel._tracing import counts_changes, is_batched, is_number, version_of
 from pyro_gumbel.estimators import (
     Estimator,
     gapped,
@@ -36,7 +37,7 @@ from pyro_gumbel.kernels import (
     triton_rows,
 )
 from pyro_gumbel.kernels.reference import Draw
-from pyro_gumbel.kernels.triton_functions import FIRST, MODULO, OWN
+from pyro_gumbel.kernels.triton_functions import FIRST, MODULO, NUMBER, OWN
 from pyro_gumbel.links import Hypersimplex, Link, Simplex
 from pyro_gumbel.ops.noise import perturbed_given_bit, perturbed_given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
@@ -51,7 +52,6 @@ __all__ = [
 ]
 
 TILE = triton_functions.TILE  # elements of a program
-COMPUTED = torch.float16, torch.bfloat16, torch.float32
 
 
 def try_on(device: torch.device) -> None:
@@ -78,20 +78,18 @@ def draw(
     If v need not be kept, and torch counts the changes of the parameters, v is a function that
     draws the noise again.
     """
-    if logits.dtype not in COMPUTED:
-        given = logits, temperature, link, noise, sample_shape, batch_shape
-        return reference.draw(*given, keep=keep, log_prob=log_prob)
     attached = torch.is_grad_enabled() and (logits.requires_grad or temperature.requires_grad)
     log_prob = log_prob and (attached or link.event_dim > 0)  # as on a CPU
     if not attached:  # v without a gradient, whenever it is asked for
         logits, temperature = logits.detach(), temperature.detach()
-    is_safe = counts_changes(temperature) or is_own(temperature)
+    tau = _number_or_tensor(temperature)
+    is_safe = isinstance(tau, float) or counts_changes(tau)
     if not (keep or is_safe or temperature.requires_grad) and temperature.numel() == 1:
-        temperature, is_safe = temperature.clone(), True  # which nobody else can change
+        tau, is_safe = temperature.clone(), True  # which nobody else can change
     keep = keep or not (is_safe and counts_changes(logits))
     over = sample_shape + batch_shape
-    arguments = logits, temperature, _seed(logits), link, over, batch_shape
-    s, v, log_p = _FusedDraw.apply(*arguments, True, keep, log_prob)
+    arguments = logits, tau, _seed(logits), link, over, batch_shape
+    s, v, log_p = _apply_draw(*arguments, True, keep, log_prob)
     return Draw(s, _Again(arguments) if v is None else v, log_p)
 
 
@@ -104,24 +102,15 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    arguments = logits, temperature, link, noise, sample_shape, batch_shape
-    if logits.dtype not in COMPUTED:
-        return reference.straight_through_draw(*arguments)
-    over = sample_shape + batch_shape
-    hard: Tensor = _FusedStraightThroughDraw.apply(
-        logits, temperature, _seed(logits), link, over, batch_shape
-    )
+    tau, over = _number_or_tensor(temperature), sample_shape + batch_shape
+    hard: Tensor = _apply_straight_through_draw(logits, tau, _seed(logits), link, over, batch_shape)
     return hard
 
 
-def second_order_draw(
-    logits: Tensor, link: Link, sample_shape: Size, batch_shape: Size
-) -> Tensor | None:
+def second_order_draw(logits: Tensor, link: Link, sample_shape: Size, batch_shape: Size) -> Tensor:
     """A hard draw with the gradient of the second-order surrogate."""
-    if logits.dtype not in COMPUTED:
-        return None
     over = sample_shape + batch_shape
-    hard: Tensor = _FusedSecondOrderDraw.apply(logits, _seed(logits), link, over, batch_shape)
+    hard: Tensor = _apply_second_order_draw(logits, _seed(logits), link, over, batch_shape)
     return hard
 
 
@@ -137,11 +126,11 @@ def estimated_draw(
     known = estimator is straight_through or estimator is reinmax or type(estimator) is gapped
     if type(estimator) is gumbel_rao:  # of rows that are taken whole
         known = not link.event_dim or logits.shape[-1] <= triton_functions.LONGEST
-    if logits.dtype not in COMPUTED or type(link) is Hypersimplex or not known:
+    if type(link) is Hypersimplex or not known:
         return None
-    over = sample_shape + batch_shape
-    hard: Tensor = _FusedEstimatedDraw.apply(
-        logits, temperature, _seed(logits), link, over, batch_shape, estimator
+    tau, over = _number_or_tensor(temperature), sample_shape + batch_shape
+    hard: Tensor = _apply_estimated_draw(
+        logits, tau, _seed(logits), link, over, batch_shape, estimator
     )
     return hard
 
@@ -157,17 +146,13 @@ def log_density(
     of_values: bool,
 ) -> Tensor:
     """log p(s) or log p(v)."""
-    v = unconstrained
-    if logits.dtype not in COMPUTED or v.dtype not in COMPUTED:
-        return reference.log_density(
-            value, v, logits, temperature, link, batch_shape, of_values=of_values
-        )
+    tau, v = _number_or_tensor(temperature), unconstrained
     shape = v.shape[: v.dim() - link.event_dim]
     joint = torch.broadcast_shapes(shape, batch_shape)
     event = v.shape[len(shape) :]
     v, value = v.expand(joint + event), value.detach().expand(joint + event)
     batch = joint[len(joint) - len(batch_shape) :]  # larger if a batch of 1 meets several values
-    log_p: Tensor = _FusedLogDensity.apply(value, v, logits, temperature, link, batch, of_values)
+    log_p: Tensor = _apply_log_density(value, v, logits, tau, link, batch, of_values)
     return log_p
 
 
@@ -179,61 +164,133 @@ class _Again:
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments = arguments
-        self.versions = [version_of(parameter) for parameter in arguments[:2]]
+        self.versions = self._versions()
 
     def __call__(self, value: Tensor) -> Tensor:
-        if [version_of(parameter) for parameter in self.arguments[:2]] != self.versions:
+        if self._versions() != self.versions:
             link: Link = self.arguments[3]
             return link.inverse(value)
-        v: Tensor = _FusedDraw.apply(*self.arguments, False, True, False)[1]
+        v: Tensor = _apply_draw(*self.arguments, False, True, False)[1]
         return v
+
+    def _versions(self) -> tuple[int, int]:
+        x, tau, *_ = self.arguments
+        return version_of(x), 0 if isinstance(tau, float) else version_of(tau)
+
+
+def _number_or_tensor(tau: Tensor) -> Tensor | float:
+    """A temperature for a kernel."""
+    return tau.item() if is_number(tau) else tau
+
+
+def _tensor_of(tau: Tensor | float, like: Tensor) -> Tensor:
+    """A temperature for torch's operations."""
+    if isinstance(tau, Tensor):
+        return tau
+    return torch.scalar_tensor(tau, dtype=torch.float32, device=like.device)
 
 
 def _seed(like: Tensor) -> Tensor:
     return torch.randint(0, 2**63 - 1, (1,), device=like.device)
 
 
-class _Rows(NamedTuple):
-    """A draw or a density as the kernels see it: n vectors or bits, each with its parameters."""
+class _Plan:
+    """How the kernels see draws or densities of given shapes: n vectors or bits with parameters.
 
-    x: Tensor
-    tau: Tensor
-    over: Size
-    """Without the event: samples and batch."""
-    shape: Size
-    """With the event."""
-    n: int
-    k: int
-    counts: tuple[int, int, int]
-    """How many there are of the draw, of x and of tau."""
-    grid: tuple[int]
-    options: dict[str, Any]
+    :param x: the shape of the logits.
+    :param tau: the shape of the temperature; None for a number.
+    :param over: samples and batch, without the event.
+    :param longest: what `triton_functions.launch_of_rows` reads.
+    """
 
-    @classmethod
-    def of(cls, x: Tensor, tau: Tensor, link: Link, over: Size, batch: Size) -> "_Rows":
-        plan = _plan_of(x.shape, tau.shape, link, over, batch, TILE, triton_functions.LONGEST)
-        (x_shape, tau_shape), *rest = plan
-        x = x if x_shape is None else x.expand(x_shape)
-        tau = tau if tau_shape is None else tau.expand(tau_shape)
-        return cls(x.contiguous(), tau.contiguous(), *rest)
+    def __init__(
+        self,
+        x: Size,
+        tau: Size | None,
+        link: Link,
+        over: Size,
+        batch: Size,
+        tile: int,
+        longest: int,
+    ) -> None:
+        self.place = link, over, batch
+        event_dim = link.event_dim
+        event = x[len(x) - event_dim :]
+        self.n, self.k = n, k = over.numel(), event.numel()
+        self.over, self.shape = over, over + event
+        self._x, x_rows, x_at = _by_row(x, event_dim, batch, n)
+        self._tau, tau_rows, tau_at = None, 1, NUMBER.value
+        if tau is not None:
+            self._tau, tau_rows, tau_at = _by_row(tau, event_dim if tau else 0, batch, n)
+        self.counts = n, x_rows, tau_rows
+        """How many there are of the draw, of x and of tau."""
+        self.options: dict[str, Any] = {"X_AT": x_at, "TAU_AT": tau_at}
+        if event_dim:
+            self.options |= {"SIMPLEX": type(link) is Simplex, "SIZE": link.size, "K": k}  # type: ignore[attr-defined]
+            self.grid, launch = triton_functions.launch_of_rows(n, k, tile)
+        else:
+            self.grid, launch = triton_functions.launch_of_bits(n, tile)
+        self.options |= launch
+        self._known: dict[tuple[Any, ...], Callable[..., None]] = {}
+
+    def rows_of(self, x: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor | float]:
+        """The parameters as rows in memory."""
+        x = (x if self._x is None else x.expand(self._x)).contiguous()
+        if isinstance(tau, Tensor):
+            tau = (tau if self._tau is None else tau.expand(self._tau)).contiguous()
+        return x, tau
 
     def run(
         self,
         kernel: Any,
-        *pointers: Tensor | None,
+        *pointers: Any,
         more: Any = (),
         waits_for_memory: bool = False,
         **options: Any,
     ) -> None:
-        """Run a kernel on the device of the draw, in the current stream.
+        """Run a kernel in the current stream of the device of the first pointer.
 
+        At each call Triton looks for what it has compiled for such arguments. That takes longer
+        than all else that a small draw does, so what it finds is kept.
+
+        :param pointers: tensors, or None, or a float.
+        :param more: numbers.
         :param waits_for_memory: whether it computes little, and so is faster with more threads.
         """
-        options |= self.options
+        device = pointers[0].get_device()  # -1 for a CPU, in the interpreter
+        kinds = [
+            (p.dtype, p.data_ptr() % 16 == 0) if isinstance(p, Tensor) else type(p)
+            for p in pointers
+        ]
+        key = kernel.__name__, device, waits_for_memory, *options.values(), *more, *kinds
+        launch = self._known.get(key)
+        arguments = *pointers, *self.counts, *more
+        if launch is None:
+            launch = partial(self._first_launch, kernel, key, waits_for_memory, options)
+        if device < 0 or device == torch.cuda.current_device():
+            launch(*arguments)
+        else:
+            with torch.cuda.device(device):
+                launch(*arguments)
+
+    def _first_launch(
+        self,
+        kernel: Any,
+        key: Any,
+        waits_for_memory: bool,
+        options: dict[str, Any],
+        *arguments: Any,
+    ) -> None:
+        """Run a kernel, and keep what Triton has compiled for such arguments."""
+        options = {**options, **self.options}
         if waits_for_memory:
             options["num_warps"] *= 2
-        with torch.cuda.device_of(self.x):
-            _launch(kernel, self.grid, self.x.device, (*pointers, *self.counts, *more), options)
+        made = kernel[self.grid](*arguments, **options)
+        if made is None:  # in the interpreter
+            return
+        constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
+        run = made[(*self.grid, 1, 1)]
+        self._known[key] = lambda *arguments: run(*arguments, *constants)
 
     def flat(self, tensor: Tensor | None, event_dim: int) -> tuple[Tensor | None, tuple[int, ...]]:
         """A tensor over the draw, and its strides over rows and columns, without a copy if it can.
@@ -242,11 +299,12 @@ class _Rows(NamedTuple):
         """
         if tensor is None:
             return None, (0,) * (1 + event_dim)
-        flat = tensor.reshape((self.n, self.k)[: 1 + event_dim])
-        return flat, flat.stride()
+        if tensor.dim() != 1 + event_dim:
+            tensor = tensor.reshape((self.n, self.k)[: 1 + event_dim])
+        return tensor, tensor.stride()
 
     def room_for_gradients(
-        self, x: Tensor, tau: Tensor, of_x: bool, of_tau: bool
+        self, x: Tensor, tau: Tensor | float, of_x: bool, of_tau: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Memory for the gradients in x and in tau."""
         dx = dtau = None
@@ -254,33 +312,18 @@ class _Rows(NamedTuple):
             dx = _new(self.shape, x, x.dtype if x.shape == self.shape else torch.float32)
         if of_tau and self.shape == self.over and self.options["TAU_AT"] == FIRST.value:
             dtau = _new(self.grid, x)  # a number a program of bits
-        elif of_tau:
+        elif isinstance(tau, Tensor) and of_tau:
             has_event = self.shape != self.over and tau.dim() > 0
             dtau = _new((*self.over, 1) if has_event else self.over, x)
         return dx, dtau
 
 
-@lru_cache(maxsize=1024)
-def _plan_of(
-    x: Size, tau: Size, link: Link, over: Size, batch: Size, tile: int, longest: int
-) -> tuple[Any, ...]:
-    """What x and tau must be expanded to, or None, and all of `_Rows` but its tensors.
+_kept_plan = lru_cache(maxsize=1024)(_Plan)
 
-    :param longest: what `triton_functions.launch_of_rows` reads.
-    """
-    event_dim = link.event_dim
-    event = x[len(x) - event_dim :]
-    n, k = over.numel(), event.numel()
-    x_shape, x_rows, x_at = _by_row(x, event_dim, batch, n)
-    tau_shape, tau_rows, tau_at = _by_row(tau, event_dim if tau else 0, batch, n)
-    options: dict[str, Any] = {"X_AT": x_at, "TAU_AT": tau_at}
-    if event_dim:
-        options |= {"SIMPLEX": type(link) is Simplex, "SIZE": link.size, "K": k}  # type: ignore[attr-defined]
-        grid, launch = triton_functions.launch_of_rows(n, k, tile)
-    else:
-        grid, launch = triton_functions.launch_of_bits(n, tile)
-    counts = n, x_rows, tau_rows
-    return (x_shape, tau_shape), over, over + event, n, k, counts, grid, options | launch
+
+def _plan_of(x: Tensor, tau: Tensor | float, link: Link, over: Size, batch: Size) -> _Plan:
+    tau_shape = tau.shape if isinstance(tau, Tensor) else None
+    return _kept_plan(x.shape, tau_shape, link, over, batch, TILE, triton_functions.LONGEST)
 
 
 def _by_row(shape: Size, event_dim: int, batch: Size, n: int) -> tuple[Size | None, int, int]:
@@ -299,47 +342,23 @@ def _by_row(shape: Size, event_dim: int, batch: Size, n: int) -> tuple[Size | No
     return expanded, count, at.value
 
 
-_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-
-
-def _launch(
-    kernel: Any,
-    grid: tuple[int],
-    device: torch.device,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
-) -> None:
-    """Run a kernel. The second time with arguments of the same kinds it is known.
-
-    At each call Triton looks for what it has compiled for such arguments. That takes longer than
-    all else that a small draw does.
-    """
-    key = (kernel.__name__, device.index, *options.values(), *map(_kind_of, arguments))
-    found = _compiled.get(key)
-    if found is not None:
-        made, constants = found
-        made[(grid[0], 1, 1)](*arguments, *constants)
-        return
-    made = kernel[grid](*arguments, **options)
-    if made is not None:  # not in the interpreter
-        names = kernel.arg_names[len(arguments) :]
-        _compiled[key] = made, tuple(options[name] for name in names)
-
-
-def _kind_of(argument: Any) -> Any:
-    """What a kernel is compiled for, of an argument."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if isinstance(argument, int):
-        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
-    return type(argument)
-
-
 def _new(shape: Any, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device)
+    return like.new_empty(shape, dtype=dtype)
 
 
-# Autograd.
+# Autograd. A temperature is a tensor or a number.
+
+
+def _save(ctx: Any, tau: Tensor | float, *tensors: Tensor | None) -> None:
+    """Save a temperature and tensors for the backward pass."""
+    ctx.number = None if isinstance(tau, Tensor) else tau
+    ctx.save_for_backward(tau if isinstance(tau, Tensor) else None, *tensors)
+
+
+def _saved(ctx: Any) -> Any:
+    """What `_save` has saved."""
+    tau, *tensors = ctx.saved_tensors
+    return ctx.number if tau is None else tau, *tensors
 
 
 class _FusedDraw(torch.autograd.Function):
@@ -349,29 +368,29 @@ class _FusedDraw(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        tau: Tensor,
+        tau: Tensor | float,
         seed: Tensor,
         link: Link,
         over: Size,
         batch: Size,
         *wanted: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        rows = _Rows.of(x, tau, link, over, batch)
-        s = _new(rows.shape, x, x.dtype) if wanted[0] else None
-        v = _new(rows.shape, x) if wanted[1] else None
+        plan = _plan_of(x, tau, link, over, batch)
+        rows = plan.rows_of(x, tau)
+        s = _new(plan.shape, x, x.dtype) if wanted[0] else None
+        v = _new(plan.shape, x) if wanted[1] else None
         log_p = _new(over, x) if wanted[2] else None
         parts = None
         if link.event_dim:
             if type(link) is not Simplex and any(ctx.needs_input_grad):
-                parts = _new((2, rows.n), x)
-            outputs = s, v, log_p, parts
-            more = (math.lgamma(rows.k),)
-            rows.run(triton_rows.draw_rows, rows.x, rows.tau, seed, *outputs, more=more)
+                parts = _new((2, plan.n), x)
+            more = (math.lgamma(plan.k),)
+            plan.run(triton_rows.draw_rows, *rows, seed, s, v, log_p, parts, more=more)
         else:
-            rows.run(triton_bits.draw_bits, rows.x, rows.tau, seed, s, v, log_p)
+            plan.run(triton_bits.draw_bits, *rows, seed, s, v, log_p)
         enough = type(link) is Simplex and x.dtype == torch.float32  # to save s alone
-        ctx.place = link, over, batch
-        ctx.save_for_backward(x, tau, seed, s if enough else None, parts)
+        ctx.plan = plan
+        _save(ctx, tau, x, seed, s if enough else None, parts)
         ctx.set_materialize_grads(False)
         return s, v, log_p
 
@@ -385,15 +404,14 @@ class _FusedStraightThroughDraw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
+        ctx: Any, x: Tensor, tau: Tensor | float, seed: Tensor, link: Link, over: Size, batch: Size
     ) -> Tensor:
-        rows = _Rows.of(x, tau, link, over, batch)
-        parts = None
+        plan, parts = _plan_of(x, tau, link, over, batch), None
         if link.event_dim and type(link) is not Simplex and any(ctx.needs_input_grad):
-            parts = _new((2, rows.n), x)
-        hard = _hard_value(rows, x, seed, parts)
-        ctx.place = link, over, batch
-        ctx.save_for_backward(x, tau, seed, None, parts)
+            parts = _new((2, plan.n), x)
+        hard = _hard_value(plan, x, tau, seed, parts)
+        ctx.plan = plan
+        _save(ctx, tau, x, seed, None, parts)
         return hard
 
     @staticmethod
@@ -406,28 +424,27 @@ class _FusedSecondOrderDraw(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, link: Link, over: Size, batch: Size) -> Tensor:
-        hard = _hard_value(_Rows.of(x, seed.squeeze(), link, over, batch), x, seed, None)
-        ctx.place = link, over, batch
-        ctx.save_for_backward(x, seed, hard)
+        ctx.plan = plan = _plan_of(x, 1.0, link, over, batch)
+        hard = _hard_value(plan, x, 1.0, seed, None)
+        ctx.save_for_backward(x, hard)
         return hard
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, seed, hard = ctx.saved_tensors
-        link, over, batch = ctx.place
-        nothing = (None,) * 4
+        (x, hard), plan = ctx.saved_tensors, ctx.plan
+        event_dim, nothing = plan.place[0].event_dim, (None,) * 4
         if torch.is_grad_enabled() or is_batched(grad):
-            attach = with_one_hot_gradient if link.event_dim else with_bit_gradient
+            attach = with_one_hot_gradient if event_dim else with_bit_gradient
             hard, grad = hard.detach().float(), grad.float()
             expand = partial(torch.broadcast_to, size=hard.shape)
             return *_gradients_of_graph(
                 lambda x: (attach(hard, expand(x.float())),), (x,), (True,), (grad,)
             ), *nothing
-        rows = _Rows.of(x, seed.squeeze(), link, over, batch)
-        gs, strides = rows.flat(grad, link.event_dim)
-        dx, _ = rows.room_for_gradients(x, seed, True, False)
+        rows, _ = plan.rows_of(x, 1.0)
+        gs, strides = plan.flat(grad, event_dim)
+        dx, _ = plan.room_for_gradients(x, 1.0, True, False)
         bits, vectors = triton_bits.pull_second_order_of_bits, triton_rows.pull_second_order_of_rows
-        rows.run(vectors if link.event_dim else bits, rows.x, hard, gs, dx, more=strides)
+        plan.run(vectors if event_dim else bits, rows, hard, gs, dx, more=strides)
         return _summed(dx, x), *nothing
 
 
@@ -438,43 +455,49 @@ class _FusedEstimatedDraw(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        tau: Tensor,
+        tau: Tensor | float,
         seed: Tensor,
         link: Link,
         over: Size,
         batch: Size,
         estimator: Estimator,
     ) -> Tensor:
-        hard = _hard_value(_Rows.of(x, tau, link, over, batch), x, seed, None)
-        ctx.place, ctx.estimator = (link, over, batch), estimator
-        ctx.save_for_backward(x, tau, seed, hard)
+        ctx.plan, ctx.estimator = _plan_of(x, tau, link, over, batch), estimator
+        hard = _hard_value(ctx.plan, x, tau, seed, None)
+        _save(ctx, tau, x, seed, hard)
         return hard
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, tau, seed, hard = ctx.saved_tensors
-        link, over, batch = ctx.place
+        (tau, x, seed, hard), plan = _saved(ctx), ctx.plan
+        link, over, _ = plan.place
         wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
         if torch.is_grad_enabled() or is_batched(grad):
             surrogate = partial(_estimated, link, hard, seed, over, ctx.estimator)
-            return *_gradients_of_graph(surrogate, (x, tau), wanted, (grad,)), *nothing
-        rows = _Rows.of(x, tau, link, over, batch)
-        gs, strides = rows.flat(grad, link.event_dim)
-        dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
-        _run_estimator(ctx.estimator, rows, seed, strides, hard, gs, dx, dtau)
+            inputs = x, _tensor_of(tau, x)
+            return *_gradients_of_graph(surrogate, inputs, wanted, (grad,)), *nothing
+        gs, strides = plan.flat(grad, link.event_dim)
+        dx, dtau = plan.room_for_gradients(x, tau, True, wanted[1])
+        tensors = *plan.rows_of(x, tau), seed, hard, gs, dx, dtau
+        _run_estimator(ctx.estimator, plan, strides, *tensors)
         return _summed(dx, x), _summed(dtau, tau), *nothing
 
 
 def _run_estimator(
-    estimator: Estimator, rows: _Rows, seed: Tensor, strides: tuple[int, ...], *tensors: Any
+    estimator: Estimator,
+    plan: _Plan,
+    strides: tuple[int, ...],
+    x: Tensor,
+    tau: Tensor | float,
+    seed: Tensor,
+    *tensors: Any,
 ) -> None:
     """The backward pass of an estimator."""
-    have_event = rows.shape != rows.over
+    have_event = plan.shape != plan.over
     if isinstance(estimator, gumbel_rao):
         bits, vectors = triton_rao.pull_rao_of_bits, triton_rao.pull_rao_of_rows
-        pointers = rows.x, rows.tau, seed, *tensors
-        samples = estimator.samples
-        rows.run(vectors if have_event else bits, *pointers, more=strides, SAMPLES=samples)
+        kernel, samples = vectors if have_event else bits, estimator.samples
+        plan.run(kernel, x, tau, seed, *tensors, more=strides, SAMPLES=samples)
         return
     bits = triton_estimators.pull_closed_form_of_bits
     vectors = triton_estimators.pull_closed_form_of_rows
@@ -483,17 +506,20 @@ def _run_estimator(
         gap, form = estimator.gap, triton_estimators.GAPPED
     elif estimator is reinmax:
         form = triton_estimators.REINMAX
-    pointers, more = (rows.x, rows.tau, *tensors), (gap, *strides)
-    rows.run(vectors if have_event else bits, *pointers, more=more, FORM=form.value)
+    kernel, more = vectors if have_event else bits, (gap, *strides)
+    plan.run(kernel, x, tau, *tensors, more=more, FORM=form.value)
 
 
-def _hard_value(rows: _Rows, x: Tensor, seed: Tensor, parts: Tensor | None) -> Tensor:
+def _hard_value(
+    plan: _Plan, x: Tensor, tau: Tensor | float, seed: Tensor, parts: Tensor | None
+) -> Tensor:
     """The hard value of a draw; for subsets also the parts of v, where they are wanted."""
-    hard = _new(rows.shape, x, x.dtype)
-    if rows.shape != rows.over:
-        rows.run(triton_rows.choose_rows, rows.x, rows.tau, seed, hard, parts)
+    hard = _new(plan.shape, x, x.dtype)
+    rows = plan.rows_of(x, tau)
+    if plan.shape != plan.over:
+        plan.run(triton_rows.choose_rows, *rows, seed, hard, parts)
     else:
-        rows.run(triton_bits.choose_bits, rows.x, rows.tau, seed, hard)
+        plan.run(triton_bits.choose_bits, *rows, seed, hard)
     return hard
 
 
@@ -503,30 +529,28 @@ def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor 
     :param grads: those in s or the hard value, in v and in log p(s).
     :param graph: the operations whose derivatives they are, for derivatives of them.
     """
-    x, tau, seed, s, parts = ctx.saved_tensors
-    link, over, batch = ctx.place
+    (tau, x, seed, s, parts), plan = _saved(ctx), ctx.plan
     wanted = ctx.needs_input_grad[:2]
     if all(grad is None for grad in grads):
         return None, None
     if torch.is_grad_enabled() or any(map(is_batched, grads)):
-        outputs = partial(graph, link, _noise_of_draw(x, tau, seed, *ctx.place))
-        return _gradients_of_graph(outputs, (x, tau), wanted, grads)  # type: ignore[return-value]
-    rows = _Rows.of(x, tau, link, over, batch)
-    event_dim = link.event_dim
-    gs, gs_strides = rows.flat(grads[0], event_dim)
-    gv, gv_strides = rows.flat(grads[1], event_dim)
-    gl, gl_strides = rows.flat(grads[2], 0)
-    dx, dtau = rows.room_for_gradients(x, tau, True, wanted[1])
+        outputs = partial(graph, plan.place[0], _noise_of_draw(x, tau, seed, *plan.place))
+        inputs = x, _tensor_of(tau, x)
+        return _gradients_of_graph(outputs, inputs, wanted, grads)  # type: ignore[return-value]
+    rows, event_dim = plan.rows_of(x, tau), plan.place[0].event_dim
+    gs, gs_strides = plan.flat(grads[0], event_dim)
+    gv, gv_strides = plan.flat(grads[1], event_dim)
+    gl, gl_strides = plan.flat(grads[2], 0)
+    dx, dtau = plan.room_for_gradients(x, tau, True, wanted[1])
     strides = *gs_strides, *gv_strides, *gl_strides
     tensors = gs, gv, gl, dx, dtau
     if event_dim:
         # v, which the gradient in tau needs, is lost where s is 0.
         s = None if wanted[1] else s
-        kernel = triton_rows.pull_draw_of_rows
-        pointers = rows.x, rows.tau, seed, s, parts, *tensors
-        rows.run(kernel, *pointers, more=strides, waits_for_memory=s is not None)
+        pointers, options = (*rows, seed, s, parts, *tensors), {"waits_for_memory": s is not None}
+        plan.run(triton_rows.pull_draw_of_rows, *pointers, more=strides, **options)
     else:
-        rows.run(triton_bits.pull_draw_of_bits, rows.x, rows.tau, seed, *tensors, more=strides)
+        plan.run(triton_bits.pull_draw_of_bits, *rows, seed, *tensors, more=strides)
     return _summed(dx, x), _summed(dtau, tau)
 
 
@@ -539,54 +563,48 @@ class _FusedLogDensity(torch.autograd.Function):
         value: Tensor,
         v: Tensor,
         x: Tensor,
-        tau: Tensor,
+        tau: Tensor | float,
         link: Link,
         batch: Size,
         of_values: bool,
     ) -> Tensor:
         over = v.shape[: v.dim() - link.event_dim]
-        rows = _Rows.of(x, tau, link, over, batch)
+        plan = _plan_of(x, tau, link, over, batch)
         log_p = _new(over, v)
-        values, v_, strides = _values(rows, value, v, link)
-        pointers = values, v_, rows.x, rows.tau, log_p
+        v_, strides = plan.flat(v, link.event_dim)
+        pointers = value.contiguous(), v_, *plan.rows_of(x, tau), log_p
         if link.event_dim:
-            more = *strides, math.lgamma(rows.k)
-            rows.run(triton_rows.density_of_rows, *pointers, more=more, OF_VALUES=of_values)
+            more = *strides, math.lgamma(plan.k)
+            plan.run(triton_rows.density_of_rows, *pointers, more=more, OF_VALUES=of_values)
         else:
-            rows.run(triton_bits.density_of_bits, *pointers, more=strides, OF_VALUES=of_values)
-        ctx.place = link, over, batch, of_values
-        ctx.save_for_backward(value, v, x, tau)
+            plan.run(triton_bits.density_of_bits, *pointers, more=strides, OF_VALUES=of_values)
+        ctx.plan, ctx.of_values = plan, of_values
+        _save(ctx, tau, value, v, x)
         return log_p
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        value, v, x, tau = ctx.saved_tensors
-        link, over, batch, of_values = ctx.place
+        (tau, value, v, x), plan, of_values = _saved(ctx), ctx.plan, ctx.of_values
+        link, _, batch = plan.place
         of_v, of_x, of_tau = wanted = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled() or is_batched(grad):
             density = partial(_density, link, batch, of_values, value)
-            found = _gradients_of_graph(density, (v, x, tau), wanted, (grad,))
+            inputs = v, x, _tensor_of(tau, x)
+            found = _gradients_of_graph(density, inputs, wanted, (grad,))
             return None, *found, None, None, None
-        rows = _Rows.of(x, tau, link, over, batch)
-        values, v_, strides = _values(rows, value, v, link)
-        gl, gl_strides = rows.flat(grad, 0)
-        dv = _new(rows.shape, v, v.dtype) if of_v else None
-        dx, dtau = rows.room_for_gradients(x, tau, of_x, of_tau)
-        pointers = values, v_, rows.x, rows.tau, gl, dv, dx, dtau
+        v_, strides = plan.flat(v, link.event_dim)
+        gl, gl_strides = plan.flat(grad, 0)
+        dv = _new(plan.shape, v, v.dtype) if of_v else None
+        dx, dtau = plan.room_for_gradients(x, tau, of_x, of_tau)
+        pointers = value.contiguous(), v_, *plan.rows_of(x, tau), gl, dv, dx, dtau
         bits, vectors = triton_bits.pull_density_of_bits, triton_rows.pull_density_of_rows
         kernel = vectors if link.event_dim else bits
         options = {"waits_for_memory": link.event_dim > 0, "OF_VALUES": of_values}
-        rows.run(kernel, *pointers, more=(*strides, *gl_strides), **options)
+        plan.run(kernel, *pointers, more=(*strides, *gl_strides), **options)
         return None, dv, _summed(dx, x), _summed(dtau, tau), None, None, None
 
 
-def _values(rows: _Rows, value: Tensor, v: Tensor, link: Link) -> Any:
-    """The values and their v for a kernel, and the strides of v."""
-    flat, strides = rows.flat(v, link.event_dim)
-    return value.contiguous(), flat, strides
-
-
-def _summed(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+def _summed(gradient: Tensor | None, parameter: Any) -> Tensor | None:
     """The gradient of each row or program, summed to that of the parameter."""
     if gradient is None or gradient.shape == parameter.shape:
         return gradient
@@ -595,11 +613,19 @@ def _summed(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     return gradient.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
+# Without what `Function.apply` does besides, as in `cpu`.
+_apply_draw = super(torch.autograd.Function, _FusedDraw).apply
+_apply_straight_through_draw = super(torch.autograd.Function, _FusedStraightThroughDraw).apply
+_apply_second_order_draw = super(torch.autograd.Function, _FusedSecondOrderDraw).apply
+_apply_estimated_draw = super(torch.autograd.Function, _FusedEstimatedDraw).apply
+_apply_log_density = super(torch.autograd.Function, _FusedLogDensity).apply
+
+
 # Derivatives of gradients.
 
 
 def _noise_of_draw(
-    x: Tensor, tau: Tensor, seed: Tensor, link: Link, over: Size, batch: Size
+    x: Tensor, tau: Any, seed: Tensor, link: Link, over: Size, batch: Size
 ) -> Tensor:
     """The noise of a draw."""
     return _noise_over(over + x.shape[x.dim() - link.event_dim :], link, seed)

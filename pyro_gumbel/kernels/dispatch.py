@@ -5,7 +5,7 @@
 
 In all functions `logits` are x in float32 or float64, not expanded, with -inf for an impossible
 outcome (for bits also inf). `temperature` broadcasts with a draw: for vectors it has a last
-dimension of 1, or no dimensions.
+dimension of 1, or no dimensions. It may be a number on the CPU where the logits are on a GPU.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from torch import Size, Tensor
 from torch.nn import Parameter
 
-from pyro_gumbel._tracing import CPU, in_eager_mode
+from pyro_gumbel._tracing import CPU, in_eager_mode, is_number, moved
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.kernels import cpu, reference
 from pyro_gumbel.kernels.formulas import FORMULAS
@@ -84,8 +84,9 @@ def draw(
     """
     kernels = _kernels(link, noise, logits, temperature)
     if kernels is not cpu:
-        given = logits, temperature, link, noise, sample_shape, batch_shape
-        return kernels.draw(*given, keep=keep, log_prob=log_prob)
+        given = link, noise, sample_shape, batch_shape
+        tau = _temperature_for(kernels, temperature, logits)
+        return kernels.draw(logits, tau, *given, keep=keep, log_prob=log_prob)
     return cpu.draw(
         logits,
         temperature,
@@ -118,8 +119,8 @@ def straight_through_draw(
         return cpu.straight_through_draw(
             logits, temperature, link, noise, sample_shape, batch_shape, near
         )
-    given = logits, temperature, link, noise, sample_shape, batch_shape
-    return kernels.straight_through_draw(*given)
+    tau = _temperature_for(kernels, temperature, logits)
+    return kernels.straight_through_draw(logits, tau, link, noise, sample_shape, batch_shape)
 
 
 def second_order_draw(
@@ -182,8 +183,9 @@ def log_density(
     :param unconstrained: v, in the dtype of the computation.
     """
     kernels = _kernels(link, None, logits, temperature, unconstrained)
+    tau = _temperature_for(kernels, temperature, logits)
     return kernels.log_density(
-        value, unconstrained, logits, temperature, link, batch_shape, of_values=of_values
+        value, unconstrained, logits, tau, link, batch_shape, of_values=of_values
     )
 
 
@@ -192,6 +194,8 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
 
     The formulas are for the links that have them, with the noise that belongs to them, and for
     plain numbers. Transforms, compilers and tracers need the operations of the reference.
+
+    :param tensors: the logits, then the temperature, then others.
     """
     formulas = FORMULAS.get(type(link))
     if formulas is None or not in_eager_mode():
@@ -199,11 +203,20 @@ def _kernels(link: Link, noise: Callable[..., Tensor] | None, *tensors: Tensor) 
     if noise is not None and noise is not formulas.noise:
         return reference
     device = tensors[0].device
-    for tensor in tensors:
-        if type(tensor) not in _WITH_TORCH_OPERATIONS or tensor.device != device:
+    for i, tensor in enumerate(tensors):
+        if type(tensor) not in _WITH_TORCH_OPERATIONS:
             return reference
-    kind = "cpu" if device == CPU else device.type
-    return BY_DEVICE.get(kind) or _module_for(device)
+        if tensor.device != device and not (i == 1 and is_number(tensor)):
+            return reference
+    kernels = BY_DEVICE.get("cpu" if device == CPU else device.type) or _module_for(device)
+    if kernels is not cpu and any(tensor.dtype == torch.float64 for tensor in tensors):
+        return reference
+    return kernels
+
+
+def _temperature_for(kernels: ModuleType, temperature: Tensor, logits: Tensor) -> Tensor:
+    """The temperature for a module: torch's operations take it on the device of the logits."""
+    return moved(temperature, logits.device) if kernels is reference else temperature
 
 
 def _module_for(device: torch.device) -> ModuleType:

@@ -13,6 +13,7 @@ import triton.language as tl
 from pyro_gumbel.kernels.triton_functions import (
     FIRST,
     INFINITY,
+    NUMBER,
     _bits_here,
     _finite_of,
     _log_slope_of,
@@ -38,7 +39,9 @@ _BIT_COUNTS = ["x_rows", "tau_rows"]
 @triton.jit
 def _of_bits(ptr, at, n, rows, AT: tl.constexpr):
     """The parameter of each bit, 1 beyond the last one."""
-    if AT == FIRST:
+    if AT == NUMBER:
+        found = ptr + tl.zeros_like(at).to(tl.float32)
+    elif AT == FIRST:
         found = tl.load(ptr).to(tl.float32) + tl.zeros_like(at).to(tl.float32)
     else:
         found = tl.load(ptr + _own(at, rows, AT), mask=at < n, other=1.0).to(tl.float32)

@@ -29,6 +29,7 @@ __all__ = [
     "FIRST",
     "LONGEST",
     "MODULO",
+    "NUMBER",
     "OWN",
     "TILE",
     "launch_of_bits",
@@ -44,6 +45,7 @@ LONGEST = 4096  # columns that a program takes at a time
 OWN = tl.constexpr(0)
 FIRST = tl.constexpr(1)
 MODULO = tl.constexpr(2)
+NUMBER = tl.constexpr(3)  # there are no rows, but one number in the place of the pointer
 
 INFINITY = tl.constexpr(float("inf"))
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # float32
@@ -216,7 +218,9 @@ def _bits_here(BLOCK: tl.constexpr):
 
 @triton.jit
 def _temperature(tau_ptr, row, n, tau_rows, TAU_AT: tl.constexpr):
-    if TAU_AT == FIRST:
+    if TAU_AT == NUMBER:
+        tau = tau_ptr
+    elif TAU_AT == FIRST:
         tau = tl.load(tau_ptr).to(tl.float32)  # one number for a program: cheaper than one a row
     else:
         at = _own(row, tau_rows, TAU_AT)

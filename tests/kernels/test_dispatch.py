@@ -90,6 +90,46 @@ def test_both_have_the_same_values_from_the_same_noise(link, sampler):
         torch.testing.assert_close(*results)
 
 
+class Noted:
+    """Kernels that note which temperature they are given."""
+
+    def __init__(self):
+        self.temperatures = []
+
+    def draw(self, logits, temperature, *_, **__):
+        self.temperatures.append(temperature)
+
+    straight_through_draw = draw
+
+    def log_density(self, value, unconstrained, logits, temperature, *_, **__):
+        self.temperatures.append(temperature)
+
+
+def test_a_temperature_may_be_a_number_on_the_cpu(monkeypatch):
+    """The kernels of a device take it as it is, and torch's operations on that device."""
+    kernels, operations = Noted(), Noted()
+    monkeypatch.setitem(dispatch.BY_DEVICE, "meta", kernels)
+    for name in ("draw", "straight_through_draw", "log_density"):
+        monkeypatch.setattr(reference, name, getattr(operations, name))
+    x, number = torch.zeros(4, device="meta"), torch.tensor(0.3)
+
+    def run(x, tau):
+        arguments = x, tau, interval, noise.logistic, EMPTY, x.shape
+        dispatch.draw(*arguments, keep=False, log_prob=False)
+        dispatch.straight_through_draw(*arguments)
+        dispatch.log_density(x, x, x, tau, interval, x.shape, of_values=True)
+
+    run(x, number)
+    assert [tau is number for tau in kernels.temperatures] == [True] * 3
+    assert not operations.temperatures
+    run(x.double(), number.double())
+    run(x, number.clone().requires_grad_())
+    dispatch.log_density(number, number, x, number, interval, x.shape, of_values=False)
+    assert len(kernels.temperatures) == 3
+    assert len(operations.temperatures) == 7
+    assert {tau.device.type for tau in operations.temperatures} == {"meta"}
+
+
 def test_what_runs_on_a_device(monkeypatch):
     """On a GPU the reference, if Triton is not there or does not work."""
     assert dispatch.backend("cpu") == "blocks"

@@ -54,16 +54,16 @@ compiled: list[tuple[str, Any]] = []
 
 
 def run(
-    rows: Any,
+    plan: Any,
     kernel: Any,
     *pointers: Any,
     more: Any = (),
     waits_for_memory: Any = None,
     **options: Any,
 ) -> None:
-    """In place of `_Rows.run`: compile, but do not run."""
-    arguments = *pointers, *rows.counts, *more
-    made = kernel.warmup(*arguments, grid=rows.grid, **options, **rows.options)
+    """In place of `_Plan.run`: compile, but do not run."""
+    arguments = *pointers, *plan.counts, *more
+    made = kernel.warmup(*arguments, grid=plan.grid, **options, **plan.options)
     compiled.append((kernel.__name__, made))
 
 
@@ -75,8 +75,8 @@ def compile_case(link: Any, event: tuple[int, ...], dtype: torch.dtype, tau_is_o
     seed, batch = torch.zeros(1, dtype=torch.int64), torch.Size((rows,))
     arguments = x, tau, seed, link, batch, batch
     if tau_is_one:
-        constant = x, tau.detach(), *arguments[2:]
-        cuda._FusedDraw.apply(*constant, True, False, True)[0].sum().backward()
+        number = x, 0.5, *arguments[2:]
+        cuda._FusedDraw.apply(*number, True, False, True)[0].sum().backward()
     s, v, log_p = cuda._FusedDraw.apply(*arguments, True, True, True)
     torch.autograd.backward([s, v, log_p], [torch.ones_like(y) for y in (s, v, log_p)])
     cuda._FusedStraightThroughDraw.apply(*arguments).sum().backward()
@@ -95,7 +95,7 @@ def offsets(text: str) -> Iterator[str]:
 
 def main() -> None:
     driver.set_active(NoDriver())
-    cuda._Rows.run, cuda.TILE = run, TILE  # type: ignore[method-assign, misc]
+    cuda._Plan.run, cuda.TILE = run, TILE  # type: ignore[method-assign, misc]
     for link, event, kernels.LONGEST, dtype, tau_is_one in CASES:
         compile_case(link, event, dtype, tau_is_one)
     for kernel, count, options in (

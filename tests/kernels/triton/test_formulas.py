@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pyro_gumbel.estimators import gapped, gumbel_rao, reinmax, straight_through
 from pyro_gumbel.kernels import cuda, reference, triton_rows
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
@@ -23,6 +24,7 @@ from tests.kernels.triton.common import (
     noise_of,
     parameters,
     placed,
+    smooth_total,
 )
 
 # sample shape, batch shape, shape of the parameter and of the temperature
@@ -103,6 +105,38 @@ def test_draws_of_all_shapes(link, sample, batch, x_shape, tau_shape):
     x, _ = parameters(link, batch=x_shape)
     tau = torch.rand((*tau_shape, *(1 for _ in event_of(link, 1) if tau_shape))) + 0.3
     assert_draws_are_those_of_the_link(x, tau.requires_grad_(), link, sample, batch)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_a_temperature_may_be_a_number(link, again):
+    """With the value and the gradients of a tensor, and derivatives of those."""
+
+    def found_with(tau):
+        arguments = placed(x, tau, link, (2,))
+        drawn = cuda._FusedDraw.apply(*arguments, True, True, True)
+        hard = [cuda._FusedStraightThroughDraw.apply(*arguments)]
+        if not isinstance(link, Hypersimplex):
+            hard += [
+                cuda._FusedEstimatedDraw.apply(*arguments, each)
+                for each in (gapped(), reinmax, straight_through, gumbel_rao(3))
+            ]
+        v = drawn[1].detach()
+        value = link.value(v)
+        density = [
+            cuda._FusedLogDensity.apply(value, v, x, tau, link, batch, of_values)
+            for of_values in (True, False)
+        ]
+        outputs = *drawn, *hard, *density
+        (gradient,) = torch.autograd.grad(smooth_total(outputs), x, create_graph=again)
+        if not again:
+            return *outputs, gradient
+        return *outputs, gradient, *torch.autograd.grad(gradient.sin().sum(), x)
+
+    x, _ = parameters(link)
+    batch = torch.Size(x.shape[: x.dim() - link.event_dim])
+    for one, other in zip(found_with(0.6), found_with(torch.tensor(0.6)), strict=True):
+        assert_near(one, other, 1e-5)
 
 
 SIZES = [(simplex, k) for k in (1, 2, 3, 10, 64, 1000)]

@@ -13,6 +13,7 @@ import pyro_gumbel
 from pyro_gumbel import RelaxedBernoulli, RelaxedCategorical, RelaxedSubset
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.kernels import cuda, dispatch, reference
+from pyro_gumbel.links import simplex
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 from tests.common import (
     RANKINGS,
@@ -289,7 +290,7 @@ def test_transforms_and_programs_use_the_operations(cls, monkeypatch):
 
     logits = torch.randn(2, *param_shape(cls, 3))
     score(logits)
-    monkeypatch.setattr(cuda._Rows, "run", refuse)
+    monkeypatch.setattr(cuda._Plan, "run", refuse)
     with pytest.raises(AssertionError):
         score(logits)
     torch.func.vmap(score, randomness="different")(logits)
@@ -341,7 +342,7 @@ class Kernel:
     """Says whether it was asked for itself, or for what it was compiled to."""
 
     __name__ = "a kernel of the test"
-    arg_names = ("x_ptr", "y_ptr", "n", "K", "BLOCK")
+    arg_names = ("x_ptr", "y_ptr", "n", "x_rows", "tau_rows", "stride", "FORM", "K")
 
     def __init__(self):
         self.asked = []
@@ -362,32 +363,35 @@ class Compiled:
         assert len(grid) == 3
 
         def run(*arguments):
-            assert arguments[3:] == (self.options["K"], self.options["BLOCK"])
+            assert arguments[6:] == (self.options["FORM"], self.options["K"])
             self.asked.append("compiled")
 
         return run
 
 
-def test_a_launch_is_known_for_arguments_of_the_same_kinds(monkeypatch):
-    """Others, such as of another dtype, alignment or divisibility, are compiled for."""
-    monkeypatch.setattr(cuda, "_compiled", {})
-    kernel, x = Kernel(), torch.zeros(64)
-    options = {"K": 5, "BLOCK": 8, "num_warps": 4}
-    usual = (x, None, 7), options
+def plan_of_rows(n, k):
+    over = torch.Size((n,))
+    return cuda._Plan(torch.Size((n, k)), None, simplex, over, over, 512, 4096)
+
+
+def test_a_launch_is_known_for_arguments_of_the_same_kinds():
+    """Others, such as of another dtype, alignment or stride, are compiled for."""
+    kernel, x, plan, form = Kernel(), torch.zeros(64), plan_of_rows(8, 5), {"FORM": 1}
     others = [
-        ((x.double(), None, 7), options),
-        ((x[1:], None, 7), options),
-        ((x, x, 7), options),
-        ((x, None, 16), options),
-        ((x, None, 1), options),
-        ((x, None, 2**31), options),
-        ((x, None, 7.0), options),
-        ((x, None, 7), {**options, "K": 6}),
-        ((x, None, 7), {**options, "num_warps": 8}),
+        (plan, (x.double(), None), 7, form),
+        (plan, (x[1:], None), 7, form),
+        (plan, (x, x), 7, form),
+        (plan, (x, 0.5), 7, form),
+        (plan, (x, None), 1, form),
+        (plan, (x, None), 7, {"FORM": 2}),
+        (plan, (x, None), 7, {"waits_for_memory": True, **form}),
+        (plan_of_rows(8, 6), (x, None), 7, form),
+        (plan_of_rows(9, 5), (x, None), 7, form),
     ]
-    for arguments, given in (usual, *others):
+    for plan_, pointers, stride, options in ((plan, (x, None), 7, form), *others):
         for asked in ("itself", "compiled"):
-            cuda._launch(kernel, (3,), x.device, arguments, given)
+            plan_.run(kernel, *pointers, more=(stride,), **options)
             assert kernel.asked[-1] == asked
-    cuda._launch(kernel, (9,), x.device, (torch.ones(128), None, 11), options)
-    assert kernel.asked[-1] == "compiled"
+    plan.run(kernel, torch.ones(128), None, more=(7,), **form)
+    plan.run(kernel, x, 0.25, more=(7,), **form)
+    assert kernel.asked[-2:] == ["compiled"] * 2

@@ -81,6 +81,18 @@ def test_nothing_waits_without_validation(cls):
         d.log_prob(d.rsample().detach().clone())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_temperature_that_was_a_number_is_on_the_device(cls, dtype):
+    """To ask for it is not to wait."""
+    leaf = leaf_of(cls).detach().to(dtype).requires_grad_()
+    step(cls, leaf, 0.6)
+    with waiting("error"):
+        tau = build(cls, 0.6, logits=leaf * 1.0, validate_args=False).temperature
+    value, log_p, _ = step(cls, leaf, 0.6)
+    assert tau.device == value.device == log_p.device == leaf.device
+    assert tau.dtype == value.dtype == dtype
+
+
 @pytest.mark.parametrize("number", [True, False])
 @pytest.mark.parametrize("parameter", ["logits", "probs"])
 def test_validation_waits_once(cls, parameter, number):

@@ -215,12 +215,12 @@ def test_logits_of_any_spread(link, tau):
 
 def pull(hard, grad, x, tau, seed, link, over, batch, samples=1):
     """The gradients of every row in x and tau, where the draw has a given value."""
-    rows = cuda._Rows.of(x.detach(), tau.detach(), link, over, batch)
-    dx, dtau = torch.full(rows.shape, math.nan), torch.full(over, math.nan)
+    plan = cuda._plan_of(x, tau, link, over, batch)
+    dx, dtau = torch.full(plan.shape, math.nan), torch.full(over, math.nan)
     kernel = triton_rao.pull_rao_of_rows if link is simplex else triton_rao.pull_rao_of_bits
-    gs, strides = rows.flat(grad, link.event_dim)
-    tensors = rows.x, rows.tau, seed, hard, gs, dx, dtau
-    rows.run(kernel, *tensors, more=strides, SAMPLES=samples)
+    gs, strides = plan.flat(grad, link.event_dim)
+    rows = plan.rows_of(x.detach(), tau.detach())
+    plan.run(kernel, *rows, seed, hard, gs, dx, dtau, more=strides, SAMPLES=samples)
     return dx, dtau
 
 
@@ -403,7 +403,8 @@ def test_nothing_is_read_back(cls, on_the_kernels, monkeypatch):
         raise AssertionError("a number was read")
 
     leaf = torch.randn(4, 5, requires_grad=True)
-    d = cls(torch.tensor(0.5), logits=leaf * 1.0, estimator="gumbel_rao", validate_args=False)
+    tau = torch.tensor(0.5, requires_grad=True)
+    d = cls(tau, logits=leaf * 1.0, estimator="gumbel_rao", validate_args=False)
     arguments = d._logits, d._tau, d.link, d.family.noise, torch.Size((2,)), d.batch_shape
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
