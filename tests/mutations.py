@@ -337,11 +337,14 @@ cache-near-leaf-changed            distributions/test_sample_cache.py -k far_awa
     - if is_near and self.takes_temperature and counts_changes(logits):
     + if is_near and self.takes_temperature:
 base-usual-not-checked             distributions/test_arguments.py -k usual
-    - if not self._are_seen_usual(logits):
+    - if checks and not self._are_seen_usual(logits):
     + if False:
+base-usual-choice-of-validation    distributions/test_arguments.py -k usual
+    - checks = self._validate_args if validate_args is None else validate_args
+    + checks = self._validate_args
 base-usual-without-categories      distributions/test_arguments.py -k bad_arguments
-    - if family.takes_size or len(shape) < family.event_dim or logits.dtype
-    + if family.takes_size or logits.dtype
+    - if family.takes_size or len(shape) < family.event_dim or not in_eager_mode():
+    + if family.takes_size or not in_eager_mode():
 base-usual-event-shape             distributions/test_arguments.py -k usual
     - self._event_shape = family.event_shape("", categories, None)
     + self._event_shape = categories

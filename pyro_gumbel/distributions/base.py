@@ -268,19 +268,24 @@ class FamilyDistribution:
     def _set_up_usual(self, temperature: Any, logits: Any, validate_args: bool | None) -> bool:
         """What `_set_up` does, in fewer steps, if the arguments are the usual ones.
 
-        They are a number, and float32 logits on a CPU that one look shows to be legal.
+        They are a number, and float32 logits on a CPU or a GPU. Logits to be checked are on a CPU,
+        and one look shows that they are legal.
         """
-        if validate_args is not None or type(logits) not in _PLAIN or logits.device != CPU:
+        if type(logits) not in _PLAIN or logits.dtype != torch.float32 or not logits.numel():
             return False
         family, shape, categories = self.family, logits.shape, _NO_SHAPE
-        if family.takes_size or len(shape) < family.event_dim or logits.dtype != torch.float32:
+        if family.takes_size or len(shape) < family.event_dim or not in_eager_mode():
             return False
-        if not (self._validate_args and logits.numel() and in_eager_mode()):
+        checks = self._validate_args if validate_args is None else validate_args
+        has_kernels = logits.device == CPU or (logits.is_cuda and not checks)
+        if type(checks) is not bool or not has_kernels:
             return False
         self._parameter_name, self._parameter = "logits", logits
-        self._cache_key = CacheKey(True)
-        if not self._are_seen_usual(logits):
+        self._cache_key = CacheKey(checks)
+        if checks and not self._are_seen_usual(logits):
             return False
+        if validate_args is not None:
+            self._validate_args = checks
         if family.event_dim:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape

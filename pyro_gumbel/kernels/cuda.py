@@ -183,7 +183,7 @@ def _number_or_tensor(tau: Tensor) -> Tensor | float:
     return tau.item() if is_number(tau) else tau
 
 
-def _tensor_of(tau: Tensor | float, like: Tensor) -> Tensor:
+def _tau_as_tensor(tau: Tensor | float, like: Tensor) -> Tensor:
     """A temperature for torch's operations."""
     if isinstance(tau, Tensor):
         return tau
@@ -474,7 +474,7 @@ class _FusedEstimatedDraw(torch.autograd.Function):
         wanted, nothing = ctx.needs_input_grad[:2], (None,) * 5
         if torch.is_grad_enabled() or is_batched(grad):
             surrogate = partial(_estimated, link, hard, seed, over, ctx.estimator)
-            inputs = x, _tensor_of(tau, x)
+            inputs = x, _tau_as_tensor(tau, x)
             return *_gradients_of_graph(surrogate, inputs, wanted, (grad,)), *nothing
         gs, strides = plan.flat(grad, link.event_dim)
         dx, dtau = plan.room_for_gradients(x, tau, True, wanted[1])
@@ -535,7 +535,7 @@ def _pull_draw(ctx: Any, grads: Any, graph: Any) -> tuple[Tensor | None, Tensor 
         return None, None
     if torch.is_grad_enabled() or any(map(is_batched, grads)):
         outputs = partial(graph, plan.place[0], _noise_of_draw(x, tau, seed, *plan.place))
-        inputs = x, _tensor_of(tau, x)
+        inputs = x, _tau_as_tensor(tau, x)
         return _gradients_of_graph(outputs, inputs, wanted, grads)  # type: ignore[return-value]
     rows, event_dim = plan.rows_of(x, tau), plan.place[0].event_dim
     gs, gs_strides = plan.flat(grads[0], event_dim)
@@ -589,7 +589,7 @@ class _FusedLogDensity(torch.autograd.Function):
         of_v, of_x, of_tau = wanted = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled() or is_batched(grad):
             density = partial(_density, link, batch, of_values, value)
-            inputs = v, x, _tensor_of(tau, x)
+            inputs = v, x, _tau_as_tensor(tau, x)
             found = _gradients_of_graph(density, inputs, wanted, (grad,))
             return None, *found, None, None, None
         v_, strides = plan.flat(v, link.event_dim)

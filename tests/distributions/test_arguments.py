@@ -57,7 +57,8 @@ from tests.common import (
 
 @pytest.mark.parametrize("cls", [cls for cls in WITH_INDICES if cls not in SIZED])
 @pytest.mark.parametrize("fill", [0.0, 200.0, -math.inf, math.nan])
-def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
+@pytest.mark.parametrize("validate_args", [None, True, False])
+def test_usual_arguments_are_set_up_as_all_others(cls, fill, validate_args, monkeypatch):
     """In fewer steps: with the same attributes, and the same errors."""
     logits = torch.randn(4, *param_shape(cls), requires_grad=True) * 1
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
 
     def attributes():
         try:
-            d = cls(0.5, logits=logits)
+            d = cls(0.5, logits=logits, validate_args=validate_args)
         except ValueError as error:
             return str(error)
         key = d.__dict__.pop("_cache_key")
@@ -75,7 +76,7 @@ def test_usual_arguments_are_set_up_as_all_others(cls, fill, monkeypatch):
     found = attributes()
     monkeypatch.setattr(cls, "_set_up_usual", lambda *arguments: False)
     assert repr(found) == repr(attributes())
-    assert isinstance(found, str) == math.isnan(fill)
+    assert isinstance(found, str) == (math.isnan(fill) and validate_args is not False)
 
 
 # Temperature.
