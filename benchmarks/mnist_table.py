@@ -11,7 +11,7 @@ epoch, or for the nearest one before it: means of 10 seeds in an independent rep
 al. (2023). Lower is better. The last column is the median processor time of an epoch, in seconds,
 which other work on the machine changes little; on a GPU it is not given. The files have the time
 by the clock too. Files of one shape, estimator and number of epochs, with other seeds each, are one
-row.
+row. Under the table stands what each seed of "proposed" was trained with.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def merged(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         key = tuple(record["options"][name] for name in ("shape", "estimator", "epochs"))
         if key in found:
-            for name in ("train", "test"):
+            for name in ("setting", "train", "test"):
                 found[key][name] |= record[name]
             found[key][TIMES] += record[TIMES]
         else:
@@ -72,6 +72,15 @@ def row(record: dict[str, Any], epochs: tuple[int, ...]) -> list[str]:
     on_cpu = options["device"] == "cpu"
     cells.append(f"{statistics.median(record[TIMES]):.0f}" if on_cpu else "")
     return cells
+
+
+def proposals(record: dict[str, Any]) -> str:
+    """The estimator and temperature of each seed."""
+    found = []
+    for setting in record["setting"].values():
+        tau = setting["temperature"]
+        found.append(f"`{setting['estimator']}`" + ("" if tau is None else f" at T = {tau:g}"))
+    return f"- `proposed` at {record['options']['shape']}: {', '.join(found)}."
 
 
 def published(shape: str, estimator: str, last: int) -> str:
@@ -104,6 +113,9 @@ def main() -> None:
     titles += ["published", "test", "s an epoch"]
     for cells in (titles, ["---"] * len(titles), *(row(record, epochs) for record in records)):
         print(f"| {' | '.join(cells)} |")
+    for record in records:
+        if record["options"]["estimator"] == "proposed":
+            print(proposals(record))
 
 
 if __name__ == "__main__":

@@ -243,7 +243,9 @@ class FamilyDistribution:
         self._batch_shape = shape
         if self.takes_temperature:
             # A kernel on a GPU takes a number from the CPU, and nothing waits for it.
-            device = CPU if parameter.is_cuda and in_eager_mode() else parameter.device
+            device = parameter.device
+            if device.type == "cuda" and in_eager_mode():
+                device = CPU
             if is_usual:
                 self._temperature = torch.scalar_tensor(tau, dtype=parameter.dtype, device=device)
             else:
@@ -277,7 +279,8 @@ class FamilyDistribution:
         if family.takes_size or len(shape) < family.event_dim or not in_eager_mode():
             return False
         checks = self._validate_args if validate_args is None else validate_args
-        has_kernels = logits.device == CPU or (logits.is_cuda and not checks)
+        device = logits.device
+        has_kernels = device == CPU or (device.type == "cuda" and not checks)
         if type(checks) is not bool or not has_kernels:
             return False
         self._parameter_name, self._parameter = "logits", logits

@@ -219,7 +219,7 @@ class HardConcrete(RelaxedValue, TorchDistribution):
 
     def _log_density_of_bits(self, bits: Tensor, v: Tensor) -> Tensor:
         """log p(r), by the kernels for the bits."""
-        how = self._logits, self._tau, interval, self._batch_shape
+        how = *self._logits_and_tau, interval, self._batch_shape
         return self._stretched(dispatch.log_density(bits, v, *how, of_values=True))
 
     def _stretched(self, density: Tensor) -> Tensor:
