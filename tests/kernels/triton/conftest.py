@@ -30,6 +30,32 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("interpreter")]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _faster_interpreter():
+    """Triton's interpreter replaces the functions of `triton.language` for a kernel.
+
+    It does so again for every function that a kernel calls, which takes longer than all else. Once
+    for each module of such functions is enough.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    call, seen = InterpretedFunction.__call__, set()
+
+    def call_again(self, *arguments, **options):
+        module = self.fn.__module__
+        if module in seen:
+            return self.rewrite()(*arguments, **options)
+        seen.add(module)
+        return call(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__call__", call_again)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
     """Memory that a kernel does not write to holds NaN. In the interpreter tiles are large."""
