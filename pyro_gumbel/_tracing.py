@@ -107,15 +107,13 @@ def counts_changes(tensor: Tensor) -> bool:
 
 def is_number(tensor: Tensor) -> bool:
     """Whether a tensor is a constant number, which Python can read without waiting."""
-    is_constant = tensor.dim() == 0 and tensor.device == CPU and not tensor.requires_grad
-    return is_constant and in_eager_mode()
+    is_plain = type(tensor) is Tensor and tensor.dim() == 0 and tensor.device == CPU
+    return is_plain and not tensor.requires_grad and in_eager_mode()
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; a constant number is written there, as a copy would be waited for."""
-    if tensor.device == device:
-        return tensor
-    if not is_number(tensor):
+    """A number on a device. It is written there: a copy would be waited for."""
+    if tensor.device == device or in_program() or type(tensor) is not Tensor:
         return tensor.to(device)
     return torch.scalar_tensor(tensor.item(), dtype=tensor.dtype, device=device)
 

@@ -343,8 +343,8 @@ base-usual-choice-of-validation    distributions/test_arguments.py -k usual
     - checks = self._validate_args if validate_args is None else validate_args
     + checks = self._validate_args
 base-usual-without-categories      distributions/test_arguments.py -k bad_arguments
-    - if family.takes_size or len(shape) < family.event_dim or not in_eager_mode():
-    + if family.takes_size or not in_eager_mode():
+    - if family.takes_size or len(shape) < family.event_dim or not logits.numel():
+    + if family.takes_size or not logits.numel():
 base-usual-event-shape             distributions/test_arguments.py -k usual
     - self._event_shape = family.event_shape("", categories, None)
     + self._event_shape = categories
@@ -794,7 +794,7 @@ cache-parameter-version            distributions/test_sample_cache.py
     - version = 0 if tensor.is_inference() else tensor._version
     + version = 0
 cache-leaf-not-compared            distributions/test_sample_cache.py
-    - if not (copy is None or self.would_wait or _is_equal(t, copy)):
+    - if not (copy is None or is_there or _is_equal(t, copy)):
     + if False:
 cache-view-of-a-leaf               distributions/test_sample_cache.py
     - if not counts_changes(t):
@@ -833,7 +833,7 @@ cache-stale-density                fuzz/test_sample_cache.py --fuzz 3000
     - if not state.is_that_of(cache.parameters):
     + if False:
 cache-stale-leaf                   fuzz/test_sample_cache.py --fuzz 3000
-    - if not (copy is None or self.would_wait or _is_equal(t, copy)):
+    - if not (copy is None or is_there or _is_equal(t, copy)):
     + if False:
 cache-stale-value                  fuzz/test_sample_cache.py --fuzz 3000
     - if self.version != (0 if value.is_inference() else value._version):
@@ -1359,7 +1359,7 @@ kernels-batched-gradients          kernels/test_cpu.py -k gradients
 
 [kernels/cuda.py]
 cuda-v-of-changed-parameters       kernels/triton/test_modes.py -k changes_are_not_counted
-    - if self._versions() != self.versions:
+    - if self._versions() != self.versions or not in_eager_mode():
     + if False:
 cuda-v-of-leaves                   kernels/triton/test_modes.py -k changes_are_not_counted
     - keep = keep or not (is_safe and counts_changes(logits))
@@ -1395,8 +1395,8 @@ cuda-rao-of-subclasses             kernels/triton/test_rao.py -k only_what
     - if type(estimator) is gumbel_rao:
     + if isinstance(estimator, gumbel_rao):
 cuda-launch-of-another-kind        kernels/triton/test_modes.py -k launch_is_known
-    - *options.values(), *more, *kinds
-    + *options.values(), *more
+    - *options.values(), *sizes, *kinds
+    + *options.values(), *sizes
 cuda-batched-gradients             kernels/triton/test_modes.py -k several_gradients
     - if torch.is_grad_enabled() or any(map(is_batched, grads)):
     + if torch.is_grad_enabled():

@@ -29,7 +29,6 @@ from pyro_gumbel._tracing import (
     in_eager_mode,
     in_program,
     is_free_of_nan,
-    is_number,
     moved,
 )
 from pyro_gumbel._validation import (
@@ -185,6 +184,7 @@ class FamilyDistribution:
     _validate_args: bool
     size: Any  # an int; of rankings perhaps a tensor of lengths
     _is_usual: bool = False  # whether `_set_up_usual` has set it up
+    _has_number: bool = False  # whether the temperature is a number on the CPU, for a GPU
 
     conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
     cdf: Any = absent(
@@ -250,6 +250,8 @@ class FamilyDistribution:
                 self._temperature = torch.scalar_tensor(tau, dtype=parameter.dtype, device=device)
             else:
                 self._set_up_temperature(owner, tau, device)
+            if device != parameter.device:
+                self._has_number = not isinstance(tau, Tensor) and type(self._temperature) is Tensor
         if isinstance(size, Tensor):
             self._set_up_lengths(owner, size, rows, categories[-1])
         else:
@@ -273,10 +275,10 @@ class FamilyDistribution:
         They are a number, and float32 logits on a CPU or a GPU. Logits to be checked are on a CPU,
         and one look shows that they are legal.
         """
-        if type(logits) not in _PLAIN or logits.dtype != torch.float32 or not logits.numel():
+        if type(logits) not in _PLAIN or logits.dtype != torch.float32 or not in_eager_mode():
             return False
         family, shape, categories = self.family, logits.shape, _NO_SHAPE
-        if family.takes_size or len(shape) < family.event_dim or not in_eager_mode():
+        if family.takes_size or len(shape) < family.event_dim or not logits.numel():
             return False
         checks = self._validate_args if validate_args is None else validate_args
         device = logits.device
@@ -296,6 +298,8 @@ class FamilyDistribution:
         self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)
         self.link = family.link
         self._is_usual = True
+        if device != CPU:
+            self._has_number = True
         return True
 
     def _set_up_temperature(
@@ -357,7 +361,7 @@ class FamilyDistribution:
         )
 
     def _check_temperature(self) -> None:
-        tau = self.temperature
+        tau = self._temperature_to_read
         least, most = ends(tau)
         if not (least > 0 and most < math.inf):
             require(
@@ -377,7 +381,7 @@ class FamilyDistribution:
         else:
             legal = ((x >= 0) & (x <= 1)).all()
         if temperature is not None:
-            tau = self.temperature
+            tau = self._temperature_to_read
             legal = legal & ((tau > 0) & (tau < math.inf)).all()
         return bool(legal.item())
 
@@ -493,7 +497,7 @@ class FamilyDistribution:
 
     def _brief_temperature(self) -> dict[str, Any]:
         """What `repr` shows of the temperature."""
-        return {"temperature": brief(self.temperature)}
+        return {"temperature": brief(self._temperature_to_read)}
 
     # Parameters.
 
@@ -506,10 +510,31 @@ class FamilyDistribution:
         tau, parameter = self._temperature, self._parameter
         if tau is None:
             return None
-        tau = moved(tau, parameter.device)
+        if tau.device != parameter.device:
+            tau = self._temperature_on_device()
         if tau.dtype != parameter.dtype:
             tau = cast(tau, parameter.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
+
+    @property
+    def _temperature_to_read(self) -> Any:
+        """The temperature, where a number is read without waiting."""
+        return self._temperature if self._has_number else self.temperature
+
+    def _temperature_on_device(self) -> Tensor:
+        """The temperature on the device of the parameter.
+
+        A number is kept there from now on, so that it may be changed in place as on a CPU.
+        """
+        tau: Tensor = self._temperature
+        device = self._parameter.device
+        if not self._has_number:
+            return tau.to(device)
+        tau = moved(tau, device)
+        if in_eager_mode():
+            self._temperature, self._has_number, self._is_usual = tau, False, False
+            self._cache_key.state = None
+        return tau
 
     @property
     def logits(self) -> Tensor:
@@ -595,7 +620,7 @@ class FamilyDistribution:
         if tau is None:
             return torch.ones((), dtype=self._dtype, device=parameter.device)
         if tau.dim() == 0 and tau.dtype == parameter.dtype == torch.float32:
-            return moved(tau, parameter.device)
+            return tau if tau.device == parameter.device else self._temperature_on_device()
         tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
 
@@ -605,10 +630,9 @@ class FamilyDistribution:
         tau = self._temperature
         if self._is_usual and tau is not None:
             return self._parameter, tau
-        if tau is None or not is_number(tau):
+        if not (self._has_number and in_eager_mode()):
             return self._logits, self._tau
-        dtype = self._dtype
-        return self._logits, tau if tau.dtype == dtype else tau.to(self._parameter.dtype).to(dtype)
+        return self._logits, tau.to(self._parameter.dtype).to(self._dtype)
 
     @property
     def _noise_shape(self) -> torch.Size:

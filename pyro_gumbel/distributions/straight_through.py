@@ -132,7 +132,7 @@ class FamilyStraightThrough(FamilyDistribution):
         if self.estimator is gumbel_softmax or not self._validate_args or in_program():
             return
         # A number is read without waiting for a GPU.
-        tau = temperature if isinstance(temperature, float) else self.temperature
+        tau = temperature if isinstance(temperature, float) else self._temperature_to_read
         warn_of_temperature(self.estimator, tau)
 
     def _brief_temperature(self) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pyro_gumbel._tracing import counts_changes, is_batched, is_number, version_of
+from pyro_gumbel._tracing import (
+    counts_changes,
+    in_eager_mode,
+    is_batched,
+    is_number,
+    version_of,
+)
 from pyro_gumbel.estimators import (
     Estimator,
     gapped,
@@ -51,6 +57,8 @@ __all__ = [
     "try_on",
 ]
 
+_alive = torch._C._functorch.unwrap_if_dead  # of a tensor that has left a transform
+
 TILE = triton_functions.TILE  # elements of a program
 
 
@@ -78,6 +86,7 @@ def draw(
     If v need not be kept, and torch counts the changes of the parameters, v is a function that
     draws the noise again.
     """
+    logits, temperature = _alive(logits), _alive(temperature)
     attached = torch.is_grad_enabled() and (logits.requires_grad or temperature.requires_grad)
     log_prob = log_prob and (attached or link.event_dim > 0)  # as on a CPU
     if not attached:  # v without a gradient, whenever it is asked for
@@ -102,15 +111,15 @@ def straight_through_draw(
     batch_shape: Size,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    tau, over = _number_or_tensor(temperature), sample_shape + batch_shape
-    hard: Tensor = _apply_straight_through_draw(logits, tau, _seed(logits), link, over, batch_shape)
+    x, tau, over = _alive(logits), _number_or_tensor(temperature), sample_shape + batch_shape
+    hard: Tensor = _apply_straight_through_draw(x, tau, _seed(x), link, over, batch_shape)
     return hard
 
 
 def second_order_draw(logits: Tensor, link: Link, sample_shape: Size, batch_shape: Size) -> Tensor:
     """A hard draw with the gradient of the second-order surrogate."""
-    over = sample_shape + batch_shape
-    hard: Tensor = _apply_second_order_draw(logits, _seed(logits), link, over, batch_shape)
+    x, over = _alive(logits), sample_shape + batch_shape
+    hard: Tensor = _apply_second_order_draw(x, _seed(x), link, over, batch_shape)
     return hard
 
 
@@ -128,10 +137,8 @@ def estimated_draw(
         known = not link.event_dim or logits.shape[-1] <= triton_functions.LONGEST
     if type(link) is Hypersimplex or not known:
         return None
-    tau, over = _number_or_tensor(temperature), sample_shape + batch_shape
-    hard: Tensor = _apply_estimated_draw(
-        logits, tau, _seed(logits), link, over, batch_shape, estimator
-    )
+    x, tau, over = _alive(logits), _number_or_tensor(temperature), sample_shape + batch_shape
+    hard: Tensor = _apply_estimated_draw(x, tau, _seed(x), link, over, batch_shape, estimator)
     return hard
 
 
@@ -146,18 +153,18 @@ def log_density(
     of_values: bool,
 ) -> Tensor:
     """log p(s) or log p(v)."""
-    tau, v = _number_or_tensor(temperature), unconstrained
+    x, tau, v = _alive(logits), _number_or_tensor(temperature), _alive(unconstrained)
     shape = v.shape[: v.dim() - link.event_dim]
     joint = torch.broadcast_shapes(shape, batch_shape)
     event = v.shape[len(shape) :]
-    v, value = v.expand(joint + event), value.detach().expand(joint + event)
+    v, value = v.expand(joint + event), _alive(value).detach().expand(joint + event)
     batch = joint[len(joint) - len(batch_shape) :]  # larger if a batch of 1 meets several values
-    log_p: Tensor = _apply_log_density(value, v, logits, tau, link, batch, of_values)
+    log_p: Tensor = _apply_log_density(value, v, x, tau, link, batch, of_values)
     return log_p
 
 
 class _Again:
-    """v of a draw, from its seed; if a parameter has changed since, from the value.
+    """v of a draw, from its seed; from the value in a transform, or if a parameter has changed.
 
     :param arguments: the first ones of `_FusedDraw.apply`.
     """
@@ -167,7 +174,7 @@ class _Again:
         self.versions = self._versions()
 
     def __call__(self, value: Tensor) -> Tensor:
-        if self._versions() != self.versions:
+        if self._versions() != self.versions or not in_eager_mode():
             link: Link = self.arguments[3]
             return link.inverse(value)
         v: Tensor = _apply_draw(*self.arguments, False, True, False)[1]
@@ -180,7 +187,7 @@ class _Again:
 
 def _number_or_tensor(tau: Tensor) -> Tensor | float:
     """A temperature for a kernel."""
-    return tau.item() if is_number(tau) else tau
+    return tau.item() if is_number(tau) else _alive(tau)
 
 
 def _tau_as_tensor(tau: Tensor | float, like: Tensor) -> Tensor:
@@ -262,7 +269,8 @@ class _Plan:
             (p.dtype, p.data_ptr() % 16 == 0) if isinstance(p, Tensor) else type(p)
             for p in pointers
         ]
-        key = kernel.__name__, device, waits_for_memory, *options.values(), *more, *kinds
+        sizes = [m if type(m) is int else float for m in more]
+        key = kernel.__name__, device, waits_for_memory, *options.values(), *sizes, *kinds
         launch = self._known.get(key)
         arguments = *pointers, *self.counts, *more
         if launch is None:

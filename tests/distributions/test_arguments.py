@@ -79,7 +79,27 @@ def test_usual_arguments_are_set_up_as_all_others(cls, fill, validate_args, monk
     assert isinstance(found, str) == (math.isnan(fill) and validate_args is not False)
 
 
+def test_logits_of_a_size_that_is_not_known_are_compiled_whole():
+    def draw(x, chosen):
+        return RelaxedBernoulli(0.5, logits=x[chosen], validate_args=False).rsample()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(draw, backend="eager", fullgraph=True)
+        assert compiled(torch.randn(4), torch.tensor([True, False, True, True])).shape == (3,)
+
+
 # Temperature.
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", RELAXED)
+def test_a_temperature_is_rounded_as_the_parameter_is(cls, dtype):
+    logits = torch.randn(4, *param_shape(cls)).to(dtype)
+    d = build(cls, torch.tensor(0.3), logits=logits, validate_args=False)
+    assert d.temperature.dtype == dtype
+    value = d.rsample().clone()
+    expected = build(cls, d.temperature.item(), logits=logits, validate_args=False)
+    assert torch.equal(d.log_prob(value), expected.log_prob(value))
 
 
 @pytest.mark.parametrize("cls", WITH_INDICES)

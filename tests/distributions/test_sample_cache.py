@@ -17,6 +17,7 @@ from pyro.infer import Predictive
 from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.dct_adam import DCTAdam
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_gumbel import (
     CategoricalStraightThrough,
@@ -25,6 +26,7 @@ from pyro_gumbel import (
     RelaxedPlackettLuce,
 )
 from pyro_gumbel.distributions.sample_cache import CacheKey, recall
+from pyro_gumbel.kernels import dispatch, reference
 from pyro_gumbel.links import interval
 from tests.common import (
     BERNOULLI,
@@ -36,6 +38,7 @@ from tests.common import (
     param_shape,
     smooth,
 )
+from tests.pretend_device import CALLS, OPERATIONS
 
 OF_ONE_ROW = [cls for cls in RELAXED_VALUES if cls is not RelaxedPlackettLuce]
 
@@ -558,6 +561,44 @@ def test_off_the_cpu_a_temperature_that_may_be_changed_counts_as_changed(device)
     assert state.is_that_of(parameters) is (device == "cpu")
     temperature.mul_(2)
     assert not state.is_that_of(parameters)
+
+
+@OF_CPU_KERNELS
+def test_a_number_on_the_cpu_and_logits_on_a_gpu_are_compared():
+    """With validation, by one look at the GPU."""
+    with OPERATIONS, CALLS:
+        leaf = torch.zeros(4, 3, device="cuda")
+        d = RelaxedCategorical(0.5, logits=leaf)
+        parameters = d._parameter, d._temperature
+        assert d._temperature.device.type == "cpu"
+        state = CacheKey(may_wait=True).state_of(*parameters)
+        assert state.is_that_of(parameters)
+        leaf.data.add_(torch.eye(4, 3, device="cuda"))
+        assert not state.is_that_of(parameters)
+
+
+@OF_CPU_KERNELS
+@pytest.mark.parametrize("validate_args", [True, False])
+def test_on_a_gpu_too_a_temperature_may_be_changed_in_place(validate_args, monkeypatch):
+    monkeypatch.setitem(dispatch.BY_DEVICE, "cuda", reference)
+    with OPERATIONS, CALLS:
+        given = {"logits": 1 * torch.randn(4, 3, device="cuda"), "validate_args": validate_args}
+        d = RelaxedCategorical(0.5, **given)
+        value = d.rsample()
+        state = d._cache_key.state_of(d._parameter, d._temperature)
+        d.temperature.mul_(2)
+        assert d._cache_key.state is not state  # what a draw remembers is forgotten
+        assert d.temperature.device.type == "cuda"
+        assert d.temperature == 1
+        expected = RelaxedCategorical(1.0, **given).log_prob(value)
+        assert torch.equal(d.log_prob(value), expected)
+
+
+def test_fake_tensors_are_made_of_numbers_on_a_gpu():
+    with FakeTensorMode():
+        logits = torch.zeros(3, device="cuda")
+        d = RelaxedBernoulli(0.5, logits=logits, validate_args=False)
+        assert d.rsample().device == d.temperature.device == logits.device
 
 
 def test_of_two_threads_one_is_given_the_cached_log_prob(monkeypatch):

@@ -301,6 +301,31 @@ def test_transforms_and_programs_use_the_operations(cls, monkeypatch):
         assert compiled(logits).isfinite()
 
 
+@pytest.mark.parametrize("cls", ALL)
+def test_logits_that_have_left_a_transform(cls):
+    """They are plain tensors again."""
+    left = []
+    torch.func.grad(lambda x: left.append(x * 1.0) or x.sum())(torch.randn(4, *param_shape(cls, 3)))
+    d = build(cls, 0.5, logits=left[0], validate_args=False)
+    value = d.rsample()
+    assert value.isfinite().all()
+    assert d.log_prob(value).equal(d.log_prob(value))
+
+
+@pytest.mark.parametrize("cls", VALUES)
+def test_a_draw_from_outside_of_a_transform(cls):
+    """It finds its v inside, from the value."""
+    logits = torch.randn(4, *param_shape(cls, 3), requires_grad=True) * 1.0
+    value = build(cls, 2.0, logits=logits, validate_args=False).rsample()
+
+    def score(shift):
+        return build(cls, 0.7, logits=logits + shift, validate_args=False).log_prob(value).sum()
+
+    shift = torch.tensor(0.1, requires_grad=True)
+    (expected,) = torch.autograd.grad(score(shift), shift, retain_graph=True)
+    assert_near(torch.func.grad(score)(shift.detach()), expected, 1e-5)
+
+
 # Nothing waits for the GPU.
 
 
@@ -383,6 +408,7 @@ def test_a_launch_is_known_for_arguments_of_the_same_kinds():
         (plan, (x, x), 7, form),
         (plan, (x, 0.5), 7, form),
         (plan, (x, None), 1, form),
+        (plan, (x, None), 7.0, form),
         (plan, (x, None), 7, {"FORM": 2}),
         (plan, (x, None), 7, {"waits_for_memory": True, **form}),
         (plan_of_rows(8, 6), (x, None), 7, form),
@@ -394,4 +420,5 @@ def test_a_launch_is_known_for_arguments_of_the_same_kinds():
             assert kernel.asked[-1] == asked
     plan.run(kernel, torch.ones(128), None, more=(7,), **form)
     plan.run(kernel, x, 0.25, more=(7,), **form)
-    assert kernel.asked[-2:] == ["compiled"] * 2
+    plan.run(kernel, x, None, more=(0.1,), **form)
+    assert kernel.asked[-3:] == ["compiled"] * 3
