@@ -140,7 +140,16 @@ def pairs(power: float) -> Estimate:
     return estimate
 
 
-class Curved:
+class Learning:
+    """An estimator that changes with the batches."""
+
+    is_learning = True
+
+    def learns(self, learns: bool) -> None:
+        self.is_learning = learns
+
+
+class Curved(Learning):
     r"""Straight-through, corrected by a quadratic model that is learned from earlier batches.
 
     With :math:`d = D - p` over all variables of an image, and a matrix H that stands for the mean
@@ -176,7 +185,6 @@ class Curved:
         self.step, self.ridge, self.keep, self.cross = step, ridge, keep, cross
         self.rest, self.own = rest or straight_through(), own
         self.batches = 0
-        self.is_learning = True
 
     def __call__(self, x: Tensor, p: Tensor, D: Tensor, g: Tensor) -> Tensor:
         L, K = p.shape[1:]
@@ -193,9 +201,6 @@ class Curved:
         if self.is_learning:
             self.learn(p, d, r - r.mean(0))
         return v
-
-    def learns(self, learns: bool) -> None:
-        self.is_learning = learns
 
     def learn(self, p: Tensor, d: Tensor, r: Tensor) -> None:
         B, L, K = p.shape
@@ -234,23 +239,20 @@ class OfNetwork:
         return times_jacobian(p, r + second)
 
 
-class Fading:
+class Fading(Learning):
     """From an estimator of little noise to one of little bias, over some batches."""
 
     def __init__(self, first: Estimate, last: Estimate, batches: int) -> None:
         self.first, self.last, self.batches = first, last, batches
-        self.done, self.is_learning = 0, True
+        self.done = 0
 
     def __call__(self, x: Tensor, p: Tensor, D: Tensor, g: Tensor) -> Tensor:
         share = max(0.0, 1 - self.done / self.batches)
         self.done += self.is_learning
         return mixture(self.first, self.last, share)(x, p, D, g)
 
-    def learns(self, learns: bool) -> None:
-        self.is_learning = learns
 
-
-class Chosen:
+class Chosen(Learning):
     r"""For each variable the share of two estimators with the least mean squared error.
 
     It is measured. With the second one taken as unbiased, and d the second less the first, a share
@@ -265,7 +267,6 @@ class Chosen:
     def __init__(self, first: Estimate, last: Estimate, keep: float = 0.98) -> None:
         self.first, self.last, self.keep = first, last, keep
         self.moments: Tensor | None = None
-        self.is_learning = True
 
     def __call__(self, x: Tensor, p: Tensor, D: Tensor, g: Tensor) -> Tensor:
         a = self.first(x, p, D, g)
@@ -281,11 +282,8 @@ class Chosen:
         share = ((signal - covariance) / (signal + variance)).clamp(0, 1).unsqueeze(-1)
         return a + share * d
 
-    def learns(self, learns: bool) -> None:
-        self.is_learning = learns
 
-
-class Packaged:
+class Packaged(Learning):
     """`pyro_gumbel.LearnedCurvature`: `Curved` with fewer parts."""
 
     def __init__(self) -> None:
@@ -490,7 +488,7 @@ def print_exact(options: argparse.Namespace) -> None:
     vae = VAE(64, (64,), L, K)
     optimiser = torch.optim.Adam(vae.parameters, lr=2e-3)
     table = {name: ESTIMATORS[name]() for name in options.estimators}
-    learning = [e for e in table.values() if isinstance(e, Curved | Packaged | Fading | Chosen)]
+    learning = [e for e in table.values() if isinstance(e, Learning)]
     step, trainer = 0, Curved()
     for stage in options.stages:
         for _ in range(step, stage):

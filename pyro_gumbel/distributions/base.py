@@ -242,16 +242,7 @@ class FamilyDistribution:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         if self.takes_temperature:
-            # A kernel on a GPU takes a number from the CPU, and nothing waits for it.
-            device = parameter.device
-            if device.type == "cuda" and in_eager_mode():
-                device = CPU
-            if is_usual:
-                self._temperature = torch.scalar_tensor(tau, dtype=parameter.dtype, device=device)
-            else:
-                self._set_up_temperature(owner, tau, device)
-            if device != parameter.device:
-                self._has_number = not isinstance(tau, Tensor) and type(self._temperature) is Tensor
+            self._set_up_temperature(owner, tau)
         if isinstance(size, Tensor):
             self._set_up_lengths(owner, size, rows, categories[-1])
         else:
@@ -302,16 +293,21 @@ class FamilyDistribution:
             self._has_number = True
         return True
 
-    def _set_up_temperature(
-        self, owner: str, temperature: float | Tensor | None, device: torch.device
-    ) -> None:
-        """Keep the temperature, a number on this device, and the batch shape with it."""
+    def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
+        """Keep the temperature, and the batch shape with it.
+
+        For a GPU a number stays on the CPU: a kernel takes it from there, and nothing waits for it.
+        """
         if temperature is None and not self.needs_temperature:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
-        dtype = self._parameter.dtype
-        self._temperature = tau = as_float_tensor(owner, "temperature", temperature, dtype, device)
+        dtype, device = self._parameter.dtype, self._parameter.device
+        stays = device.type == "cuda" and in_eager_mode() and not isinstance(temperature, Tensor)
+        tau = as_float_tensor(owner, "temperature", temperature, dtype, CPU if stays else device)
+        self._temperature = tau
+        if stays:
+            self._has_number = type(tau) is Tensor
         if tau.dim():
             self._batch_shape = joint_batch_shape(owner, tau.shape, self._batch_shape)
 
@@ -533,7 +529,7 @@ class FamilyDistribution:
         tau = moved(tau, device)
         if in_eager_mode():
             self._temperature, self._has_number, self._is_usual = tau, False, False
-            self._cache_key.state = None
+            self._cache_key = CacheKey(self._validate_args)  # copies keep the number
         return tau
 
     @property
@@ -632,7 +628,7 @@ class FamilyDistribution:
             return self._parameter, tau
         if not (self._has_number and in_eager_mode()):
             return self._logits, self._tau
-        return self._logits, tau.to(self._parameter.dtype).to(self._dtype)
+        return self._logits, tau.to(self._dtype)
 
     @property
     def _noise_shape(self) -> torch.Size:

@@ -585,9 +585,11 @@ def test_on_a_gpu_too_a_temperature_may_be_changed_in_place(validate_args, monke
         given = {"logits": 1 * torch.randn(4, 3, device="cuda"), "validate_args": validate_args}
         d = RelaxedCategorical(0.5, **given)
         value = d.rsample()
-        state = d._cache_key.state_of(d._parameter, d._temperature)
+        other, key = copy.copy(d), d._cache_key
         d.temperature.mul_(2)
-        assert d._cache_key.state is not state  # what a draw remembers is forgotten
+        assert d._cache_key is not key  # what a draw remembers is forgotten
+        assert other._cache_key is key
+        assert other.temperature == 0.5
         assert d.temperature.device.type == "cuda"
         assert d.temperature == 1
         expected = RelaxedCategorical(1.0, **given).log_prob(value)
