@@ -17,9 +17,10 @@ over the test images.
 "proposed" trains one epoch by second_order, asks `gradient_report` about the last layer of the
 encoder, and starts again with the estimator and temperature that it recommends.
 
---batch, --slope and --warm-up give the setting of Hooper and Shekhovtsov (2026): batches of 200,
-LeakyReLU of slope .2, and a learning rate that grows linearly over the first steps. There the tau
-of mve grows from 160 to 1e5 over all steps, as it does here at any setting.
+--batch, --slope and --warm-up are for the setting of Hooper and Shekhovtsov (2026): batches of 200,
+LeakyReLU of slope .2, and a learning rate that grows linearly over the first steps. Their optimiser
+is not known here. There the tau of mve grows from 160 to 1e5 over all steps, as it does here at any
+setting.
 
 With --out the results are written after every epoch, and beside them, with the suffix .pt, what it
 takes to go on. Ctrl-C ends the run early. The same command goes on where it ended.
