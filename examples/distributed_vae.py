@@ -126,8 +126,8 @@ def held_out_elbo(vae: VAE, images: Tensor, samples: int = 1) -> float:
 #
 # The processes are called ranks. Each has a GPU of its own, or a CPU core where torch finds no GPU.
 
-# How long a rank waits for the others: at the start, and at each step. A process that dies closes
-# its connections, so that the others need not wait. A machine that vanishes does not.
+# How long a rank waits for the others: at the start, at each step, and at the end. A process that
+# dies closes its connections, so that the others need not wait. A machine that vanishes does not.
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -145,6 +145,16 @@ def join_the_ranks() -> torch.device:
         return device
     distributed.init_process_group("gloo", timeout=TIMEOUT, **group)
     return torch.device("cpu")
+
+
+def leave_the_ranks(device: torch.device) -> None:
+    """Wait until all ranks are done, and leave together.
+
+    A thread of gloo may still hold the tensor of the last collective. If Python ends while that
+    thread releases the tensor, the process is aborted, and torchrun ends the others.
+    """
+    distributed.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+    distributed.destroy_process_group()
 
 
 # %%
@@ -324,7 +334,7 @@ def main() -> None:
         )
         draw(options.out, training.vae.cpu(), unseen, training.curve)
         print(f"wrote {options.out}")
-    distributed.destroy_process_group()
+    leave_the_ranks(device)
 
 
 if __name__ == "__main__":

@@ -206,6 +206,7 @@ def main() -> None:
         )
         draw(options.out, module.vae, unseen, module.curve)
         print(f"wrote {options.out}")
+    trainer.strategy.barrier()  # all leave together, as in `leave_the_ranks` of the other example
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 python tests/ranks.py gradients FILE                   gradients, batches and draws of all ranks
 python tests/ranks.py dying EXAMPLE STEP FILE OPTIONS  an example whose rank 1 is killed at a step
+python tests/ranks.py leaving EXAMPLE OPTIONS          an example whose rank 0 is done last
 """
 
 import copy
@@ -30,7 +31,7 @@ def gradients(file):
     example = importlib.import_module("distributed_vae")
     pyro.settings.set(module_local_params=True)
     torch.set_num_threads(1)
-    example.join_the_ranks()
+    device = example.join_the_ranks()
     found = {}
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(dtype)
@@ -52,7 +53,7 @@ def gradients(file):
         found[str(dtype)] = {"parameters": training.vae.state_dict(), "ranks": ranks}
     if example.is_first():
         torch.save(found, file)
-    distributed.destroy_process_group()
+    example.leave_the_ranks(device)
 
 
 def sharded_gradients(example, vae, batch, number):
@@ -88,6 +89,23 @@ def dying(script, step, file, *options):
     example.main()
 
 
+def leaving(script, *options):
+    """Rank 0 leaves the time of its last work in `drawn`, and the others that of their end."""
+    example = importlib.import_module(script)
+    draw = example.draw
+
+    def draw_slowly(*arguments):
+        time.sleep(2)
+        draw(*arguments)
+        Path("drawn").write_text(str(time.time()))
+
+    example.draw = draw_slowly
+    sys.argv = [script, *options]
+    example.main()
+    if os.environ["RANK"] != "0":
+        Path("left").write_text(str(time.time()))
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(EXAMPLES))
-    {"gradients": gradients, "dying": dying}[sys.argv[1]](*sys.argv[2:])
+    {"gradients": gradients, "dying": dying, "leaving": leaving}[sys.argv[1]](*sys.argv[2:])

@@ -253,6 +253,17 @@ def test_a_killed_rank_ends_the_run_and_a_resume_goes_on(tmp_path, script, devic
 
 
 @SLOW
+@pytest.mark.parametrize("script", RESUMED)
+def test_no_rank_leaves_before_the_others_are_done(tmp_path, script):
+    """Python may abort a rank that ends right after a collective: see `leave_the_ranks`."""
+    if script == "lightning_vae":
+        pytest.importorskip("lightning")
+    succeeded(tmp_path, torchrun(2, RANKS, "leaving", script, "--steps", 14))
+    drawn, left = (float((tmp_path / name).read_text()) for name in ("drawn", "left"))
+    assert left > drawn
+
+
+@SLOW
 def test_ctrl_c_keeps_what_is_there(tmp_path):
     """torchrun passes the signal on, and reports it as an error of its own."""
     options = ["--steps", 100_000, "--out", "x.png", "--checkpoint", "x.pt"]
