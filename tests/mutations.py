@@ -787,6 +787,9 @@ relaxed-warning-of-a-point         distributions/test_relaxed.py -k warned
     + if known(hard.any(), otherwise=False):
 
 [distributions/sample_cache.py]
+cache-negative-numbers             distributions/test_sample_cache.py -k opposite
+    - whole = whole and not tensor.is_neg()
+    + whole = whole
 cache-parameters-not-compared      distributions/test_sample_cache.py
     - if not state.is_that_of(cache.parameters):
     + if False:
@@ -1397,6 +1400,15 @@ cuda-rao-of-subclasses             kernels/triton/test_rao.py -k only_what
 cuda-launch-of-another-kind        kernels/triton/test_modes.py -k launch_is_known
     - *options.values(), *sizes, *kinds
     + *options.values(), *sizes
+cuda-launch-not-compiled-yet       kernels/triton/test_modes.py -k compiled_later
+    - if not hasattr(type(made), "__getitem__"):
+    + if made is None:
+cuda-negative-gradients            kernels/triton/test_formulas.py -k opposite
+    - tensor = _in_memory(tensor)
+    + tensor = tensor
+cuda-negative-logits               kernels/triton/test_formulas.py -k opposite
+    - x = _in_memory(x if self._x is None else x.expand(self._x)).contiguous()
+    + x = (x if self._x is None else x.expand(self._x)).contiguous()
 cuda-batched-gradients             kernels/triton/test_modes.py -k several_gradients
     - if torch.is_grad_enabled() or any(map(is_batched, grads)):
     + if torch.is_grad_enabled():

@@ -122,6 +122,7 @@ def _is_equal(tensor: Tensor, copy: Tensor | float) -> bool:
         return False
     tensor = tensor.detach()
     whole = tensor.is_contiguous() and copy.is_contiguous() and tensor.storage_offset() % 8 == 0
+    whole = whole and not tensor.is_neg()  # which torch reads with the opposite sign
     if whole and tensor.numel() % 8 == 0 and tensor.numel() >= 4096:
         # Eight bytes at a time: twice as fast as float by float.
         return torch.equal(*(each.view(-1).view(torch.int64) for each in (tensor, copy)))

@@ -44,7 +44,7 @@ from pyro_gumbel.kernels import (
 )
 from pyro_gumbel.kernels.reference import Draw
 from pyro_gumbel.kernels.triton_functions import FIRST, MODULO, NUMBER, OWN
-from pyro_gumbel.links import Hypersimplex, Link, Simplex
+from pyro_gumbel.links import Hypersimplex, Link, Simplex, interval
 from pyro_gumbel.ops.noise import perturbed_given_bit, perturbed_given_ranking
 from pyro_gumbel.ops.second_order import with_bit_gradient, with_one_hot_gradient
 
@@ -63,11 +63,14 @@ TILE = triton_functions.TILE  # elements of a program
 
 
 def try_on(device: torch.device) -> None:
-    """Run a kernel on a device. It raises what Triton raises there."""
-    seed, noise = torch.zeros(1, dtype=torch.int64, device=device), torch.empty(1, device=device)
-    grid, launch = triton_functions.launch_of_bits(1, TILE)
-    with torch.cuda.device_of(seed):
-        triton_functions.noise_of_bits[grid](seed, noise, 1, **launch)
+    """Draw a bit twice on a device, the second time by what Triton has compiled for the first.
+
+    It raises what Triton raises there.
+    """
+    x, seed = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    plan = _plan_of(x, 1.0, interval, x.shape, x.shape)
+    for _ in range(2):
+        _hard_value(plan, x, 1.0, seed, None)
 
 
 def draw(
@@ -242,9 +245,9 @@ class _Plan:
 
     def rows_of(self, x: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor | float]:
         """The parameters as rows in memory."""
-        x = (x if self._x is None else x.expand(self._x)).contiguous()
+        x = _in_memory(x if self._x is None else x.expand(self._x)).contiguous()
         if isinstance(tau, Tensor):
-            tau = (tau if self._tau is None else tau.expand(self._tau)).contiguous()
+            tau = _in_memory(tau if self._tau is None else tau.expand(self._tau)).contiguous()
         return x, tau
 
     def run(
@@ -258,7 +261,8 @@ class _Plan:
         """Run a kernel in the current stream of the device of the first pointer.
 
         At each call Triton looks for what it has compiled for such arguments. That takes longer
-        than all else that a small draw does, so what it finds is kept.
+        than all else that a small draw does, so what it finds is kept. Settings of Triton that
+        change what it compiles, such as those for debugging, are read at the first call alone.
 
         :param pointers: tensors, or None, or a float.
         :param more: numbers.
@@ -294,7 +298,7 @@ class _Plan:
         if waits_for_memory:
             options["num_warps"] *= 2
         made = kernel[self.grid](*arguments, **options)
-        if made is None:  # in the interpreter
+        if not hasattr(type(made), "__getitem__"):  # in the interpreter, or not compiled yet
             return
         constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
         run = made[(*self.grid, 1, 1)]
@@ -307,6 +311,7 @@ class _Plan:
         """
         if tensor is None:
             return None, (0,) * (1 + event_dim)
+        tensor = _in_memory(tensor)
         if tensor.dim() != 1 + event_dim:
             tensor = tensor.reshape((self.n, self.k)[: 1 + event_dim])
         return tensor, tensor.stride()
@@ -348,6 +353,15 @@ def _by_row(shape: Size, event_dim: int, batch: Size, n: int) -> tuple[Size | No
     count = over.numel()
     at = FIRST if count == 1 else OWN if count == n else MODULO
     return expanded, count, at.value
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers in memory, where a kernel reads them.
+
+    Torch marks a tensor whose memory has the numbers with the opposite sign, such as the imaginary
+    part of a conjugate.
+    """
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def _new(shape: Any, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -580,7 +594,7 @@ class _FusedLogDensity(torch.autograd.Function):
         plan = _plan_of(x, tau, link, over, batch)
         log_p = _new(over, v)
         v_, strides = plan.flat(v, link.event_dim)
-        pointers = value.contiguous(), v_, *plan.rows_of(x, tau), log_p
+        pointers = _in_memory(value).contiguous(), v_, *plan.rows_of(x, tau), log_p
         if link.event_dim:
             more = *strides, math.lgamma(plan.k)
             plan.run(triton_rows.density_of_rows, *pointers, more=more, OF_VALUES=of_values)
@@ -604,7 +618,7 @@ class _FusedLogDensity(torch.autograd.Function):
         gl, gl_strides = plan.flat(grad, 0)
         dv = _new(plan.shape, v, v.dtype) if of_v else None
         dx, dtau = plan.room_for_gradients(x, tau, of_x, of_tau)
-        pointers = value.contiguous(), v_, *plan.rows_of(x, tau), gl, dv, dx, dtau
+        pointers = _in_memory(value).contiguous(), v_, *plan.rows_of(x, tau), gl, dv, dx, dtau
         bits, vectors = triton_bits.pull_density_of_bits, triton_rows.pull_density_of_rows
         kernel = vectors if link.event_dim else bits
         options = {"waits_for_memory": link.event_dim > 0, "OF_VALUES": of_values}

@@ -391,6 +391,16 @@ def test_a_result_without_a_graph_is_compared_by_value(cls):
     assert_as_new(cls, d, value, 0.7, logits, weights)
 
 
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
+def test_logits_whose_memory_has_them_with_the_opposite_sign(cls):
+    """So torch holds the imaginary part of a conjugate, and marks it. Many are compared."""
+    logits = torch._neg_view(torch.rand(4096, *param_shape(cls, 4)))
+    d = build(cls, 0.7, logits=logits)
+    value = d.sample()
+    expected = build(cls, 0.7, logits=logits.clone()).log_prob(value)
+    torch.testing.assert_close(d.log_prob(value), expected)
+
+
 @pytest.mark.parametrize("change", [lambda logits: logits.add_(uneven(logits)), in_place, swapped])
 @pytest.mark.parametrize("cls", RELAXED_VALUES)
 def test_no_counted_change_of_a_result_goes_unnoticed(cls, change):

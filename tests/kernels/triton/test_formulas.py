@@ -486,6 +486,45 @@ def test_parameters_and_values_of_any_strides(link):
         assert_near(log_p, found[2], 1e-5)
 
 
+def with_opposite_signs(t):
+    """The same numbers, of which torch knows that the memory has them with the opposite sign.
+
+    The imaginary part of a conjugate is held so.
+    """
+    return torch._neg_view(-t.detach()).requires_grad_(t.requires_grad)
+
+
+@pytest.mark.parametrize("link", LINKS, ids=NAMES)
+def test_numbers_that_are_held_with_the_opposite_sign(link):
+    def found_with(held):
+        arguments = placed(held(x), held(tau), link, (3,))
+        drawn = cuda._FusedDraw.apply(*arguments, True, True, True)
+        hard = [cuda._FusedStraightThroughDraw.apply(*arguments)]
+        if not isinstance(link, Hypersimplex):
+            hard.append(cuda._FusedSecondOrderDraw.apply(arguments[0], *arguments[2:]))
+            hard += [
+                cuda._FusedEstimatedDraw.apply(*arguments, each)
+                for each in (straight_through, gumbel_rao(3))
+            ]
+        leaves, place = [*arguments[:2], held(v)], arguments[-1]
+        value = held(link.value(v).detach())
+        log_ps = [
+            density(cuda, value, leaves[2], *leaves[:2], link, place, o) for o in (True, False)
+        ]
+        outputs = [*drawn, *hard, *log_ps]
+        grads = [held(torch.linspace(0.5, 1.5, y.numel()).view(y.shape)) for y in outputs]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
+
+    x, tau = parameters(link)
+    v = torch.randn_like(x, requires_grad=True)
+    for one, other in zip(found_with(with_opposite_signs), found_with(copy), strict=True):
+        assert_near(one, other, 1e-6)
+
+
+def copy(t):
+    return t.detach().clone().requires_grad_(t.requires_grad)
+
+
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_empty_draws(link):
     x, tau = parameters(link)

@@ -394,6 +394,20 @@ class Compiled:
         return run
 
 
+class KernelOfThreads(Kernel):
+    """One that Triton compiles on another thread, as in `triton.AsyncCompileMode`."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.asked.append("itself") or Future()
+
+
+class Future:
+    """It has the attributes of what is compiled, and so it seems to have all methods."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
+
+
 def plan_of_rows(n, k):
     over = torch.Size((n,))
     return cuda._Plan(torch.Size((n, k)), None, simplex, over, over, 512, 4096)
@@ -422,3 +436,10 @@ def test_a_launch_is_known_for_arguments_of_the_same_kinds():
     plan.run(kernel, x, 0.25, more=(7,), **form)
     plan.run(kernel, x, None, more=(0.1,), **form)
     assert kernel.asked[-3:] == ["compiled"] * 3
+
+
+def test_a_kernel_that_is_compiled_later_is_asked_for_again():
+    kernel, plan = KernelOfThreads(), plan_of_rows(8, 5)
+    for _ in range(2):
+        plan.run(kernel, torch.zeros(64), None, more=(7,), FORM=1)
+    assert kernel.asked == ["itself"] * 2
