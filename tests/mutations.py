@@ -318,6 +318,9 @@ absent-method-or-property          distributions/test_absent.py
     + if self._is_method:
 
 [distributions/base.py]
+base-dtype-that-has-changed        distributions/test_arguments.py -k changes_its_dtype
+    - if self._is_usual and tau is not None and self._parameter.dtype == torch.float32:
+    + if self._is_usual and tau is not None:
 families-expand-to-less            distributions/test_arguments.py -k expand
     - if broadcast(shape, batch_shape) != batch_shape:
     + if broadcast(shape, batch_shape) is None:
@@ -787,6 +790,9 @@ relaxed-warning-of-a-point         distributions/test_relaxed.py -k warned
     + if known(hard.any(), otherwise=False):
 
 [distributions/sample_cache.py]
+cache-log-prob-in-checkpoints      distributions/test_sample_cache.py -k checkpoint
+    - if is_compiling() or _top_saved_tensors_default_hooks(True) is not None:
+    + if is_compiling():
 cache-negative-numbers             distributions/test_sample_cache.py -k opposite
     - whole = whole and not tensor.is_neg()
     + whole = whole
@@ -1873,6 +1879,12 @@ grouping-parts-of-events           distributions/test_outcome_distribution.py -k
     + raise NotImplementedError
 
 [tensors/index_tensor.py]
+index-backward-with-rules          tensors/test_index_tensor.py -k in_a_checkpoint
+    - if func in BACKWARD_PASSES:  # the loss is linear in what it is called with
+    + if False:
+index-backward-under-no-grad       tensors/test_index_tensor.py -k under_no_grad
+    - with torch.enable_grad():
+    + if True:
 index-too-many-outcomes            tensors/test_outcomes.py -k too_many
     - if most <= MOST:
     + if True:
@@ -2044,13 +2056,19 @@ operations-loss-by-size            tensors/test_outcome_rules.py -k reduced_loss
     - return terms.sum() / terms.numel()
     + return terms.sum()
 operations-derivative-warns        tensors/test_lost_gradient.py -k outside_of_a_relaxed
-    - elif name not in ENDS:
-    + elif False:
+    - warn_of_derivative(name)
+    + pass
 operations-hook                    tensors/test_outcomes.py -k hook
     - if rule is _hook and not args[0].requires_grad:
     + if False:
+operations-hook-warns              tensors/test_lost_gradient.py -k hook
+    - warn_of_hook()
+    + pass
 
 [tensors/outcomes.py]
+outcomes-autocast                  tensors/test_index_tensor.py -k autocast
+    - with torch.no_grad(), _without_autocast(gradient.device.type):
+    + with torch.no_grad():
 outcomes-sign                      tensors/test_index_tensor.py -k literal
     - rows = gradient * table
     + rows = -gradient * table

@@ -624,8 +624,8 @@ class FamilyDistribution:
     def _logits_and_tau(self) -> tuple[Tensor, Tensor]:
         """x and tau for the kernels; tau may be a number on the CPU."""
         tau = self._temperature
-        if self._is_usual and tau is not None:
-            return self._parameter, tau
+        if self._is_usual and tau is not None and self._parameter.dtype == torch.float32:
+            return self._parameter, tau  # still of that dtype, which `Module.half` changes
         if not (self._has_number and in_eager_mode()):
             return self._logits, self._tau
         return self._logits, tau.to(self._dtype)

@@ -36,6 +36,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch._C import _is_tracing
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import CPU, counts_changes
@@ -211,9 +212,10 @@ def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
     """The log_prob of a value, if this distribution drew it and has not changed.
 
     It is given away: who asks again gets no other name of the same tensor. A draw without a graph
-    has no gradient to pass to parameters that require one.
+    has no gradient to pass to parameters that require one. Within `torch.utils.checkpoint` none is
+    given, since what runs there runs again, and must save the same tensors for the backward pass.
     """
-    if is_compiling():
+    if is_compiling() or _top_saved_tensors_default_hooks(True) is not None:
         return None
     cache = getattr(value, "_pyro_gumbel_cache", None)
     if not isinstance(cache, _Cache):

@@ -15,7 +15,15 @@ from torch import Tensor
 from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, plain, uncompiled, without_rule
+from pyro_gumbel.tensors.subclass import (
+    BACKWARD_PASSES,
+    PlainTensor,
+    as_plain,
+    backward_pass,
+    plain,
+    uncompiled,
+    without_rule,
+)
 
 __all__ = [
     "MOST",
@@ -61,6 +69,10 @@ class OutcomeTensor(PlainTensor):
             if varies((args, kwargs)):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
+        if func in BACKWARD_PASSES:  # the loss is linear in what it is called with
+            with torch.enable_grad():
+                args, kwargs = collapsed((args, kwargs or {}), linear=True)
+            return backward_pass(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return cls._rule(func, args, kwargs or {})
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
 from pyro_gumbel.tensors.index_tensor import collapsed, varies
 from pyro_gumbel.tensors.operations import (
-    ENDS,
     IN_PLACE_OPERATORS,
     LINEAR_REDUCTIONS,
     apply,
@@ -147,7 +146,6 @@ def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
 
 # Operations on a deferred tensor whose results have no gradient.
 _CHECKS = {
-    *ENDS,
     *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
     *("item", "tolist", "__bool__", "__float__", "__int__"),
 }

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["is_in_function", "warn_of_derivative", "warn_of_lost_gradient"]
+__all__ = ["is_in_function", "warn_of_derivative", "warn_of_hook", "warn_of_lost_gradient"]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
@@ -98,6 +98,19 @@ def warn_of_derivative(name: str) -> None:
         f"expected a distribution of pyro.distributions inside of relaxed(model), got {name} in "
         f"{asker} outside of it, of a value of a categorical draw; took the derivative, which is "
         "biased; write relaxed(model) where the model is given to the ELBO",
+    )
+
+
+def warn_of_hook() -> None:
+    """Warn that a hook is never called. Pyro's validation has one that looks for NaN."""
+    callers = list(_callers())
+    if _is_host(next((each for each in callers if each not in _TRANSPARENT), "")):
+        return
+    _warn(
+        callers,
+        "expected a hook on a tensor that has a gradient itself, got one on a float that was made "
+        "of a categorical draw, whose outcomes have the gradient: it is never called; put it on "
+        "the logits of the distribution, or write relaxed(model, outcomes=False)",
     )
 
 

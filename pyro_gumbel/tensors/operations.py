@@ -43,6 +43,7 @@ from pyro_gumbel.tensors.index_tensor import (
 from pyro_gumbel.tensors.lost_gradient import (
     is_in_function,
     warn_of_derivative,
+    warn_of_hook,
     warn_of_lost_gradient,
 )
 from pyro_gumbel.tensors.outcomes import without_gradient
@@ -66,7 +67,6 @@ from pyro_gumbel.tensors.rules import (
 )
 
 __all__ = [
-    "ENDS",
     "IN_PLACE_OPERATORS",
     "LINEAR_REDUCTIONS",
     "apply",
@@ -90,6 +90,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if rule is _ask_for_gradient:
         return func(*args) or _has_gradient(args[0])
     if rule is _hook and not args[0].requires_grad:
+        warn_of_hook()
         return torch.empty(0, requires_grad=True).register_hook(*args[1:], **kwargs)
     if is_in_place(func):
         return _changed_in_place(func, args, kwargs)
@@ -136,7 +137,7 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
     A value of one element of a draw keeps its outcomes, except in networks.
     """
     name = getattr(func, "__name__", repr(func))
-    if not (name in ENDS or name in _OF_NETWORKS or is_in_place(func)):
+    if not (name in _OF_NETWORKS or is_in_place(func)):
         made = _single_outcomes(func, args, kwargs)
         if made:
             return _carrying(func(*args, **kwargs), made)
@@ -173,10 +174,10 @@ def _collapsed_later(*arguments: Any) -> Any:
 def _collapse_for_others(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation on plain floats, for a loss that is not linear in them."""
     name = getattr(func, "__name__", repr(func))
-    args, kwargs = collapsed((args, kwargs), linear=name in ENDS)
+    args, kwargs = collapsed((args, kwargs))
     if varies((args, kwargs)):
         warn_of_lost_gradient(name)
-    elif name not in ENDS:
+    else:
         warn_of_derivative(name)
     return func(*args, **kwargs)
 
@@ -397,10 +398,7 @@ def _ask_for_gradient(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 
 
 def _hook(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """For a hook on a gradient. Outcomes take the place of that of their value: it is not called.
-
-    Pyro's validation has one that looks for NaN.
-    """
+    """For a hook on a gradient: it is never called, since the outcomes have the gradient."""
     return None
 
 
@@ -496,9 +494,6 @@ _OF_NETWORKS = {
     *("conv_transpose3d", "embedding_bag", "scaled_dot_product_attention"),
     "multi_head_attention_forward",
 }
-
-# The operations that end a computation: the loss is a linear function of what they are called with.
-ENDS = {"backward", "grad"}
 
 IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"

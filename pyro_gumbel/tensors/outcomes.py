@@ -42,7 +42,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,7 +284,7 @@ class _WithGradient(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         tables = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), _without_autocast(gradient.device.type):
             of_draws = _WithGradient._of_draws(ctx, tables, gradient)
         if torch.is_grad_enabled():
             sources = (gradient, *ctx.sources)
@@ -325,6 +325,13 @@ class _Once(Function):
             "expected a first derivative of what an index tensor was used for, got a second one; "
             "draw one-hot vectors instead, and write one_hot @ table for table[z]"
         )
+
+
+def _without_autocast(device: str) -> Any:
+    """Products in the dtype of their arguments."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _of_elements(gradient: Tensor, elements: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:

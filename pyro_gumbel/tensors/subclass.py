@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 
-__all__ = ["PlainTensor", "as_plain", "plain", "uncompiled", "without_rule"]
+__all__ = [
+    "BACKWARD_PASSES",
+    "PlainTensor",
+    "as_plain",
+    "backward_pass",
+    "plain",
+    "uncompiled",
+    "without_rule",
+]
+
+BACKWARD_PASSES = {Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 
 
 def without_rule(name: str) -> Any:
@@ -61,6 +71,17 @@ def as_plain(arguments: Any) -> Any:
     if type(arguments) in (tuple, list):
         return type(arguments)(map(as_plain, arguments))
     return arguments
+
+
+def backward_pass(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call one of `BACKWARD_PASSES`, with rules for the operations in it.
+
+    A checkpoint applies operations again there, and so may a function with a gradient of its own.
+
+    :param args: without tensors of our classes.
+    """
+    with torch._C._EnableTorchFunction():
+        return func(*args, **kwargs)
 
 
 _NAMES_OF_DYNAMO = (

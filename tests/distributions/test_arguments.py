@@ -102,6 +102,25 @@ def test_a_temperature_is_rounded_as_the_parameter_is(cls, dtype):
     assert torch.equal(d.log_prob(value), expected.log_prob(value))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("cls", ALL)
+def test_parameters_of_a_module_that_changes_its_dtype(cls, dtype):
+    """After the distribution was made: it is computed as with one that is made then."""
+    module = torch.nn.ParameterDict(
+        {"logits": torch.nn.Parameter(torch.randn(4, *param_shape(cls)))}
+    )
+    kept = build(cls, 0.5, logits=module["logits"])
+    module.to(dtype)
+    new = build(cls, 0.5, logits=module["logits"])
+    values = []
+    for d in (kept, new):
+        torch.manual_seed(0)
+        value = d.rsample((50,))
+        values.append((value.detach(), d.log_prob(value).detach()))
+    for one, other in zip(*values, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("cls", WITH_INDICES)
 def test_one_element_is_a_scalar(cls):
     logits = torch.randn(4, *param_shape(cls))

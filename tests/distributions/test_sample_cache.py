@@ -18,6 +18,7 @@ from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.dct_adam import DCTAdam
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from pyro_gumbel import (
     CategoricalStraightThrough,
@@ -389,6 +390,26 @@ def test_a_result_without_a_graph_is_compared_by_value(cls):
     value = d.sample((5,))
     logits.data.add_(uneven(logits))
     assert_as_new(cls, d, value, 0.7, logits, weights)
+
+
+@pytest.mark.parametrize("batch", [5, 20_000])
+@pytest.mark.parametrize("cls", RELAXED_VALUES)
+def test_a_log_prob_in_a_checkpoint_has_its_gradient(cls, batch):
+    """What runs again in the backward pass must save the same tensors."""
+
+    def gradient(run):
+        torch.manual_seed(1)
+        leaf = torch.rand(batch, *param_shape(cls, 4)).requires_grad_()
+        d, other = build(cls, 0.7, logits=leaf), build(cls, 0.7, logits=torch.zeros_like(leaf))
+        value = d.rsample()
+        run(
+            lambda value: (other.log_prob(value) - d.log_prob(value)).tanh().sum(), value
+        ).backward()
+        return leaf.grad
+
+    expected = gradient(lambda function, value: function(value))
+    found = gradient(partial(checkpoint, use_reentrant=False))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", RELAXED_VALUES)

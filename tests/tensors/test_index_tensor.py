@@ -5,8 +5,9 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from pyro_gumbel import CategoricalStraightThrough
+from pyro_gumbel import CategoricalStraightThrough, IndexStraightThrough
 from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 
 from .substitution import Draw, Expression, assert_equal, centred, substituted
@@ -637,3 +638,59 @@ def test_a_draw_has_numbers_of_its_own():
     z = Draw(3)
     first, second = z.index, z.index
     assert first.kept[0].elements.ne(second.kept[0].elements).all()
+
+
+TABLE = torch.tensor([0.3, -1.0, 2.0, 0.7])
+
+
+def checkpointed(function, use_reentrant):
+    return lambda x: checkpoint(function, x, use_reentrant=use_reentrant)
+
+
+def of_elements(x):
+    return (TABLE[IndexStraightThrough(logits=x).rsample()] - 1).square().sum() + 0 * x.sum()
+
+
+def of_a_sum(x):
+    return (TABLE[IndexStraightThrough(logits=x).rsample()].sum() - 1).tanh()
+
+
+@pytest.mark.parametrize("beside", [0.0, 1.0])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("function", [of_elements, of_a_sum])
+def test_a_draw_in_a_checkpoint_has_its_gradient(function, use_reentrant, beside):
+    """The backward pass, which draws again, has the rules. So has that of another loss."""
+
+    def gradient(run):
+        torch.manual_seed(1)
+        x = torch.linspace(-1, 1, 20).reshape(5, 4).requires_grad_()
+        z = IndexStraightThrough(logits=x).rsample()
+        (run(x) + beside * TABLE[z].sum()).backward()
+        return x.grad
+
+    expected = gradient(function)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(gradient(checkpointed(function, use_reentrant)), expected)
+
+
+def test_a_backward_pass_under_no_grad():
+    x = torch.zeros(5, 4, requires_grad=True)
+    loss = TABLE[IndexStraightThrough(logits=x).rsample()].sum()
+    with torch.no_grad():
+        loss.backward()
+    assert x.grad.abs().max() > 0.01
+
+
+def test_a_backward_pass_under_autocast_is_exact():
+    """A draw of which each element is used several times."""
+
+    def gradient(enabled):
+        torch.manual_seed(0)
+        x = torch.zeros(5, 4, requires_grad=True)
+        z = IndexStraightThrough(logits=x).rsample()
+        loss = (TABLE[z].unsqueeze(-1) * torch.linspace(0.1, 1.7, 7)).sum(-1).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss.backward()
+        return x.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))

@@ -300,6 +300,14 @@ def test_a_warning_inside_of_pyro_names_the_line_of_the_model():
     assert torch.equal(found, multinomial.log_prob(F.one_hot(z.numbers, 4)))
 
 
+@pytest.mark.parametrize("made", [lambda z: z.float(), lambda z: torch.arange(3.0)[z]])
+def test_a_hook_that_is_never_called_warns(made):
+    z = IndexStraightThrough(logits=torch.zeros(5, 3, requires_grad=True)).rsample()
+    with pytest.warns(UserWarning, match="it is never called; put it on the logits") as seen:
+        made(z).register_hook(lambda gradient: 3 * gradient)
+    assert [each.filename for each in seen] == [__file__]
+
+
 def test_a_float_has_the_derivative_in_operations_of_other_classes():
     """Without a warning: the gradient is not lost."""
     draw, table = Draw(4, dtype=torch.float32), torch.arange(4.0)

@@ -163,7 +163,8 @@ def test_no_elements():
 def test_a_hook_on_floats_is_not_called():
     value, _ = drawn_twice()
     floats = A[value]
-    floats.register_hook(lambda gradient: gradient.unknown).remove()
+    with pytest.warns(UserWarning, match="it is never called"):
+        floats.register_hook(lambda gradient: gradient.unknown).remove()
     floats.sum().backward()
 
 
