@@ -1967,6 +1967,35 @@ lost-line-in-pyro                  tensors/test_lost_gradient.py -k inside_of_py
     - _HOSTS = {"torch", "pyro", "pyro_gumbel"}
     + _HOSTS = {"torch", "pyro_gumbel"}
 
+[tensors/drawn_sample.py]
+one-hot-beside-an-index            tensors/test_index_tensor.py -k are_tables
+    - if any(issubclass(each, PlainTensor) for each in others):
+    + if False:
+one-hot-known-to-compiled-code     tensors/test_one_hot_sample.py -k compiled_function_takes
+    - return other is cls or other is Tensor
+    + return other is cls
+drawn-changed-in-place             infer/test_draws_with_outcomes.py -k changed_in_place
+    - return value.draw if version_of(value) == value.drawn_version else None
+    + return value.draw
+drawn-warns                        infer/test_draws_with_outcomes.py -k where_its_derivative_ends
+    - if kept is None or not isinstance(result, Tensor):
+    + if False:
+drawn-numbers                      infer/test_draws_with_outcomes.py -k number_of_a_bit
+    - return getattr(func, "__name__", "") in _NUMBERS
+    + return False
+drawn-questions                    infer/test_draws_with_outcomes.py -k only_asks
+    - return not has_derivative and getattr(func, "__name__", "") not in _QUESTIONS
+    + return not has_derivative
+drawn-no-grad                      infer/test_draws_with_outcomes.py -k nothing_warns
+    - if not samples or not torch.is_grad_enabled() or is_asked_by_host():
+    + if not samples or is_asked_by_host():
+drawn-asked-by-host                infer/test_draws_with_outcomes.py -k nothing_warns
+    - if not samples or not torch.is_grad_enabled() or is_asked_by_host():
+    + if not samples or not torch.is_grad_enabled():
+drawn-beside-its-outcomes          infer/test_draws_with_outcomes.py -k have_outcomes_by_default
+    - return draw.with_outcomes(arguments) if draw and draw.is_among(draws) else arguments
+    + return arguments
+
 [tensors/one_hot_sample.py]
 one-hot-changed-in-place           tensors/test_one_hot_sample.py -k every_other
     - return version_of(value) == value.drawn_version
@@ -1974,12 +2003,6 @@ one-hot-changed-in-place           tensors/test_one_hot_sample.py -k every_other
 one-hot-any-dimension              tensors/test_one_hot_sample.py
     - if not isinstance(value, OneHotSample) or dim not in (-1, value.dim() - 1):
     + if not isinstance(value, OneHotSample):
-one-hot-beside-an-index            tensors/test_index_tensor.py -k are_tables
-    - if any(issubclass(each, OutcomeTensor) for each in types):
-    + if False:
-one-hot-known-to-compiled-code     tensors/test_one_hot_sample.py -k compiled_function_takes
-    - return other is cls or other is Tensor
-    + return other is cls
 
 [tensors/deferred.py]
 deferred-linear-by-estimator       tensors/test_deferred.py -k same_gradient_for_every_draw

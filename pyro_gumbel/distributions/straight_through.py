@@ -36,7 +36,9 @@ from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.logarithms import minus_p_log_p
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.tensors.deferred import deferred
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched
 from pyro_gumbel.tensors.index_tensor import MOST, OutcomeTensor, carrying, collapsed
+from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes
 from pyro_gumbel.tensors.subclass import plain
 
@@ -45,7 +47,7 @@ __all__ = [
     "FamilyStraightThrough",
     "StraightThrough",
     "StraightThroughOutcome",
-    "with_outcomes",
+    "as_read",
     "without_impossible",
 ]
 
@@ -312,8 +314,24 @@ class _Drawn:
         # The draw has the gradient now, and the numbers have none.
         return carrying(value.detach(), [Outcomes((draw,), elements, table)])
 
+    def is_among(self, draws: Any) -> bool:
+        """Whether the draw is one of these."""
+        draw = self._draw()
+        return draw is not None and draw in draws
 
-def with_outcomes(value: Any) -> Any:
-    """A binary or one-hot draw of `rsample` with outcomes; any other value as it is."""
+
+def as_read(value: Any, outcomes: bool | None) -> Any:
+    """What a relaxed model reads, where `rsample` drew floats: their derivative may end.
+
+    :param outcomes: True for outcomes of binary and one-hot draws from the start, None for outcomes
+        where the derivative ends, False for none.
+    """
     mark = recall(value, PATHWISE) if isinstance(value, Tensor) else None
-    return mark.with_outcomes(value) if isinstance(mark, _Drawn) else value
+    if mark is None or isinstance(value, OutcomeTensor):
+        return value
+    draw = mark if isinstance(mark, _Drawn) else None
+    new = draw.with_outcomes(value) if outcomes and draw else value
+    if isinstance(new, OutcomeTensor):
+        return new
+    cls = OneHotSample if isinstance(value, OneHotSample) else DrawnSample
+    return watched(plain(value), None if outcomes is False else draw, cls)

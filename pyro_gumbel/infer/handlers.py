@@ -19,7 +19,7 @@ from pyro_gumbel.distributions.outcome_distribution import (
     outcome_distributions,
 )
 from pyro_gumbel.distributions.relaxation import relax, require_settings
-from pyro_gumbel.distributions.straight_through import with_outcomes
+from pyro_gumbel.distributions.straight_through import as_read
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
@@ -63,8 +63,8 @@ class RelaxedMessenger(Messenger):
         """What the model reads. The site itself keeps the value that was drawn."""
         if self.outcomes is False and isinstance(msg["value"], OutcomeTensor):
             msg["value"] = as_derivative(msg["value"])
-        if self.outcomes:
-            msg["value"] = with_outcomes(msg["value"])
+        if not msg["is_observed"]:
+            msg["value"] = as_read(msg["value"], self.outcomes)
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):
@@ -170,8 +170,9 @@ def relaxed(
         discrete and not marked. With `obs_mask`, Pyro splits a site "y" into an observed and a
         latent part; "y" and "y_unobserved" both name the latent one. A warning names, once, those
         that were observed in every call so far.
-    :param outcomes: None for outcomes of what is made of integer sites; True for those of binary
-        and one-hot sites too, as of ``z * a + (1 - z) * b`` and ``z @ table``; False for the
+    :param outcomes: None for outcomes of what is made of integer sites, and of binary and one-hot
+        ones where they become integers or truth values, as in ``table[z.long()]``; True for those
+        of all that is made of these, as ``z * a + (1 - z) * b`` and ``z @ table``; False for the
         derivative in the value of every site, with the gradient of the estimator. Give a model the
         setting of a guide in which other sites are made of these.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.

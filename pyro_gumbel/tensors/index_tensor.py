@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, with_outcomes_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
 from pyro_gumbel.tensors.subclass import (
@@ -69,6 +70,9 @@ class OutcomeTensor(PlainTensor):
             if varies((args, kwargs)):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
+        if len(types) > 1 and any(issubclass(each, DrawnSample) for each in types):
+            draws = _draws_in((args, kwargs))
+            args, kwargs = with_outcomes_of((args, kwargs or {}), draws)
         if func in BACKWARD_PASSES:  # the loss is linear in what it is called with
             with torch.enable_grad():
                 args, kwargs = collapsed((args, kwargs or {}), linear=True)
@@ -99,6 +103,17 @@ class OutcomeTensor(PlainTensor):
 def _are_known(types: tuple[type, ...]) -> bool:
     """Whether no other class of tensors takes part in an operation."""
     return all(each is Tensor or issubclass(each, PlainTensor) for each in types)
+
+
+def _draws_in(arguments: Any) -> list[CategoricalDraw]:
+    """The draws of all outcomes among the arguments of an operation."""
+    if isinstance(arguments, OutcomeTensor):
+        return [draw for each in arguments.kept for draw in each.draws]
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif type(arguments) not in (tuple, list):
+        return []
+    return [draw for each in arguments for draw in _draws_in(each)]
 
 
 def changes_of(value: Tensor) -> int:

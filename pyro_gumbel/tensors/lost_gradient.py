@@ -8,7 +8,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["is_in_function", "warn_of_derivative", "warn_of_hook", "warn_of_lost_gradient"]
+__all__ = [
+    "is_asked_by_host",
+    "is_in_function",
+    "warn_of_derivative",
+    "warn_of_hook",
+    "warn_of_lost_derivative",
+    "warn_of_lost_gradient",
+]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
 _QUESTIONS = {"all", "any", "_is_all_true", "_is_any_true", "__bool__", "item", "equal"}
@@ -22,6 +29,7 @@ _CONSTRAINTS = {
 # Modules that pass on what was called.
 _TRANSPARENT = {
     "pyro_gumbel.tensors.deferred",
+    "pyro_gumbel.tensors.drawn_sample",
     "pyro_gumbel.tensors.index_tensor",
     "pyro_gumbel.tensors.linear_operations",
     "pyro_gumbel.tensors.operations",
@@ -99,6 +107,30 @@ def warn_of_derivative(name: str) -> None:
         f"{asker} outside of it, of a value of a categorical draw; took the derivative, which is "
         "biased; write relaxed(model) where the model is given to the ELBO",
     )
+
+
+def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
+    """Warn that an operation returns a plain result for drawn floats.
+
+    :param name: of the operation.
+    :param has_outcomes: whether others have a gradient: the draw is binary or one-hot.
+    """
+    remedy = (
+        "write torch.where(z == 1, a, b) or table[z.long()]"
+        if has_outcomes
+        else "write a function of the float itself, as x * z, or draw z from a Categorical, of "
+        "which table[z] and z == k have a gradient"
+    )
+    _warn(
+        list(_callers()),
+        f"expected an operation that passes on the derivative of a draw z, got {name}, which "
+        f"returns a plain value without it; {remedy}; or write z.detach() if no gradient is wanted",
+    )
+
+
+def is_asked_by_host() -> bool:
+    """Whether torch, Pyro or this package calls the operation, and not the user."""
+    return _is_host(next((each for each in list(_callers()) if each not in _TRANSPARENT), ""))
 
 
 def warn_of_hook() -> None:

@@ -17,61 +17,21 @@ in D. Every other operation behaves as on a plain tensor and returns one. A samp
 in place is treated as a plain tensor too.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import in_eager_mode, version_of
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor, drawn_index
-from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, uncompiled
+from pyro_gumbel.tensors.drawn_sample import DrawnSample
+from pyro_gumbel.tensors.index_tensor import drawn_index
 
 __all__ = ["OneHotSample", "as_one_hot_sample"]
 
 
-class _EqualToTensor(torch._C._TensorMeta):
-    """The metaclass of a tensor class that compares equal to `Tensor`.
-
-    Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
-    call fails for a type that is not in the set. With this metaclass our classes are found there as
-    `Tensor`, for which the code was compiled. Functions of torch that are written in Python then
-    miss the class beside a plain tensor. None of them has a rule here.
-    """
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls or other is Tensor
-
-    def __hash__(cls) -> int:
-        return hash(Tensor)
-
-
-class OneHotSample(PlainTensor, metaclass=_EqualToTensor):
+class OneHotSample(DrawnSample):
     """A tensor of one-hot vectors, over the last dimension, that may have a gradient."""
-
-    drawn_version: int  # to notice changes in place
-
-    @classmethod
-    @uncompiled  # it would reuse the code compiled for one `func` for another
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if len(types) > 1:
-            if any(issubclass(each, OutcomeTensor) for each in types):
-                return NotImplemented  # their rules are asked next
-            if not all(each is Tensor or issubclass(each, OneHotSample) for each in types):
-                return func(*as_plain(args), **as_plain(kwargs or {}))  # the other type decides
-        with DisableTorchFunctionSubclass():
-            if kwargs:
-                return func(*args, **kwargs)
-            result, rule = func(*args), _RULES.get(func)
-            return result if rule is None or is_compiling() else rule(result, *args)
 
 
 def as_one_hot_sample(value: Tensor) -> Tensor:
@@ -112,7 +72,7 @@ def _is_over_categories(value: Tensor, dim: Any) -> bool:
     return version_of(value) == value.drawn_version
 
 
-_RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
+OneHotSample.rules = {
     **dict.fromkeys((Tensor.max, torch.max), _max),
     **dict.fromkeys((Tensor.argmax, torch.argmax), _argmax),
 }

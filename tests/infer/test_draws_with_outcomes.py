@@ -3,13 +3,16 @@
 
 """`relaxed(model, outcomes=...)`: exact gradients of binary and one-hot draws, and derivatives."""
 
+import warnings
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 
-from pyro_gumbel import relaxed
+from pyro_gumbel import PlackettLuce, Subset, relaxed
 from pyro_gumbel.tensors.deferred import DeferredTensor
 from tests.common import seeded
 
@@ -33,6 +36,17 @@ SITES = {
 FACTORS = {
     "a sum of two": ("bits", lambda z: dist.Normal(z * A + (1 - z) * B, z + 0.5)),
     "a choice": ("bits", lambda z: dist.Normal(torch.where(z.bool(), A, B), 1.0)),
+    "a comparison": ("bits", lambda z: dist.Normal(torch.where(z.eq(1), A, B), 1.0 + (z > 0.5))),
+    "a lookup of bits": ("bits", lambda z: dist.Normal(LOCS[z.long()], SCALES[z.to(torch.int32)])),
+    "a bit and its lookup": ("bits", lambda z: dist.Normal(LOCS[z.long()] * z, 1.0)),
+    "a choice of entries": (
+        "one-hot",
+        lambda z: dist.Normal(torch.where(z.bool(), LOCS, 0.0).sum(-1), 1.0),
+    ),
+    "entries that are compared": (
+        "one-hot",
+        lambda z: dist.Normal(((z == 1) * LOCS).sum(-1), (SCALES * z.long()).sum(-1)),
+    ),
     "a power": ("bits", lambda z: dist.Normal(1.7**z, A.exp() ** z)),
     "a product": ("one-hot", lambda z: dist.Normal((z * LOCS).sum(-1), (z * SCALES).sum(-1))),
     "a matrix product": ("one-hot", lambda z: dist.Normal(z @ LOCS, z @ SCALES)),
@@ -78,19 +92,122 @@ def test_every_draw_has_the_exact_gradient(name):
     assert error_of(name, outcomes=True) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in FACTORS.items() if kind == "index"])
-def test_an_index_has_outcomes_by_default(name):
+# Where the derivative of a draw ends: it becomes integers or truth values.
+ENDS = {
+    *("a choice", "a comparison", "a lookup of bits", "a bit and its lookup"),
+    *("a choice of entries", "entries that are compared"),
+}
+HAVE_OUTCOMES = [name for name, (kind, _) in FACTORS.items() if kind == "index" or name in ENDS]
+
+
+@pytest.mark.parametrize("name", HAVE_OUTCOMES)
+def test_an_index_and_what_has_no_derivative_have_outcomes_by_default(name):
     assert error_of(name, outcomes=None) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in FACTORS.items() if kind != "index"])
+@pytest.mark.parametrize("name", [name for name in FACTORS if name not in HAVE_OUTCOMES])
 def test_other_draws_have_derivatives_by_default(name):
     assert error_of(name, outcomes=None) > 1e-3
 
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_without_outcomes_all_have_derivatives(name):
-    assert error_of(name, outcomes=False) > 1e-3
+    """What has none warns."""
+    words = "expected an operation that passes on the derivative of a draw z"
+    with pytest.warns(UserWarning, match=words) if name in ENDS else nullcontext():
+        assert error_of(name, outcomes=False) > 1e-3
+
+
+WITHOUT_OUTCOMES = {
+    "Poisson": lambda x: dist.Poisson(x.exp()),
+    "Binomial": lambda x: dist.Binomial(3, logits=x),
+    "Multinomial": lambda x: dist.Multinomial(3, logits=x),
+    "Subset": lambda x: Subset(2, logits=x),
+    "PlackettLuce": lambda x: PlackettLuce(2, logits=x),
+}
+USES = {
+    "long": lambda z: z.long(),
+    "to": lambda z: z.to(torch.bool),
+    "eq": lambda z: z == 1,
+    "gt": lambda z: torch.gt(z, 0.5),
+    "nonzero": lambda z: z.nonzero(),
+    "tolist": lambda z: z.tolist(),
+}
+
+
+def used_in_a_model(kind, use, outcomes):
+    """What a model makes of a draw and of the same plain numbers, and the warnings."""
+    x = torch.zeros(3, requires_grad=True)
+
+    @relaxed(outcomes=outcomes)
+    def model():
+        z = pyro.sample("z", WITHOUT_OUTCOMES[kind](x))
+        return USES[use](z), USES[use](z.detach())
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return *model(), caught
+
+
+@pytest.mark.parametrize("outcomes", [None, True, False])
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", WITHOUT_OUTCOMES)
+def test_a_draw_without_outcomes_warns_where_its_derivative_ends(kind, use, outcomes):
+    found, expected, (warning,) = used_in_a_model(kind, use, outcomes)
+    if use == "tolist":
+        assert found == expected
+    else:
+        assert found.equal(expected)
+    assert warning.filename == __file__
+    assert "passes on the derivative of a draw z" in str(warning.message)
+    assert "z.detach()" in str(warning.message)
+
+
+@pytest.mark.parametrize(
+    "use", [torch.isnan, torch.zeros_like, lambda z: z.new_ones(2).long(), lambda z: z.size(-1)]
+)
+def test_what_only_asks_does_not_warn(use, monkeypatch):
+    monkeypatch.setitem(USES, "asks", use)
+    assert not used_in_a_model("Poisson", "asks", None)[-1]
+
+
+def without_a_gradient(z):
+    with torch.no_grad():
+        return z.long()
+
+
+@pytest.mark.parametrize("use", [without_a_gradient, lambda z: dist.Poisson(2.0).log_prob(z)])
+def test_where_no_gradient_is_recorded_and_in_the_checks_of_distributions_nothing_warns(
+    use, monkeypatch
+):
+    monkeypatch.setitem(USES, "silent", use)
+    assert not used_in_a_model("Poisson", "silent", None)[-1]
+
+
+def test_bits_that_were_changed_in_place_warn():
+    logits = torch.zeros(3, requires_grad=True)
+
+    @relaxed
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(logits=logits)) * 1.0
+        return pyro.sample("y", dist.Bernoulli(logits=logits)).mul_(2.0).long(), z.long()
+
+    with pytest.warns(UserWarning, match="passes on the derivative of a draw z, got long"):
+        changed, plain = model()
+    assert type(changed) is type(plain) is torch.Tensor
+
+
+@pytest.mark.parametrize("use", [bool, int, torch.Tensor.item])
+def test_a_number_of_a_bit_warns(use):
+    @relaxed
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros((), requires_grad=True)))
+        return use(z), use(z.detach())
+
+    with pytest.warns(UserWarning, match=r"write torch.where\(z == 1, a, b\) or table") as caught:
+        found, expected = model()
+    assert found == expected
+    assert [each.filename for each in caught] == [__file__]
 
 
 OF_A_DRAW = {
