@@ -596,6 +596,18 @@ noise-reparam-dtype                infer/test_reparam.py
     + return self.draw(shape, dtype=torch.float32, device=self.loc.device)
 
 [distributions/outcome_distribution.py]
+outcome-noise-of-a-vector          distributions/test_outcome_distribution.py -k "given_a_draw"
+    - | MultivariateNormal | StudentT
+    + | StudentT
+outcome-noise-of-df                distributions/test_outcome_distribution.py -k another_draw
+    - if not isinstance(getattr(innermost(own), "df", None), OutcomeTensor):
+    + if True:
+outcome-noise-warns                distributions/test_outcome_distribution.py -k another_draw
+    - value.register_hook(lambda gradient: warn_of_noise(name))
+    + pass
+outcome-beside-a-bit               infer/test_draws_with_outcomes.py -k have_outcomes_by_default
+    - given = with_outcomes_of(given, draws_in(given))
+    + given = list(given)
 outcome-distribution-derivative    distributions/test_outcome_distribution.py -k mean_gradient
     - new = with_gradient(result, made, linear=True)
     + return function(self._with_derivatives, *(collapsed(value) for value, _ in values))
@@ -2025,6 +2037,12 @@ deferred-without-a-gradient        tensors/test_deferred.py -k another_loss
     + return arguments.plain
 
 [tensors/event_rules.py]
+events-columns-of-systems          distributions/test_outcome_distribution.py -k given_a_draw
+    - if func.__name__ in _SYSTEMS and not varies(args[0]) and kwargs.get("left", True):
+    + if False:
+events-rows-of-systems             tensors/test_lost_gradient.py -k outside_of_a_relaxed
+    - if each.elements.shape[-2] != 1:
+    + if False:
 events-largest-of-one              tensors/test_outcome_rules.py -k exact
     - sizes = [n if d in dims else each.table.shape[1 + d] for d, n in enumerate(value.shape)]
     + sizes = [each.table.shape[1 + d] for d, n in enumerate(value.shape)]

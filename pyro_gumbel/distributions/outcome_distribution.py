@@ -45,7 +45,9 @@ from torch.distributions import (
     Distribution,
     Exponential,
     Laplace,
+    MultivariateNormal,
     Normal,
+    StudentT,
     Transform,
     TransformedDistribution,
     Uniform,
@@ -53,12 +55,15 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.deferred import DeferredTensor, deferred, settled
+from pyro_gumbel.tensors.drawn_sample import with_outcomes_of
 from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, collapsed
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, collapsed, draws_in
+from pyro_gumbel.tensors.lost_gradient import warn_of_noise
 from pyro_gumbel.tensors.outcomes import Outcomes, with_gradient, without_gradient
 from pyro_gumbel.tensors.subclass import PlainTensor, plain
 
@@ -173,11 +178,21 @@ class OutcomeDistribution(TorchDistribution):
             return self.plain_distribution.sample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """A draw. Of some families it has outcomes, with the same noise, else the derivative."""
-        if not _has_own_noise(self.plain_distribution):
-            return self._with_derivatives.rsample(sample_shape)
-        with _unchecked():
-            return self._make(lambda tensor, tail: tensor, False).rsample(sample_shape)
+        """A draw. Of some families it has outcomes, with the same noise, else the derivative.
+
+        The derivative is biased. A warning says so in the backward pass: where a guide draws the
+        value instead, as of a site of the model, there is none.
+        """
+        if _has_own_noise(self.plain_distribution):
+            with _unchecked():
+                own = self._make(lambda tensor, tail: tensor, False)
+                if not isinstance(getattr(innermost(own), "df", None), OutcomeTensor):
+                    return own.rsample(sample_shape)
+        value: Tensor = self._with_derivatives.rsample(sample_shape)
+        if value.requires_grad and in_eager_mode():
+            name = type(innermost(self.plain_distribution)).__name__
+            value.register_hook(lambda gradient: warn_of_noise(name))
+        return value
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """That of the distribution at what was drawn."""
@@ -281,11 +296,14 @@ def _itself(distribution: Any) -> Any:
     return distribution
 
 
-_LOCATION_SCALE = Normal | Laplace | Cauchy | Uniform | Exponential | Delta | SoftLaplace
+_LOCATION_SCALE = (
+    Normal | Laplace | Cauchy | Uniform | Exponential | Delta | SoftLaplace
+    | MultivariateNormal | StudentT
+)  # fmt: skip
 
 
 def _has_own_noise(distribution: Any) -> bool:
-    """Whether a draw is an elementwise function of the parameters and of noise without any."""
+    """Whether a draw is a function of the parameters and of noise without any, but for a `df`."""
     base = innermost(distribution)
     while isinstance(base, TransformedDistribution):
         base = innermost(base.base_dist)
@@ -366,6 +384,7 @@ def _coerce(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OutcomeD
     count = len(args)
     names = [*_names(cls, count), *kwargs]
     given = [*args, *kwargs.values()]
+    given = with_outcomes_of(given, draws_in(given))
     replaced = [
         (place, _tail(cls, name, dict(zip(names, given, strict=True))))
         for place, name in enumerate(names)

@@ -98,6 +98,8 @@ def pair_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A function of pairs of matrices, over the last two dimensions, as a product."""
     if min(each.dim() for each in args) < 2 or varies(kwargs):
         return None
+    if func.__name__ in _SYSTEMS and not varies(args[0]) and kwargs.get("left", True):
+        return _of_columns(func, args, kwargs, result)
     made = []
     for group in grouped(args, result.dim() - 2, (2, 2)):
         tables = [_matrices(group, place, each) for place, each in enumerate(args)]
@@ -115,6 +117,21 @@ def _product_with_plain(value: Tensor, second: Tensor) -> Any:
         table = each.table.expand(*each.table.shape[:-1], value.shape[-1])
         elements = each.elements if second.dim() == 2 else each.elements.squeeze(-1)
         made.append(Outcomes(each.draws, elements, torch.matmul(table, second)))
+    return made
+
+
+_SYSTEMS = {"linalg_solve_triangular", "linalg_solve"}
+
+
+def _of_columns(func: Any, args: Any, kwargs: Any, result: Tensor) -> Any:
+    """Linear systems with plain matrices on their left; the columns on the right may differ."""
+    made = []
+    for each in outcomes_of(args[1]):
+        each = each.aligned(result.dim())
+        if each.elements.shape[-2] != 1:
+            return None
+        table = each.table.expand(*each.table.shape[:-2], *args[1].shape[-2:])
+        made.append(Outcomes(each.draws, each.elements, func(args[0], table, **kwargs)))
     return made
 
 

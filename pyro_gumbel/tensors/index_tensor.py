@@ -35,6 +35,7 @@ __all__ = [
     "changes_of",
     "collapsed",
     "drawn_index",
+    "draws_in",
     "outcomes_of",
     "varies",
 ]
@@ -71,7 +72,7 @@ class OutcomeTensor(PlainTensor):
                 warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         if len(types) > 1 and any(issubclass(each, DrawnSample) for each in types):
-            draws = _draws_in((args, kwargs))
+            draws = draws_in((args, kwargs))
             args, kwargs = with_outcomes_of((args, kwargs or {}), draws)
         if func in BACKWARD_PASSES:  # the loss is linear in what it is called with
             with torch.enable_grad():
@@ -105,7 +106,7 @@ def _are_known(types: tuple[type, ...]) -> bool:
     return all(each is Tensor or issubclass(each, PlainTensor) for each in types)
 
 
-def _draws_in(arguments: Any) -> list[CategoricalDraw]:
+def draws_in(arguments: Any) -> list[CategoricalDraw]:
     """The draws of all outcomes among the arguments of an operation."""
     if isinstance(arguments, OutcomeTensor):
         return [draw for each in arguments.kept for draw in each.draws]
@@ -113,7 +114,7 @@ def _draws_in(arguments: Any) -> list[CategoricalDraw]:
         arguments = arguments.values()
     elif type(arguments) not in (tuple, list):
         return []
-    return [draw for each in arguments for draw in _draws_in(each)]
+    return [draw for each in arguments for draw in draws_in(each)]
 
 
 def changes_of(value: Tensor) -> int:

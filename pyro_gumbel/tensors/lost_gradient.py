@@ -15,6 +15,7 @@ __all__ = [
     "warn_of_hook",
     "warn_of_lost_derivative",
     "warn_of_lost_gradient",
+    "warn_of_noise",
 ]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
@@ -143,6 +144,20 @@ def warn_of_hook() -> None:
         "expected a hook on a tensor that has a gradient itself, got one on a float that was made "
         "of a categorical draw, whose outcomes have the gradient: it is never called; put it on "
         "the logits of the distribution, or write relaxed(model, outcomes=False)",
+    )
+
+
+def warn_of_noise(name: str) -> None:
+    """Warn of the gradient of a continuous site, whose noise depends on its parameters.
+
+    :param name: of its distribution.
+    """
+    _warn(
+        list(_callers()),
+        "expected a continuous site that is made of a categorical draw to be a function of its "
+        "parameters and of noise without any, as Normal, LogNormal and MultivariateNormal are, got "
+        f"{name}; took the derivative at what was drawn, which is biased; write one of those, or a "
+        "guide in which the site does not depend on the draw",
     )
 
 

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 from torch.nn import functional as F
 
@@ -330,7 +331,8 @@ def test_copies_are_plain(make):
 
 
 SAME_NOISE = ["normal", "log-normal", "cauchy", "laplace", "gumbel", "weibull", "uniform"]
-OTHER_NOISE = ["gamma", "beta", "dirichlet", "student", "multivariate, by tril"]
+SAME_NOISE += [name for name in DISTRIBUTIONS if name.startswith("multivariate")]
+OTHER_NOISE = ["gamma", "beta", "dirichlet", "student", "low rank"]
 
 
 @pytest.mark.parametrize("name", [*SAME_NOISE, "exponential", "half-normal", "sigmoid of a normal"])
@@ -357,6 +359,67 @@ def test_another_draw_has_the_derivative(name):
     assert torch.equal(found.detach(), make(torch.tensor([2, 0])).rsample())
     assert not isinstance(found, OutcomeTensor)
     assert found.requires_grad == distribution.has_rsample
+    with pytest.warns(UserWarning, match="and of noise without any, as Normal") as caught:
+        found.sum().backward()
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_a_draw_of_a_model_does_not_warn_where_the_guide_draws_it():
+    """Its log density is that of every category, at the value of the guide."""
+    logits, rate = normal(SITES, K).requires_grad_(), torch.ones(SITES, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", SITES):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(K)))
+            pyro.sample("w", dist.Gamma(L.exp()[z], 1.0))
+
+    def guide():
+        with pyro.plate("data", SITES):
+            pyro.sample("z", dist.Categorical(logits=logits))
+            pyro.sample("w", dist.Gamma(1.0, rate))
+
+    loss = TraceMeanField_ELBO().differentiable_loss(relaxed(model), relaxed(guide))
+    loss.backward()
+    assert logits.grad.abs().max() > 0.01
+
+
+GIVEN_A_DRAW = {
+    "multivariate": lambda z: dist.MultivariateNormal(M[z], scale_tril=T[z]),
+    "multivariate, by covariance": lambda z: dist.MultivariateNormal(M[z], (T @ T.mT)[z]),
+    "multivariate, of one scale": lambda z: dist.MultivariateNormal(M[z], scale_tril=T[1]),
+    "student": lambda z: dist.StudentT(8.0, M[z], T[z].diagonal(0, -2, -1)).to_event(1),
+    "normal": lambda z: dist.Normal(M[z], T[z].diagonal(0, -2, -1)).to_event(1),
+}
+M = torch.tensor([[1.0, -0.5], [0.2, 2.0], [-1.5, 0.3]], dtype=torch.float64)
+T = torch.tensor([0.4, 1.0, 1.6], dtype=torch.float64)[:, None, None] * torch.tensor(
+    [[1.0, 0.0], [0.7, 0.8]], dtype=torch.float64
+)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("name", GIVEN_A_DRAW)
+def test_a_site_of_the_guide_given_a_draw_has_the_exact_gradient(name, elbo):
+    """On average, of a loss that is quadratic in the site, by the moments and entropies."""
+    x, make = torch.tensor([1.0, -1.0], dtype=torch.float64), GIVEN_A_DRAW[name]
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def model():
+        pyro.sample("z", dist.Categorical(torch.ones(3, dtype=torch.float64)))
+        w = pyro.sample("w", dist.MultivariateNormal(torch.zeros_like(x), torch.eye(2).double()))
+        pyro.sample("x", dist.Normal(w, 0.7).to_event(1), obs=x)
+
+    def guide():
+        pyro.sample("w", make(pyro.sample("z", dist.Categorical(logits=logits))))
+
+    q, p = make(torch.arange(3)), logits.softmax(-1)
+    variance, error = q.variance, q.mean - x
+    cost = (q.mean**2 + variance).sum(-1) / 2 + (error**2 + variance).sum(-1) / (2 * 0.7**2)
+    (expected,) = torch.autograd.grad((p * (cost - q.entropy() + p.log())).sum(), logits)
+    loss = elbo(num_particles=40_000, vectorize_particles=True, max_plate_nesting=0)
+    torch.manual_seed(0)
+    total = loss.differentiable_loss(relaxed(model), relaxed(guide))
+    (found,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.12)
 
 
 def model_of(site):

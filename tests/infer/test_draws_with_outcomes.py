@@ -39,6 +39,7 @@ FACTORS = {
     "a comparison": ("bits", lambda z: dist.Normal(torch.where(z.eq(1), A, B), 1.0 + (z > 0.5))),
     "a lookup of bits": ("bits", lambda z: dist.Normal(LOCS[z.long()], SCALES[z.to(torch.int32)])),
     "a bit and its lookup": ("bits", lambda z: dist.Normal(LOCS[z.long()] * z, 1.0)),
+    "a bit beside its lookup": ("bits", lambda z: dist.Normal(z, SCALES[z.long()])),
     "a choice of entries": (
         "one-hot",
         lambda z: dist.Normal(torch.where(z.bool(), LOCS, 0.0).sum(-1), 1.0),
@@ -95,6 +96,7 @@ def test_every_draw_has_the_exact_gradient(name):
 # Where the derivative of a draw ends: it becomes integers or truth values.
 ENDS = {
     *("a choice", "a comparison", "a lookup of bits", "a bit and its lookup"),
+    "a bit beside its lookup",
     *("a choice of entries", "entries that are compared"),
 }
 HAVE_OUTCOMES = [name for name, (kind, _) in FACTORS.items() if kind == "index" or name in ENDS]

@@ -321,10 +321,10 @@ def test_a_float_has_the_derivative_in_operations_of_other_classes():
 def test_a_distribution_outside_of_a_relaxed_model_warns_of_a_derivative():
     """Of most distributions each operation keeps outcomes. This one solves for several elements."""
     logits = torch.zeros(2, 3, requires_grad=True)
-    locs = torch.randn(3, 2)[IndexStraightThrough(logits=logits).rsample()]
+    loc = torch.randn(3)[IndexStraightThrough(logits=logits).rsample()]
 
     def log_prob():
-        return dist.MultivariateNormal(locs, torch.eye(2)).log_prob(torch.zeros(2))
+        return dist.MultivariateNormal(loc, torch.eye(2)).log_prob(torch.zeros(2))
 
     with pytest.warns(UserWarning, match=r"write relaxed\(model\)") as caught:
         found = log_prob()
