@@ -107,9 +107,9 @@ def _are_known(types: tuple[type, ...]) -> bool:
 
 
 def draws_in(arguments: Any) -> list[CategoricalDraw]:
-    """The draws of all outcomes among the arguments of an operation."""
+    """The draws of all outcomes among the arguments of an operation; not of deferred ones."""
     if isinstance(arguments, OutcomeTensor):
-        return [draw for each in arguments.kept for draw in each.draws]
+        return [draw for each in vars(arguments).get("_outcomes", ()) for draw in each.draws]
     if isinstance(arguments, dict):
         arguments = arguments.values()
     elif type(arguments) not in (tuple, list):
