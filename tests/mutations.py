@@ -1989,6 +1989,9 @@ one-hot-known-to-compiled-code     tensors/test_one_hot_sample.py -k compiled_fu
 drawn-changed-in-place             infer/test_draws_with_outcomes.py -k changed_in_place
     - return value.draw if version_of(value) == value.drawn_version else None
     + return value.draw
+drawn-in-a-trace                   infer/test_draws_with_outcomes.py -k trace_of_torch
+    - if is_compiling() or in_transform() or not value.requires_grad:
+    + if is_compiling() or torch.jit.is_tracing() or not value.requires_grad:
 drawn-warns                        infer/test_draws_with_outcomes.py -k where_its_derivative_ends
     - if kept is None or not isinstance(result, Tensor):
     + if False:

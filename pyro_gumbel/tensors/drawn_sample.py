@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 from torch.compiler import is_compiling
 
-from pyro_gumbel._tracing import in_eager_mode, version_of
+from pyro_gumbel._tracing import in_transform, version_of
 from pyro_gumbel.tensors.lost_gradient import is_asked_by_host, warn_of_lost_derivative
 from pyro_gumbel.tensors.subclass import PlainTensor, as_plain, uncompiled
 
@@ -88,7 +88,7 @@ class DrawnSample(PlainTensor, metaclass=_EqualToTensor):
 
 def watched(value: Tensor, draw: KnownDraw | None, cls: type[DrawnSample] = DrawnSample) -> Tensor:
     """The same numbers and graph, as a model reads them."""
-    if is_compiling() or not in_eager_mode() or not value.requires_grad:
+    if is_compiling() or in_transform() or not value.requires_grad:
         return value
     with DisableTorchFunctionSubclass():
         new = value.as_subclass(cls)

@@ -10,7 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    JitTraceMeanField_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 
 from pyro_gumbel import PlackettLuce, Subset, relaxed
 from pyro_gumbel.tensors.deferred import DeferredTensor
@@ -91,6 +96,25 @@ def error_of(name, outcomes):
 def test_every_draw_has_the_exact_gradient(name):
     """Points are independent, so that outcomes leave no noise."""
     assert error_of(name, outcomes=True) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["a choice", "a comparison", "a lookup of bits"])
+def test_in_a_trace_of_torch_it_is_the_same(name):
+    """The gradient has no noise, so that other draws do not matter."""
+    model, _, leaf = model_and_guide(name)
+    start = leaf.detach()
+
+    def guide():
+        logits = pyro.param("logits", start.clone())
+        with pyro.plate("points", POINTS):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    found = []
+    for elbo in (TraceMeanField_ELBO(), JitTraceMeanField_ELBO(ignore_jit_warnings=True)):
+        pyro.clear_param_store()
+        elbo.loss_and_grads(relaxed(model), relaxed(guide))
+        found.append(pyro.param("logits").grad)
+    torch.testing.assert_close(*found)
 
 
 # Where the derivative of a draw ends: it becomes integers or truth values.
