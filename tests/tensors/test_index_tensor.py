@@ -3,6 +3,8 @@
 
 """What is made of an index tensor has the numbers of a plain one, and the gradient of the draw."""
 
+import inspect
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -655,8 +657,18 @@ def of_a_sum(x):
     return (TABLE[IndexStraightThrough(logits=x).rsample()].sum() - 1).tanh()
 
 
+# A reentrant checkpoint calls `torch.autograd.backward`, which torch 2.8 does not let us override.
+REENTRANT = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        "handle_torch_function" not in inspect.getsource(torch.autograd.backward),
+        reason="raises an error with this torch",
+    ),
+)
+
+
 @pytest.mark.parametrize("beside", [0.0, 1.0])
-@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("use_reentrant", [REENTRANT, False])
 @pytest.mark.parametrize("function", [of_elements, of_a_sum])
 def test_a_draw_in_a_checkpoint_has_its_gradient(function, use_reentrant, beside):
     """The backward pass, which draws again, has the rules. So has that of another loss."""
