@@ -34,7 +34,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, SoftLaplace, TorchDistribution, Unit
+from pyro.distributions import (
+    AVFMultivariateNormal,
+    Delta,
+    OMTMultivariateNormal,
+    SoftLaplace,
+    TorchDistribution,
+    Unit,
+)
 from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
@@ -57,7 +64,7 @@ from torch.distributions import (
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.distributions.base import FamilyDistribution
-from pyro_gumbel.distributions.relaxation import relax
+from pyro_gumbel.distributions.relaxation import is_discrete, relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.deferred import DeferredTensor, deferred, settled
 from pyro_gumbel.tensors.drawn_sample import with_outcomes_of
@@ -183,13 +190,14 @@ class OutcomeDistribution(TorchDistribution):
         The derivative is biased. A warning says so in the backward pass: where a guide draws the
         value instead, as of a site of the model, there is none.
         """
-        if _has_own_noise(self.plain_distribution):
+        source = _source(self.plain_distribution)
+        if isinstance(source, _LOCATION_SCALE) and not isinstance(source, _WITH_OWN_GRADIENT):
             with _unchecked():
                 own = self._make(lambda tensor, tail: tensor, False)
-                if not isinstance(getattr(innermost(own), "df", None), OutcomeTensor):
+                if not isinstance(getattr(_source(own), "df", None), OutcomeTensor):
                     return own.rsample(sample_shape)
         value: Tensor = self._with_derivatives.rsample(sample_shape)
-        if value.requires_grad and in_eager_mode():
+        if value.requires_grad and in_eager_mode() and not is_discrete(self):
             name = type(innermost(self.plain_distribution)).__name__
             value.register_hook(lambda gradient: warn_of_noise(name))
         return value
@@ -296,18 +304,20 @@ def _itself(distribution: Any) -> Any:
     return distribution
 
 
+# A draw is a function of the parameters and of noise without any, but for a `df`.
 _LOCATION_SCALE = (
     Normal | Laplace | Cauchy | Uniform | Exponential | Delta | SoftLaplace
     | MultivariateNormal | StudentT
 )  # fmt: skip
+_WITH_OWN_GRADIENT = OMTMultivariateNormal | AVFMultivariateNormal
 
 
-def _has_own_noise(distribution: Any) -> bool:
-    """Whether a draw is a function of the parameters and of noise without any, but for a `df`."""
+def _source(distribution: Any) -> Any:
+    """The distribution inside of wrappers and transforms."""
     base = innermost(distribution)
     while isinstance(base, TransformedDistribution):
         base = innermost(base.base_dist)
-    return isinstance(base, _LOCATION_SCALE)
+    return base
 
 
 def _fit(shapes: Sequence[torch.Size], whole: torch.Size) -> bool:

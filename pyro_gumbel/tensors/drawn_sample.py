@@ -7,7 +7,8 @@ Their gradient is a derivative. It ends where they become integers or truth valu
 ``table[z.long()]`` and ``torch.where(z == 1, a, b)``. A `DrawnSample` knows its draw, and is
 replaced there by the same numbers with outcomes (`pyro_gumbel.tensors.outcomes`), which go on.
 A draw with too many outcomes, as a count, warns instead. Every other operation behaves as on a
-plain tensor and returns one.
+plain tensor and returns one, which knows nothing of the draw: in ``z[:2].long()`` the derivative
+ends without a warning, in ``z.long()[:2]`` it does not.
 """
 
 from collections.abc import Callable, Mapping

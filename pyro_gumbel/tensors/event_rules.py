@@ -98,7 +98,8 @@ def pair_rule(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """A function of pairs of matrices, over the last two dimensions, as a product."""
     if min(each.dim() for each in args) < 2 or varies(kwargs):
         return None
-    if func.__name__ in _SYSTEMS and not varies(args[0]) and kwargs.get("left", True):
+    is_system = func.__name__ == "linalg_solve_triangular" and kwargs.get("left", True)
+    if is_system and not varies(args[0]):
         return _of_columns(func, args, kwargs, result)
     made = []
     for group in grouped(args, result.dim() - 2, (2, 2)):
@@ -118,9 +119,6 @@ def _product_with_plain(value: Tensor, second: Tensor) -> Any:
         elements = each.elements if second.dim() == 2 else each.elements.squeeze(-1)
         made.append(Outcomes(each.draws, elements, torch.matmul(table, second)))
     return made
-
-
-_SYSTEMS = {"linalg_solve_triangular", "linalg_solve"}
 
 
 def _of_columns(func: Any, args: Any, kwargs: Any, result: Tensor) -> Any:

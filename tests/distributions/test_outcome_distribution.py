@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 from torch.nn import functional as F
 
-from pyro_gumbel import relaxed
+from pyro_gumbel import relax, relaxed
 from pyro_gumbel.distributions.outcome_distribution import (
     OutcomeDistribution,
     outcome_distributions,
@@ -362,6 +362,34 @@ def test_another_draw_has_the_derivative(name):
     with pytest.warns(UserWarning, match="and of noise without any, as Normal") as caught:
         found.sum().backward()
     assert [each.filename for each in caught] == [__file__]
+
+
+OTHERS = {
+    "a transformed df": lambda z: dist.TransformedDistribution(
+        dist.StudentT(S[z] + 3, L[z], 1.0), [ExpTransform()]
+    ),
+    "a vector with a gradient of its own": lambda z: dist.OMTMultivariateNormal(V[z], TRIL[z]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_draw_has_the_derivative_of_its_own(name):
+    logits = torch.zeros(K, dtype=torch.float64, requires_grad=True)
+    with outcome_distributions():
+        found = OTHERS[name](drawn(torch.tensor(2), logits)).rsample()
+    assert not isinstance(found, OutcomeTensor)
+    with pytest.warns(UserWarning, match="and of noise without any, as Normal"):
+        found.sum().backward()
+
+
+@pytest.mark.parametrize("family", [dist.Poisson, dist.Bernoulli])
+def test_a_discrete_draw_that_is_made_of_another_has_the_derivative(family):
+    """Which is no matter of its noise: docs/outcomes.md has a page on sites that depend so."""
+    logits = normal(SITES, K).requires_grad_()
+    with outcome_distributions():
+        d = relax(family(S.sigmoid()[drawn(torch.tensor([2, 0]), logits)]))
+    d.rsample().sum().backward()
+    assert logits.grad.abs().max() > 0
 
 
 def test_a_draw_of_a_model_does_not_warn_where_the_guide_draws_it():
