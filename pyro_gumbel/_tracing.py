@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _is_tracing
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 __all__ = [
     "CPU",
     "are_finite",
+    "are_saved_by_hooks",
     "are_seen_finite",
     "brief",
     "counts_changes",
@@ -128,6 +130,15 @@ def in_eager_mode() -> bool:
     if is_compiling() or _is_tracing():
         return False
     return not _are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def are_saved_by_hooks() -> bool:
+    """Whether hooks of torch take the tensors that are saved for the backward pass.
+
+    What runs within `torch.utils.checkpoint` runs again, and must save the same tensors then. So
+    nothing that was computed in the first run may be kept for the second one.
+    """
+    return _top_saved_tensors_default_hooks(True) is not None
 
 
 def in_transform() -> bool:

@@ -36,10 +36,9 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch._C import _is_tracing
-from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.compiler import is_compiling
 
-from pyro_gumbel._tracing import CPU, counts_changes
+from pyro_gumbel._tracing import CPU, are_saved_by_hooks, counts_changes
 
 __all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
 
@@ -212,10 +211,9 @@ def recall_log_prob(value: Tensor, distribution: CacheKey) -> Tensor | None:
     """The log_prob of a value, if this distribution drew it and has not changed.
 
     It is given away: who asks again gets no other name of the same tensor. A draw without a graph
-    has no gradient to pass to parameters that require one. Within `torch.utils.checkpoint` none is
-    given, since what runs there runs again, and must save the same tensors for the backward pass.
+    has no gradient to pass to parameters that require one.
     """
-    if is_compiling() or _top_saved_tensors_default_hooks(True) is not None:
+    if is_compiling() or are_saved_by_hooks():
         return None
     cache = getattr(value, "_pyro_gumbel_cache", None)
     if not isinstance(cache, _Cache):

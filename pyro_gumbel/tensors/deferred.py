@@ -21,9 +21,10 @@ from torch import Tensor
 
 from pyro_gumbel._tracing import in_transform
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
+from pyro_gumbel.tensors.later import Later
 from pyro_gumbel.tensors.subclass import without_rule
 
-__all__ = ["DeferredTensor", "Later", "deferred", "settled"]
+__all__ = ["DeferredTensor", "Settled", "deferred", "settled"]
 
 
 class DeferredTensor(OutcomeTensor):
@@ -31,9 +32,9 @@ class DeferredTensor(OutcomeTensor):
 
     requires_grad = without_rule("requires_grad")
 
-    _later: "Later"  # the same numbers for a loss that is not
+    _later: Later  # the same numbers for a loss that is not
 
-    def defer(self, later: "Later") -> None:
+    def defer(self, later: Later) -> None:
         """Take what is made later for the tensor of a loss that is not linear."""
         self._later, self._made_version = later, changes_of(self)
 
@@ -58,66 +59,28 @@ class DeferredTensor(OutcomeTensor):
         return made
 
 
-class Later:
-    """What a function makes of its arguments, when it is needed, once.
+class Settled(Later):
+    """What another loss needs. Deferred tensors among the arguments are taken as they are now."""
 
-    Deferred tensors among the arguments are taken as they are now. If a plain tensor among them is
-    changed in place meanwhile, other numbers would come of it. Then the value is taken itself.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_arguments", "_before", "_function", "_made", "_needed", "_value")
+    def _taken(self, argument: Any) -> Any:
+        return argument.later if type(argument) is DeferredTensor else argument
 
-    def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        self._value, self._function, self._made = value, function, None
-        self._before: list[tuple[Tensor, int]] = []
-        self._needed: list[Later] = []  # among the arguments
-        self._arguments = self._noted(arguments)
-
-    def _noted(self, arguments: Any) -> Any:
-        """The arguments as they are now."""
-        kind = type(arguments)
-        if kind is tuple or kind is list:
-            return kind([self._noted(each) for each in arguments])
-        if kind is dict:
-            return {name: self._noted(each) for name, each in arguments.items()}
-        if kind is DeferredTensor:
-            arguments = arguments.later
-        if isinstance(arguments, Tensor):
-            self._before.append((arguments, changes_of(arguments)))
-        elif isinstance(arguments, Later):
-            self._needed.append(arguments)
-        return arguments
-
-    def made(self) -> Any:
-        """It, without deferred tensors. What it needs is made first: a sum may have many terms."""
-        waiting = [self]
-        while waiting:
-            needed = [each for each in waiting[-1]._needed if each._made is None]
-            waiting += needed
-            if not needed:
-                waiting.pop()._make()
-        return self._made
-
-    def _make(self) -> None:
-        if self._made is not None:
-            return
-        if any(changes_of(each) != changes for each, changes in self._before):
-            self._made = self._value
-            return
-        with torch._C._EnableTorchFunction(), torch.enable_grad():
-            self._made = settled(self._function(*self._arguments))
+    def _finished(self, made: Any) -> Any:
+        return settled(made)
 
 
 def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
     """The same numbers and graph, which remember what makes them for a loss that is not linear.
 
     :param value: a plain tensor, with the gradient for a loss that is linear in it.
-    :param function: makes the same numbers for other losses, of these arguments, see `Later`.
+    :param function: makes the same numbers for other losses, of these arguments, see `Settled`.
     """
     if in_transform() or torch.compiler.is_compiling():
         return value
     new = value.as_subclass(DeferredTensor)
-    new.defer(Later(value, function, *arguments))
+    new.defer(Settled(value, function, *arguments))
     return new
 
 

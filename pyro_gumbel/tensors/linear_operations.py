@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gumbel.tensors.deferred import DeferredTensor, Later, deferred, settled
+from pyro_gumbel.tensors.deferred import DeferredTensor, Settled, deferred, settled
 from pyro_gumbel.tensors.index_tensor import collapsed, varies
 from pyro_gumbel.tensors.operations import (
     IN_PLACE_OPERATORS,
@@ -68,7 +68,7 @@ def _linear(func: Any, args: Any, kwargs: Any) -> Any:
         return result
     if isinstance(result, Tensor):
         return deferred(result, _settled_later, func, args, kwargs)
-    whole = Later(result, _settled_later, func, args, kwargs)
+    whole = Settled(result, _settled_later, func, args, kwargs)
     return type(result)(deferred(each, _entry_of, i, whole) for i, each in enumerate(result))
 
 
@@ -95,14 +95,14 @@ def _deferred_in_place(func: Any, args: Any, kwargs: Any) -> Any:
         return _settled(func, args, kwargs)
     other = getattr(Tensor, IN_PLACE_OPERATORS.get(func.__name__, func.__name__[:-1]), None)
     if _is_linear(other, args, kwargs):
-        later = Later(value.plain, _settled_later, other, args, kwargs)
+        later = Settled(value.plain, _settled_later, other, args, kwargs)
         func(value, *_for_linear(rest), **_for_linear(kwargs))
         value.defer(later)
     else:
         new = _settled(Tensor.clone, (value,), {})
         _settled(func, (new, *rest), kwargs)
         value.copy_(collapsed(new, linear=True))
-        value.defer(Later(value.plain, settled, new))
+        value.defer(Settled(value.plain, settled, new))
     return value
 
 

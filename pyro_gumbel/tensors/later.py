@@ -1,0 +1,95 @@
+# Copyright Contributors to the pyro_gumbel project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Values that are made when they are needed: of a tensor what another gradient needs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
+
+from pyro_gumbel._tracing import are_saved_by_hooks, version_of
+
+__all__ = ["Later"]
+
+
+class Later:
+    """What a function makes of its arguments, when it is needed, once.
+
+    If a tensor among the arguments is changed in place meanwhile, other numbers would come of it.
+    Then a value is taken in place of what the function makes.
+
+    :param value: that is taken then.
+    :param function: of the arguments. Those that are made later are made before it is called.
+    """
+
+    __slots__ = ("_arguments", "_before", "_function", "_made", "_needed", "_value")
+
+    def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        self._value, self._function, self._made = value, function, None
+        self._before: list[tuple[Tensor, int]] = []
+        self._needed: list[Later] = []  # among the arguments
+        with DisableTorchFunctionSubclass():
+            self._arguments = self._noted(arguments)
+
+    def _noted(self, arguments: Any) -> Any:
+        """The arguments as they are now."""
+        kind = type(arguments)
+        if kind is tuple or kind is list:
+            return kind([self._noted(each) for each in arguments])
+        if kind is dict:
+            return {name: self._noted(each) for name, each in arguments.items()}
+        arguments = self._taken(arguments)
+        if isinstance(arguments, Tensor):
+            self._before.append((arguments, version_of(arguments)))
+        elif isinstance(arguments, Later):
+            self._needed.append(arguments)
+        return arguments
+
+    def _taken(self, argument: Any) -> Any:
+        """What is taken for an argument."""
+        return argument
+
+    def made(self) -> Any:
+        """It. What it needs is made first, not within: a sum may have thousands of terms."""
+        results: dict[Later, Any] = {}
+        waiting = [self]
+        while waiting:
+            last = waiting[-1]
+            if last._made is not None:
+                results[last] = last._made
+            needed = [] if last in results else [n for n in last._needed if n not in results]
+            if needed:
+                waiting += needed
+                continue
+            if last not in results:
+                results[last] = last._result(results)
+            waiting.pop()
+        return results[self]
+
+    def _result(self, results: dict["Later", Any]) -> Any:
+        """It, given those that it needs."""
+        with DisableTorchFunctionSubclass():
+            if any(version_of(each) != version for each, version in self._before):
+                return self._value
+        with torch._C._EnableTorchFunction(), torch.enable_grad():
+            made = self._finished(self._function(*_with_results(self._arguments, results)))
+        if not are_saved_by_hooks():
+            self._made = made
+        return made
+
+    def _finished(self, made: Any) -> Any:
+        """What is kept of what the function has made."""
+        return made
+
+
+def _with_results(arguments: Any, results: dict[Later, Any]) -> Any:
+    """The arguments, with what was made in place of what is made later."""
+    kind = type(arguments)
+    if kind is tuple or kind is list:
+        return kind([_with_results(each, results) for each in arguments])
+    if kind is dict:
+        return {name: _with_results(each, results) for name, each in arguments.items()}
+    return results[arguments] if isinstance(arguments, Later) else arguments
