@@ -53,6 +53,7 @@ ALLOWED = {
     "contextvars",
     "copy",
     "dataclasses",
+    "enum",
     "fractions",
     "functools",
     "itertools",

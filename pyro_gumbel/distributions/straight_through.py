@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 
 from pyro_gumbel._tracing import are_seen_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
@@ -36,9 +38,8 @@ from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.logarithms import minus_p_log_p
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.tensors.deferred import deferred
-from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, KnownDraw, watched
 from pyro_gumbel.tensors.index_tensor import MOST, OutcomeTensor, carrying, collapsed
-from pyro_gumbel.tensors.one_hot_sample import OneHotSample
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes
 from pyro_gumbel.tensors.subclass import plain
 
@@ -64,8 +65,13 @@ class StraightThrough:
     has_rsample = True
 
     def _pathwise(self: Any, sample: Tensor) -> Tensor:
-        """A draw that carries the mark of `rsample`."""
-        return remember(sample, PATHWISE, True)
+        """A draw that carries the mark of `rsample`. In a Pyro program it is watched."""
+        remember(sample, PATHWISE, True)
+        return watched(sample, self._known_draw()) if am_i_wrapped() else sample
+
+    def _known_draw(self: Any) -> KnownDraw | None:
+        """What gives the draw outcomes; None where it has none."""
+        return None
 
     def _is_pathwise(self: Any, value: Tensor) -> bool:
         """Whether a value has a gradient, or `rsample` returned it."""
@@ -84,6 +90,7 @@ class FamilyStraightThrough(FamilyDistribution):
 
     has_rsample = True
     _pathwise = StraightThrough._pathwise
+    _known_draw = StraightThrough._known_draw
     _is_pathwise = StraightThrough._is_pathwise
     score_parts = StraightThrough.score_parts
 
@@ -203,9 +210,8 @@ class FamilyStraightThrough(FamilyDistribution):
 class StraightThroughOutcome(FamilyStraightThrough):
     """For a family with a table of outcomes, binary or categorical."""
 
-    def _pathwise(self, sample: Tensor) -> Tensor:
-        """A draw with the mark of `rsample`, which says how to give it outcomes."""
-        return remember(sample, PATHWISE, _Drawn(self))
+    def _known_draw(self) -> KnownDraw | None:
+        return _Drawn(self)
 
     def _second_order(self, sample_shape: torch.Size) -> Tensor:
         arguments = self._logits, self.link, self.family.noise, sample_shape, self._batch_shape
@@ -292,7 +298,9 @@ def without_impossible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Drawn:
-    """The mark of a draw of binary or one-hot values, by the distribution that drew it."""
+    """What is known of a draw of binary or one-hot values: the distribution that drew it."""
+
+    is_complete = True
 
     def __init__(self, distribution: StraightThroughOutcome) -> None:
         self._distribution = distribution
@@ -326,12 +334,9 @@ def as_read(value: Any, outcomes: bool | None) -> Any:
     :param outcomes: True for outcomes of binary and one-hot draws from the start, None for outcomes
         where the derivative ends, False for none.
     """
-    mark = recall(value, PATHWISE) if isinstance(value, Tensor) else None
-    if mark is None or isinstance(value, OutcomeTensor):
+    if not isinstance(value, DrawnSample) or outcomes is None:
         return value
-    draw = mark if isinstance(mark, _Drawn) else None
-    new = draw.with_outcomes(value) if outcomes and draw else value
-    if isinstance(new, OutcomeTensor):
-        return new
-    cls = OneHotSample if isinstance(value, OneHotSample) else DrawnSample
-    return watched(plain(value), None if outcomes is False else draw, cls)
+    if not outcomes:
+        with DisableTorchFunctionSubclass():
+            return watched(value.as_subclass(type(value)), None)
+    return value.draw.with_outcomes(value) if value.draw else value

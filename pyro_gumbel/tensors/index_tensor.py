@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_eager_mode, in_transform, version_of
-from pyro_gumbel.tensors.drawn_sample import DrawnSample, with_outcomes_of
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, has_draws_among, with_outcomes_of
 from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes, with_gradient
 from pyro_gumbel.tensors.subclass import (
@@ -73,7 +73,9 @@ class OutcomeTensor(PlainTensor):
             return func(*as_plain(args), **as_plain(kwargs))  # the other type decides
         if len(types) > 1 and any(issubclass(each, DrawnSample) for each in types):
             draws = draws_in((args, kwargs))
-            args, kwargs = with_outcomes_of((args, kwargs or {}), draws)
+            if has_draws_among((args, kwargs), draws):
+                args, kwargs = with_outcomes_of((args, kwargs or {}), draws)
+                return func(*args, **kwargs)
         if func in BACKWARD_PASSES:  # the loss is linear in what it is called with
             with torch.enable_grad():
                 args, kwargs = collapsed((args, kwargs or {}), linear=True)

@@ -41,7 +41,8 @@ class Later:
             return kind([self._noted(each) for each in arguments])
         if kind is dict:
             return {name: self._noted(each) for name, each in arguments.items()}
-        arguments = self._taken(arguments)
+        if kind is not Tensor:
+            arguments = self._taken(arguments)
         if isinstance(arguments, Tensor):
             self._before.append((arguments, version_of(arguments)))
         elif isinstance(arguments, Later):
@@ -49,7 +50,7 @@ class Later:
         return arguments
 
     def _taken(self, argument: Any) -> Any:
-        """What is taken for an argument."""
+        """What is taken for an argument that is no plain tensor."""
         return argument
 
     def made(self) -> Any:
@@ -71,6 +72,8 @@ class Later:
 
     def _result(self, results: dict["Later", Any]) -> Any:
         """It, given those that it needs."""
+        if any(results[each] is None for each in self._needed):
+            return self._value
         with DisableTorchFunctionSubclass():
             if any(version_of(each) != version for each, version in self._before):
                 return self._value

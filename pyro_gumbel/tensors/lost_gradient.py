@@ -131,7 +131,10 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
 
 def is_asked_by_host() -> bool:
     """Whether torch, Pyro or this package calls the operation, and not the user."""
-    return _is_host(next((each for each in list(_callers()) if each not in _TRANSPARENT), ""))
+    for module in _callers():
+        if module not in _TRANSPARENT:
+            return _is_host(module)
+    return False
 
 
 def warn_of_hook() -> None:

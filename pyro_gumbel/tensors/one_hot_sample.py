@@ -52,24 +52,32 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
 # The rules: each takes the plain result of an operation and its arguments.
 
 
-def _max(result: Any, value: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    if isinstance(dim, Tensor) or keepdim or not _is_over_categories(value, dim):
+def _max(result: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _is_over_categories(*args, **kwargs):
         return result
-    index = drawn_index(value.plain, result.indices)  # type: ignore[attr-defined]
-    return torch.return_types.max((result.values, index))
+    return torch.return_types.max((result.values, _index(args[0], result.indices)))
 
 
-def _argmax(result: Tensor, value: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    if keepdim or not _is_over_categories(value, dim):
-        return result
-    return drawn_index(value.plain, result)  # type: ignore[attr-defined]
+def _argmax(result: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _index(args[0], result) if _is_over_categories(*args, **kwargs) else result
 
 
-def _is_over_categories(value: Tensor, dim: Any) -> bool:
+def _index(value: Any, index: Tensor) -> Tensor:
+    """The index of the category, which may have kept the dimension of the vectors."""
+    if index.dim() < value.dim():
+        return drawn_index(value.plain, index)
+    with torch._C._EnableTorchFunction():
+        return drawn_index(value.plain, index.squeeze(-1)).unsqueeze(-1)
+
+
+def _is_over_categories(
+    value: Any = None, dim: Any = None, keepdim: bool = False, *, axis: Any = None, **others: Any
+) -> bool:
     """Whether this is an unchanged sample, and the dimension that of the categories."""
-    if not isinstance(value, OneHotSample) or dim not in (-1, value.dim() - 1):
+    dim = axis if dim is None else dim
+    if not isinstance(value, OneHotSample) or not isinstance(dim, int) or others:
         return False
-    return version_of(value) == value.drawn_version
+    return dim in (-1, value.dim() - 1) and version_of(value) == value.drawn_version
 
 
 OneHotSample.rules = {

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.tensors.deferred import deferred
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, Kind
 from pyro_gumbel.tensors.event_rules import (
     class_loss_rule,
     einsum_rule,
@@ -120,6 +121,20 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 OutcomeTensor._rule = staticmethod(apply)
+
+
+@functools.cache
+def _kind_of(func: Any) -> Kind:
+    """What an operation does with samples."""
+    rule = rule_of(func)
+    if rule in (_ask, _ask_for_gradient, _hook):
+        return Kind.ASKS
+    if is_in_place(func):
+        return Kind.WRITES
+    return _KINDS.get(rule, Kind.ENDS if rule is None else Kind.COMPUTES)
+
+
+DrawnSample.kind_of = staticmethod(_kind_of)
 
 
 def _compares_floats(args: Any) -> bool:
@@ -498,6 +513,13 @@ _OF_NETWORKS = {
 IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
+}
+
+_KINDS = {
+    **dict.fromkeys((moving_rule, moving_like_rule, getitem_rule), Kind.MOVES),
+    **dict.fromkeys((gather_rule, take_along_dim_rule, take_rule, index_select_rule), Kind.MOVES),
+    **dict.fromkeys((joining_rule, broadcasting_rule), Kind.JOINS),
+    converting_rule: Kind.CONVERTS,
 }
 
 # Those that torch does not tag, with its second names for others.

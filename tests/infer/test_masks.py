@@ -19,7 +19,6 @@ from pyro_gumbel import (
     AutoRelaxed,
     BernoulliStraightThrough,
     IndexStraightThrough,
-    PoissonStraightThrough,
     relaxed,
 )
 from pyro_gumbel.infer import autoguide
@@ -309,7 +308,7 @@ def test_a_mask_of_a_latent_value_is_refused(model, what):
 
 def test_the_guide_that_the_refusal_shows():
     def own():
-        n = pyro.sample("n", PoissonStraightThrough(pyro.param("rate", torch.tensor(2.0))))
+        n = pyro.sample("n", dist.Poisson(pyro.param("rate", torch.tensor(2.0))))
         with guide.plates["steps"], poutine.mask(mask=torch.arange(4) < n):
             logits = pyro.param("z_logits", torch.zeros(4))
             pyro.sample("z", BernoulliStraightThrough(logits=logits))

@@ -123,15 +123,14 @@ OPERATIONS = {
     "long": lambda z: z.long(),
     "the largest": lambda z: z.max(),
     "largest over the batch": lambda z: z.max(0).indices,
-    "largest, kept": lambda z: z.max(-1, keepdim=True).indices,
     "maximum": lambda z: torch.max(z, torch.zeros(K)),
     "values": lambda z: z.max(-1).values,
     "stack": lambda z: torch.stack([z, z]),
     "cat": lambda z: torch.cat([z, z]),
     "comparison": lambda z: z == 1,
     "linear": lambda z: torch.nn.functional.linear(z, torch.ones(2, K)),
-    "largest, by axis": lambda z: z.max(axis=-1).indices,
-    "largest, by names": lambda z: torch.max(input=z, dim=-1).indices,
+    "largest over the batch, by name": lambda z: z.max(dim=0).indices,
+    "largest of a named argument": lambda z: torch.max(input=z, dim=-1).indices,
     "maximum, by name": lambda z: torch.max(z, other=torch.zeros(K)),
     "sample, changed in place": lambda z: TABLE.gather(-1, column(z.mul_(2))),
     "cut off in place": lambda z: z.detach_() + 0,
@@ -210,8 +209,27 @@ def test_argmax_is_an_index_tensor():
     value, _ = drawn()
     assert type(value.argmax(-1)) is type(torch.argmax(value, 1)) is IndexTensor
     assert type(value.argmax()) is type(value.argmax(0)) is torch.Tensor
+    assert type(value.argmax(dim=-1)) is type(value.max(axis=-1).indices) is IndexTensor
     assert torch.equal(value.argmax(-1).plain, value.plain.argmax(-1))
-    assert type(value.argmax(-1, keepdim=True)) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z.argmax(-1, keepdim=True),
+        lambda z: z.argmax(dim=-1, keepdim=True),
+        lambda z: z.max(-1, True)[1],
+        lambda z: z.max(axis=-1, keepdim=True).indices,
+    ],
+)
+def test_an_index_that_keeps_the_dimension_is_an_index_tensor(function):
+    value, logits = drawn()
+    index = function(value)
+    assert type(index) is IndexTensor
+    assert torch.equal(index.plain, value.plain.argmax(-1, keepdim=True))
+    (found,) = torch.autograd.grad(TABLE.gather(-1, index).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((value * TABLE).sum(), logits)
+    torch.testing.assert_close(found, expected)
 
 
 def saved_and_loaded(value):
