@@ -3,4 +3,8 @@
 
 """Discrete values that remember their draw, so that what is made of them has a gradient."""
 
-from pyro_gumbel.tensors import linear_operations, operations  # noqa: F401  gives the tensor classes their operations
+from pyro_gumbel.tensors import (  # noqa: F401  give the tensor classes their operations
+    linear_operations,
+    operations,
+    sample_operations,
+)

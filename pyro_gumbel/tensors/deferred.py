@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pyro_gumbel._tracing import in_transform
-from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, changes_of, collapsed, draws_in
 from pyro_gumbel.tensors.later import Later
+from pyro_gumbel.tensors.outcomes import CategoricalDraw
 from pyro_gumbel.tensors.subclass import without_rule
 
 __all__ = ["DeferredTensor", "Settled", "deferred", "settled"]
@@ -42,6 +43,11 @@ class DeferredTensor(OutcomeTensor):
     def later(self) -> Any:
         """What makes the tensor of other losses; the tensor as it is if it was changed in place."""
         return self._later if changes_of(self) == self._made_version else self.plain
+
+    @property
+    def draws(self) -> set[CategoricalDraw]:
+        """Those of what it is made of."""
+        return draws_in(self._later.given())
 
     @property
     def settled(self) -> Tensor:

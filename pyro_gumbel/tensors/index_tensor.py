@@ -89,6 +89,11 @@ class OutcomeTensor(PlainTensor):
         """The outcomes; none if the numbers were changed in place."""
         return self._outcomes if changes_of(self) == self._made_version else ()
 
+    @property
+    def draws(self) -> set[CategoricalDraw]:
+        """Those of all outcomes."""
+        return draws_in(list(vars(self).get("_outcomes", ())))
+
     @uncompiled
     def keep(self, outcomes: Sequence[Outcomes]) -> None:
         """Take these for the outcomes of the present numbers."""
@@ -108,15 +113,17 @@ def _are_known(types: tuple[type, ...]) -> bool:
     return all(each is Tensor or issubclass(each, PlainTensor) for each in types)
 
 
-def draws_in(arguments: Any) -> list[CategoricalDraw]:
-    """The draws of all outcomes among the arguments of an operation; not of deferred ones."""
+def draws_in(arguments: Any) -> set[CategoricalDraw]:
+    """The draws of all outcomes among the arguments of an operation."""
     if isinstance(arguments, OutcomeTensor):
-        return [draw for each in vars(arguments).get("_outcomes", ()) for draw in each.draws]
+        return arguments.draws
+    if isinstance(arguments, Outcomes):
+        return set(arguments.draws)
     if isinstance(arguments, dict):
         arguments = arguments.values()
     elif type(arguments) not in (tuple, list):
-        return []
-    return [draw for each in arguments for draw in draws_in(each)]
+        return set()
+    return {draw for each in arguments for draw in draws_in(each)}
 
 
 def changes_of(value: Tensor) -> int:

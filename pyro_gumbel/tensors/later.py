@@ -53,6 +53,17 @@ class Later:
         """What is taken for an argument that is no plain tensor."""
         return argument
 
+    def given(self) -> list[Any]:
+        """The arguments, and those of all values that are made for it."""
+        found, waiting, seen = [], [self], {self}
+        while waiting:
+            last = waiting.pop()
+            found.append(last._arguments)
+            new = [each for each in last._needed if each not in seen]
+            waiting += new
+            seen.update(new)
+        return found
+
     def made(self) -> Any:
         """It. What it needs is made first, not within: a sum may have thousands of terms."""
         results: dict[Later, Any] = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_gumbel.tensors.deferred import DeferredTensor, Settled, deferred, settled
 from pyro_gumbel.tensors.index_tensor import collapsed, varies
+from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
 from pyro_gumbel.tensors.operations import (
     IN_PLACE_OPERATORS,
     LINEAR_REDUCTIONS,
@@ -53,7 +54,12 @@ DeferredTensor._rule = staticmethod(_apply_deferred)
 def _settled(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation for a loss that is not linear in its arguments."""
     args, kwargs = settled((args, kwargs))
-    return apply(func, args, kwargs) if varies((args, kwargs)) else func(*args, **kwargs)
+    if varies((args, kwargs)):
+        return apply(func, args, kwargs)
+    result = func(*args, **kwargs)
+    if rule_of(func) is converting_rule and not result.requires_grad:
+        warn_of_lost_gradient(func.__name__)
+    return result
 
 
 def _settled_later(*arguments: Any) -> Any:

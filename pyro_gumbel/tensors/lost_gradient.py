@@ -35,6 +35,7 @@ _TRANSPARENT = {
     "pyro_gumbel.tensors.linear_operations",
     "pyro_gumbel.tensors.operations",
     "pyro_gumbel.tensors.rules",
+    "pyro_gumbel.tensors.sample_operations",
     "pyro_gumbel.tensors.subclass",
     "torch._compile",
     "torch._dynamo.eval_frame",
@@ -53,7 +54,10 @@ _ONE_HOT = "write torch.where(torch.nn.functional.one_hot(z, k).bool(), value, t
 _LOG_PROB = "write -log_probs.gather(-1, z.unsqueeze(-1)).squeeze(-1)"
 _ANY = "write table[z], torch.where(z == k, a, b) or z.float()"
 
+_SUM = "write (a * z).sum(-1) for a sum over up to 16 elements of z"
+
 _REMEDIES = {
+    **dict.fromkeys(("long", "int", "short", "char", "byte", "bool", "to", "type"), _SUM),
     **dict.fromkeys(("sum", "mean", "prod", "cumsum", "cumprod", "count_nonzero"), _FLOATS),
     **dict.fromkeys(("max", "min", "amax", "amin", "sort", "argmax", "argmin"), _FLOATS),
     **dict.fromkeys(("matmul", "dot", "outer", "einsum", "softmax", "logsumexp", "diff"), _FLOATS),
@@ -116,12 +120,15 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
     :param name: of the operation.
     :param has_outcomes: whether others have a gradient: the draw is binary or one-hot.
     """
-    remedy = (
-        "write torch.where(z == 1, a, b) or table[z.long()]"
-        if has_outcomes
-        else "write a function of the float itself, as x * z, or draw z from a Categorical, of "
-        "which table[z] and z == k have a gradient"
-    )
+    if name in ("max", "min"):
+        remedy = f"write z.a{name}(dim) for the numbers without their indices"
+    elif has_outcomes:
+        remedy = "write torch.where(z == 1, a, b) or table[z.long()]"
+    else:
+        remedy = (
+            "write a function of the float itself, as x * z, or draw z from a Categorical, of "
+            "which table[z] and z == k have a gradient"
+        )
     _warn(
         list(_callers()),
         f"expected an operation that passes on the derivative of a draw z, got {name}, which "

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_gumbel._tracing import in_eager_mode
 from pyro_gumbel.tensors.deferred import deferred
-from pyro_gumbel.tensors.drawn_sample import DrawnSample, Kind
 from pyro_gumbel.tensors.event_rules import (
     class_loss_rule,
     einsum_rule,
@@ -73,6 +72,7 @@ __all__ = [
     "apply",
     "asks",
     "is_in_place",
+    "is_layer",
     "is_product_with_plain",
     "records_no_gradient",
     "rule_of",
@@ -123,20 +123,6 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 OutcomeTensor._rule = staticmethod(apply)
 
 
-@functools.cache
-def _kind_of(func: Any) -> Kind:
-    """What an operation does with samples."""
-    rule = rule_of(func)
-    if rule in (_ask, _ask_for_gradient, _hook):
-        return Kind.ASKS
-    if is_in_place(func):
-        return Kind.WRITES
-    return _KINDS.get(rule, Kind.ENDS if rule is None else Kind.COMPUTES)
-
-
-DrawnSample.kind_of = staticmethod(_kind_of)
-
-
 def _compares_floats(args: Any) -> bool:
     """Whether an argument is a float, or the result of comparing floats.
 
@@ -151,8 +137,7 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
 
     A value of one element of a draw keeps its outcomes, except in networks.
     """
-    name = getattr(func, "__name__", repr(func))
-    if not (name in _OF_NETWORKS or is_in_place(func)):
+    if not (is_layer(func) or is_in_place(func)):
         made = _single_outcomes(func, args, kwargs)
         if made:
             return _carrying(func(*args, **kwargs), made)
@@ -162,6 +147,11 @@ def _collapse(func: Any, args: Any, kwargs: Any) -> Any:
             return result
         return deferred(result, _collapsed_later, func, args, kwargs)
     return _collapse_for_others(func, args, kwargs)
+
+
+def is_layer(func: Any) -> bool:
+    """Whether a function is a layer of networks. Its cost would be that of all categories."""
+    return getattr(func, "__name__", "") in _OF_NETWORKS
 
 
 def _single_outcomes(func: Any, args: Any, kwargs: Any) -> Any:
@@ -503,7 +493,6 @@ _BY_NAME: dict[str, Rule | None] = {
     "one_hot": one_hot_rule,
 }
 
-# The layers of networks. Their cost would be that of all categories.
 _OF_NETWORKS = {
     *("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
     *("conv_transpose3d", "embedding_bag", "scaled_dot_product_attention"),
@@ -513,13 +502,6 @@ _OF_NETWORKS = {
 IN_PLACE_OPERATORS = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "pow", "truediv", "floordiv", "mod", "and", "or", "xor")
-}
-
-_KINDS = {
-    **dict.fromkeys((moving_rule, moving_like_rule, getitem_rule), Kind.MOVES),
-    **dict.fromkeys((gather_rule, take_along_dim_rule, take_rule, index_select_rule), Kind.MOVES),
-    **dict.fromkeys((joining_rule, broadcasting_rule), Kind.JOINS),
-    converting_rule: Kind.CONVERTS,
 }
 
 # Those that torch does not tag, with its second names for others.

@@ -47,7 +47,7 @@ FACTORS = {
     "a bit beside its lookup": ("bits", lambda z: dist.Normal(z, SCALES[z.long()])),
     "its entries": (
         "bits",
-        lambda z: dist.Normal(torch.cat([LOCS[z[..., :2].long()], LOCS[z[..., 2:].long()]], -1), 1.0),
+        lambda z: dist.Normal(LOCS[torch.cat([z[..., :2].long(), z[..., 2:].long()], -1)], 1.0),
     ),
     "a loop over it": (
         "bits",

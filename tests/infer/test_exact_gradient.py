@@ -296,12 +296,12 @@ def test_other_randomness_is_not_enumerated():
 def test_sites_and_parameters_of_one_branch():
     def model():
         z = pyro.sample("z", BernoulliStraightThrough(T, 0.1))
-        mean = pyro.sample("w", one_of_three(torch.zeros(3))) @ MEANS if z > 0 else z
+        mean = pyro.sample("w", one_of_three(torch.zeros(3))) @ MEANS if z.detach() > 0 else z
         pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[2])
 
     def guide():
         z = pyro.sample("z", BernoulliStraightThrough(T, logits=parameter("logits", 2)[1]))
-        if z > 0:
+        if z.detach() > 0:
             pyro.sample("w", one_of_three(parameter("inner", 3)))
 
     objective = Objective(model, guide)
