@@ -8,12 +8,13 @@ hold no number that Python can read. Code that looks at numbers asks here first.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _is_tracing
-from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch._C import _are_functorch_transforms_active, _autograd, _is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -35,6 +36,7 @@ __all__ = [
     "known",
     "moved",
     "version_of",
+    "without_hooks",
 ]
 
 CPU = torch.device("cpu")  # to compare with it is faster than to ask for the name of a type
@@ -136,9 +138,23 @@ def are_saved_by_hooks() -> bool:
     """Whether hooks of torch take the tensors that are saved for the backward pass.
 
     What runs within `torch.utils.checkpoint` runs again, and must save the same tensors then. So
-    nothing that was computed in the first run may be kept for the second one.
+    what is kept from the first run must not be computed there, see `without_hooks`.
     """
-    return _top_saved_tensors_default_hooks(True) is not None
+    return _autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+@contextmanager
+def without_hooks() -> Iterator[None]:
+    """Where tensors are saved for the backward pass as they are, not by hooks."""
+    hooks = []
+    while are_saved_by_hooks():
+        hooks.append(_autograd._top_saved_tensors_default_hooks(True))
+        _autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            _autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def in_transform() -> bool:

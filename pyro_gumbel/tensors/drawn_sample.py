@@ -140,8 +140,9 @@ def with_outcomes_of(arguments: Any, draws: Any = None) -> Any:
     """
     if isinstance(arguments, DrawnSample):
         draw = draw_of(arguments)
-        is_meant = draw is not None and (draws is None or draw.is_among(draws))
-        return draw.with_outcomes(arguments) if is_meant else arguments
+        if draw is None or not (draws is None or draw.is_among(draws)):
+            return arguments
+        return draw.with_outcomes(arguments)
     if isinstance(arguments, dict):
         return {name: with_outcomes_of(each, draws) for name, each in arguments.items()}
     if type(arguments) in (tuple, list):

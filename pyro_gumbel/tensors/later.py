@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
-from pyro_gumbel._tracing import are_saved_by_hooks, version_of
+from pyro_gumbel._tracing import version_of, without_hooks
 
 __all__ = ["Later"]
 
@@ -88,11 +88,9 @@ class Later:
         with DisableTorchFunctionSubclass():
             if any(version_of(each) != version for each, version in self._before):
                 return self._value
-        with torch._C._EnableTorchFunction(), torch.enable_grad():
-            made = self._finished(self._function(*_with_results(self._arguments, results)))
-        if not are_saved_by_hooks():
-            self._made = made
-        return made
+        with torch._C._EnableTorchFunction(), torch.enable_grad(), without_hooks():
+            self._made = self._finished(self._function(*_with_results(self._arguments, results)))
+        return self._made
 
     def _finished(self, made: Any) -> Any:
         """What is kept of what the function has made."""

@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from pyro_gumbel._tracing import in_eager_mode
+from pyro_gumbel._tracing import in_eager_mode, without_hooks
 from pyro_gumbel.ops.autograd import zero_with_gradient
 
 __all__ = [
@@ -99,7 +99,10 @@ class CategoricalDraw:
     @functools.cached_property
     def probs(self) -> Tensor:
         """The probabilities of the categories, of the shape of the one-hot vectors."""
-        return self.one_hot if self._probs is None else self._probs().expand(self.one_hot.shape)
+        if self._probs is None:
+            return self.one_hot
+        with without_hooks():  # they are kept
+            return self._probs().expand(self.one_hot.shape)
 
     def as_derivative(self) -> "CategoricalDraw":
         """The same draw, without outcomes of floats."""

@@ -86,9 +86,8 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         return result  # as of `x.to(z)`
     name = getattr(func, "__name__", repr(func))
     is_written = kind is _Kind.WRITES or "out" in kwargs
-    ends = not is_written and _may_end(name, result)
-    goes_on = is_written or _may_go_on(result)
-    if not (ends or goes_on) or is_asked_by_host():
+    ends = kind is not _Kind.JOINS and _may_end(name, result)
+    if not (is_written or ends or _may_go_on(result)) or is_asked_by_host():
         return result
     made = _MadeOf(_applied, func, args, kwargs, computes=kind not in _THAT_MOVE)
     if not made.is_watched:
@@ -104,7 +103,12 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         made.forget()
     if isinstance(result, Tensor):
         return made.sample(result)
-    return type(result)(made.entry(i).sample(each) for i, each in enumerate(result))
+    given = args if kind is _Kind.JOINS else None  # as of `broadcast_tensors`
+    entries = [
+        each if given and not isinstance(given[i], DrawnSample) else made.entry(i).sample(each)
+        for i, each in enumerate(result)
+    ]
+    return type(result)(entries)
 
 
 def _may_go_on(result: Any) -> bool:
@@ -238,7 +242,7 @@ class _Kind(Enum):
 _OF_THE_FIRST = {_Kind.MOVES, _Kind.CONVERTS}
 _THAT_MOVE = {_Kind.MOVES, _Kind.CONVERTS, _Kind.JOINS}
 
-_KINDS = {
+_KINDS: dict[Any, _Kind] = {
     **dict.fromkeys((moving_rule, moving_like_rule, getitem_rule), _Kind.MOVES),
     **dict.fromkeys((gather_rule, take_along_dim_rule, take_rule), _Kind.MOVES),
     index_select_rule: _Kind.MOVES,
