@@ -18,7 +18,6 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
 from pyro_gumbel._tracing import are_seen_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
@@ -38,7 +37,7 @@ from pyro_gumbel.kernels import dispatch
 from pyro_gumbel.ops.logarithms import minus_p_log_p
 from pyro_gumbel.ops.precision import cast
 from pyro_gumbel.tensors.deferred import deferred
-from pyro_gumbel.tensors.drawn_sample import DrawnSample, KnownDraw, watched
+from pyro_gumbel.tensors.drawn_sample import KnownDraw, watched
 from pyro_gumbel.tensors.index_tensor import MOST, OutcomeTensor, carrying, collapsed
 from pyro_gumbel.tensors.outcomes import CategoricalDraw, Outcomes
 from pyro_gumbel.tensors.subclass import plain
@@ -48,7 +47,6 @@ __all__ = [
     "FamilyStraightThrough",
     "StraightThrough",
     "StraightThroughOutcome",
-    "as_read",
     "without_impossible",
 ]
 
@@ -326,17 +324,3 @@ class _Drawn:
         """Whether the draw is one of these."""
         draw = self._draw()
         return draw is not None and draw in draws
-
-
-def as_read(value: Any, outcomes: bool | None) -> Any:
-    """What a relaxed model reads, where `rsample` drew floats: their derivative may end.
-
-    :param outcomes: True for outcomes of binary and one-hot draws from the start, None for outcomes
-        where the derivative ends, False for none.
-    """
-    if not isinstance(value, DrawnSample) or outcomes is None:
-        return value
-    if not outcomes:
-        with DisableTorchFunctionSubclass():
-            return watched(value.as_subclass(type(value)), None)
-    return value.draw.with_outcomes(value) if value.draw else value

@@ -11,6 +11,7 @@ from typing import Any
 from pyro.distributions import ZeroInflatedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_gumbel._validation import Temperature
@@ -19,11 +20,12 @@ from pyro_gumbel.distributions.outcome_distribution import (
     outcome_distributions,
 )
 from pyro_gumbel.distributions.relaxation import relax, require_settings
-from pyro_gumbel.distributions.straight_through import as_read
+from pyro_gumbel.distributions.relaxed import Relaxed
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
 from pyro_gumbel.temperature import TemperatureSchedule
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, without_draw
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, as_derivative
 
 __all__ = ["RelaxedMessenger", "at_site", "relaxed", "require_continuous_log_prob"]
@@ -61,10 +63,19 @@ class RelaxedMessenger(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         """What the model reads. The site itself keeps the value that was drawn."""
-        if self.outcomes is False and isinstance(msg["value"], OutcomeTensor):
-            msg["value"] = as_derivative(msg["value"])
-        if not msg["is_observed"]:
-            msg["value"] = as_read(msg["value"], self.outcomes)
+        value = msg["value"]
+        if isinstance(value, OutcomeTensor):
+            msg["value"] = as_derivative(value) if self.outcomes is False else value
+        elif isinstance(value, Tensor) and not msg["is_observed"]:
+            msg["value"] = self._read(value, msg["fn"])
+
+    def _read(self, value: Tensor, distribution: Any) -> Tensor:
+        """Drawn floats, whose derivative may end, with outcomes from the start or without any."""
+        if not isinstance(value, DrawnSample):
+            return without_draw(value) if isinstance(innermost(distribution), Relaxed) else value
+        if self.outcomes is False:
+            return without_draw(value)
+        return value.draw.with_outcomes(value) if self.outcomes and value.draw else value
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):

@@ -73,9 +73,6 @@ class Settled(Later):
     def _taken(self, argument: Any) -> Any:
         return argument.later if type(argument) is DeferredTensor else argument
 
-    def _finished(self, made: Any) -> Any:
-        return settled(made)
-
 
 def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
     """The same numbers and graph, which remember what makes them for a loss that is not linear.
@@ -98,4 +95,4 @@ def settled(arguments: Any) -> Any:
         return {name: settled(each) for name, each in arguments.items()}
     if type(arguments) in (tuple, list):
         return type(arguments)(map(settled, arguments))
-    return arguments.made() if isinstance(arguments, Later) else arguments
+    return settled(arguments.made()) if isinstance(arguments, Later) else arguments

@@ -37,6 +37,7 @@ __all__ = [
     "has_draws_among",
     "watched",
     "with_outcomes_of",
+    "without_draw",
 ]
 
 
@@ -115,6 +116,15 @@ def watched(value: Tensor, draw: KnownDraw | None, *, is_computed: bool = False)
         value.drawn_version, value.is_watched, value.draw = version_of(value), True, draw
         value.is_computed = is_computed
     return value
+
+
+def without_draw(value: Tensor) -> Tensor:
+    """The same numbers and graph, as a sample without outcomes if it may have a gradient."""
+    if not value.requires_grad:
+        return value
+    with DisableTorchFunctionSubclass():
+        cls = type(value) if isinstance(value, DrawnSample) else Tensor
+        return watched(value.as_subclass(cls), None)
 
 
 def draw_of(value: DrawnSample) -> KnownDraw | None:

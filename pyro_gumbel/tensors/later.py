@@ -89,12 +89,8 @@ class Later:
             if any(version_of(each) != version for each, version in self._before):
                 return self._value
         with torch._C._EnableTorchFunction(), torch.enable_grad(), without_hooks():
-            self._made = self._finished(self._function(*_with_results(self._arguments, results)))
+            self._made = self._function(*_with_results(self._arguments, results))
         return self._made
-
-    def _finished(self, made: Any) -> Any:
-        """What is kept of what the function has made."""
-        return made
 
 
 def _with_results(arguments: Any, results: dict[Later, Any]) -> Any:

@@ -67,9 +67,6 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return rule(result, *args, **kwargs)
     if kind is _Kind.IS_LAYER or not torch.is_grad_enabled() or in_transform():
         return result
-    if func is Tensor.__iter__:
-        func, kind, result = Tensor.unbind, _Kind.MOVES, tuple(result)
-        return iter(_followed(kind, func, args, kwargs, result))
     return _followed(kind, func, args, kwargs, result)
 
 
@@ -89,6 +86,9 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
     ends = kind is not _Kind.JOINS and _may_end(name, result)
     if not (is_written or ends or _may_go_on(result)) or is_asked_by_host():
         return result
+    samples = [each for each in args if isinstance(each, DrawnSample)]
+    if samples and not any(each.is_watched for each in samples):
+        return result  # which takes less time to see here
     made = _MadeOf(_applied, func, args, kwargs, computes=kind not in _THAT_MOVE)
     if not made.is_watched:
         return result

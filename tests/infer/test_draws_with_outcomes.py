@@ -117,13 +117,13 @@ def model_and_guide(name):
     return model, guide, logits
 
 
-def error_of(name, outcomes):
+def error_of(name, outcomes, model_of=relaxed):
     """Of the mean of a few gradients, relative to the exact gradient."""
     model, guide, logits = model_and_guide(name)
     loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, config_enumerate(guide))
     (exact,) = torch.autograd.grad(loss, logits)
     elbo = TraceMeanField_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
-    loss = elbo.differentiable_loss(relaxed(model, outcomes=outcomes), relaxed(guide))
+    loss = elbo.differentiable_loss(model_of(model, outcomes=outcomes), relaxed(guide))
     (found,) = torch.autograd.grad(loss, logits)
     return ((found - exact).norm() / exact.norm()).item()
 
@@ -171,6 +171,12 @@ HAVE_OUTCOMES = [name for name, (kind, _) in FACTORS.items() if kind == "index" 
 @pytest.mark.parametrize("name", HAVE_OUTCOMES)
 def test_an_index_and_what_has_no_derivative_have_outcomes_by_default(name):
     assert error_of(name, outcomes=None) < 1e-10
+
+
+@pytest.mark.parametrize("name", HAVE_OUTCOMES)
+def test_so_they_have_in_a_plain_model(name):
+    """What is made of the guide's draws, in the distributions of Pyro's own."""
+    assert error_of(name, outcomes=None, model_of=lambda model, outcomes: model) < 1e-10
 
 
 @pytest.mark.parametrize("name", [name for name in FACTORS if name not in HAVE_OUTCOMES])
@@ -251,6 +257,21 @@ def test_where_no_gradient_is_recorded_and_in_the_checks_of_distributions_nothin
 ):
     monkeypatch.setitem(USES, "silent", use)
     assert not used_in_a_model("Poisson", "silent", None)[-1]
+
+
+@pytest.mark.parametrize("site", [dist.Bernoulli, dist.OneHotCategorical])
+@pytest.mark.parametrize("use", [lambda z: z.long(), lambda z: z[:2] > 0.5, lambda z: z == 1])
+def test_a_relaxed_value_warns_where_its_derivative_ends(site, use):
+    """Its numbers are not even those of a draw."""
+    logits = torch.zeros(3, requires_grad=True)
+
+    @relaxed(temperature=0.5, hard=False)
+    def model():
+        return use(pyro.sample("z", site(logits=logits)))
+
+    with pytest.warns(UserWarning, match="passes on the derivative of a draw z") as caught:
+        assert type(model()) is torch.Tensor
+    assert len(caught) == 1
 
 
 def test_bits_that_were_changed_in_place_warn():

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, relaxed
-from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched
-from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, collapsed
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched, with_outcomes_of
+from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, collapsed, draws_in
+from pyro_gumbel.tensors.later import Later
 from tests.common import seeded
 
 N = 3
@@ -30,6 +31,7 @@ def normal(*shape):
 
 
 PAIR, CODES, W, LOGITS = normal(2), normal(2**N), normal(N), normal(N)
+LEAF = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 PLACES = 2.0 ** torch.arange(N - 1.0, -1.0, -1.0, dtype=torch.float64)
 
 
@@ -64,6 +66,7 @@ EXACT = {
     "beside a lookup": lambda z: (CODES[z.long()] * (z * W).exp()).sum(),
     "in a curve with a lookup": lambda z: F.softplus(CODES[z.long()] + z * W).sum(),
     "sums": lambda z: PAIR[z.long()].sum() * z.sum(),
+    "a sum of sums": lambda z: (2 * PAIR[z.long()].sum() + 1) * z.sum(),
     "curved sums": lambda z: PAIR[z.long()].sum().exp() * (z * W).sum().exp(),
     "a sum less a sample": lambda z: (PAIR[z.long()].sum() - (z * W).sum()).exp(),
     "a choice": lambda z: torch.where(z > 0, (z * W).sin(), (z + W).cos()).sum(),
@@ -152,11 +155,12 @@ def test_what_loses_the_gradient_of_bits_warns(name):
 SILENT = {
     "a float": lambda z: z * 2 + 1,
     "a network": lambda z: F.linear(z, W.reshape(1, N)).relu() > 0,
+    "a number of a network": lambda z: F.linear(z, W.reshape(1, N)).long(),
     "its largest number": lambda z: z.amax(),
     "the larger number": lambda z: (z * W).exp() > 1,
     "another to its dtype": lambda z: torch.ones(N).long().type_as(z),
     "another to its shape": lambda z: torch.arange(N).expand_as(z),
-    "another beside it": lambda z: torch.broadcast_tensors(z, torch.ones(1))[1].long(),
+    "another beside it": lambda z: torch.broadcast_tensors(z, (W[:1] + LEAF))[1].long(),
     "integers beside it": lambda z: torch.broadcast_tensors(z, torch.arange(1))[1],
     "a number of a computed one": lambda z: (z * W).sum().item(),
     "whether all is well": lambda z: (z * W).isnan().any(),
@@ -191,6 +195,14 @@ def poisson(logits):
 )
 def test_what_is_made_of_a_count_warns_where_it_ends(use):
     assert len(in_a_model(use, poisson)[1]) == 1
+
+
+def test_bits_and_counts_together_warn_where_they_end():
+    """The bits alone would have outcomes."""
+    count = poisson(torch.zeros(N, dtype=torch.float64, requires_grad=True))
+    found, messages = in_a_model(lambda z: (z + pyro.sample("n", count)).long())
+    assert type(found) is torch.Tensor
+    assert len(messages) == 1
 
 
 def test_the_indices_of_the_largest_have_a_remedy_of_their_own():
@@ -265,6 +277,35 @@ def test_what_was_changed_since_is_not_made_again(change):
     found, messages = in_a_model(use)
     assert type(found) is torch.Tensor
     assert len(messages) == 1
+
+
+def test_a_sample_that_was_changed_through_a_view_has_no_outcomes():
+    def use(z):
+        value = PAIR[z.long()]
+        z[0].add_(1.0)
+        assert with_outcomes_of([z], draws_in(value)) == [z]
+        return z.long()
+
+    found, messages = in_a_model(use)
+    assert type(found) is torch.Tensor
+    assert len(messages) == 1
+
+
+def test_a_random_function_is_not_applied_again():
+    def use(z):
+        y = F.dropout(z)
+        return y * PAIR[z.long()], y.detach() * PAIR[z.long().detach()]
+
+    found, expected = in_a_model(use)[0]
+    torch.testing.assert_close(found.plain, expected, rtol=0, atol=0)
+
+
+def test_what_is_made_later_is_made_once():
+    calls = []
+    part = Later(None, lambda: calls.append("part") or 1.0)
+    whole = Later(None, lambda a, b: calls.append("whole") or a + b, part, part)
+    assert whole.made() == whole.made() == 2 * part.made()
+    assert calls == ["part", "whole"]
 
 
 @pytest.mark.parametrize(
