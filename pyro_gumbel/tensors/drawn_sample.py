@@ -12,6 +12,7 @@ What is made of a sample, as ``z[:2]`` or ``2 * z - 1``, is a sample too, see
 `pyro_gumbel.tensors.sample_operations`.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -58,12 +59,14 @@ class _EqualToTensor(torch._C._TensorMeta):
 
     Code from `torch.compile` looks up the types of its arguments in a set of known types. Its first
     call fails for a type that is not in the set. With this metaclass our classes are found there as
-    `Tensor`, for which the code was compiled. Functions of torch that are written in Python then
-    miss the class beside a plain tensor. None of them has a rule here.
+    `Tensor`, for which the code was compiled. Functions of torch that are written in Python would
+    then miss the class beside a plain tensor, so that it differs from `Tensor` for these.
     """
 
     def __eq__(cls, other: object) -> bool:
-        return other is cls or other is Tensor
+        if other is not Tensor:
+            return other is cls
+        return sys._getframe(1).f_globals.get("__name__") != "torch.overrides"
 
     def __hash__(cls) -> int:
         return hash(Tensor)
@@ -138,7 +141,7 @@ def _samples_in(arguments: Any) -> list[DrawnSample]:
         return [arguments]
     if isinstance(arguments, dict):
         arguments = arguments.values()
-    elif type(arguments) not in (tuple, list):
+    elif not isinstance(arguments, tuple | list):
         return []
     return [sample for each in arguments for sample in _samples_in(each)]
 
@@ -155,8 +158,9 @@ def with_outcomes_of(arguments: Any, draws: Any = None) -> Any:
         return draw.with_outcomes(arguments)
     if isinstance(arguments, dict):
         return {name: with_outcomes_of(each, draws) for name, each in arguments.items()}
-    if type(arguments) in (tuple, list):
-        return type(arguments)(with_outcomes_of(each, draws) for each in arguments)
+    if isinstance(arguments, tuple | list):
+        kind = tuple if isinstance(arguments, tuple) else list  # torch takes either for its own
+        return kind(with_outcomes_of(each, draws) for each in arguments)
     return arguments
 
 

@@ -36,12 +36,12 @@ class Later:
 
     def _noted(self, arguments: Any) -> Any:
         """The arguments as they are now."""
-        kind = type(arguments)
-        if kind is tuple or kind is list:
-            return kind([self._noted(each) for each in arguments])
-        if kind is dict:
-            return {name: self._noted(each) for name, each in arguments.items()}
-        if kind is not Tensor:
+        if type(arguments) is not Tensor:
+            if isinstance(arguments, tuple | list):
+                kind = tuple if isinstance(arguments, tuple) else list  # of a named tuple too
+                return kind([self._noted(each) for each in arguments])
+            if isinstance(arguments, dict):
+                return {name: self._noted(each) for name, each in arguments.items()}
             arguments = self._taken(arguments)
         if isinstance(arguments, Tensor):
             self._before.append((arguments, version_of(arguments)))

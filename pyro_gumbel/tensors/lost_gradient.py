@@ -45,6 +45,8 @@ _TRANSPARENT = {
     "torch.nn.functional",
     "torch.overrides",
 }
+# What they make of a value is the user's own.
+_PASS_ON_RESULTS = ("torch.nn.modules.", "pyro.ops.indexing")
 
 _FLOATS = "write z.float() first, as in z.float().sum()"
 _TABLE = "write table[z], with a table that has an entry for each category"
@@ -139,7 +141,7 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
 def is_asked_by_host() -> bool:
     """Whether torch, Pyro or this package calls the operation, and not the user."""
     for module in _callers():
-        if module not in _TRANSPARENT:
+        if module not in _TRANSPARENT and not module.startswith(_PASS_ON_RESULTS):
             return _is_host(module)
     return False
 

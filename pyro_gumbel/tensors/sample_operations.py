@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import in_transform, version_of
+from pyro_gumbel.tensors.deferred import DeferredTensor
 from pyro_gumbel.tensors.drawn_sample import (
     DrawnSample,
     KnownDraw,
@@ -33,6 +34,7 @@ from pyro_gumbel.tensors.drawn_sample import (
     watched,
     with_outcomes_of,
 )
+from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying
 from pyro_gumbel.tensors.later import Later
 from pyro_gumbel.tensors.lost_gradient import is_asked_by_host, warn_of_lost_derivative
 from pyro_gumbel.tensors.operations import asks, is_in_place, is_layer, rule_of
@@ -48,7 +50,7 @@ from pyro_gumbel.tensors.rules import (
     take_along_dim_rule,
     take_rule,
 )
-from pyro_gumbel.tensors.subclass import PlainTensor, plain
+from pyro_gumbel.tensors.subclass import plain
 
 __all__: list[str] = []
 
@@ -82,9 +84,11 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
     if kind in _OF_THE_FIRST and args and type(args[0]) is Tensor:
         return result  # as of `x.to(z)`
     name = getattr(func, "__name__", repr(func))
-    is_written = kind is _Kind.WRITES or "out" in kwargs
-    ends = kind is not _Kind.JOINS and _may_end(name, result)
-    if not (is_written or ends or _may_go_on(result)) or is_asked_by_host():
+    if kwargs.get("out") is not None:
+        kind = _Kind.WRITES
+    is_step = name.strip("_") in _STEPS or bool(kwargs.get("rounding_mode"))
+    ends = is_step or (kind is not _Kind.JOINS and _may_end(name, result))
+    if not (kind is _Kind.WRITES or ends or _may_go_on(result)) or is_asked_by_host():
         return result
     samples = [each for each in args if isinstance(each, DrawnSample)]
     if samples and not any(each.is_watched for each in samples):
@@ -92,10 +96,8 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
     made = _MadeOf(_applied, func, args, kwargs, computes=kind not in _THAT_MOVE)
     if not made.is_watched:
         return result
-    if is_written:
-        changed = kwargs.get("out", args[0] if args else None)
-        if isinstance(changed, Tensor):
-            watched(changed, None, is_computed=name not in _WRITE_THE_SAME)
+    if kind is _Kind.WRITES:
+        _watch_changed(name, args, kwargs, is_step)
         return result
     if ends:
         return _with_integers(kind, name, result, made)
@@ -109,6 +111,19 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         for i, each in enumerate(result)
     ]
     return type(result)(entries)
+
+
+def _watch_changed(name: str, args: Any, kwargs: Any, is_step: bool) -> None:
+    """Watch a tensor that samples were written into, without their draws."""
+    changed = kwargs.get("out")
+    changed = args[0] if changed is None and args else changed
+    if not isinstance(changed, Tensor):
+        return
+    if is_step or not changed.requires_grad:
+        warn_of_lost_derivative(name, has_outcomes=False)
+    for each in (changed, changed._base):
+        if each is not None:
+            watched(each, None, is_computed=name not in _WRITE_THE_SAME)
 
 
 def _may_go_on(result: Any) -> bool:
@@ -189,7 +204,7 @@ def _applied(func: Any, args: Any, kwargs: Any) -> Any:
 def _may_end(name: str, result: Any) -> bool:
     """Whether the result of an operation of this name, or an entry of it, has no derivative."""
     if isinstance(result, Tensor):
-        return name in _STEPS or (not result.requires_grad and name not in _QUESTIONS)
+        return not result.requires_grad and name not in _QUESTIONS
     if isinstance(result, tuple | list) and name not in _NUMBERS:
         return any(map(_is_integer, result))
     return name in _NUMBERS and am_i_wrapped()
@@ -210,17 +225,33 @@ def _with_integers(kind: "_Kind", name: str, result: Any, made: _MadeOf) -> Any:
         new = made.made()
         if isinstance(result, tuple | list):
             entries = [
-                new[i] if _is_integer(each) else made.entry(i).sample(each)
+                _of_numbers(each, new[i]) if _is_integer(each) else made.entry(i).sample(each)
                 for i, each in enumerate(result)
             ]
             if not any(_is_integer(each) and type(each) is Tensor for each in entries):
                 return type(result)(entries)
-        elif isinstance(new, PlainTensor):
-            new.compares_floats = made.of_computed  # type: ignore[attr-defined]
+        elif isinstance(new, OutcomeTensor):
+            new = _of_numbers(result, new)
+            new.compares_floats = made.of_computed
             return new
-    if kind is _Kind.CONVERTS or name in _TO_AN_INTEGER or not made.of_computed:
+    if not made.of_computed or name not in _SILENT:
         warn_of_lost_derivative(name, has_outcomes=has_outcomes)
+    if isinstance(result, Tensor):
+        watched(result, None, is_computed=True)  # a step, which may be cast yet
     return result
+
+
+def _of_numbers(result: Tensor, new: Any) -> Any:
+    """The outcomes of a tensor that was made again, for the numbers that were there.
+
+    They are the same, but under another autocast, or if a tensor was changed behind torch's back.
+    """
+    if type(new) is DeferredTensor:
+        new, later = result.as_subclass(DeferredTensor), new.later
+        new.defer(later)
+        return new
+    is_made = isinstance(new, OutcomeTensor) and not new.is_floating_point()
+    return carrying(result, new.kept) if is_made else new
 
 
 # Which operation does what.
@@ -273,13 +304,19 @@ _NUMBERS = {
     *("item", "tolist", "__bool__", "__int__", "__index__", "__contains__", "is_nonzero"),
     *("equal", "allclose"),
 }
-_TO_AN_INTEGER = {"__int__", "__index__"}
+
+# Those that may be meant without a gradient: they compare, or read a number, as of a loss.
+_SILENT = {
+    *("eq", "ne", "lt", "le", "gt", "ge", "equal", "not_equal", "less", "less_equal", "greater"),
+    *("greater_equal", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "isclose"),
+    *("allclose", "item", "tolist", "__bool__", "is_nonzero", "__contains__"),
+}
 
 # Those that only ask, and have truth values for a result.
 _QUESTIONS = {"isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit", "randint_like"}
 
-# Those with the derivative 0.
+# Those with the derivative 0, without underscores.
 _STEPS = {
     *("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "bernoulli"),
-    *("floor_divide", "__floordiv__", "__rfloordiv__"),
+    *("poisson", "floor_divide", "floordiv", "rfloordiv", "ifloordiv"),
 }

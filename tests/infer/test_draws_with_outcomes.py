@@ -164,7 +164,7 @@ ENDS = {
     "a category by its number",
 }
 # The index of a one-hot vector has a derivative, and comparisons of computed numbers have none.
-ENDS_SILENTLY = {"a category", "a category that is kept", "a larger number", "its largest"}
+ENDS_SILENTLY = {"a category", "a category that is kept", "a larger number"}
 HAVE_OUTCOMES = [name for name, (kind, _) in FACTORS.items() if kind == "index" or name in ENDS]
 
 

@@ -5,14 +5,19 @@
 
 import gc
 import itertools
+import re
 import warnings
 import weakref
+from collections import namedtuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.ops.indexing import Vindex
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -41,6 +46,8 @@ def sample_of(hard, logits):
     probs = logits.sigmoid()
     return watched(hard + (probs - probs.detach()), distribution._known_draw())
 
+
+Two = namedtuple("Two", "first second")
 
 # Functions of three bits. Where they are cast, written or compared they have outcomes.
 EXACT = {
@@ -72,6 +79,14 @@ EXACT = {
     "a choice": lambda z: torch.where(z > 0, (z * W).sin(), (z + W).cos()).sum(),
     "broadcast": lambda z: PAIR[torch.broadcast_tensors(z, W)[0].long()].prod(),
     "no logarithm of 0": lambda z: torch.where(z == 0, z * W, (z + 1).log()).sum(),
+    "a plain tensor first": lambda z: CODES[torch.einsum("i,i->i", PLACES, z).long()].prod(),
+    "broadcast after another": lambda z: PAIR[torch.broadcast_tensors(W, z)[1].long()].prod(),
+    "out of None": lambda z: PAIR[torch.sub(1, z, out=None).long()].prod(),
+    "modules": lambda z: PAIR[nn.Sequential(nn.Flatten(0), nn.ReLU())(z[None]).long()].prod(),
+    "Vindex": lambda z: PAIR[Vindex(z)[torch.tensor([2, 0])].long()].prod(),
+    "a named tuple": lambda z: CODES[torch.stack(Two(z, 1 - z)).sum(0).long() + z.long()].prod(),
+    "divided": lambda z: torch.div(3 * z, 2, rounding_mode="floor").exp().sum(),
+    "in order": lambda z: CODES[torch.where((2 * z - 1).argmax() == 0, z[1], z[2]).long()],
     "named arguments": lambda z: PAIR[torch.unsqueeze(input=z, dim=0).long()].prod(),
 }
 
@@ -135,6 +150,13 @@ LOST = {
     "equal": lambda z: torch.equal(z, W),
     "written": lambda z: written(z, lambda x, z: x.__setitem__(slice(N), z)).long(),
     "written at one place": lambda z: written(z, lambda x, z: x.__setitem__(0, z[1])) == 1,
+    "written to a view": lambda z: written(z, lambda x, z: x[1:].copy_(z)).long(),
+    "written to a row": lambda z: written(z, lambda x, z: x.view(2, 2)[0].fill_(z[0])).long(),
+    "written to integers": lambda z: torch.zeros(N, dtype=torch.int64).copy_(z),
+    "integers out": lambda z: torch.gt(z, 0.5, out=torch.zeros(N, dtype=torch.bool)),
+    "a step in place": lambda z: (z * 1.5).floor_(),
+    "an order": lambda z: (z + W).argsort(),
+    "places of computed numbers": lambda z: torch.bucketize(2 * z, PLACES.flip(0)),
     "added": lambda z: written(z[0], lambda x, z: x.add_(z)).int(),
     "out": lambda z: torch.mul(z.detach(), 2.0).copy_(z).long(),
     "a function without a rule": lambda z: torch.outer(z, z).long(),
@@ -191,6 +213,11 @@ def poisson(logits):
         lambda z: z // 2,
         lambda z: z.max(0).values,
         lambda z: (z * 2).bool(),
+        lambda z: (z / 2).floor(),
+        lambda z: torch.div(z, 2, rounding_mode="trunc"),
+        lambda z: torch.poisson(z),
+        lambda z: torch.bernoulli(z / 100),
+        lambda z: (z * 1.0).argmax(-1),
     ],
 )
 def test_what_is_made_of_a_count_warns_where_it_ends(use):
@@ -203,6 +230,12 @@ def test_bits_and_counts_together_warn_where_they_end():
     found, messages = in_a_model(lambda z: (z + pyro.sample("n", count)).long())
     assert type(found) is torch.Tensor
     assert len(messages) == 1
+
+
+def test_steps_of_a_count_warn_where_they_are_cast():
+    found, messages = in_a_model(lambda z: (z / 2).floor().long(), poisson)
+    assert type(found) is torch.Tensor
+    assert [re.search(r"got (\w+)", each).group(1) for each in messages] == ["floor", "long"]
 
 
 def test_the_indices_of_the_largest_have_a_remedy_of_their_own():
@@ -291,9 +324,35 @@ def test_a_sample_that_was_changed_through_a_view_has_no_outcomes():
     assert len(messages) == 1
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_does_not_change_the_numbers(inside):
+    """An operation that is applied again may be under another one."""
+    matrix = torch.tensor([257.0, 1.0, 1.0]).diag()
+
+    def use(z):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            y = (z + 1) * 0 + (z * 0 + 1) @ matrix
+        with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            return y.long(), y.detach().long()
+
+    found, expected = in_a_model(use, dtype=torch.float32)[0]
+    assert torch.equal(found.plain, expected)
+
+
+def test_numbers_that_were_changed_behind_the_back_of_torch():
+    def use(z):
+        w = np.zeros(N)
+        y = z + torch.from_numpy(w)
+        w[:] = 1.0
+        return y.long(), z.detach().long()
+
+    found, expected = in_a_model(use)[0]
+    assert torch.equal(found.plain, expected)
+
+
 def test_a_random_function_is_not_applied_again():
     def use(z):
-        y = F.dropout(z)
+        y = F.dropout((z + 1).expand(50, N))
         return y * PAIR[z.long()], y.detach() * PAIR[z.long().detach()]
 
     found, expected = in_a_model(use)[0]
