@@ -25,6 +25,7 @@ from pyro_gumbel.tensors.subclass import plain
 __all__ = ["MOST_PARTS", "Group", "grouped", "holds", "in_parts", "in_parts_of_events", "share"]
 
 MOST_PARTS = 16  # of a tensor that meet in a result, as in a sum
+FEW = 4  # groups: of more it is faster to look at all elements at once
 
 
 class Group:
@@ -75,6 +76,8 @@ def _of_batch(outcomes: Outcomes, rank: int) -> Outcomes:
 
 def _join(groups: list[Group], tensors: Sequence[Any]) -> None:
     """Let places that have an element in common vary together, in the first group."""
+    if len(groups) > FEW and _are_disjoint(groups):
+        return
     for i, group in enumerate(groups):
         for other in groups[i + 1 :]:
             if not share(group.first, other.first):
@@ -89,6 +92,13 @@ def _join(groups: list[Group], tensors: Sequence[Any]) -> None:
                 group.tables[place] = torch.where(where, table, otherwise)
             rest = torch.where(common, NO_ELEMENT, other.first.elements)
             other.first = replace(other.first, elements=rest)
+
+
+def _are_disjoint(groups: Sequence[Group]) -> bool:
+    """Whether no element is in two places, as in a sum over the entries of a loop."""
+    elements = torch.cat([group.first.elements.flatten() for group in groups])
+    ordered = elements[elements != NO_ELEMENT].sort().values
+    return not holds((ordered[1:] == ordered[:-1]).any(), otherwise=True)
 
 
 def _are_alike(a: Outcomes, b: Outcomes) -> bool:

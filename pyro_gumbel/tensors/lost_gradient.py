@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
-    "is_asked_by_host",
+    "asker",
+    "is_distribution",
+    "is_host",
     "is_in_function",
     "warn_of_derivative",
     "warn_of_hook",
@@ -86,7 +88,7 @@ def warn_of_lost_gradient(name: str) -> None:
     """
     callers = list(_callers())
     asker = next((each for each in callers if each not in _TRANSPARENT), "")
-    if asker in _CONSTRAINTS or (name in _QUESTIONS and _is_host(asker)):
+    if asker in _CONSTRAINTS or (name in _QUESTIONS and is_host(asker)):
         return
     _warn(
         callers,
@@ -138,18 +140,28 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
     )
 
 
-def is_asked_by_host() -> bool:
-    """Whether torch, Pyro or this package calls the operation, and not the user."""
+def asker() -> str:
+    """The module that calls an operation; of torch, Pyro and this package only if not the user."""
     for module in _callers():
         if module not in _TRANSPARENT and not module.startswith(_PASS_ON_RESULTS):
-            return _is_host(module)
-    return False
+            return module
+    return ""
+
+
+def is_host(module: str) -> bool:
+    """Whether a module is one of torch, Pyro or this package, and not of the user."""
+    return module.partition(".")[0] in _HOSTS
+
+
+def is_distribution(module: str) -> bool:
+    """Whether a module has distributions; not their constraints, which validate arguments."""
+    return module.startswith(_DISTRIBUTIONS) and module not in _CONSTRAINTS
 
 
 def warn_of_hook() -> None:
     """Warn that a hook is never called. Pyro's validation has one that looks for NaN."""
     callers = list(_callers())
-    if _is_host(next((each for each in callers if each not in _TRANSPARENT), "")):
+    if is_host(next((each for each in callers if each not in _TRANSPARENT), "")):
         return
     _warn(
         callers,
@@ -175,7 +187,7 @@ def warn_of_noise(name: str) -> None:
 
 def _warn(callers: list[str], message: str) -> None:
     """Warn at the line of the user, of calls whose innermost one calls what calls this."""
-    user = next((i for i, each in enumerate(callers) if not _is_host(each)), 0)
+    user = next((i for i, each in enumerate(callers) if not is_host(each)), 0)
     warnings.warn(message, stacklevel=user + 3)
 
 
@@ -194,7 +206,3 @@ def _callers() -> Iterator[str]:
         overrides = frame.f_code.co_name == "__torch_function__"
         yield "torch.overrides" if overrides else frame.f_globals.get("__name__", "")
         frame = frame.f_back
-
-
-def _is_host(module: str) -> bool:
-    return module.partition(".")[0] in _HOSTS

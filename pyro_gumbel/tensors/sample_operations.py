@@ -36,7 +36,12 @@ from pyro_gumbel.tensors.drawn_sample import (
 )
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying
 from pyro_gumbel.tensors.later import Later
-from pyro_gumbel.tensors.lost_gradient import is_asked_by_host, warn_of_lost_derivative
+from pyro_gumbel.tensors.lost_gradient import (
+    asker,
+    is_distribution,
+    is_host,
+    warn_of_lost_derivative,
+)
 from pyro_gumbel.tensors.operations import asks, is_in_place, is_layer, rule_of
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
@@ -65,7 +70,7 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     kind = _kind_of(func)
     if kind is _Kind.ASKS or is_compiling():
         return result
-    if rule is not None and (is_asked_by_host() or not _has_known_draw(args)):
+    if rule is not None and (is_host(asker()) or not _has_known_draw(args)):
         return rule(result, *args, **kwargs)
     if kind is _Kind.IS_LAYER or not torch.is_grad_enabled() or in_transform():
         return result
@@ -88,7 +93,11 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         kind = _Kind.WRITES
     is_step = name.strip("_") in _STEPS or bool(kwargs.get("rounding_mode"))
     ends = is_step or (kind is not _Kind.JOINS and _may_end(name, result))
-    if not (kind is _Kind.WRITES or ends or _may_go_on(result)) or is_asked_by_host():
+    if not (kind is _Kind.WRITES or ends or _may_go_on(result)):
+        return result
+    module = asker()
+    by_host = is_host(module)
+    if by_host and not _is_followed_in_host(kind, ends, module):
         return result
     samples = [each for each in args if isinstance(each, DrawnSample)]
     if samples and not any(each.is_watched for each in samples):
@@ -100,7 +109,7 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         _watch_changed(name, args, kwargs, is_step)
         return result
     if ends:
-        return _with_integers(kind, name, result, made)
+        return _with_integers(kind, name, result, made, warns=not by_host)
     if kind is _Kind.UNKNOWN:
         made.forget()
     if isinstance(result, Tensor):
@@ -111,6 +120,19 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         for i, each in enumerate(result)
     ]
     return type(result)(entries)
+
+
+def _is_followed_in_host(kind: "_Kind", ends: bool, module: str) -> bool:
+    """Whether what torch or Pyro make of a sample is known to be made of it.
+
+    What they only move may come back to the user. Distributions convert and compare their values.
+    """
+    if ends:
+        return is_distribution(module)
+    return kind in _THAT_MOVE or module.startswith(_TRANSFORMS)
+
+
+_TRANSFORMS = ("torch.distributions.transforms", "pyro.distributions.transforms")
 
 
 def _watch_changed(name: str, args: Any, kwargs: Any, is_step: bool) -> None:
@@ -214,11 +236,10 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
-def _with_integers(kind: "_Kind", name: str, result: Any, made: _MadeOf) -> Any:
+def _with_integers(kind: "_Kind", name: str, result: Any, made: _MadeOf, *, warns: bool) -> Any:
     """The result, with the outcomes of its integers and truth values, or else with a warning.
 
-    Floats beside them have their derivative. What was computed may be compared without a warning,
-    as in torch: ``torch.where(x > 0, x, 0.1 * x)`` has the gradient that is wanted.
+    Floats beside them have their derivative.
     """
     has_outcomes = made.is_complete and bool(made.roots)
     if has_outcomes and kind is not _Kind.UNKNOWN:
@@ -234,7 +255,8 @@ def _with_integers(kind: "_Kind", name: str, result: Any, made: _MadeOf) -> Any:
             new = _of_numbers(result, new)
             new.compares_floats = made.of_computed
             return new
-    if not made.of_computed or name not in _SILENT:
+    is_silent = made.of_computed and name in _NUMBERS - _TO_AN_INTEGER  # as `loss.item()`
+    if warns and not is_silent and (am_i_wrapped() or kind is _Kind.CONVERTS):
         warn_of_lost_derivative(name, has_outcomes=has_outcomes)
     if isinstance(result, Tensor):
         watched(result, None, is_computed=True)  # a step, which may be cast yet
@@ -301,16 +323,11 @@ _WRITE_THE_SAME = {"__setitem__", "copy_", "index_put_", "index_copy_", "scatter
 # Those that return Python's numbers, of which torch does not warn itself. Outside of a Pyro
 # program, where a trace is looked at, they only ask.
 _NUMBERS = {
-    *("item", "tolist", "__bool__", "__int__", "__index__", "__contains__", "is_nonzero"),
-    *("equal", "allclose"),
+    *("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__"),
+    *("is_nonzero", "equal", "allclose"),
 }
 
-# Those that may be meant without a gradient: they compare, or read a number, as of a loss.
-_SILENT = {
-    *("eq", "ne", "lt", "le", "gt", "ge", "equal", "not_equal", "less", "less_equal", "greater"),
-    *("greater_equal", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "isclose"),
-    *("allclose", "item", "tolist", "__bool__", "is_nonzero", "__contains__"),
-}
+_TO_AN_INTEGER = {"__int__", "__index__"}
 
 # Those that only ask, and have truth values for a result.
 _QUESTIONS = {"isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit", "randint_like"}

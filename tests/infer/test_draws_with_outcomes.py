@@ -163,8 +163,8 @@ ENDS = {
     *("a category", "a category that is kept", "a category of a view"),
     "a category by its number",
 }
-# The index of a one-hot vector has a derivative, and comparisons of computed numbers have none.
-ENDS_SILENTLY = {"a category", "a category that is kept", "a larger number"}
+# The index of a one-hot vector has a derivative.
+ENDS_SILENTLY = {"a category", "a category that is kept"}
 HAVE_OUTCOMES = [name for name, (kind, _) in FACTORS.items() if kind == "index" or name in ENDS]
 
 

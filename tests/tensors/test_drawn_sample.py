@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.ops.indexing import Vindex
 from torch import nn
+from torch.distributions import AffineTransform
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -83,6 +84,12 @@ EXACT = {
     "broadcast after another": lambda z: PAIR[torch.broadcast_tensors(W, z)[1].long()].prod(),
     "out of None": lambda z: PAIR[torch.sub(1, z, out=None).long()].prod(),
     "modules": lambda z: PAIR[nn.Sequential(nn.Flatten(0), nn.ReLU())(z[None]).long()].prod(),
+    "a log_prob of categories": lambda z: dist.Categorical(logits=PAIR).log_prob(z).sum(),
+    "a log_prob of one-hot vectors": lambda z: (
+        dist.OneHotCategorical(logits=PAIR).log_prob(torch.stack([1 - z, z], -1)).exp().sum()
+    ),
+    "a draw of Delta": lambda z: PAIR[dist.Delta(z).to_event(1)().long()].prod(),
+    "spins": lambda z: torch.where(AffineTransform(-1.0, 2.0)(z) == 1, W, 0.5).prod(),
     "Vindex": lambda z: PAIR[Vindex(z)[torch.tensor([2, 0])].long()].prod(),
     "a named tuple": lambda z: CODES[torch.stack(Two(z, 1 - z)).sum(0).long() + z.long()].prod(),
     "divided": lambda z: torch.div(3 * z, 2, rounding_mode="floor").exp().sum(),
@@ -146,6 +153,7 @@ LOST = {
     "a branch": lambda z: 1.0 if (z == 1).all() else 0.0,
     "an index": lambda z: [1.0, 2.0][z[0].long()],
     "a number": lambda z: int(z.sum()),
+    "a comparison without a rule": lambda z: F.pad(z, (1, 0)) == 1,
     "one of them": lambda z: 1.0 in z,
     "equal": lambda z: torch.equal(z, W),
     "written": lambda z: written(z, lambda x, z: x.__setitem__(slice(N), z)).long(),
@@ -179,7 +187,6 @@ SILENT = {
     "a network": lambda z: F.linear(z, W.reshape(1, N)).relu() > 0,
     "a number of a network": lambda z: F.linear(z, W.reshape(1, N)).long(),
     "its largest number": lambda z: z.amax(),
-    "the larger number": lambda z: (z * W).exp() > 1,
     "another to its dtype": lambda z: torch.ones(N).long().type_as(z),
     "another to its shape": lambda z: torch.arange(N).expand_as(z),
     "another beside it": lambda z: torch.broadcast_tensors(z, (W[:1] + LEAF))[1].long(),
@@ -191,6 +198,25 @@ SILENT = {
     "detached": lambda z: z.detach().long(),
     "printed": lambda z: f"{z} {z!r} {z[0]:.2f}",
 }
+
+
+def test_a_float_of_a_bit_warns_each_time():
+    """Torch warns of it too, once in a process."""
+    for _ in range(2):
+        assert any("got __float__" in each for each in in_a_model(lambda z: float(z[0]))[1])
+
+
+OF_BITS = {
+    "the larger numbers": lambda z: torch.where(z * W > 0, z, 0.1 * z),
+    "a branch of the sum": lambda z: 1.0 if (z * W).sum() > 1 else 0.0,
+    "whether all are": lambda z: ((z * W) > 0).all(),
+    "a number of the sum": lambda z: (z * W).sum().tolist(),
+}
+
+
+@pytest.mark.parametrize("use", OF_BITS.values(), ids=OF_BITS)
+def test_what_is_computed_of_bits_may_be_compared(use):
+    assert not in_a_model(use)[1]
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -218,6 +244,8 @@ def poisson(logits):
         lambda z: torch.poisson(z),
         lambda z: torch.bernoulli(z / 100),
         lambda z: (z * 1.0).argmax(-1),
+        lambda z: 2 * z > 4,
+        lambda z: torch.where(z.sum() == 4, 7.0, 1.0),
     ],
 )
 def test_what_is_made_of_a_count_warns_where_it_ends(use):
@@ -272,6 +300,7 @@ def test_the_value_of_a_trace_may_be_looked_at():
         assert torch.equal(value, value.round())
         assert value[0].item() in (0.0, 1.0)
         assert sum(value.tolist()) == float(value.detach().sum())
+        assert value.topk(1).values.item() in (0.0, 1.0)
 
 
 def test_a_category_of_one_hot_vectors_in_the_code_of_pyro_is_linear():
