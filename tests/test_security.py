@@ -53,7 +53,6 @@ ALLOWED = {
     "contextvars",
     "copy",
     "dataclasses",
-    "enum",
     "fractions",
     "functools",
     "itertools",

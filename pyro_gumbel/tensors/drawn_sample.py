@@ -112,12 +112,14 @@ def watched(value: Tensor, draw: KnownDraw | None, *, is_computed: bool = False)
     """Turn a tensor into a sample, in place, if it may have a gradient; and return it."""
     if not value.requires_grad or is_compiling() or in_transform():
         return value
+    if type(value) is not Tensor and not isinstance(value, DrawnSample):
+        return value
+    version = version_of(value)
     if type(value) is Tensor:
         # `as_subclass` would return a view, and `detach_` does not accept views.
         value.__class__ = DrawnSample
-    if isinstance(value, DrawnSample):
-        value.drawn_version, value.is_watched, value.draw = version_of(value), True, draw
-        value.is_computed = is_computed
+    new: Any = value
+    new.drawn_version, new.is_watched, new.is_computed, new.draw = version, True, is_computed, draw
     return value
 
 

@@ -14,6 +14,9 @@ from pyro_gumbel._tracing import version_of, without_hooks
 
 __all__ = ["Later"]
 
+# The types of most arguments that are no tensors.
+_CONSTANTS = {int, float, bool, type(None), slice, torch.dtype, type(torch.add), type(Tensor.add)}
+
 
 class Later:
     """What a function makes of its arguments, when it is needed, once.
@@ -36,7 +39,10 @@ class Later:
 
     def _noted(self, arguments: Any) -> Any:
         """The arguments as they are now."""
-        if type(arguments) is not Tensor:
+        kind = type(arguments)
+        if kind in _CONSTANTS:
+            return arguments
+        if kind is not Tensor:
             if isinstance(arguments, tuple | list):
                 kind = tuple if isinstance(arguments, tuple) else list  # of a named tuple too
                 return kind([self._noted(each) for each in arguments])

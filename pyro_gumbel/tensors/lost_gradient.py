@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
-    "asker",
     "is_distribution",
     "is_host",
     "is_in_function",
+    "module_that_asks",
     "warn_of_derivative",
     "warn_of_hook",
     "warn_of_lost_derivative",
@@ -140,7 +140,7 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
     )
 
 
-def asker() -> str:
+def module_that_asks() -> str:
     """The module that calls an operation; of torch, Pyro and this package only if not the user."""
     for module in _callers():
         if module not in _TRANSPARENT and not module.startswith(_PASS_ON_RESULTS):

@@ -43,7 +43,8 @@ def as_one_hot_sample(value: Tensor) -> Tensor:
     """
     if is_compiling() or (not value.requires_grad and in_eager_mode()):
         return value
-    value.drawn_version = version_of(value)  # type: ignore[attr-defined]
+    if not isinstance(value, DrawnSample):
+        value.drawn_version = version_of(value)  # type: ignore[attr-defined]
     # `as_subclass` would return a view, and `detach_` does not accept views.
     value.__class__ = OneHotSample
     return value

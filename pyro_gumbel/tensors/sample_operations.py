@@ -16,7 +16,6 @@ draw are applied again, to its outcomes: these go on.
 
 import functools
 from collections.abc import Callable
-from enum import Enum
 from operator import getitem
 from typing import Any
 
@@ -37,9 +36,9 @@ from pyro_gumbel.tensors.drawn_sample import (
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying
 from pyro_gumbel.tensors.later import Later
 from pyro_gumbel.tensors.lost_gradient import (
-    asker,
     is_distribution,
     is_host,
+    module_that_asks,
     warn_of_lost_derivative,
 )
 from pyro_gumbel.tensors.operations import asks, is_in_place, is_layer, rule_of
@@ -70,7 +69,7 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     kind = _kind_of(func)
     if kind is _Kind.ASKS or is_compiling():
         return result
-    if rule is not None and (is_host(asker()) or not _has_known_draw(args)):
+    if rule is not None and (is_host(module_that_asks()) or not _has_known_draw(args)):
         return rule(result, *args, **kwargs)
     if kind is _Kind.IS_LAYER or not torch.is_grad_enabled() or in_transform():
         return result
@@ -84,7 +83,7 @@ def _has_known_draw(args: tuple[Any, ...]) -> bool:
     return bool(args) and isinstance(args[0], DrawnSample) and draw_of(args[0]) is not None
 
 
-def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+def _followed(kind: str, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """The plain result of an operation, with what is known of its draws."""
     if kind in _OF_THE_FIRST and args and type(args[0]) is Tensor:
         return result  # as of `x.to(z)`
@@ -93,15 +92,12 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
         kind = _Kind.WRITES
     is_step = name.strip("_") in _STEPS or bool(kwargs.get("rounding_mode"))
     ends = is_step or (kind is not _Kind.JOINS and _may_end(name, result))
-    if not (kind is _Kind.WRITES or ends or _may_go_on(result)):
+    if not (ends or kind is _Kind.WRITES or _may_go_on(result)):
         return result
-    module = asker()
+    module = module_that_asks()
     by_host = is_host(module)
     if by_host and not _is_followed_in_host(kind, ends, module):
         return result
-    samples = [each for each in args if isinstance(each, DrawnSample)]
-    if samples and not any(each.is_watched for each in samples):
-        return result  # which takes less time to see here
     made = _MadeOf(_applied, func, args, kwargs, computes=kind not in _THAT_MOVE)
     if not made.is_watched:
         return result
@@ -122,7 +118,7 @@ def _followed(kind: "_Kind", func: Any, args: Any, kwargs: Any, result: Any) -> 
     return type(result)(entries)
 
 
-def _is_followed_in_host(kind: "_Kind", ends: bool, module: str) -> bool:
+def _is_followed_in_host(kind: str, ends: bool, module: str) -> bool:
     """Whether what torch or Pyro make of a sample is known to be made of it.
 
     What they only move may come back to the user. Distributions convert and compare their values.
@@ -236,7 +232,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
-def _with_integers(kind: "_Kind", name: str, result: Any, made: _MadeOf, *, warns: bool) -> Any:
+def _with_integers(kind: str, name: str, result: Any, made: _MadeOf, *, warns: bool) -> Any:
     """The result, with the outcomes of its integers and truth values, or else with a warning.
 
     Floats beside them have their derivative.
@@ -279,7 +275,7 @@ def _of_numbers(result: Tensor, new: Any) -> Any:
 # Which operation does what.
 
 
-class _Kind(Enum):
+class _Kind:
     """What an operation does with samples."""
 
     ASKS = "for something that does not depend on the numbers"
@@ -295,7 +291,7 @@ class _Kind(Enum):
 _OF_THE_FIRST = {_Kind.MOVES, _Kind.CONVERTS}
 _THAT_MOVE = {_Kind.MOVES, _Kind.CONVERTS, _Kind.JOINS}
 
-_KINDS: dict[Any, _Kind] = {
+_KINDS: dict[Any, str] = {
     **dict.fromkeys((moving_rule, moving_like_rule, getitem_rule), _Kind.MOVES),
     **dict.fromkeys((gather_rule, take_along_dim_rule, take_rule), _Kind.MOVES),
     index_select_rule: _Kind.MOVES,
@@ -305,7 +301,7 @@ _KINDS: dict[Any, _Kind] = {
 
 
 @functools.cache
-def _kind_of(func: Any) -> _Kind:
+def _kind_of(func: Any) -> str:
     if asks(func):
         return _Kind.ASKS
     if is_in_place(func):

@@ -94,6 +94,9 @@ EXACT = {
     "a named tuple": lambda z: CODES[torch.stack(Two(z, 1 - z)).sum(0).long() + z.long()].prod(),
     "divided": lambda z: torch.div(3 * z, 2, rounding_mode="floor").exp().sum(),
     "in order": lambda z: CODES[torch.where((2 * z - 1).argmax() == 0, z[1], z[2]).long()],
+    "many orders": lambda z: CODES[
+        (z + 2 * z.flip(0) + 3 * z.roll(1) + 5 * z.roll(2) + 7 * z.flip(0).roll(1)).long() % 8
+    ].prod(),
     "named arguments": lambda z: PAIR[torch.unsqueeze(input=z, dim=0).long()].prod(),
 }
 
@@ -269,6 +272,11 @@ def test_steps_of_a_count_warn_where_they_are_cast():
 def test_the_indices_of_the_largest_have_a_remedy_of_their_own():
     (message,) = in_a_model(lambda z: z.max(0), poisson)[1]
     assert "write z.amax(dim) for the numbers without their indices" in message
+
+
+def test_what_a_distribution_computes_is_plain():
+    found, _ = in_a_model(lambda z: dist.Normal(2 * z, 1.0).log_prob(W))
+    assert type(found) is torch.Tensor
 
 
 # Where a draw is a sample.
