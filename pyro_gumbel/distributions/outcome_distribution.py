@@ -67,7 +67,7 @@ from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.relaxation import is_discrete, relax
 from pyro_gumbel.distributions.wrappers import WRAPPERS, innermost, wrapped_like
 from pyro_gumbel.tensors.deferred import DeferredTensor, deferred, settled
-from pyro_gumbel.tensors.drawn_sample import with_outcomes_of
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, with_outcomes_of
 from pyro_gumbel.tensors.grouping import grouped, in_parts_of_events
 from pyro_gumbel.tensors.index_tensor import OutcomeTensor, carrying, collapsed, draws_in
 from pyro_gumbel.tensors.lost_gradient import warn_of_noise
@@ -217,7 +217,21 @@ class OutcomeDistribution(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density, linear in the one-hot vectors of the draws."""
         event_dim = len(self.event_shape)
+        if isinstance(value, DrawnSample):
+            value = self._with_outcomes(value)
         return self.of_every_category(lambda d, value: d.log_prob(value), (value, event_dim))
+
+    def _with_outcomes(self, value: Tensor) -> Tensor:
+        """Drawn floats with the outcomes of draws that the distribution is made of too.
+
+        Of others they have their derivative, which ends in discrete distributions of torch.
+        """
+        ends = is_discrete(self) and not isinstance(
+            innermost(self.plain_distribution), FamilyDistribution
+        )
+        draws = None if ends else draws_in([tensor for tensor, _ in self._tensors])
+        made: Tensor = with_outcomes_of(value, draws)
+        return made
 
     def entropy(self) -> Tensor:
         """The entropy, linear in the one-hot vectors of the draws."""
@@ -331,11 +345,13 @@ _LOCK = threading.RLock()  # of the default of torch, which all threads have in 
 def evaluated_whole(distribution: Any) -> Any:
     """The distribution, such that its log_prob is evaluated for every category of a value.
 
-    A categorical distribution is linear in its value already.
+    A categorical distribution is linear in its value already. One of drawn floats is left alone:
+    each of its operations gives them the outcomes that they need beside those of the value.
     """
     base = innermost(distribution)
     own = isinstance(distribution, OutcomeDistribution) or isinstance(base, FamilyDistribution)
-    if own or isinstance(base, TorchCategorical):
+    is_of_samples = any(isinstance(each, DrawnSample) for each in vars(base).values())
+    if own or is_of_samples or isinstance(base, TorchCategorical):
         return distribution
     return OutcomeDistribution(lambda replace, checks: distribution)
 

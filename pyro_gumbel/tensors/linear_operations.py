@@ -57,8 +57,9 @@ def _settled(func: Any, args: Any, kwargs: Any) -> Any:
     if varies((args, kwargs)):
         return apply(func, args, kwargs)
     result = func(*args, **kwargs)
-    if rule_of(func) is converting_rule and not result.requires_grad:
-        warn_of_lost_gradient(func.__name__)
+    name = func.__name__.strip("_")
+    if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
+        warn_of_lost_gradient(name)
     return result
 
 

@@ -62,6 +62,7 @@ _SUM = "write (a * z).sum(-1) for a sum over up to 16 elements of z"
 
 _REMEDIES = {
     **dict.fromkeys(("long", "int", "short", "char", "byte", "bool", "to", "type"), _SUM),
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _SUM),
     **dict.fromkeys(("sum", "mean", "prod", "cumsum", "cumprod", "count_nonzero"), _FLOATS),
     **dict.fromkeys(("max", "min", "amax", "amin", "sort", "argmax", "argmin"), _FLOATS),
     **dict.fromkeys(("matmul", "dot", "outer", "einsum", "softmax", "logsumexp", "diff"), _FLOATS),

@@ -9,6 +9,7 @@ import re
 import warnings
 import weakref
 from collections import namedtuple
+from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, relaxed
+from pyro_gumbel.distributions.outcome_distribution import outcome_distributions
 from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched, with_outcomes_of
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, collapsed, draws_in
 from pyro_gumbel.tensors.later import Later
@@ -37,6 +39,7 @@ def normal(*shape):
 
 
 PAIR, CODES, W, LOGITS = normal(2), normal(2**N), normal(N), normal(N)
+TABLE = torch.tensor([[0.2, 0.8], [0.7, 0.3]], dtype=torch.float64)
 LEAF = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 PLACES = 2.0 ** torch.arange(N - 1.0, -1.0, -1.0, dtype=torch.float64)
 
@@ -46,6 +49,13 @@ def sample_of(hard, logits):
     distribution = BernoulliStraightThrough(logits=logits)
     probs = logits.sigmoid()
     return watched(hard + (probs - probs.detach()), distribution._known_draw())
+
+
+def observed(distribution, value):
+    """The log_prob of data in a relaxed model."""
+    with relaxed(sites=[]):
+        model = poutine.trace(lambda: pyro.sample("x", distribution, obs=value))
+        return model.get_trace().nodes["x"]["fn"].log_prob(value).sum()
 
 
 Two = namedtuple("Two", "first second")
@@ -88,6 +98,14 @@ EXACT = {
     "a log_prob of one-hot vectors": lambda z: (
         dist.OneHotCategorical(logits=PAIR).log_prob(torch.stack([1 - z, z], -1)).exp().sum()
     ),
+    "a chain of one-hot vectors": lambda z: (
+        dist.OneHotCategorical(TABLE[z[0].long()]).log_prob(torch.stack([1 - z[1], z[1]], -1)).exp()
+    ),
+    "a chain of floats": lambda z: dist.Categorical(TABLE[z[:2].long()]).log_prob(z[1:]).sum(),
+    "a value and its distribution": lambda z: (
+        dist.Normal(PAIR[z.long()], 1.0).log_prob(2 * z).sum()
+    ),
+    "a lookup as data": lambda z: observed(dist.Normal(2 * z, 1.0), PAIR[z.long()]),
     "a draw of Delta": lambda z: PAIR[dist.Delta(z).to_event(1)().long()].prod(),
     "spins": lambda z: torch.where(AffineTransform(-1.0, 2.0)(z) == 1, W, 0.5).prod(),
     "Vindex": lambda z: PAIR[Vindex(z)[torch.tensor([2, 0])].long()].prod(),
@@ -101,9 +119,10 @@ EXACT = {
 }
 
 
+@pytest.mark.parametrize("context", [nullcontext, outcome_distributions])
 @pytest.mark.parametrize("name", EXACT)
-def test_the_mean_gradient_is_exact(name):
-    """Over all states, each as a draw."""
+def test_the_mean_gradient_is_exact(name, context):
+    """Over all states, each as a draw, in a plain model and in a relaxed one."""
     function = EXACT[name]
     logits = LOGITS.clone().requires_grad_()
     total, found = 0.0, torch.zeros(N, dtype=torch.float64)
@@ -112,7 +131,8 @@ def test_the_mean_gradient_is_exact(name):
         prob = torch.where(z > 0, logits.sigmoid(), (-logits).sigmoid()).prod()
         value = function(z)
         total = total + prob * value
-        sample = function(sample_of(z, logits))
+        with context():
+            sample = function(sample_of(z, logits))
         torch.testing.assert_close(collapsed(sample).detach(), value, rtol=1e-12, atol=1e-12)
         (own,) = torch.autograd.grad(collapsed(sample, linear=True), logits)
         found += prob.detach() * own
@@ -173,6 +193,7 @@ LOST = {
     "a function without a rule": lambda z: torch.outer(z, z).long(),
     "padded": lambda z: F.pad(z, (1, 0)).int(),
     "random": lambda z: F.dropout(z).long(),
+    "a sum of many": lambda z: torch.where(z.repeat(8).sum() > 12, 1.0, 2.0),
     "a product with a matrix": lambda z: CODES[(z @ PLACES).long()],
 }
 
