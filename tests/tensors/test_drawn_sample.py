@@ -119,11 +119,8 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("context", [nullcontext, outcome_distributions])
-@pytest.mark.parametrize("name", EXACT)
-def test_the_mean_gradient_is_exact(name, context):
-    """Over all states, each as a draw, in a plain model and in a relaxed one."""
-    function = EXACT[name]
+def mean_and_exact_gradient(function, of_state, context):
+    """Over all states, each as a draw."""
     logits = LOGITS.clone().requires_grad_()
     total, found = 0.0, torch.zeros(N, dtype=torch.float64)
     for state in itertools.product([0.0, 1.0], repeat=N):
@@ -132,11 +129,48 @@ def test_the_mean_gradient_is_exact(name, context):
         value = function(z)
         total = total + prob * value
         with context():
-            sample = function(sample_of(z, logits))
+            sample = function(of_state(z, logits))
         torch.testing.assert_close(collapsed(sample).detach(), value, rtol=1e-12, atol=1e-12)
         (own,) = torch.autograd.grad(collapsed(sample, linear=True), logits)
         found += prob.detach() * own
-    (exact,) = torch.autograd.grad(total, logits)
+    return found, torch.autograd.grad(total, logits)[0]
+
+
+def three_samples_of(hard, logits):
+    """A state as three draws."""
+    return [sample_of(*pair) for pair in zip(hard, logits, strict=True)]
+
+
+CONTEXTS = [nullcontext, outcome_distributions]  # a plain model and a relaxed one
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", EXACT)
+def test_the_mean_gradient_is_exact(name, context):
+    found, exact = mean_and_exact_gradient(EXACT[name], sample_of, context)
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
+
+
+OF_THREE = {
+    "a code": lambda a, b, c: CODES[(4 * a + 2 * b + c).long()],
+    "stacked": lambda a, b, c: CODES[torch.stack([a, b, c]).sum().long()],
+    "a chain": lambda a, b, c: dist.Categorical(TABLE[a.long()]).log_prob(b) + PAIR[c.long()],
+    "one-hot vectors": lambda a, b, c: (
+        dist.OneHotCategorical(TABLE[a.long()]).log_prob(torch.stack([1 - b, b], -1)) * c
+    ),
+    "one beside another": lambda a, b, c: (
+        (PAIR[a.long()] * a).exp() * b + PAIR[(b + c).bool().long()]
+    ),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", OF_THREE)
+def test_the_mean_gradient_of_several_draws_is_exact(name, context):
+    def function(z):
+        return OF_THREE[name](*z)
+
+    found, exact = mean_and_exact_gradient(function, three_samples_of, context)
     torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
 
 
