@@ -1259,6 +1259,9 @@ guide-no-relaxed-form              infer/test_autoguide.py -k first_run
     + pass  # raises
 
 [infer/handlers.py]
+relaxed-cache-of-a-soft-value      tensors/test_drawn_sample.py -k discrete_value
+    - return share(value, without_draw(value))
+    + return without_draw(value)
 relaxed-mark-stays                 infer/test_enumerated_sites.py
     - if key != "enumerate"}
     + if key}
@@ -2034,7 +2037,7 @@ sample-of-another-dtype            tensors/test_drawn_sample.py -k does_not_warn
     - if kind in _OF_THE_FIRST and args and type(args[0]) is Tensor:
     + if False:
 sample-asked-by-host               tensors/test_drawn_sample.py -k distribution_computes
-    - if by_host and not _is_followed_in_host(kind, ends, module):
+    - if by_host and not _is_followed_in_host(kind, ends, module, caller):
     + if False:
 sample-no-grad                     infer/test_draws_with_outcomes.py -k nothing_warns
     - if kind is _Kind.IS_LAYER or not torch.is_grad_enabled() or in_transform():
@@ -2103,11 +2106,17 @@ sample-in-distributions            tensors/test_drawn_sample.py -k mean_gradient
     - return is_distribution(module)
     + return False
 sample-moved-by-host               tensors/test_drawn_sample.py -k mean_gradient
-    - return kind in _THAT_MOVE or module.startswith(_TRANSFORMS)
-    + return module.startswith(_TRANSFORMS)
+    - if kind in _THAT_MOVE or module.startswith(_TRANSFORMS):
+    + if module.startswith(_TRANSFORMS):
+sample-drawn-by-host               tensors/test_drawn_sample.py -k mean_gradient
+    - return caller in _DRAW and is_distribution(module)
+    + return False
+sample-of-too-many                 tensors/test_drawn_sample.py -k too_many_categories
+    - return draw is not None and draw.is_complete
+    + return draw is not None
 sample-transformed                 tensors/test_drawn_sample.py -k mean_gradient
-    - return kind in _THAT_MOVE or module.startswith(_TRANSFORMS)
-    + return kind in _THAT_MOVE
+    - if kind in _THAT_MOVE or module.startswith(_TRANSFORMS):
+    + if kind in _THAT_MOVE:
 sample-number-of-a-loss            tensors/test_drawn_sample.py -k "not_warn or compared"
     - is_silent = made.of_computed and name in _NUMBERS - _TO_AN_INTEGER  # as `loss.item()`
     + is_silent = False

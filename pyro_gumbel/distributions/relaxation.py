@@ -27,6 +27,7 @@ from pyro_gumbel.distributions.straight_through import (
 from pyro_gumbel.distributions.wrappers import innermost, wrapped_like
 from pyro_gumbel.estimators import Estimator, named, resolved, straight_through_of
 from pyro_gumbel.links import Link, simplex
+from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched
 
 __all__ = [
     "LEFT_OUT",
@@ -292,7 +293,8 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     hard = link.hard(v.detach()).to(value.dtype)
     if link.event_dim and value.dim() > 1:  # rows of zeros, beyond the length of a ranking
         hard = torch.where((value != 0).any(-1, keepdim=True), hard, 0.0)
-    return straight_through_of(hard, value)
+    result = straight_through_of(hard, value)
+    return watched(result, None) if isinstance(value, DrawnSample) else result
 
 
 def _simplex_of(value: Tensor) -> Link:

@@ -40,7 +40,7 @@ from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import CPU, are_saved_by_hooks, counts_changes
 
-__all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember"]
+__all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember", "share"]
 
 
 class CacheKey:
@@ -190,6 +190,15 @@ def remember(
         cache.parameters, cache.state = parameters, distribution.state_of(*parameters)
     value._pyro_gumbel_cache = cache  # type: ignore[attr-defined]
     return value
+
+
+def share(value: Tensor, other: Tensor) -> Tensor:
+    """Attach the content of `value` to another tensor of the same numbers and graph."""
+    cache = getattr(value, "_pyro_gumbel_cache", None)
+    if other is not value and isinstance(cache, _Cache) and cache.is_valid_for(value):
+        new = _Cache(other, cache.key, cache.content)
+        other._pyro_gumbel_cache = new  # type: ignore[attr-defined]
+    return other
 
 
 def recall(value: Tensor, key: object) -> Any | None:

@@ -298,11 +298,15 @@ def without_impossible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
 class _Drawn:
     """What is known of a draw of binary or one-hot values: the distribution that drew it."""
 
-    is_complete = True
-
     def __init__(self, distribution: StraightThroughOutcome) -> None:
         self._distribution = distribution
         self._draw: Callable[[], CategoricalDraw | None] = lambda: None  # a weak reference
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has outcomes: there are not too many."""
+        shape = self._distribution._event_shape
+        return not shape or shape[-1] ** 2 <= MOST
 
     def with_outcomes(self, value: Tensor) -> Tensor:
         """The draw with outcomes; as it is if they would be too many."""

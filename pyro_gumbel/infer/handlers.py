@@ -21,6 +21,7 @@ from pyro_gumbel.distributions.outcome_distribution import (
 )
 from pyro_gumbel.distributions.relaxation import relax, require_settings
 from pyro_gumbel.distributions.relaxed import Relaxed
+from pyro_gumbel.distributions.sample_cache import share
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
@@ -71,11 +72,14 @@ class RelaxedMessenger(Messenger):
 
     def _read(self, value: Tensor, distribution: Any) -> Tensor:
         """Drawn floats, whose derivative may end, with outcomes from the start or without any."""
-        if not isinstance(value, DrawnSample):
-            return without_draw(value) if isinstance(innermost(distribution), Relaxed) else value
-        if self.outcomes is False:
-            return without_draw(value)
-        return value.draw.with_outcomes(value) if self.outcomes and value.draw else value
+        if isinstance(value, DrawnSample):
+            if self.outcomes is None:
+                return value
+            if self.outcomes:
+                return value.draw.with_outcomes(value) if value.draw else value
+        elif not isinstance(innermost(distribution), Relaxed):
+            return value
+        return share(value, without_draw(value))
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):
@@ -138,8 +142,9 @@ def relaxed(
     ...     z = pyro.sample("z", pyro.distributions.Categorical(torch.ones(2)))
     ...     pyro.sample("x", pyro.distributions.Normal(locs[z], scales[z]), obs=x)
 
-    So are sites marked ``infer={"enumerate": ...}``, which `TraceEnum_ELBO` sums over, unless
-    `sites` names them. A site that it names loses the mark and is drawn. To draw all, write::
+    Sites marked ``infer={"enumerate": ...}``, which `TraceEnum_ELBO` sums over, are left alone too,
+    unless `sites` names them. A site that it names loses the mark and is drawn. To draw all,
+    write::
 
         relaxed(poutine.infer_config(model, lambda site: {"enumerate": None}))
 
@@ -184,8 +189,9 @@ def relaxed(
     :param outcomes: None for outcomes of what is made of integer sites, and of binary and one-hot
         ones where they become integers or truth values, as in ``table[z.long()]``; True for those
         of all that is made of these, as ``z * a + (1 - z) * b`` and ``z @ table``; False for the
-        derivative in the value of every site, with the gradient of the estimator. Give a model the
-        setting of a guide in which other sites are made of these.
+        derivative in the value of every site, with the gradient of the estimator. The setting of
+        the model decides what it makes of its sites. A guide that makes other sites of binary or
+        one-hot ones needs True.
     :returns: a callable with the signature of `model`, or a handler where `model` is None.
     :raises TypeError: for anything but a model or guide; at a site that cannot be relaxed, which
         the message names.

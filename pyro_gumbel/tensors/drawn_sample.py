@@ -45,7 +45,9 @@ __all__ = [
 class KnownDraw(Protocol):
     """What a sample knows of its draws."""
 
-    is_complete: bool  # whether all draws that the sample is made of are known
+    @property
+    def is_complete(self) -> bool:
+        """Whether all draws that the sample is made of are known, and have outcomes."""
 
     def with_outcomes(self, value: Tensor) -> Tensor:
         """The same numbers with outcomes; as they are if they would be too many."""

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_gumbel project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Values that are made when they are needed: of a tensor what another gradient needs."""
+"""Values that are made when they are needed, as what the other kind of gradient needs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -12,12 +12,12 @@ __all__ = [
     "is_distribution",
     "is_host",
     "is_in_function",
-    "module_that_asks",
     "warn_of_derivative",
     "warn_of_hook",
     "warn_of_lost_derivative",
     "warn_of_lost_gradient",
     "warn_of_noise",
+    "who_asks",
 ]
 
 # What only asks whether something holds. Pyro and torch validate arguments with these.
@@ -70,7 +70,8 @@ _REMEDIES = {
     **dict.fromkeys(("numpy", "__array__", "__complex__", "__dlpack__"), _TABLE),
     **dict.fromkeys(("isin", "bucketize", "searchsorted"), _TABLE),
     **dict.fromkeys(("__bool__", "is_nonzero", "__contains__"), "write torch.where(z == k, a, b)"),
-    **dict.fromkeys(("all", "any"), "write (z == k).float().prod(-1) for all of them"),
+    "all": "write (z == k).float().prod(-1)",
+    "any": "write 1 - (z != k).float().prod(-1)",
     **dict.fromkeys(("__getitem__", "where", "nonzero", "masked_select", "argwhere"), _MASK),
     **dict.fromkeys(("bincount", "unique", "scatter_add", "scatter_add_"), _COUNTS),
     **dict.fromkeys(("index_add", "index_add_"), _COUNTS),
@@ -141,12 +142,18 @@ def warn_of_lost_derivative(name: str, *, has_outcomes: bool) -> None:
     )
 
 
-def module_that_asks() -> str:
-    """The module that calls an operation; of torch, Pyro and this package only if not the user."""
-    for module in _callers():
+def who_asks() -> tuple[str, str]:
+    """The module and the function that call an operation.
+
+    Those of torch, Pyro and this package only if they are not asked by the user.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module, function = _module_of(frame), frame.f_code.co_name
         if module not in _TRANSPARENT and not module.startswith(_PASS_ON_RESULTS):
-            return module
-    return ""
+            return module, function
+        frame = frame.f_back
+    return "", ""
 
 
 def is_host(module: str) -> bool:
@@ -198,12 +205,15 @@ def is_in_function() -> bool:
 
 
 def _callers() -> Iterator[str]:
-    """The modules of the calls under way, from the operation outwards.
-
-    What overrides the functions of torch passes on what was called, as a default device does.
-    """
+    """The modules of the calls under way, from the operation outwards."""
     frame: Any = sys._getframe(2)
     while frame is not None:
-        overrides = frame.f_code.co_name == "__torch_function__"
-        yield "torch.overrides" if overrides else frame.f_globals.get("__name__", "")
+        yield _module_of(frame)
         frame = frame.f_back
+
+
+def _module_of(frame: Any) -> str:
+    """The module of a call; what overrides the functions of torch passes on what was called."""
+    if frame.f_code.co_name == "__torch_function__":  # as of a default device
+        return "torch.overrides"
+    return frame.f_globals.get("__name__", "")

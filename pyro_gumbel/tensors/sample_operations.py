@@ -38,8 +38,8 @@ from pyro_gumbel.tensors.later import Later
 from pyro_gumbel.tensors.lost_gradient import (
     is_distribution,
     is_host,
-    module_that_asks,
     warn_of_lost_derivative,
+    who_asks,
 )
 from pyro_gumbel.tensors.operations import asks, is_in_place, is_layer, rule_of
 from pyro_gumbel.tensors.rules import (
@@ -69,7 +69,7 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     kind = _kind_of(func)
     if kind is _Kind.ASKS or is_compiling():
         return result
-    if rule is not None and (is_host(module_that_asks()) or not _has_known_draw(args)):
+    if rule is not None and (is_host(who_asks()[0]) or not _has_known_draw(args)):
         return rule(result, *args, **kwargs)
     if kind is _Kind.IS_LAYER or not torch.is_grad_enabled() or in_transform():
         return result
@@ -80,7 +80,8 @@ DrawnSample._apply = staticmethod(_apply)
 
 
 def _has_known_draw(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], DrawnSample) and draw_of(args[0]) is not None
+    draw = draw_of(args[0]) if args and isinstance(args[0], DrawnSample) else None
+    return draw is not None and draw.is_complete
 
 
 def _followed(kind: str, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -94,9 +95,9 @@ def _followed(kind: str, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     ends = is_step or (kind is not _Kind.JOINS and _may_end(name, result))
     if not (ends or kind is _Kind.WRITES or _may_go_on(result)):
         return result
-    module = module_that_asks()
+    module, caller = who_asks()
     by_host = is_host(module)
-    if by_host and not _is_followed_in_host(kind, ends, module):
+    if by_host and not _is_followed_in_host(kind, ends, module, caller):
         return result
     made = _MadeOf(_applied, func, args, kwargs, computes=kind not in _THAT_MOVE)
     if not made.is_watched:
@@ -118,16 +119,20 @@ def _followed(kind: str, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     return type(result)(entries)
 
 
-def _is_followed_in_host(kind: str, ends: bool, module: str) -> bool:
+def _is_followed_in_host(kind: str, ends: bool, module: str, caller: str) -> bool:
     """Whether what torch or Pyro make of a sample is known to be made of it.
 
-    What they only move may come back to the user. Distributions convert and compare their values.
+    What they only move may come back to the user, as may a draw of a guide that is made of another
+    one. Distributions convert and compare their values.
     """
     if ends:
         return is_distribution(module)
-    return kind in _THAT_MOVE or module.startswith(_TRANSFORMS)
+    if kind in _THAT_MOVE or module.startswith(_TRANSFORMS):
+        return True
+    return caller in _DRAW and is_distribution(module)
 
 
+_DRAW = {"rsample", "_batch_mv"}
 _TRANSFORMS = ("torch.distributions.transforms", "pyro.distributions.transforms")
 
 
@@ -176,6 +181,7 @@ class _MadeOf(Later):
                 self.is_complete = self.is_complete and not argument.is_watched
                 return argument.plain
             if not isinstance(draw, _MadeOf):
+                self.is_complete = self.is_complete and draw.is_complete
                 self.roots |= {draw}
                 return argument
             argument = draw
@@ -262,7 +268,7 @@ def _with_integers(kind: str, name: str, result: Any, made: _MadeOf, *, warns: b
 def _of_numbers(result: Tensor, new: Any) -> Any:
     """The outcomes of a tensor that was made again, for the numbers that were there.
 
-    They are the same, but under another autocast, or if a tensor was changed behind torch's back.
+    They are the same, except under another autocast or where a tensor was changed unseen by torch.
     """
     if type(new) is DeferredTensor:
         new, later = result.as_subclass(DeferredTensor), new.later

@@ -23,7 +23,7 @@ from torch.distributions import AffineTransform
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, relaxed
+from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, harden, relaxed
 from pyro_gumbel.distributions.outcome_distribution import outcome_distributions
 from pyro_gumbel.tensors.drawn_sample import DrawnSample, watched, with_outcomes_of
 from pyro_gumbel.tensors.index_tensor import IndexTensor, OutcomeTensor, collapsed, draws_in
@@ -40,6 +40,7 @@ def normal(*shape):
 
 PAIR, CODES, W, LOGITS = normal(2), normal(2**N), normal(N), normal(N)
 TABLE = torch.tensor([[0.2, 0.8], [0.7, 0.3]], dtype=torch.float64)
+EYE = torch.eye(N, dtype=torch.float64)
 LEAF = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 PLACES = 2.0 ** torch.arange(N - 1.0, -1.0, -1.0, dtype=torch.float64)
 
@@ -49,6 +50,12 @@ def sample_of(hard, logits):
     distribution = BernoulliStraightThrough(logits=logits)
     probs = logits.sigmoid()
     return watched(hard + (probs - probs.detach()), distribution._known_draw())
+
+
+def drawn(distribution):
+    """A draw with the same noise each time."""
+    pyro.set_rng_seed(5)
+    return distribution.rsample()
 
 
 def observed(distribution, value):
@@ -106,6 +113,11 @@ EXACT = {
         dist.Normal(PAIR[z.long()], 1.0).log_prob(2 * z).sum()
     ),
     "a lookup as data": lambda z: observed(dist.Normal(2 * z, 1.0), PAIR[z.long()]),
+    "a draw made of it": lambda z: PAIR[z.long()] * drawn(dist.Normal(2 * z, 0.5 + z)).sin(),
+    "a vector made of it": lambda z: (
+        PAIR[z.long()] * drawn(dist.MultivariateNormal(2 * z, scale_tril=(1 + z[0]) * EYE)).exp()
+    ),
+    "a transformed draw": lambda z: PAIR[z.long()] * drawn(dist.LogNormal(z, 1 + z)).log1p(),
     "a draw of Delta": lambda z: PAIR[dist.Delta(z).to_event(1)().long()].prod(),
     "spins": lambda z: torch.where(AffineTransform(-1.0, 2.0)(z) == 1, W, 0.5).prod(),
     "Vindex": lambda z: PAIR[Vindex(z)[torch.tensor([2, 0])].long()].prod(),
@@ -126,10 +138,10 @@ def mean_and_exact_gradient(function, of_state, context):
     for state in itertools.product([0.0, 1.0], repeat=N):
         z = torch.tensor(state, dtype=torch.float64)
         prob = torch.where(z > 0, logits.sigmoid(), (-logits).sigmoid()).prod()
-        value = function(z)
+        value = function(z).sum()
         total = total + prob * value
         with context():
-            sample = function(of_state(z, logits))
+            sample = function(of_state(z, logits)).sum()
         torch.testing.assert_close(collapsed(sample).detach(), value, rtol=1e-12, atol=1e-12)
         (own,) = torch.autograd.grad(collapsed(sample, linear=True), logits)
         found += prob.detach() * own
@@ -310,6 +322,35 @@ def test_what_is_made_of_a_count_warns_where_it_ends(use):
     assert len(in_a_model(use, poisson)[1]) == 1
 
 
+@pytest.mark.parametrize("site", [dist.Bernoulli, dist.OneHotCategorical])
+def test_a_relaxed_value_has_its_discrete_value(site):
+    """Known from its cache, and watched."""
+
+    @relaxed(temperature=0.5, hard=False)
+    def model():
+        z = pyro.sample("z", site(logits=torch.zeros(N, dtype=torch.float64, requires_grad=True)))
+        return z, harden(z), harden(z).long()
+
+    with pytest.warns(UserWarning, match="passes on the derivative of a draw z, got long"):
+        z, hard, integers = model()
+    assert ((hard == 0) | (hard == 1)).all()
+    assert torch.equal(hard.detach().long(), integers)
+    assert torch.equal(hard.plain, harden(z).plain)
+
+
+def test_one_hot_vectors_of_too_many_categories_have_the_derivative():
+    size = 8193
+    table = torch.arange(float(size), dtype=torch.float64)
+    value, messages = in_a_model(lambda z: table[z.argmax(-1)], of_size(size))
+    assert value.requires_grad
+    assert not messages
+    assert len(in_a_model(lambda z: z.long(), of_size(size))[1]) == 1
+
+
+def of_size(size):
+    return lambda logits: dist.OneHotCategorical(logits=logits.sum() + torch.zeros(size))
+
+
 def test_bits_and_counts_together_warn_where_they_end():
     """The bits alone would have outcomes."""
     count = poisson(torch.zeros(N, dtype=torch.float64, requires_grad=True))
@@ -431,6 +472,7 @@ def test_autocast_does_not_change_the_numbers(inside):
     assert torch.equal(found.plain, expected)
 
 
+@pytest.mark.cpu(reason="an array of numpy shares its numbers with tensors of the CPU alone")
 def test_numbers_that_were_changed_behind_the_back_of_torch():
     def use(z):
         w = np.zeros(N)
