@@ -1260,7 +1260,7 @@ guide-no-relaxed-form              infer/test_autoguide.py -k first_run
 
 [infer/handlers.py]
 relaxed-cache-of-a-soft-value      tensors/test_drawn_sample.py -k discrete_value
-    - return share(value, without_draw(value))
+    - return share_content(value, without_draw(value))
     + return without_draw(value)
 relaxed-mark-stays                 infer/test_enumerated_sites.py
     - if key != "enumerate"}

@@ -40,7 +40,7 @@ from torch.compiler import is_compiling
 
 from pyro_gumbel._tracing import CPU, are_saved_by_hooks, counts_changes
 
-__all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember", "share"]
+__all__ = ["CacheKey", "cached", "recall", "recall_log_prob", "remember", "share_content"]
 
 
 class CacheKey:
@@ -192,7 +192,7 @@ def remember(
     return value
 
 
-def share(value: Tensor, other: Tensor) -> Tensor:
+def share_content(value: Tensor, other: Tensor) -> Tensor:
     """Attach the content of `value` to another tensor of the same numbers and graph."""
     cache = getattr(value, "_pyro_gumbel_cache", None)
     if other is not value and isinstance(cache, _Cache) and cache.is_valid_for(value):

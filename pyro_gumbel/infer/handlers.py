@@ -21,7 +21,7 @@ from pyro_gumbel.distributions.outcome_distribution import (
 )
 from pyro_gumbel.distributions.relaxation import relax, require_settings
 from pyro_gumbel.distributions.relaxed import Relaxed
-from pyro_gumbel.distributions.sample_cache import share
+from pyro_gumbel.distributions.sample_cache import share_content
 from pyro_gumbel.distributions.wrappers import innermost
 from pyro_gumbel.estimators import Estimator
 from pyro_gumbel.infer.site_choice import SiteChoice
@@ -79,7 +79,7 @@ class RelaxedMessenger(Messenger):
                 return value.draw.with_outcomes(value) if value.draw else value
         elif not isinstance(innermost(distribution), Relaxed):
             return value
-        return share(value, without_draw(value))
+        return share_content(value, without_draw(value))
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and isinstance(msg["value"], OutcomeTensor):

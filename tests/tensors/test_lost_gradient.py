@@ -53,7 +53,7 @@ WARNS = {
     "z @ z": "z.float().sum()",
     "torch.einsum('i,i->', z, z)": "z.float().sum()",
     "(z == 1).all()": "(z == k).float().prod(-1)",
-    "(z == 1).any()": "(z == k).float().prod(-1)",
+    "(z == 1).any()": "1 - (z != k).float().prod(-1)",
     "int(s)": "table[z]",
     "float(s)": "table[z]",
     "s.item()": "table[z]",
