@@ -2022,7 +2022,7 @@ drawn-changed-in-place             tensors/test_drawn_sample.py -k changed_throu
 drawn-beside-a-plain-one           tensors/test_drawn_sample.py -k mean_gradient
     - return sys._getframe(1).f_globals.get("__name__") != "torch.overrides"
     + return True
-drawn-is-no-view                   tensors/test_drawn_sample.py -k is_no_view
+drawn-is-no-view                   tensors/test_drawn_sample.py -k detached_in_place
     - value.__class__ = DrawnSample
     + value = value.as_subclass(DrawnSample)
 drawn-in-a-trace                   infer/test_draws_with_outcomes.py -k trace_of_torch
@@ -2063,6 +2063,9 @@ sample-integers-beside             tensors/test_drawn_sample.py -k does_not_warn
 sample-incomplete                  tensors/test_drawn_sample.py -k bits_and_counts
     - self.is_complete = self.is_complete and not argument.is_watched
     + pass
+sample-detached                    tensors/test_drawn_sample.py -k detached_in_place
+    - if not argument.requires_grad:  # after `detach_`
+    + if False:
 sample-steps                       tensors/test_drawn_sample.py -k mean_gradient
     - is_step = name.strip("_") in _STEPS or bool(kwargs.get("rounding_mode"))
     + is_step = name.strip("_") in _STEPS

@@ -174,6 +174,8 @@ class _MadeOf(Later):
 
     def _taken(self, argument: Any) -> Any:
         if isinstance(argument, DrawnSample):
+            if not argument.requires_grad:  # after `detach_`
+                return argument.plain
             self.is_watched = self.is_watched or argument.is_watched
             self.of_computed = self.of_computed or argument.is_computed
             draw = argument.draw if version_of(argument) == argument.drawn_version else None
