@@ -104,9 +104,9 @@ def counts_changes(tensor: Tensor) -> bool:
 
     It does not see what fused optimisers, `.data` and numpy write to a leaf.
     """
-    if tensor.grad_fn is None:
+    if tensor.is_leaf:
         return False
-    return not tensor._is_view() or (tensor._base is not None and tensor._base.grad_fn is not None)
+    return not tensor._is_view() or (tensor._base is not None and not tensor._base.is_leaf)
 
 
 def is_number(tensor: Tensor) -> bool:

@@ -59,6 +59,7 @@ __all__ = ["Family", "FamilyDistribution", "expanded"]
 
 _PLAIN = (Tensor, Parameter)
 _NO_SHAPE = torch.Size()
+_numbers: dict[float, Tensor] = {}
 
 
 class Family:
@@ -184,7 +185,7 @@ class FamilyDistribution:
     _validate_args: bool
     size: Any  # an int; of rankings perhaps a tensor of lengths
     _is_usual: bool = False  # whether `_set_up_usual` has set it up
-    _has_number: bool = False  # whether the temperature is a number on the CPU, for a GPU
+    _has_number: bool = False  # whether the temperature is a number on the CPU, never changed
 
     conjugate_update: Any = absent("is for conjugate families", "use SVI or MCMC")
     cdf: Any = absent(
@@ -286,24 +287,23 @@ class FamilyDistribution:
             shape, categories = shape[:-1], shape[-1:]
         self._batch_shape = shape
         self._event_shape = family.event_shape("", categories, None)
-        self._temperature = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)
+        self._temperature = _number(temperature)
         self.link = family.link
-        self._is_usual = True
-        if device != CPU:
-            self._has_number = True
+        self._is_usual = self._has_number = True
         return True
 
     def _set_up_temperature(self, owner: str, temperature: float | Tensor | None) -> None:
         """Keep the temperature, and the batch shape with it.
 
-        For a GPU a number stays on the CPU: a kernel takes it from there, and nothing waits for it.
+        A number stays on the CPU: a kernel for a GPU takes it from there, and nothing waits for it.
         """
         if temperature is None and not self.needs_temperature:
             self._temperature = None
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
         dtype, device = self._parameter.dtype, self._parameter.device
-        stays = device.type == "cuda" and in_eager_mode() and not isinstance(temperature, Tensor)
+        stays = device.type in ("cpu", "cuda") and in_eager_mode()
+        stays = stays and not isinstance(temperature, Tensor)
         tau = as_float_tensor(owner, "temperature", temperature, dtype, CPU if stays else device)
         self._temperature = tau
         if stays:
@@ -391,7 +391,7 @@ class FamilyDistribution:
         least, most = logits.detach().aminmax()
         is_near = least.item() >= -NEAR and most.item() <= NEAR
         if is_near and self.takes_temperature and counts_changes(logits):
-            self._cache_key.near = logits.grad_fn, logits._version
+            self._cache_key.near = logits._version
         return is_near
 
     @classmethod
@@ -506,8 +506,10 @@ class FamilyDistribution:
         tau, parameter = self._temperature, self._parameter
         if tau is None:
             return None
-        if tau.device != parameter.device:
-            tau = self._temperature_on_device()
+        if self._has_number:
+            tau = self._own_temperature()
+        elif tau.device != parameter.device:
+            tau = tau.to(parameter.device)
         if tau.dtype != parameter.dtype:
             tau = cast(tau, parameter.dtype)
         return tau.reshape(()) if tau.dim() and tau.numel() == 1 else tau
@@ -517,19 +519,22 @@ class FamilyDistribution:
         """The temperature, where a number is read without waiting."""
         return self._temperature if self._has_number else self.temperature
 
-    def _temperature_on_device(self) -> Tensor:
-        """The temperature on the device of the parameter.
+    @property
+    def _temperature64(self) -> Tensor:
+        """The temperature in float64, on the device of the parameter."""
+        return moved(cast(self._temperature_to_read, torch.float64), self._parameter.device)
 
-        A number is kept there from now on, so that it may be changed in place as on a CPU.
+    def _own_temperature(self) -> Tensor:
+        """The number that is the temperature, as a tensor on the device of the parameter.
+
+        It is kept from now on, so that it may be changed in place. Copies keep the number.
         """
-        tau: Tensor = self._temperature
         device = self._parameter.device
-        if not self._has_number:
-            return tau.to(device)
-        tau = moved(tau, device)
+        with torch.inference_mode(False):
+            tau = self._temperature.clone() if device == CPU else moved(self._temperature, device)
         if in_eager_mode():
             self._temperature, self._has_number, self._is_usual = tau, False, False
-            self._cache_key = CacheKey(self._validate_args)  # copies keep the number
+            self._cache_key = CacheKey(self._validate_args)
         return tau
 
     @property
@@ -616,7 +621,7 @@ class FamilyDistribution:
         if tau is None:
             return torch.ones((), dtype=self._dtype, device=parameter.device)
         if tau.dim() == 0 and tau.dtype == parameter.dtype == torch.float32:
-            return tau if tau.device == parameter.device else self._temperature_on_device()
+            return tau if tau.device == parameter.device else self._own_temperature()
         tau = cast(self.temperature, self._dtype)
         return tau.reshape(tau.shape + (1,) * len(self._noise_shape)) if tau.dim() else tau
 
@@ -652,6 +657,17 @@ class FamilyDistribution:
         if self._validate_args and not in_program():
             valid = self.support.check(value)
             require(valid, f"{owner}: `value` must be {self._support_text}", value, self._remedy)
+
+
+def _number(temperature: float) -> Tensor:
+    """A number as a tensor. Distributions share it, so that nobody else may have it."""
+    number = _numbers.get(temperature)
+    if number is None:
+        with torch.inference_mode(False):
+            number = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)
+        if type(number) is Tensor and len(_numbers) < 1000:  # and not of a mode of torch
+            _numbers[temperature] = number
+    return number
 
 
 def expanded(distribution: Any, batch_shape: Any, instance: Any = None) -> Any:

@@ -70,7 +70,7 @@ def kl_of_relaxed(q: Any, p: Any) -> Tensor:
     """Between two of the same class, relaxed; that of the values is that in logit space."""
     _require_alike(q, p)
     x_q, x_p = (d.family.log_probs(d._logits64) for d in (q, p))
-    tau_q, tau_p = (cast(d.temperature, torch.float64) for d in (q, p))
+    tau_q, tau_p = (d._temperature64 for d in (q, p))
     divergence = relaxed_divergence(x_q, tau_q, x_p, tau_p, size=getattr(q, "size", 1))
     return _over_joint_batch(cast(divergence, torch.promote_types(q._dtype, p._dtype)), q, p)
 

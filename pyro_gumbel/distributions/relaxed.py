@@ -125,8 +125,8 @@ class RelaxedValue(Relaxed):
         drawn = self._draw(sample_shape, keep=is_half, log_prob=True)
         value = cast(drawn.value, dtype) if is_half else drawn.value
         v = self.link.inverse_inside if drawn.unconstrained is None else drawn.unconstrained
-        own = drawn.log_prob, self._cache_key, self._parameter, self._temperature
-        return remember(value, self.link, v, *own)
+        changing = [self._parameter] if self._has_number else [self._parameter, self._temperature]
+        return remember(value, self.link, v, drawn.log_prob, self._cache_key, *changing)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(s), exact for any value that `rsample` or `sample` of the family returned.
@@ -273,7 +273,7 @@ class RelaxedOutcome(RelaxedValue):
 def log_probs_and_tau(distribution: Relaxed) -> tuple[Tensor, Tensor]:
     """The log probabilities of the outcomes over a last dimension, and the temperature."""
     log_probs = distribution.family.log_probs(distribution._logits64)
-    return log_probs, cast(distribution.temperature, torch.float64)
+    return log_probs, distribution._temperature64
 
 
 def entropy_of_outcomes(distribution: Relaxed, *, of_values: bool) -> Tensor:

@@ -47,15 +47,14 @@ class CacheKey:
     """The identity of a distribution's parameters. Copies made by `expand` share it."""
 
     state: "_State | None" = None  # of the last look
-    # The graph and version of logits seen to be near 0, if torch counts all changes of them.
-    near: tuple[Any, int] | None = None
+    near: int | None = None  # the version of logits seen to be near 0, if it counts all changes
 
     def __init__(self, may_wait: bool) -> None:
         self.may_wait = may_wait  # for a GPU, to compare parameters
 
     def is_near(self, logits: Tensor) -> bool:
         """Whether all logits are known to be near 0: they were seen to be, and are as they were."""
-        return self.near is not None and self.near == (logits.grad_fn, logits._version)
+        return self.near is not None and self.near == logits._version and not logits.is_leaf
 
     def state_of(self, *parameters: Tensor) -> "_State":
         """What the parameters are now: the same object as long as they do not change."""

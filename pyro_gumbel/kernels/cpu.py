@@ -79,9 +79,17 @@ def straight_through_draw(
     near: bool = False,
 ) -> Tensor:
     """A hard draw with the gradient of the relaxed value."""
-    hard: Tensor = _apply_straight_through_draw(
-        _alive(logits), _alive(temperature), link, sample_shape, batch_shape, near
-    )
+    x, tau = _alive(logits), _alive(temperature)
+    event_dim, shape = link.event_dim, sample_shape + batch_shape
+    if event_dim:
+        shape += x.shape[-1:]
+    formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
+    numbers = math.prod(shape)
+    if numbers < MANY and formulas.is_fast_with_graph(numbers) and not tau.requires_grad:
+        near = near or formulas.are_near(x)
+        if near:
+            return formulas.hard_with_graph(formulas.perturbed_at_once(x, shape), tau)
+    hard: Tensor = _apply_straight_through_draw(x, tau, formulas, shape, batch_shape, near)
     return hard
 
 
@@ -193,37 +201,31 @@ class _StraightThroughDraw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, tau: Tensor, link: Link, sample: Size, batch: Size, near: bool
+        ctx: Any, x: Tensor, tau: Tensor, formulas: Formulas, shape: Size, batch: Size, near: bool
     ) -> Tensor:
-        event_dim = link.event_dim
-        shape = sample + batch
-        formulas = FORMULAS[type(link)](link, x.shape[-1] - 1 if event_dim else 1)
-        if event_dim:
-            shape += x.shape[-1:]
+        top = None
         if math.prod(shape) < MANY:
-            draw_noise = exponential if event_dim else logistic
-            noise = draw_noise(shape, dtype=x.dtype, device=x.device)
-            z = formulas.perturbed(noise, x if near else formulas.centred(x), noise)
-            hard = formulas.hard(z)
+            z = formulas.perturbed_at_once(x if near else formulas.centred(x), shape)
+            hard, top = formulas.hard(z)
         else:
             z, hard = x.new_empty(shape), x.new_empty(shape)
-            blocks = Blocks(shape, batch, event_dim)
+            blocks = Blocks(shape, batch, formulas.event_dim)
             by_row = [blocks.over_rows(formulas.centred(x))]
             for _, (x_,), (z_, hard_) in blocks.each(by_row, [z, hard]):
                 formulas.perturbed(_noise(z_.shape, formulas, x), x_, z_)
-                hard_.copy_(link.hard(z_))
+                hard_.copy_(formulas.link.hard(z_))
         ctx.formulas, ctx.batch = formulas, batch
-        ctx.save_for_backward(x, tau, z)
+        ctx.save_for_backward(x, tau, top, z)
         return hard
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, tau, z = ctx.saved_tensors
+        x, tau, top, z = ctx.saved_tensors
         if torch.is_grad_enabled():  # z = x + noise, with the gradient that it passes to x
             z = z + zero_with_gradient(torch.where(x.isinf(), 0.0, x))
         wanted = False, True, ctx.needs_input_grad[1]
         pull = ctx.formulas.pull_straight_through
-        _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, (grad, z), wanted)
+        _, dx, dtau = _gradients(pull, z.shape, ctx.batch, x, tau, (grad, top, z), wanted)
         return dx, dtau, None, None, None, None
 
 

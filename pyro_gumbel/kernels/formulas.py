@@ -58,7 +58,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_gumbel.links import NEAR, Hypersimplex, Interval, Link, Simplex, interval, largest
-from pyro_gumbel.ops.noise import MANY, gumbel, logistic
+from pyro_gumbel.ops.noise import MANY, gumbel, log_exponential, logistic
 
 __all__ = [
     "FEW",
@@ -73,6 +73,8 @@ __all__ = [
 
 FEW = 2**12  # elements, up to which one scalar operation is faster than several vectorised ones
 SHORT = 32  # torch is slow at sums over rows with fewer entries
+
+_ONES = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """The gradients in v, x and tau; those in x and tau are for each draw, not yet summed."""
@@ -100,9 +102,13 @@ class Formulas:
     """Whether v follows from s to rounding, unless s is too small. The density of a draw then is
     finite where x and tau are of a usual size."""
 
+    def are_near(self, x: Tensor) -> bool:
+        """Whether the noise loses no digits that matter where it is added to x, as it is."""
+        return True
+
     def centred(self, x: Tensor) -> Tensor:
         """`link.centred` of numbers that can be read."""
-        return x
+        return x if self.are_near(x) else self.link.centred(x)
 
     def draw(
         self,
@@ -133,15 +139,34 @@ class Formulas:
         """z from noise, which is overwritten."""
         raise NotImplementedError
 
-    def hard(self, z: Tensor) -> Tensor:
-        """The hard value that z chooses, without a graph."""
-        hard: Tensor = self.link.hard(z)
-        return hard
+    def perturbed_at_once(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """z of few numbers, of a shape to which x broadcasts; with a graph if x has one."""
+        raise NotImplementedError
+
+    def hard(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The hard value that z chooses, without a graph; the largest z of each row, if found."""
+        return self.link.hard(z), None
+
+    def is_fast_with_graph(self, numbers: int) -> bool:
+        """Whether `hard_with_graph` is faster than an `autograd.Function`, for few numbers."""
+        return False
+
+    def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
+        """The hard value that z chooses, with the graph of s if z has one.
+
+        It is written into a copy of s. For the backward pass torch saves s itself.
+
+        :param tau: without a gradient.
+        """
+        raise NotImplementedError
 
     def at_perturbed(
-        self, z: Tensor, tau: Tensor, out: Tensor | None
+        self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """s and v of z; with a graph if gradients are enabled. v may be None where s gives it."""
+        """s and v of z; with a graph if gradients are enabled. v may be None where s gives it.
+
+        :param top: the largest z of each row, if it is known.
+        """
         raise NotImplementedError
 
     def log_density(
@@ -189,13 +214,14 @@ class Formulas:
         x: Tensor,
         tau: Tensor,
         grad: Tensor,
+        top: Tensor | None,
         z: Tensor,
         wanted: Wanted,
         out: Tensor | None,
         spare: Tensor | None,
     ) -> Gradients:
         """The gradients of a hard value with the gradient of its relaxed value."""
-        s, v = self.at_perturbed(z, tau, spare)
+        s, v = self.at_perturbed(z, tau, top, spare)
         dx = torch.div(self._pull_link(grad, None, None, s, v, out), tau, out=out)
         if not wanted[2]:
             return None, dx, None
@@ -290,13 +316,26 @@ class Elementwise(Formulas):
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.add(noise, x, out=out)
 
-    def hard(self, z: Tensor) -> Tensor:
+    def perturbed_at_once(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return logistic(shape, dtype=x.dtype, device=x.device).add_(x)
+
+    def hard(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         if z.numel() >= FEW:
-            return interval.hard(z)
-        return torch.heaviside(z, z.new_ones(()))  # 1 at 0 too
+            return interval.hard(z), None
+        return torch.heaviside(z, _ONES[z.dtype]), None  # 1 at 0 too
+
+    def is_fast_with_graph(self, numbers: int) -> bool:
+        return True
+
+    def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
+        if not z.requires_grad:
+            return self.hard(z)[0]
+        hard = (z / tau).sigmoid().clone()
+        hard.detach().copy_(self.hard(z.detach())[0])
+        return hard
 
     def at_perturbed(
-        self, z: Tensor, tau: Tensor, out: Tensor | None
+        self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         v = interval.unconstrained(z, tau) if torch.is_grad_enabled() else z / tau
         return v.sigmoid(), v
@@ -344,12 +383,11 @@ class Rowwise(Formulas):
     event_dim = 1
     noise = staticmethod(gumbel)
 
-    def centred(self, x: Tensor) -> Tensor:
-        if x.numel():
-            least, most = x.aminmax()
-            if least.item() >= -NEAR and most.item() <= NEAR:
-                return x
-        return self.link.centred(x)
+    def are_near(self, x: Tensor) -> bool:
+        if not x.numel():
+            return True
+        least, most = x.detach().aminmax()
+        return least.item() >= -NEAR and most.item() <= NEAR
 
     def draw(
         self,
@@ -371,8 +409,11 @@ class Rowwise(Formulas):
     def perturbed(self, noise: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         return torch.sub(x, noise.log_(), out=out)
 
+    def perturbed_at_once(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return x - log_exponential(shape, dtype=x.dtype, device=x.device)
+
     def at_perturbed(
-        self, z: Tensor, tau: Tensor, out: Tensor | None
+        self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled():
             v = self.link.unconstrained(z, tau)
@@ -470,15 +511,29 @@ class OnSimplex(Rowwise):
             return s, v, None
         return s, v, log_e.sub_(v).sum(-1).sub_(log_total, alpha=self.degrees + 1)
 
-    def hard(self, z: Tensor) -> Tensor:
-        return torch.zeros_like(z).scatter_(-1, z.argmax(-1, keepdim=True), 1.0)  # no copy
+    def hard(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        top, index = z.max(-1, keepdim=True)
+        return torch.zeros_like(z).scatter_(-1, index, 1.0), top  # no copy
+
+    def is_fast_with_graph(self, numbers: int) -> bool:
+        # `softmax` goes row by row, which is slow in many short rows.
+        k = self.degrees + 1
+        return k >= SHORT or numbers <= SHORT * k
+
+    def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
+        if not z.requires_grad:
+            return self.hard(z)[0]
+        top, index = z.detach().max(-1, keepdim=True)
+        hard = (z - top).div_(tau).softmax(-1).clone()
+        hard.detach().zero_().scatter_(-1, index, 1.0)
+        return hard
 
     def at_perturbed(
-        self, z: Tensor, tau: Tensor, out: Tensor | None
+        self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if out is not None or torch.is_grad_enabled():
-            return super().at_perturbed(z, tau, out)
-        s = z.sub(z.amax(-1, keepdim=True)).div_(tau).exp_()
+            return super().at_perturbed(z, tau, top, out)
+        s = z.sub(z.amax(-1, keepdim=True) if top is None else top).div_(tau).exp_()
         return s.div_(s.sum(-1, keepdim=True)), None  # faster than `softmax` in short rows
 
     def _add_slopes(self, log_p: Tensor, v: Tensor, of_values: bool) -> Tensor:

@@ -78,6 +78,7 @@ __all__ = [
     "given_ranking",
     "given_untaken_winner",
     "gumbel",
+    "log_exponential",
     "logistic",
     "logistic_",
     "perturbed_given_bit",
@@ -112,16 +113,20 @@ def uniform(
 
 
 def exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """E ~ Exponential(1), never 0: -log(1 - U), computed from the smaller of U and 1 - U."""
+    """E ~ Exponential(1), never 0: -log U, exact at both ends."""
     if dtype != torch.float32 or device != CPU:
         u, complement = uniform(shape, dtype=dtype, device=device)
         return -torch.where(u < 0.5, torch.log1p(-u.clamp(max=0.5)), complement.log())
     if math.prod(shape) >= MANY and in_eager_mode():
         return exponential_(torch.empty(shape, dtype=dtype, device=device))
-    # The 53 bits of a double are enough for float32.
-    # torch reads a tuple faster than a torch.Size.
-    e = torch.rand(tuple(shape), dtype=torch.float64, device=device).neg_().log1p_().neg_()
-    return e.to(dtype).clamp_min_(torch.finfo(dtype).tiny)
+    return _few_uniform(shape, device).log_().neg_().to(dtype)
+
+
+def log_exponential(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """log E with E ~ Exponential(1); its negative is a Gumbel variate."""
+    if dtype != torch.float32 or device != CPU or math.prod(shape) >= MANY:
+        return exponential(shape, dtype=dtype, device=device).log_()
+    return _few_uniform(shape, device).log_().neg_().log_().to(dtype)
 
 
 def exponential_(out: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ def exponential_(out: Tensor) -> Tensor:
 
 def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """G = -log E ~ Gumbel(0, 1): the argmax of logits + G is a categorical draw."""
-    return -exponential(shape, dtype=dtype, device=device).log()
+    return -log_exponential(shape, dtype=dtype, device=device)
 
 
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -143,8 +148,13 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) 
         return u.log() - complement.log()
     if math.prod(shape) >= MANY and in_eager_mode():
         return logistic_(torch.empty(shape, dtype=dtype, device=device))
-    u = torch.rand(tuple(shape), dtype=torch.float64, device=device)
-    return u.clamp_min_(2.0**-54).logit_().to(dtype)
+    return _few_uniform(shape, device).logit_().to(dtype)
+
+
+def _few_uniform(shape: Sequence[int], device: torch.device) -> Tensor:
+    """U ~ Uniform(0, 1) as doubles, whose 53 bits are enough for float32."""
+    # torch reads a tuple faster than a torch.Size.
+    return torch.rand(tuple(shape), dtype=torch.float64, device=device).clamp_min_(2.0**-54)
 
 
 def logistic_(out: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class DrawnSample(PlainTensor, metaclass=_EqualToTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         for each in types:
-            if each is Tensor or issubclass(each, DrawnSample):
+            if each is cls or each is Tensor or issubclass(each, DrawnSample):
                 continue
             if issubclass(each, PlainTensor):
                 return NotImplemented  # their rules are asked next

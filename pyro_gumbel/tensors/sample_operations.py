@@ -66,6 +66,8 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         the code of torch and Pyro.
     """
     result = func(*args, **kwargs)
+    if rule is None and not _may_be_watched(args, kwargs):
+        return result
     kind = _kind_of(func)
     if kind is _Kind.ASKS or is_compiling():
         return result
@@ -77,6 +79,17 @@ def _apply(rule: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 DrawnSample._apply = staticmethod(_apply)
+
+
+def _may_be_watched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether one of the arguments is a watched sample, or may hold one."""
+    for each in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(each, DrawnSample):
+            if each.is_watched:
+                return True
+        elif isinstance(each, tuple | list | dict):
+            return True
+    return False
 
 
 def _has_known_draw(args: tuple[Any, ...]) -> bool:

@@ -286,6 +286,12 @@ def test_hardening_a_discrete_value_in_a_compiled_function():
     assert compiled(torch.tensor([1.0, 1.0, 0.0])).tolist() == [1.0, 1.0, 0.0]
 
 
+def test_hardening_a_discrete_value_under_vmap():
+    probs = torch.ones(2, 3, requires_grad=True)
+    draw = torch.vmap(a_hardened_draw, randomness="different")(probs)
+    assert draw.tolist() == [[1.0, 1.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
 def test_hardening_uses_the_cached_logits_of_a_half_type(cls):
     """It finds the outcome that the noise chose, also where two rounded entries are equal."""

@@ -32,6 +32,7 @@ from pyro_gumbel.links import interval
 from tests.common import (
     BERNOULLI,
     RELAXED_VALUES,
+    STRAIGHT_THROUGH,
     assert_counts,
     build,
     leaf_of,
@@ -558,7 +559,7 @@ def test_a_kept_draw_holds_no_more_than_its_logits_and_log_prob(cls, tau, k):
     inside = cls is RelaxedCategorical and tau == 1.0
     expected = 0 if inside else itself
     if cls not in BERNOULLI:
-        expected += 20 * 4 + 2 * 4 * k + 4  # the log_prob, the parameters, a copy of the logits
+        expected += 20 * 4 + 2 * 4 * k  # the log_prob, the logits and a copy of them
     assert held_bytes(value) == expected
 
 
@@ -625,6 +626,35 @@ def test_on_a_gpu_too_a_temperature_may_be_changed_in_place(validate_args, monke
         assert d.temperature == 1
         expected = RelaxedCategorical(1.0, **given).log_prob(value)
         assert torch.equal(d.log_prob(value), expected)
+
+
+@pytest.mark.parametrize("cls", [*RELAXED_VALUES, *STRAIGHT_THROUGH])
+def test_a_temperature_that_is_changed_in_place_is_that_of_one_distribution(cls):
+    """Those with the same number share it until one is asked for it."""
+    logits = 1 * torch.randn(4, *param_shape(cls)).requires_grad_()
+    with torch.inference_mode():
+        build(cls, 0.3, logits=torch.zeros(4, *param_shape(cls))).rsample()
+    d, other = (build(cls, 0.3, logits=logits) for _ in range(2))
+    value, changed = d.rsample(), d.expand((2, 4))
+    with torch.inference_mode():
+        changed.temperature.mul_(2)
+    assert [round(each.temperature.item(), 6) for each in (d, other, changed)] == [0.3, 0.3, 0.6]
+    fresh = build(cls, 0.6, logits=logits)
+    torch.testing.assert_close(changed.log_prob(value)[0], fresh.log_prob(value))
+    gradients = []
+    for each in (changed, fresh.expand((2, 4))):
+        torch.manual_seed(0)
+        (gradient,) = torch.autograd.grad(each.rsample().pow(2).sum(), logits, retain_graph=True)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+
+
+def test_fake_numbers_are_not_shared():
+    with FakeTensorMode():
+        logits = torch.nn.Parameter(torch.zeros(3))
+        RelaxedBernoulli(0.123, logits=logits, validate_args=False)
+    d = RelaxedBernoulli(0.123, logits=torch.zeros(3))
+    assert type(d.rsample()) is type(d.temperature) is torch.Tensor
 
 
 def test_fake_tensors_are_made_of_numbers_on_a_gpu():

@@ -12,7 +12,7 @@ import torch
 
 from pyro_gumbel import RelaxedCategorical, Subset, SubsetStraightThrough
 from pyro_gumbel.distributions.sample_cache import recall
-from pyro_gumbel.kernels import cpu, reference, workspace
+from pyro_gumbel.kernels import cpu, formulas, reference, workspace
 from pyro_gumbel.links import Hypersimplex, interval, simplex
 from pyro_gumbel.ops import noise
 from tests.common import (
@@ -96,8 +96,13 @@ def one_noise(request, monkeypatch):
 
         return draw
 
-    monkeypatch.setattr(cpu, "exponential", keep(noise.exponential))
-    monkeypatch.setattr(cpu, "logistic", keep(noise.logistic))
+    exponential, logistic = keep(noise.exponential), keep(noise.logistic)
+    for module in (cpu, formulas):
+        monkeypatch.setattr(module, "logistic", logistic)
+    monkeypatch.setattr(cpu, "exponential", exponential)
+    monkeypatch.setattr(
+        formulas, "log_exponential", lambda s, **kinds: exponential(s, **kinds).log()
+    )
     return drawn
 
 
@@ -164,12 +169,16 @@ def test_a_draw_is_that_of_the_link(link, sample, batch, x_shape, tau_shape, kee
     assert_same_gradients((s, v, density), expected, [x, tau])
 
 
+@pytest.mark.parametrize("far", [0.0, 200.0])
+@pytest.mark.parametrize("is_learnt", [True, False], ids=["tau is learnt", "tau is fixed"])
 @pytest.mark.parametrize(("sample", "batch", "x_shape", "tau_shape"), FILLED)
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
 def test_a_hard_draw_has_the_gradient_of_the_relaxed_one(
-    link, sample, batch, x_shape, tau_shape, one_noise
+    link, sample, batch, x_shape, tau_shape, is_learnt, far, one_noise
 ):
     x, tau = parameters(link, x_shape, tau_shape)
+    x = (x + far * link.event_dim).detach().requires_grad_()
+    leaves = [x, tau.requires_grad_(is_learnt)][: 1 + is_learnt]
     hard = straight_through_draw(x, tau, link, torch.Size(sample), torch.Size(batch))
     samples, rows = torch.Size(sample).numel(), torch.Size(batch).numel()
     variates = whole_noise(one_noise, hard.shape, samples, rows)
@@ -177,7 +186,7 @@ def test_a_hard_draw_has_the_gradient_of_the_relaxed_one(
     torch.testing.assert_close(hard, link.hard(z))
     soft = link(z, tau)
     weight = torch.randn_like(soft)
-    gradients = [torch.autograd.grad((y * weight).sum(), [x, tau]) for y in (hard, soft)]
+    gradients = [torch.autograd.grad((y * weight).sum(), leaves) for y in (hard, soft)]
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
@@ -219,19 +228,21 @@ def test_second_derivatives(link):
         )
 
 
+@pytest.mark.parametrize("is_learnt", [True, False], ids=["tau is learnt", "tau is fixed"])
 @pytest.mark.parametrize("link", LINKS, ids=NAMES)
-def test_second_derivatives_of_a_hard_draw(link, one_noise):
+def test_second_derivatives_of_a_hard_draw(link, is_learnt, one_noise):
     """They are those of the surrogate."""
     x, tau = parameters(link, (), ())
+    leaves = [x, tau.requires_grad_(is_learnt)][: 1 + is_learnt]
     hard = straight_through_draw(x, tau, link, torch.Size(), torch.Size())
     (variates,) = one_noise
     soft = link(x - variates.log() if link.event_dim else x + variates, tau)
     weight = torch.randn_like(soft)
     found = []
     for y in (hard, soft):
-        first = torch.autograd.grad((weight * y).sum(), [x, tau], create_graph=True)
+        first = torch.autograd.grad((weight * y).sum(), leaves, create_graph=True)
         total = sum(g.sin().sum() for g in first) + (weight * y).sum()  # through both at once
-        found.append(torch.autograd.grad(total, [x, tau]))
+        found.append(torch.autograd.grad(total, leaves))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
@@ -386,8 +397,10 @@ def test_infinite_logits_leave_the_formulas(link, of_values):
     s, v, density = draw(x, tau, link, torch.Size(), batch, keep=True)
     assert density is None
     assert s[0, 1] == 0
-    gradients = torch.autograd.grad(s.pow(2).sum(), [x, tau], retain_graph=True)
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    hard = straight_through_draw(x, tau, link, torch.Size(), batch)
+    for y in (s, hard):
+        gradients = torch.autograd.grad(y.pow(2).sum(), [x, tau], retain_graph=True)
+        assert all(gradient.isfinite().all() for gradient in gradients)
     value = s if of_values else v
     arguments = value, v, x, tau, link, batch
     found, expected = (

@@ -172,12 +172,13 @@ def test_no_noise_is_lost_to_logits_far_from_0(link, sampler, kernels, shift, ma
         arguments = *leaves, link, sampler, torch.Size((2,)), torch.Size((4,))
         s, v, _ = kernels.draw(*arguments, keep=True, log_prob=False)
         hard = kernels.straight_through_draw(*arguments)
+        fixed = kernels.straight_through_draw(x, torch.tensor(0.5), *arguments[2:])
         v = v.detach()
         found = kernels.log_density(s, v, *leaves, link, torch.Size((4,)), of_values=True)
-        total = s.square().sum() + (hard * torch.randn(3)).sum() + found.sum()
+        total = s.square().sum() + ((hard + fixed) * torch.randn(3)).sum() + found.sum()
         first = torch.autograd.grad(total, leaves, create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        results.append([s, hard, found, *first, *second])
+        results.append([s, hard, fixed, found, *first, *second])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 

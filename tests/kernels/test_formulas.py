@@ -66,7 +66,7 @@ def test_gradients_into_buffers(link):
     z = numbers()
     v = link.unconstrained(z, tau)
     grad, of_log_prob = numbers(), numbers(*SHAPE[: 3 - link.event_dim])
-    calls = [(formulas.pull_straight_through, (grad, z))]
+    calls = [(formulas.pull_straight_through, (grad, None, z))]
     for used in itertools.product([True, False], repeat=3):
         if any(used):
             given = [g if u else None for g, u in zip((grad, z, of_log_prob), used, strict=True)]

@@ -12,17 +12,24 @@ KINDS = {"dtype": torch.float32, "device": torch.get_default_device()}
 DTYPES = [torch.float32, torch.float64]
 
 
+def minus_log_exponential(shape, **kinds):
+    return -noise.log_exponential(shape, **kinds)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("at_once", [200_000, 50_000])
 @pytest.mark.parametrize(
     ("sampler", "distribution"),
     [
         (noise.exponential, stats.expon),
         (noise.gumbel, stats.gumbel_r),
+        (minus_log_exponential, stats.gumbel_r),
         (noise.logistic, stats.logistic),
     ],
 )
-def test_noise_has_its_distribution(sampler, distribution, dtype):
-    draws = sampler((200_000,), dtype=dtype, device=torch.get_default_device())
+def test_noise_has_its_distribution(sampler, distribution, at_once, dtype):
+    kinds = {"dtype": dtype, "device": torch.get_default_device()}
+    draws = torch.cat([sampler((at_once,), **kinds) for _ in range(200_000 // at_once)])
     assert draws.dtype == dtype
     assert stats.kstest(draws.double().cpu().numpy(), distribution.cdf).pvalue > ALPHA
 
@@ -48,6 +55,22 @@ def test_many_variates_have_their_distribution_up_to_both_ends(sampler, distribu
             near = tail[tail < width] / width
             assert abs(len(near) - n * width) < z_bound() * (n * width) ** 0.5
             assert stats.kstest(near, "uniform").pvalue > ALPHA
+        assert len(set(near)) > 0.99 * len(near)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "distribution"),
+    [
+        (noise.exponential, stats.expon),
+        (minus_log_exponential, stats.gumbel_r),
+        (noise.logistic, stats.logistic),
+    ],
+)
+def test_few_variates_have_their_distribution_up_to_both_ends(sampler, distribution):
+    draws = torch.cat([sampler((noise.MANY - 1,), **KINDS) for _ in range(50)]).double().cpu()
+    for tail in (distribution.cdf(draws.numpy()), distribution.sf(draws.numpy())):
+        near = tail[tail < 1e-3] / 1e-3
+        assert stats.kstest(near, "uniform").pvalue > ALPHA
         assert len(set(near)) > 0.99 * len(near)
 
 
