@@ -287,9 +287,13 @@ def test_hardening_a_discrete_value_in_a_compiled_function():
 
 
 def test_hardening_a_discrete_value_under_vmap():
-    probs = torch.ones(2, 3, requires_grad=True)
-    draw = torch.vmap(a_hardened_draw, randomness="different")(probs)
-    assert draw.tolist() == [[1.0, 1.0, 1.0]] * 2
+    def sum_and_draw(probs):
+        draw = a_hardened_draw(probs)
+        return draw.sum(), draw
+
+    gradient = torch.func.grad(sum_and_draw, has_aux=True)
+    _, draws = torch.vmap(gradient, randomness="different")(torch.ones(2, 3))
+    assert draws.tolist() == [[1.0, 1.0, 1.0]] * 2
 
 
 @pytest.mark.parametrize("cls", [RelaxedBernoulli, RelaxedCategorical])
