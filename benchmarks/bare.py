@@ -7,12 +7,13 @@
 
 A bare function is an `autograd.Function` that draws, evaluates its own log p(y) and has an analytic
 backward pass, for logits that are finite and near 0. There is no distribution, no check, no memory
-of a draw, and no other path. It shows what torch's operations take.
+of a draw, and no other path. It shows what torch's operations take, written in the obvious way.
 
-The works of one call: "draw" constructs the distribution from logits x and draws y; "all" also
-evaluates log p(y), and differentiates sum(log p(y)) + sum(y * y) in x, of straight-through classes
-sum(y * w), w fixed. Logits are the result of an operation, all is float32, at temperature 0.5.
-Distributions check their arguments, as they do by default, unless it says otherwise.
+The works of one call: "rsample" draws y from a distribution that is there; "draw" constructs it
+from logits x first; "all" also evaluates log p(y), and differentiates sum(log p(y)) + sum(y * y) in
+x, of straight-through classes sum(y * w), w fixed. Logits are the result of an operation, in
+float32, and the temperature is 0.5. Distributions check their arguments, as they do by default,
+unless it says otherwise.
 
 "SVI" is a step of `Trace_ELBO` with `AutoRelaxed` and temperature 0.5, of the relaxed model and of
 the plain one, against the plain model with a guide written by hand of Pyro's own straight-through
@@ -160,51 +161,55 @@ HARD = {
 
 
 def soft_works(kind: str, x: Tensor) -> dict[str, dict[str, Work]]:
-    bare, ours, pyros = SOFT[kind]
-    tau = torch.tensor(TEMPERATURE)
+    bare, *families = SOFT[kind]
 
     def bare_all() -> None:
         y, log_prob = bare.apply(x, TEMPERATURE)
         torch.autograd.grad(log_prob.sum() + (y * y).sum(), x)
 
-    def draw(family: Any, temperature: Any, **given: Any) -> None:
-        family(temperature, logits=x, **given).rsample()
-
-    def everything(family: Any, temperature: Any, **given: Any) -> None:
-        d = family(temperature, logits=x, **given)
+    def everything(make: Callable[[], Any]) -> None:
+        d = make()
         y = d.rsample()
         torch.autograd.grad(d.log_prob(y).sum() + (y * y).sum(), x)
 
-    def by(work: Any) -> dict[str, Work]:
-        return {
-            "ours": partial(work, ours, TEMPERATURE),
-            "ours, unchecked": partial(work, ours, TEMPERATURE, validate_args=False),
-            "Pyro's, unchecked": partial(work, pyros, tau, validate_args=False),
-        }
-
-    return {
-        "draw": {"bare": partial(bare.apply, x, TEMPERATURE), **by(draw)},
-        "all": {"bare": bare_all, **by(everything)},
-    }
+    makers = makers_of(*families, x)
+    by_all = {name: partial(everything, make) for name, make in makers.items()}
+    return {**draws(bare, makers, x), "all": {"bare": bare_all, **by_all}}
 
 
 def hard_works(kind: str, x: Tensor) -> dict[str, dict[str, Work]]:
-    bare, ours, pyros = HARD[kind]
-    tau, w = torch.tensor(TEMPERATURE), torch.randn(x.shape)
+    bare, *families = HARD[kind]
+    w = torch.randn(x.shape)
 
-    def draw(family: Any, temperature: Any, **given: Any) -> Tensor:
-        return family(temperature, logits=x, **given).rsample()
-
-    def everything(draw: Callable[[], Tensor]) -> None:
+    def everything(draw: Callable[[], Any]) -> None:
         torch.autograd.grad((draw() * w).sum(), x)
 
-    draws = {
-        "bare": partial(bare.apply, x, TEMPERATURE),
-        "ours": partial(draw, ours, TEMPERATURE),
-        "ours, unchecked": partial(draw, ours, TEMPERATURE, validate_args=False),
-        "Pyro's, unchecked": partial(draw, pyros, tau, validate_args=False),
+    works = draws(bare, makers_of(*families, x), x)
+    by_all = {name: partial(everything, each) for name, each in works["draw"].items()}
+    return {**works, "all": by_all}
+
+
+def makers_of(ours: Any, pyros: Any, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """What constructs each distribution."""
+    tau = torch.tensor(TEMPERATURE)
+    return {
+        "ours": lambda: ours(TEMPERATURE, logits=x),
+        "ours, unchecked": lambda: ours(TEMPERATURE, logits=x, validate_args=False),
+        "Pyro's, unchecked": lambda: pyros(tau, logits=x, validate_args=False),
     }
-    return {"draw": draws, "all": {name: partial(everything, each) for name, each in draws.items()}}
+
+
+def draws(bare: Any, makers: dict[str, Callable[[], Any]], x: Tensor) -> dict[str, dict[str, Work]]:
+    """A draw from a distribution that is there, and from one that is constructed first."""
+    from_logits = {"bare": partial(bare.apply, x, TEMPERATURE)}
+
+    def draw(make: Callable[[], Any]) -> Tensor:
+        return make().rsample()
+
+    return {
+        "rsample": from_logits | {name: make().rsample for name, make in makers.items()},
+        "draw": from_logits | {name: partial(draw, make) for name, make in makers.items()},
+    }
 
 
 def many_sites() -> tuple[Callable[[], None], Callable[[], None]]:

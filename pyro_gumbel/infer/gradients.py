@@ -331,4 +331,5 @@ class _Replaced(Messenger):
         new.estimator = self._estimator
         tau = self._temperature
         new._temperature = None if tau is None else base._parameter.new_full((), tau)
+        new._has_number = False
         return new
