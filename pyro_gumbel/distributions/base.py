@@ -13,6 +13,7 @@ and `probs` and `logits` are computed when they are asked for.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -49,7 +50,7 @@ from pyro_gumbel._validation import (
 from pyro_gumbel.distributions.absent import absent
 from pyro_gumbel.distributions.sample_cache import CacheKey
 from pyro_gumbel.estimators import straight_through_of
-from pyro_gumbel.kernels.formulas import FEW
+from pyro_gumbel.kernels.formulas import FEW, FORMULAS
 from pyro_gumbel.links import NEAR, Link
 from pyro_gumbel.ops.autograd import square_root
 from pyro_gumbel.ops.precision import cast
@@ -272,6 +273,8 @@ class FamilyDistribution:
         family, shape, categories = self.family, logits.shape, _NO_SHAPE
         if family.takes_size or len(shape) < family.event_dim or not logits.numel():
             return False
+        if type(family.link) not in FORMULAS:  # that of a user is given no number of others
+            return False
         checks = self._validate_args if validate_args is None else validate_args
         device = logits.device
         has_kernels = device == CPU or (device.type == "cuda" and not checks)
@@ -302,8 +305,8 @@ class FamilyDistribution:
             self.arg_constraints = dict(self.family.arg_constraints)  # type: ignore[misc]
             return
         dtype, device = self._parameter.dtype, self._parameter.device
-        stays = device.type in ("cpu", "cuda") and in_eager_mode()
-        stays = stays and not isinstance(temperature, Tensor)
+        is_number = isinstance(temperature, numbers.Real) and not isinstance(temperature, Tensor)
+        stays = is_number and device.type in ("cpu", "cuda") and in_eager_mode()
         tau = as_float_tensor(owner, "temperature", temperature, dtype, CPU if stays else device)
         self._temperature = tau
         if stays:
@@ -501,7 +504,9 @@ class FamilyDistribution:
     def temperature(self) -> Any:
         """tau, on the parameter's device and of its dtype; a single element as a scalar.
 
-        None for a straight-through distribution that was given none.
+        None for a straight-through distribution that was given none. A temperature that was given
+        as a number becomes a tensor of this distribution alone when it is first asked for. To
+        change that in place does not change copies that were made before.
         """
         tau, parameter = self._temperature, self._parameter
         if tau is None:
@@ -527,7 +532,8 @@ class FamilyDistribution:
     def _own_temperature(self) -> Tensor:
         """The number that is the temperature, as a tensor on the device of the parameter.
 
-        It is kept from now on, so that it may be changed in place. Copies keep the number.
+        It is kept from now on, so that it may be changed in place. Copies keep the number. The key
+        is replaced last: who has read the new one sees that there is no number.
         """
         device = self._parameter.device
         with torch.inference_mode(False):

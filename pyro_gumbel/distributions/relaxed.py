@@ -125,8 +125,9 @@ class RelaxedValue(Relaxed):
         drawn = self._draw(sample_shape, keep=is_half, log_prob=True)
         value = cast(drawn.value, dtype) if is_half else drawn.value
         v = self.link.inverse_inside if drawn.unconstrained is None else drawn.unconstrained
+        key = self._cache_key  # before the others: another thread may ask for the temperature
         changing = [self._parameter] if self._has_number else [self._parameter, self._temperature]
-        return remember(value, self.link, v, drawn.log_prob, self._cache_key, *changing)
+        return remember(value, self.link, v, drawn.log_prob, key, *changing)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(s), exact for any value that `rsample` or `sample` of the family returned.

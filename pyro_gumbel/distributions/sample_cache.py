@@ -79,6 +79,8 @@ class _State:
             self.requires_grad |= attributes[0]
 
     def is_that_of(self, tensors: tuple[Tensor, ...]) -> bool:
+        if len(tensors) != len(self.marks):
+            return False
         for t, (attributes, copy) in zip(tensors, self.marks, strict=True):
             if _attributes(t) != attributes:
                 return False

@@ -19,7 +19,7 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from pyro_gumbel._tracing import are_seen_finite, ends, in_eager_mode, in_program
+from pyro_gumbel._tracing import are_seen_finite, ends, in_program
 from pyro_gumbel._validation import Temperature, require
 from pyro_gumbel.distributions.base import FamilyDistribution
 from pyro_gumbel.distributions.sample_cache import recall, remember
@@ -87,6 +87,7 @@ class FamilyStraightThrough(FamilyDistribution):
     """A straight-through distribution of a family; mixed in before the discrete class."""
 
     has_rsample = True
+    _pathwise = StraightThrough._pathwise
     _known_draw = StraightThrough._known_draw
     _is_pathwise = StraightThrough._is_pathwise
     score_parts = StraightThrough.score_parts
@@ -94,12 +95,6 @@ class FamilyStraightThrough(FamilyDistribution):
     takes_temperature = True
     needs_temperature = False
     _integers = True
-
-    def _pathwise(self, sample: Tensor) -> Tensor:
-        # With a gradient it needs no mark: `score_parts` sees that, and `harden` that it is hard.
-        if sample.requires_grad and in_eager_mode():
-            return watched(sample, self._known_draw()) if am_i_wrapped() else sample
-        return StraightThrough._pathwise(self, sample)
 
     def __init__(
         self,
@@ -191,7 +186,9 @@ class FamilyStraightThrough(FamilyDistribution):
         """A draw with the gradient of any estimator."""
         logits, perturbed = self._contest(sample_shape)
         hard = self.link.hard(perturbed.detach())
-        surrogate = self.estimator(logits, self._tau, perturbed, hard, self.link)
+        # A function of a user gets no tensor that distributions share.
+        tau = self._tau.clone() if self._has_number else self._tau
+        surrogate = self.estimator(logits, tau, perturbed, hard, self.link)
         sample = straight_through_of(hard, surrogate)
         checks = self._validate_args and not in_program()
         if checks and not all(map(math.isfinite, ends(surrogate))):

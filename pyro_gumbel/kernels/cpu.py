@@ -4,7 +4,8 @@
 """The formulas on a CPU: small draws at once, large ones in blocks that stay in the cache.
 
 Of a large draw no tensor of its size is made but the results. Derivatives of the gradients have a
-graph, and no blocks. So have small hard draws where torch's operations are faster. The arguments are those of `pyro_gumbel.kernels.dispatch`.
+graph, and no blocks. So have small hard draws, where torch's operations are faster. The arguments
+are those of `pyro_gumbel.kernels.dispatch`.
 """
 
 import math

@@ -57,6 +57,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_gumbel._tracing import CPU
 from pyro_gumbel.links import NEAR, Hypersimplex, Interval, Link, Simplex, interval, largest
 from pyro_gumbel.ops.noise import MANY, gumbel, log_exponential, logistic
 
@@ -74,7 +75,7 @@ __all__ = [
 FEW = 2**12  # elements, up to which one scalar operation is faster than several vectorised ones
 SHORT = 32  # torch is slow at sums over rows with fewer entries
 
-_ONES = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+_ONE = {dtype: torch.ones((), dtype=dtype, device=CPU) for dtype in (torch.float32, torch.float64)}
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """The gradients in v, x and tau; those in x and tau are for each draw, not yet summed."""
@@ -153,8 +154,6 @@ class Formulas:
 
     def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
         """The hard value that z chooses, with the graph of s if z has one.
-
-        It is written into a copy of s. For the backward pass torch saves s itself.
 
         :param tau: without a gradient.
         """
@@ -322,7 +321,7 @@ class Elementwise(Formulas):
     def hard(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         if z.numel() >= FEW:
             return interval.hard(z), None
-        return torch.heaviside(z, _ONES[z.dtype]), None  # 1 at 0 too
+        return torch.heaviside(z, _ONE[z.dtype]), None  # 1 at 0 too
 
     def is_fast_with_graph(self, numbers: int) -> bool:
         return True
@@ -330,9 +329,8 @@ class Elementwise(Formulas):
     def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
         if not z.requires_grad:
             return self.hard(z)[0]
-        hard = (z / tau).sigmoid().clone()
-        hard.detach().copy_(self.hard(z.detach())[0])
-        return hard
+        s = (z / tau).sigmoid()
+        return self.hard(z.detach())[0] + (s - s.detach())
 
     def at_perturbed(
         self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None
@@ -523,10 +521,9 @@ class OnSimplex(Rowwise):
     def hard_with_graph(self, z: Tensor, tau: Tensor) -> Tensor:
         if not z.requires_grad:
             return self.hard(z)[0]
-        top, index = z.detach().max(-1, keepdim=True)
-        hard = (z - top).div_(tau).softmax(-1).clone()
-        hard.detach().zero_().scatter_(-1, index, 1.0)
-        return hard
+        hard, top = self.hard(z.detach())
+        s = (z.sub(top) / tau).softmax(-1)  # type: ignore[arg-type]
+        return hard + (s - s.detach())
 
     def at_perturbed(
         self, z: Tensor, tau: Tensor, top: Tensor | None, out: Tensor | None

@@ -239,6 +239,21 @@ def test_kinds_of_temperatures(cls, kind, dtype):
     assert torch.equal(d.log_prob(value.clone()), expected.log_prob(value.clone()))
 
 
+@pytest.mark.parametrize("kind", [Unwrapped, Wrapped])
+@pytest.mark.parametrize("cls", ALL)
+def test_a_temperature_for_each_element_of_a_batch(cls, kind):
+    tau, logits = torch.tensor([0.5, 10.0]), torch.randn(2, *param_shape(cls), requires_grad=True)
+    results = []
+    for given in (tau, kind(tau)):
+        torch.manual_seed(0)
+        d = build(cls, given, logits=logits)
+        value = d.rsample()
+        (gradient,) = torch.autograd.grad(value.pow(2).sum(), logits)
+        results.append((value, d.log_prob(value.detach() * 1), gradient))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in SCALARS if kind != "a function"])
 @pytest.mark.parametrize("cls", BERNOULLI)
 def test_kinds_of_numbers_for_a_bit(cls, kind):

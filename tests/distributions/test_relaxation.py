@@ -286,6 +286,13 @@ def test_hardening_a_discrete_value_in_a_compiled_function():
     assert compiled(torch.tensor([1.0, 1.0, 0.0])).tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler reads
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
+def test_a_compiled_function_hardens_a_discrete_value_from_outside(cls):
+    value = make(cls, batch_shape=(6,)).rsample()
+    assert torch.equal(torch.compile(harden, backend="eager")(value), value)
+
+
 def test_hardening_a_discrete_value_under_vmap():
     def sum_and_draw(probs):
         draw = a_hardened_draw(probs)

@@ -26,6 +26,7 @@ from pyro_gumbel import (
     RelaxedCategorical,
     RelaxedPlackettLuce,
 )
+from pyro_gumbel.distributions import base
 from pyro_gumbel.distributions.sample_cache import CacheKey, recall
 from pyro_gumbel.kernels import dispatch, reference
 from pyro_gumbel.links import interval
@@ -516,7 +517,9 @@ UNCOUNTED = [
 ]
 
 
-@pytest.mark.parametrize(("made", "change"), [("result", "in place"), ("result", "detached"), *UNCOUNTED])
+@pytest.mark.parametrize(
+    ("made", "change"), [("result", "in place"), ("result", "detached"), *UNCOUNTED]
+)
 @pytest.mark.parametrize("cls", [RelaxedCategorical, CategoricalStraightThrough])
 def test_logits_that_have_moved_far_away_are_centred_again(cls, made, change):
     leaf = torch.zeros(1000, 5, requires_grad=True)
@@ -648,6 +651,31 @@ def test_a_temperature_that_is_changed_in_place_is_that_of_one_distribution(cls)
         (gradient,) = torch.autograd.grad(each.rsample().pow(2).sum(), logits, retain_graph=True)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients)
+
+
+def test_an_estimator_gets_a_temperature_that_is_not_shared():
+    def estimator(logits, temperature, perturbed, hard, link):
+        return link(perturbed, temperature.mul_(2))
+
+    logits = torch.zeros(4, 3, requires_grad=True)
+    CategoricalStraightThrough(0.4, logits=logits, estimator=estimator).rsample()
+    assert RelaxedCategorical(0.4, logits=logits).temperature.item() == pytest.approx(0.4)
+
+
+def test_the_temperature_is_asked_for_while_another_thread_draws(monkeypatch):
+    d = RelaxedBernoulli(0.5, logits=torch.zeros(3, requires_grad=True))
+    d.rsample()
+    drawn = []
+
+    class Key(CacheKey):
+        def __init__(self, may_wait):
+            drawn.append(d.rsample())  # where the key is about to be replaced
+            super().__init__(may_wait)
+
+    monkeypatch.setattr(base, "CacheKey", Key)
+    assert d.temperature.mul_(2) == 1
+    fresh = RelaxedBernoulli(1.0, logits=d._parameter)
+    assert torch.equal(d.log_prob(drawn[0]), fresh.log_prob(drawn[0]))
 
 
 def test_fake_numbers_are_not_shared():
