@@ -56,6 +56,20 @@ for old, new in zip(registered, registries()):
 """
 
 
+UNDER_ANOTHER_DEVICE = """
+import torch
+torch.set_default_device("meta")
+from pyro_gumbel import BernoulliStraightThrough, CategoricalStraightThrough, RelaxedCategorical
+torch.set_default_device(None)
+logits = torch.zeros(4, 3, requires_grad=True)
+for cls in (BernoulliStraightThrough, CategoricalStraightThrough, RelaxedCategorical):
+    for temperature in (0.5, torch.tensor(0.5)):
+        value = cls(temperature, logits=logits).rsample()
+        assert value.device.type == "cpu", value
+        value.pow(2).sum().backward()
+"""
+
+
 def run(*command):
     """Python with these arguments, in a process of its own."""
     root = Path(pyro_gumbel.__file__).parents[1]
@@ -71,3 +85,8 @@ def test_importing_warns_of_nothing():
     done = run("-W", "error", "-c", "import pyro_gumbel")
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
+
+
+def test_the_default_device_at_import_does_not_matter():
+    done = run("-c", UNDER_ANOTHER_DEVICE)
+    assert done.returncode == 0, done.stderr
