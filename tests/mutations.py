@@ -789,6 +789,9 @@ register-listed-twice              distributions/test_registration.py
     + pass
 
 [distributions/relaxation.py]
+harden-bits-of-a-program           distributions/test_relaxation.py -k from_outside
+    - if are_hard is not None and link.event_dim:
+    + if False:
 relax-estimator-lost               distributions/test_relaxation.py
     - return straight_through(tau, estimator=estimator, **arguments)
     + return straight_through(tau, **arguments)

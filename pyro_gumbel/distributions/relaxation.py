@@ -270,9 +270,11 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
         raise TypeError(
             f"harden: `value` must be a tensor of floats, got {got}; write harden(value.float())"
         )
+    are_hard = None
     if link is None:
         key, _ = cached(value)
-        if key == PATHWISE or known(((value == 0) | (value == 1)).all(), otherwise=False):
+        are_hard = (value == 0) | (value == 1)
+        if key == PATHWISE or known(are_hard.all(), otherwise=False):
             return value
         link = key if isinstance(key, Link) else _simplex_of(value)
     if not isinstance(link, Link):
@@ -293,6 +295,8 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     hard = link.hard(v.detach()).to(value.dtype)
     if link.event_dim and value.dim() > 1:  # rows of zeros, beyond the length of a ranking
         hard = torch.where((value != 0).any(-1, keepdim=True), hard, 0.0)
+    if are_hard is not None and link.event_dim:  # bits, where no number can be read
+        hard = torch.where(are_hard.all(-1, keepdim=True), value.detach(), hard)
     result = straight_through_of(hard, value)
     return watched(result, None) if isinstance(value, DrawnSample) else result
 

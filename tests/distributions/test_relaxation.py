@@ -3,6 +3,7 @@
 
 """`relax`, from a discrete distribution to its counterpart, and `harden`, back for a value."""
 
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -291,6 +292,15 @@ def test_hardening_a_discrete_value_in_a_compiled_function():
 def test_a_compiled_function_hardens_a_discrete_value_from_outside(cls):
     value = make(cls, batch_shape=(6,)).rsample()
     assert torch.equal(torch.compile(harden, backend="eager")(value), value)
+
+
+@pytest.mark.parametrize("cls", STRAIGHT_THROUGH)
+@pytest.mark.parametrize(
+    "transform", [torch.vmap, partial(torch.compile, backend="eager", fullgraph=True)]
+)
+def test_hardening_a_discrete_value_from_outside_without_a_mark(transform, cls):
+    value = make(cls, batch_shape=(6, 5)).sample() * 1
+    assert torch.equal(transform(harden)(value), value)
 
 
 def test_hardening_a_discrete_value_under_vmap():
