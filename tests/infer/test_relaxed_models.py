@@ -136,7 +136,7 @@ def test_a_guide_relaxed_by_hand_finds_the_posterior_of_a_plain_model():
         pyro.sample("z", dist.OneHotCategorical(logits=logits))
 
     x = torch.tensor(0.8)
-    elbo = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=0)
+    elbo = Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.02 ** (1 / 300)}), elbo)
     for _ in range(300):
         svi.step()
