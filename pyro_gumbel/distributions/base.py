@@ -273,7 +273,7 @@ class FamilyDistribution:
         family, shape, categories = self.family, logits.shape, _NO_SHAPE
         if family.takes_size or len(shape) < family.event_dim or not logits.numel():
             return False
-        if type(family.link) not in FORMULAS:  # that of a user is given no number of others
+        if type(family.link) not in FORMULAS:  # a user's might change the number that others share
             return False
         checks = self._validate_args if validate_args is None else validate_args
         device = logits.device
@@ -671,7 +671,7 @@ def _number(temperature: float) -> Tensor:
     if number is None:
         with torch.inference_mode(False):
             number = torch.scalar_tensor(temperature, dtype=torch.float32, device=CPU)
-        if type(number) is Tensor and len(_numbers) < 1000:  # and not of a mode of torch
+        if type(number) is Tensor and len(_numbers) < 1000:  # a mode of torch makes other ones
             _numbers[temperature] = number
     return number
 

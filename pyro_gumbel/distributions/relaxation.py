@@ -273,10 +273,13 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     are_hard = None
     if link is None:
         key, _ = cached(value)
-        are_hard = (value == 0) | (value == 1)
-        if key == PATHWISE or known(are_hard.all(), otherwise=False):
+        is_hard = (value == 0) | (value == 1)
+        if key == PATHWISE or known(is_hard.all(), otherwise=False):
             return value
-        link = key if isinstance(key, Link) else _simplex_of(value)
+        if isinstance(key, Link):
+            link = key
+        else:  # perhaps rows of bits, where no number can be read
+            link, are_hard = _simplex_of(value), is_hard.all(-1, keepdim=True)
     if not isinstance(link, Link):
         raise TypeError(
             f"harden: `link` must be a Link, got {type(link).__name__}; write links.simplex, "
@@ -295,8 +298,8 @@ def harden(value: Tensor, link: Link | None = None) -> Tensor:
     hard = link.hard(v.detach()).to(value.dtype)
     if link.event_dim and value.dim() > 1:  # rows of zeros, beyond the length of a ranking
         hard = torch.where((value != 0).any(-1, keepdim=True), hard, 0.0)
-    if are_hard is not None and link.event_dim:  # bits, where no number can be read
-        hard = torch.where(are_hard.all(-1, keepdim=True), value.detach(), hard)
+    if are_hard is not None:
+        hard = torch.where(are_hard, value.detach(), hard)
     result = straight_through_of(hard, value)
     return watched(result, None) if isinstance(value, DrawnSample) else result
 

@@ -17,8 +17,9 @@ numpy write to leaves unseen. So a leaf, a view of a leaf, and a tensor without 
 with a copy; all draws of one distribution share that copy.
 
 On a GPU to compare is to wait for it. Without validation nothing waits: then a log_prob is computed
-again where parameters would have to be compared. A temperature that was given as a number is on the
-CPU. With validation there is one comparison a log_prob, and each draw has a copy of its own.
+again where parameters would have to be compared. A temperature that was given as a number cannot
+change, and is not compared. With validation there is one comparison a log_prob, and each draw has a
+copy of its own.
 
 Not detected: writes through `.data`, numpy or the storage to a value, or to parameters that are
 results of operations; and any in-place change inside a compiled function.

@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 FEW = 2**12  # elements, up to which one scalar operation is faster than several vectorised ones
-SHORT = 32  # torch is slow at sums over rows with fewer entries
+SHORT = 32  # torch is slow at sums and softmax over rows with fewer entries
 
 _ONE = {dtype: torch.ones((), dtype=dtype, device=CPU) for dtype in (torch.float32, torch.float64)}
 

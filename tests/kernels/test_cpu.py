@@ -9,8 +9,19 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
-from pyro_gumbel import RelaxedCategorical, Subset, SubsetStraightThrough
+from pyro_gumbel import (
+    BernoulliStraightThrough,
+    CategoricalStraightThrough,
+    RelaxedCategorical,
+    Subset,
+    SubsetStraightThrough,
+)
 from pyro_gumbel.distributions.sample_cache import recall
 from pyro_gumbel.kernels import cpu, formulas, reference, workspace
 from pyro_gumbel.links import Hypersimplex, interval, simplex
@@ -245,6 +256,26 @@ def test_second_derivatives_of_a_hard_draw(link, is_learnt, one_noise):
         found.append(torch.autograd.grad(total, leaves))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("cls", [BernoulliStraightThrough, CategoricalStraightThrough])
+def test_a_selective_checkpoint_of_a_hard_draw(cls):
+    """Of all that may be saved nothing is written to."""
+    saved = {torch.ops.aten.clone.default}
+    saved |= {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
+
+    def policy(context, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def loss(x):
+        return (cls(0.5, logits=1 * x).rsample() * torch.arange(5.0)).sum()
+
+    x, gradients = torch.randn(4, 5, requires_grad=True), []
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    for checked in (loss, partial(checkpoint, loss, use_reentrant=False, context_fn=contexts)):
+        torch.manual_seed(0)
+        gradients += torch.autograd.grad(checked(x), x)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("one_noise", ["blocks"], indirect=True)
