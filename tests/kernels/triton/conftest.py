@@ -6,6 +6,7 @@
 In other test runs there is nothing here.
 """
 
+import gc
 import importlib.util
 
 import pytest
@@ -32,17 +33,21 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _faster_interpreter():
-    """Triton's interpreter replaces the functions of `triton.language` for a kernel.
+    """Triton's interpreter without work that it does again and again.
 
-    It does so again for every function that a kernel calls, which takes longer than all else. Once
-    for each module of such functions is enough.
+    It replaces the functions of `triton.language` for a kernel, and again for every function that a
+    kernel calls, which takes longer than all else. Once for each module of such functions is
+    enough. For each number it makes a table of NumPy's dtypes, and it makes so many small objects
+    that Python looks for garbage all the time.
     """
     if not INTERPRETED:
         yield
         return
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction
 
     call, seen = InterpretedFunction.__call__, set()
+    numpy_dtype, dtypes = interpreter._get_np_dtype, {}
 
     def call_again(self, *arguments, **options):
         module = self.fn.__module__
@@ -51,9 +56,19 @@ def _faster_interpreter():
         seen.add(module)
         return call(self, *arguments, **options)
 
+    def known_dtype(kind):
+        key = type(kind), kind.name
+        if key not in dtypes:
+            dtypes[key] = numpy_dtype(kind)
+        return dtypes[key]
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(200_000, 20, 100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpretedFunction, "__call__", call_again)
+        patch.setattr(interpreter, "_get_np_dtype", known_dtype)
         yield
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(autouse=True)
