@@ -2001,6 +2001,15 @@ index-other-type                   tensors/test_lost_gradient.py -k warns_once
 linear-compared-many               tensors/test_drawn_sample.py -k loses_the_gradient
     - if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
     + if rule_of(func) is converting_rule and not result.requires_grad:
+linear-branches                    tensors/test_lost_gradient.py -k a_branch_on_floats
+    - is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
+    + is_read = False
+linear-branches-of-a-loss          tensors/test_lost_gradient.py -k are_not_made_for
+    - is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
+    + is_read = func.__name__ in _BRANCHES and args[0].dtype == torch.bool
+linear-branches-of-hosts           tensors/test_lost_gradient.py -k are_not_made_for
+    - return is_read and not is_host(who_asks()[0])
+    + return is_read
 linear-cast-many                   tensors/test_drawn_sample.py -k loses_the_gradient
     - if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
     + if name in _COMPARISONS and not result.requires_grad:
@@ -2259,6 +2268,15 @@ events-mean-with-weights           tensors/test_outcome_rules.py -k with_weights
     + return True
 
 [tensors/operations.py]
+operations-branches                tensors/test_lost_gradient.py -k a_branch_on_floats
+    - if not compares or _decides(args):
+    + if not compares:
+operations-branches-always-taken   tensors/test_lost_gradient.py -k a_branch_on_floats
+    - if not compares or _decides(args):
+    + if not compares or am_i_wrapped():
+operations-branches-of-a-loss      tensors/test_lost_gradient.py -k a_branch_on_floats
+    - if not (am_i_wrapped() and in_eager_mode()):
+    + if not in_eager_mode():
 operations-without-a-gradient      tensors/test_lost_gradient.py -k without_a_gradient
     - return not torch.is_grad_enabled() and in_eager_mode()
     + return False

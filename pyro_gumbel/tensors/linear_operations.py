@@ -10,11 +10,12 @@ loss that is not linear, see `pyro_gumbel.tensors.deferred`.
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_gumbel.tensors.deferred import DeferredTensor, Settled, deferred, settled
 from pyro_gumbel.tensors.index_tensor import collapsed, varies
-from pyro_gumbel.tensors.lost_gradient import warn_of_lost_gradient
+from pyro_gumbel.tensors.lost_gradient import is_host, warn_of_lost_gradient, who_asks
 from pyro_gumbel.tensors.operations import (
     IN_PLACE_OPERATORS,
     LINEAR_REDUCTIONS,
@@ -39,7 +40,8 @@ __all__: list[str] = []
 
 def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation that a deferred tensor takes part in."""
-    if asks(func) or func.__name__ in _CHECKS or records_no_gradient():
+    checks = func.__name__ in _CHECKS and not _is_branch(func, args)
+    if asks(func) or checks or records_no_gradient():
         return func(*args, **kwargs)
     if is_in_place(func):
         return _deferred_in_place(func, args, kwargs)
@@ -49,6 +51,12 @@ def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 DeferredTensor._rule = staticmethod(_apply_deferred)
+
+
+def _is_branch(func: Any, args: Any) -> bool:
+    """Whether the user's code in a Pyro program reads truth values, and may branch on them."""
+    is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
+    return is_read and not is_host(who_asks()[0])
 
 
 def _settled(func: Any, args: Any, kwargs: Any) -> Any:
@@ -156,6 +164,7 @@ _CHECKS = {
     *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
     *("item", "tolist", "__bool__", "__float__", "__int__"),
 }
+_BRANCHES = {"all", "any", "__bool__"}
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 # Linear operations, besides those that move.

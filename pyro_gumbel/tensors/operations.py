@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -111,7 +112,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _collapse(func, args, kwargs)
     compares = _compares_floats(args)
     if made is None:
-        if not compares:
+        if not compares or _decides(args):
             warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
         return result
     result = _carrying(result, made)
@@ -126,10 +127,19 @@ OutcomeTensor._rule = staticmethod(apply)
 def _compares_floats(args: Any) -> bool:
     """Whether an argument is a float, or the result of comparing floats.
 
-    The gradient of a float ends where it is compared, as in torch, without a warning.
+    The gradient of a float ends where it is compared, as in torch. It warns only where a Pyro
+    program takes another branch for another category.
     """
     values = [each for each in args if isinstance(each, OutcomeTensor)]
     return any(each.compares_floats or each.is_floating_point() for each in values)
+
+
+def _decides(args: Any) -> bool:
+    """Whether a truth value of floats, read in a Pyro program, is another one for some category."""
+    if not (am_i_wrapped() and in_eager_mode()):
+        return False
+    values = (v for v in args if isinstance(v, OutcomeTensor) and v.dtype == torch.bool)
+    return any((each.table != v.plain).any() for v in values for each in outcomes_of(v))
 
 
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:

@@ -239,6 +239,10 @@ LOST = {
     "a function without a rule": lambda z: torch.outer(z, z).long(),
     "padded": lambda z: F.pad(z, (1, 0)).int(),
     "random": lambda z: F.dropout(z).long(),
+    "a branch of the sum": lambda z: 1.0 if z.sum() > 1 else 0.0,
+    "a branch of a computed one": lambda z: 1.0 if (2 * z)[0] > 1 else 0.0,
+    "whether all are": lambda z: ((z * W) > 0).all(),
+    "whether any is": lambda z: (z.cumsum(0) > 1).any(),
     "a sum of many": lambda z: torch.where(z.repeat(8).sum() > 12, 1.0, 2.0),
     "a product with a matrix": lambda z: CODES[(z @ PLACES).long()],
 }
@@ -278,8 +282,8 @@ def test_a_float_of_a_bit_warns_each_time():
 
 OF_BITS = {
     "the larger numbers": lambda z: torch.where(z * W > 0, z, 0.1 * z),
-    "a branch of the sum": lambda z: 1.0 if (z * W).sum() > 1 else 0.0,
-    "whether all are": lambda z: ((z * W) > 0).all(),
+    "a branch that is always taken": lambda z: 1.0 if (z * W).sum() < 100 else 0.0,
+    "whether all are": lambda z: ((z * W) > -100).all(),
     "a number of the sum": lambda z: (z * W).sum().tolist(),
 }
 

@@ -9,6 +9,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from pyro_gumbel import IndexStraightThrough, relaxed
+from pyro_gumbel.tensors import linear_operations
 from pyro_gumbel.tensors.index_tensor import IndexTensor
 
 from .substitution import Draw, assert_equal
@@ -242,6 +244,51 @@ def test_without_a_gradient_all_is_plain_and_silent(mode):
             assert type(made) is torch.Tensor
         assert not torch.randn(4, 2)[z].requires_grad
         assert z.sum() >= 0
+
+
+BRANCHES = {
+    "1 if T[s, 0] > 3 else 2": True,
+    "1 if T[z].sum() != T[z].sum().item() else 2": True,
+    "bool(2 * T[s, 0] + s.float() > 3)": True,
+    "(T[z] > 1).any()": True,
+    "(T[z].sum(-1).cumsum(0) > 100).all()": False,
+    "1 if T[s, 0] > -1 else 2": False,
+    "1 if T[z].sum() < 1000 else 2": False,
+    "bool(T[z].sum().isnan())": False,
+    "T[z].sum().item()": False,
+    "dist.Normal(T[s, 0], T[s, 1], validate_args=True)": False,
+}
+
+
+@pytest.mark.parametrize("text", BRANCHES)
+def test_a_branch_on_floats_warns_where_another_category_takes_the_other(text):
+    """In a Pyro program. Elsewhere a loss may be compared."""
+
+    def model():
+        z, s = Draw(4, dtype=torch.float32), Draw(dtype=torch.float32)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluated(text, z=z.with_outcomes, s=s.with_outcomes, dist=dist)
+        return [each for each in caught if "categorical draw" in str(each.message)]
+
+    caught = pyro.poutine.trace(model)()
+    assert len(caught) == BRANCHES[text], caught
+    assert {each.filename for each in caught} <= {__file__}
+    assert not model()
+
+
+@pytest.mark.parametrize("in_program", [True, False])
+def test_outcomes_are_not_made_for_checks_of_distributions_nor_of_a_loss(monkeypatch, in_program):
+    settled = []
+    monkeypatch.setattr(linear_operations, "_settled", lambda func, *rest: settled.append(func))
+    total = torch.arange(4.0)[Draw(4, dtype=torch.float32).with_outcomes].sum()
+
+    def model():
+        dist.transforms.PositivePowerTransform(total + 1)
+        return in_program or bool(total < 100)
+
+    assert (pyro.poutine.trace(model) if in_program else model)()
+    assert not settled
 
 
 PRIORS = {
