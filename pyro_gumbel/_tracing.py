@@ -8,8 +8,8 @@ hold no number that Python can read. Code that looks at numbers asks here first.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "are_finite",
     "are_saved_by_hooks",
     "are_seen_finite",
+    "autocast_dtypes",
     "brief",
     "counts_changes",
     "ends",
@@ -36,6 +37,7 @@ __all__ = [
     "known",
     "moved",
     "version_of",
+    "with_autocast",
     "without_hooks",
 ]
 
@@ -155,6 +157,23 @@ def without_hooks() -> Iterator[None]:
     finally:
         for pack, unpack in reversed(hooks):
             _autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def autocast_dtypes() -> dict[str, torch.dtype]:
+    """The types of device with autocast, and their dtypes."""
+    if not torch._C._is_any_autocast_enabled():
+        return {}
+    kinds = filter(torch.is_autocast_enabled, ("cpu", "cuda"))
+    return {kind: torch.get_autocast_dtype(kind) for kind in kinds}
+
+
+def with_autocast(dtypes: Mapping[str, torch.dtype]) -> AbstractContextManager[Any]:
+    """Autocast as it was when `autocast_dtypes` returned these: from now to the end of a `with`."""
+    present, stack = autocast_dtypes(), ExitStack()
+    for kind in present.keys() | dtypes.keys() if present != dtypes else ():
+        autocast = torch.autocast(kind, dtypes.get(kind), enabled=kind in dtypes)
+        stack.enter_context(autocast)
+    return stack
 
 
 def in_transform() -> bool:

@@ -54,6 +54,12 @@ init-exports                       test_readme.py -k public_names
     + "mhot",
 
 [_tracing.py]
+tracing-autocast-that-began-since  tensors/test_deferred.py -k under_the_autocast
+    - for kind in present.keys() | dtypes.keys() if present != dtypes else ():
+    + for kind in dtypes:
+tracing-autocast-that-ended-since  tensors/test_deferred.py -k under_the_autocast
+    - for kind in present.keys() | dtypes.keys() if present != dtypes else ():
+    + for kind in present:
 tracing-forward-mode               kernels/test_dispatch.py
     - return not _are_functorch_transforms_active() and forward_ad._current_level < 0
     + return not _are_functorch_transforms_active()
@@ -2002,14 +2008,20 @@ linear-compared-many               tensors/test_drawn_sample.py -k loses_the_gra
     - if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
     + if rule_of(func) is converting_rule and not result.requires_grad:
 linear-branches                    tensors/test_lost_gradient.py -k a_branch_on_floats
-    - is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
-    + is_read = False
+    - if checks and am_i_wrapped() and torch.is_grad_enabled():
+    + if False:
 linear-branches-of-a-loss          tensors/test_lost_gradient.py -k are_not_made_for
-    - is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
-    + is_read = func.__name__ in _BRANCHES and args[0].dtype == torch.bool
+    - if checks and am_i_wrapped() and torch.is_grad_enabled():
+    + if checks and torch.is_grad_enabled():
 linear-branches-of-hosts           tensors/test_lost_gradient.py -k are_not_made_for
-    - return is_read and not is_host(who_asks()[0])
-    + return is_read
+    - if not is_truth or type(value) is not DeferredTensor or is_host(who_asks()[0]):
+    + if not is_truth or type(value) is not DeferredTensor:
+linear-branches-by-name            tensors/test_lost_gradient.py -k a_branch_on_floats
+    - value = args[0] if args else kwargs.get("input")
+    + value = args[0]
+linear-branches-of-many            tensors/test_lost_gradient.py -k a_branch_on_floats
+    - made = apply(*compared) if varies(compared) else None
+    + made = later.made()
 linear-cast-many                   tensors/test_drawn_sample.py -k loses_the_gradient
     - if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
     + if name in _COMPARISONS and not result.requires_grad:
@@ -2200,6 +2212,9 @@ sample-integer-of-a-loss           tensors/test_drawn_sample.py -k loses_the_gra
 later-changed-argument             tensors/test_deferred.py -k changed_since
     - if any(version_of(each) != version for each, version in self._before):
     + if False:
+later-autocast                     tensors/test_deferred.py -k under_the_autocast
+    - self._autocast = autocast_dtypes()
+    + self._autocast = {}
 later-made-twice                   tensors/test_drawn_sample.py -k made_once
     - if last._made is not None:
     + if False:
@@ -2269,14 +2284,23 @@ events-mean-with-weights           tensors/test_outcome_rules.py -k with_weights
 
 [tensors/operations.py]
 operations-branches                tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not compares or _decides(args):
+    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
     + if not compares:
 operations-branches-always-taken   tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not compares or _decides(args):
+    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
     + if not compares or am_i_wrapped():
 operations-branches-of-a-loss      tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not (am_i_wrapped() and in_eager_mode()):
-    + if not in_eager_mode():
+    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
+    + if not compares or is_decided_by(func, args[0] if args else None):
+operations-branches-any            tensors/test_lost_gradient.py -k a_branch_on_floats
+    - return bool(may_be_true.any() & may_be_false.all())
+    + return bool((may_be_true & may_be_false).any())
+operations-branches-all            tensors/test_lost_gradient.py -k a_branch_on_floats
+    - return bool(may_be_true.all() & may_be_false.any())
+    + return bool((may_be_true & may_be_false).any())
+operations-truth-of-a-float        tensors/test_lost_gradient.py -k a_branch_on_floats
+    - if func is Tensor.__bool__ and am_i_wrapped() and is_decided_by(func, args[0]):
+    + if False:
 operations-without-a-gradient      tensors/test_lost_gradient.py -k without_a_gradient
     - return not torch.is_grad_enabled() and in_eager_mode()
     + return False

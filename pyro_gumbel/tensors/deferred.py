@@ -73,6 +73,10 @@ class Settled(Later):
     def _taken(self, argument: Any) -> Any:
         return argument.later if type(argument) is DeferredTensor else argument
 
+    def arguments_of(self, function: Callable[..., Any]) -> Any:
+        """What this function is called with; nothing if it is another one."""
+        return settled(self._arguments) if self._function is function else ()
+
 
 def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
     """The same numbers and graph, which remember what makes them for a loss that is not linear.

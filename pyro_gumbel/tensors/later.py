@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
-from pyro_gumbel._tracing import version_of, without_hooks
+from pyro_gumbel._tracing import autocast_dtypes, version_of, with_autocast, without_hooks
 
 __all__ = ["Later"]
 
@@ -22,18 +22,19 @@ class Later:
     """What a function makes of its arguments, when it is needed, once.
 
     If a tensor among the arguments is changed in place meanwhile, other numbers would come of it.
-    Then a value is taken in place of what the function makes.
+    Then a value is taken in place of what the function makes. Autocast is what it was.
 
     :param value: that is taken then.
     :param function: of the arguments. Those that are made later are made before it is called.
     """
 
-    __slots__ = ("_arguments", "_before", "_function", "_made", "_needed", "_value")
+    __slots__ = ("_arguments", "_autocast", "_before", "_function", "_made", "_needed", "_value")
 
     def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
         self._value, self._function, self._made = value, function, None
         self._before: list[tuple[Tensor, int]] = []
         self._needed: list[Later] = []  # among the arguments
+        self._autocast = autocast_dtypes()
         with DisableTorchFunctionSubclass():
             self._arguments = self._noted(arguments)
 
@@ -94,8 +95,14 @@ class Later:
         with DisableTorchFunctionSubclass():
             if any(version_of(each) != version for each, version in self._before):
                 return self._value
-        with torch._C._EnableTorchFunction(), torch.enable_grad(), without_hooks():
-            self._made = self._function(*_with_results(self._arguments, results))
+        given = _with_results(self._arguments, results)
+        with (
+            torch._C._EnableTorchFunction(),
+            torch.enable_grad(),
+            without_hooks(),
+            with_autocast(self._autocast),
+        ):
+            self._made = self._function(*given)
         return self._made
 
 

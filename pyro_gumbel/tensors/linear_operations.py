@@ -21,6 +21,7 @@ from pyro_gumbel.tensors.operations import (
     LINEAR_REDUCTIONS,
     apply,
     asks,
+    is_decided_by,
     is_in_place,
     is_product_with_plain,
     records_no_gradient,
@@ -40,9 +41,12 @@ __all__: list[str] = []
 
 def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation that a deferred tensor takes part in."""
-    checks = func.__name__ in _CHECKS and not _is_branch(func, args)
+    checks = func.__name__ in _CHECKS
     if asks(func) or checks or records_no_gradient():
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if checks and am_i_wrapped() and torch.is_grad_enabled():
+            _warn_of_branch(func, args, kwargs)
+        return result
     if is_in_place(func):
         return _deferred_in_place(func, args, kwargs)
     if _is_linear(func, args, kwargs):
@@ -53,10 +57,19 @@ def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 DeferredTensor._rule = staticmethod(_apply_deferred)
 
 
-def _is_branch(func: Any, args: Any) -> bool:
-    """Whether the user's code in a Pyro program reads truth values, and may branch on them."""
-    is_read = func.__name__ in _BRANCHES and am_i_wrapped() and args[0].dtype == torch.bool
-    return is_read and not is_host(who_asks()[0])
+def _warn_of_branch(func: Any, args: Any, kwargs: Any) -> None:
+    """Warn where the user reads a truth value that is another one for another category."""
+    value = args[0] if args else kwargs.get("input")
+    is_truth = func is Tensor.__bool__ or getattr(value, "dtype", None) == torch.bool
+    if not is_truth or type(value) is not DeferredTensor or is_host(who_asks()[0]):
+        return
+    made: Any = value
+    if value.dtype == torch.bool:  # made again without the warning that a comparison gives
+        later = value.later
+        compared = later.arguments_of(_settled_later) if isinstance(later, Settled) else ()
+        made = apply(*compared) if varies(compared) else None
+    if is_decided_by(func, settled(made)):
+        warn_of_lost_gradient(func.__name__)
 
 
 def _settled(func: Any, args: Any, kwargs: Any) -> Any:
@@ -164,7 +177,6 @@ _CHECKS = {
     *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
     *("item", "tolist", "__bool__", "__float__", "__int__"),
 }
-_BRANCHES = {"all", "any", "__bool__"}
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 # Linear operations, besides those that move.

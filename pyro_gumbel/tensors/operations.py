@@ -72,6 +72,7 @@ __all__ = [
     "LINEAR_REDUCTIONS",
     "apply",
     "asks",
+    "is_decided_by",
     "is_in_place",
     "is_layer",
     "is_product_with_plain",
@@ -97,6 +98,8 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if is_in_place(func):
         return _changed_in_place(func, args, kwargs)
     if rule is None and _has_floats((args, kwargs)):
+        if func is Tensor.__bool__ and am_i_wrapped() and is_decided_by(func, args[0]):
+            warn_of_lost_gradient("__bool__")
         return _collapse(func, args, kwargs)
     if rule is _reduced:
         return _reduce(func, args, kwargs)
@@ -112,7 +115,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _collapse(func, args, kwargs)
     compares = _compares_floats(args)
     if made is None:
-        if not compares or _decides(args):
+        if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
             warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
         return result
     result = _carrying(result, made)
@@ -134,12 +137,23 @@ def _compares_floats(args: Any) -> bool:
     return any(each.compares_floats or each.is_floating_point() for each in values)
 
 
-def _decides(args: Any) -> bool:
-    """Whether a truth value of floats, read in a Pyro program, is another one for some category."""
-    if not (am_i_wrapped() and in_eager_mode()):
+def is_decided_by(func: Any, value: Any) -> bool:
+    """Whether what a function reads of a truth value is another for other categories.
+
+    :param func: one that gives a single truth value, as `all`, or several.
+    """
+    if not isinstance(value, OutcomeTensor) or not in_eager_mode():
         return False
-    values = (v for v in args if isinstance(v, OutcomeTensor) and v.dtype == torch.bool)
-    return any((each.table != v.plain).any() for v in values for each in outcomes_of(v))
+    truth = value.plain != 0
+    may_be_true, may_be_false = truth, ~truth
+    for each in outcomes_of(value):
+        table = each.table != 0
+        may_be_true, may_be_false = may_be_true | table.any(0), may_be_false | (~table).any(0)
+    if func.__name__ == "any":
+        return bool(may_be_true.any() & may_be_false.all())
+    if func.__name__ == "all":
+        return bool(may_be_true.all() & may_be_false.any())
+    return bool((may_be_true & may_be_false).any())
 
 
 def _collapse(func: Any, args: Any, kwargs: Any) -> Any:

@@ -3,11 +3,13 @@
 
 """Sums over elements: where a loss is linear in them, and where it is not."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_gumbel.tensors.deferred import DeferredTensor, settled
+from pyro_gumbel.tensors.subclass import plain
 from tests.common import seeded
 from tests.states import (
     drawn,
@@ -16,6 +18,8 @@ from tests.states import (
     relative_error,
     states,
 )
+
+from .substitution import Draw
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -253,3 +257,31 @@ def test_an_operation_with_what_is_no_tensor():
     for value in (x, x + x.sum()):
         with pytest.raises(TypeError, match="unsupported operand"):
             Other() @ value
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_value_is_computed_under_the_autocast_of_its_line(inside):
+    """For a loss that is not linear in it too, wherever that is."""
+    draw = Draw(4, dtype=torch.float32).with_outcomes
+    values, weights = (
+        torch.linspace(0.1, 0.8, 4, dtype=torch.float32),
+        torch.full((4,), 1.001).float(),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+        product = values[draw] @ weights
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
+        made = product.settled
+    assert made.dtype == (torch.bfloat16 if inside else torch.float32)
+    assert torch.equal(plain(made), product.plain)
+
+
+def test_a_comparison_is_read_as_it_was():
+    """Though torch does not count the change of a leaf by its `data`."""
+    draw, weights = Draw(4, dtype=torch.float32).with_outcomes, torch.ones(4).float()
+
+    def model():
+        larger = torch.full((4,), 0.5).float()[draw] @ weights > 1
+        weights.data.zero_()
+        return bool(larger)
+
+    assert pyro.poutine.trace(model)()

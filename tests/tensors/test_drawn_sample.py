@@ -241,7 +241,7 @@ LOST = {
     "random": lambda z: F.dropout(z).long(),
     "a branch of the sum": lambda z: 1.0 if z.sum() > 1 else 0.0,
     "a branch of a computed one": lambda z: 1.0 if (2 * z)[0] > 1 else 0.0,
-    "whether all are": lambda z: ((z * W) > 0).all(),
+    "whether all are": lambda z: (2 * z > 1).all(),
     "whether any is": lambda z: (z.cumsum(0) > 1).any(),
     "a sum of many": lambda z: torch.where(z.repeat(8).sum() > 12, 1.0, 2.0),
     "a product with a matrix": lambda z: CODES[(z @ PLACES).long()],
