@@ -2219,8 +2219,8 @@ later-made-twice                   tensors/test_drawn_sample.py -k made_once
     - if last._made is not None:
     + if False:
 later-saved-by-hooks               tensors/test_drawn_sample.py -k checkpoint
-    - with torch._C._EnableTorchFunction(), torch.enable_grad(), without_hooks():
-    + with torch._C._EnableTorchFunction(), torch.enable_grad():
+    - without_hooks(),
+    + torch.enable_grad(),
 later-parts-of-a-sum               tensors/test_drawn_sample.py -k mean_gradient
     - waiting += new
     + pass
