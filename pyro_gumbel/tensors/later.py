@@ -26,9 +26,13 @@ class Later:
 
     :param value: that is taken then.
     :param function: of the arguments. Those that are made later are made before it is called.
+    :ivar steps: at most how many functions are called to make it.
     """
 
-    __slots__ = ("_arguments", "_autocast", "_before", "_function", "_made", "_needed", "_value")
+    __slots__ = (
+        *("_arguments", "_autocast", "_before", "_function", "_made", "_needed", "_value"),
+        "steps",
+    )
 
     def __init__(self, value: Any, function: Callable[..., Any], *arguments: Any) -> None:
         self._value, self._function, self._made = value, function, None
@@ -37,6 +41,7 @@ class Later:
         self._autocast = autocast_dtypes()
         with DisableTorchFunctionSubclass():
             self._arguments = self._noted(arguments)
+        self.steps: int = 1 + sum(each.steps for each in self._needed)
 
     def _noted(self, arguments: Any) -> Any:
         """The arguments as they are now."""

@@ -64,9 +64,11 @@ def _warn_of_branch(func: Any, args: Any, kwargs: Any) -> None:
     if not is_truth or type(value) is not DeferredTensor or is_host(who_asks()[0]):
         return
     made: Any = value
+    later = value.later
+    if not isinstance(later, Settled) or later.steps > _MOST_STEPS:
+        return
     if value.dtype == torch.bool:  # made again without the warning that a comparison gives
-        later = value.later
-        compared = later.arguments_of(_settled_later) if isinstance(later, Settled) else ()
+        compared = later.arguments_of(_settled_later)
         made = apply(*compared) if varies(compared) else None
     if is_decided_by(func, settled(made)):
         warn_of_lost_gradient(func.__name__)
@@ -177,6 +179,7 @@ _CHECKS = {
     *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
     *("item", "tolist", "__bool__", "__float__", "__int__"),
 }
+_MOST_STEPS = 64  # to see whether a branch depends on a draw, as after a loop
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 # Linear operations, besides those that move.

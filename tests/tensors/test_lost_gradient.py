@@ -289,17 +289,27 @@ def test_a_branch_on_floats_warns_where_another_category_takes_the_other(text):
     assert not model()
 
 
-@pytest.mark.parametrize("in_program", [True, False])
-def test_outcomes_are_not_made_for_checks_of_distributions_nor_of_a_loss(monkeypatch, in_program):
+def summed_often(v):
+    for _ in range(100):
+        v = v + 1
+    return v
+
+
+# Whether they are in a Pyro program, and what is read.
+READ_AT_NO_COST = {
+    "checks of distributions": (True, lambda v: dist.transforms.PositivePowerTransform(v + 1)),
+    "a loss": (False, lambda v: bool(v < 100)),
+    "after a long loop": (True, lambda v: bool(summed_often(v) < 100)),
+}
+
+
+@pytest.mark.parametrize("name", READ_AT_NO_COST)
+def test_outcomes_are_not_made_where_a_branch_is_not_looked_at(monkeypatch, name):
+    in_program, read = READ_AT_NO_COST[name]
     made = []
     monkeypatch.setattr(linear_operations, "apply", lambda func, *rest: made.append(func))
     total = torch.arange(4.0)[Draw(4, dtype=torch.float32).with_outcomes].sum()
-
-    def model():
-        dist.transforms.PositivePowerTransform(total + 1)
-        return in_program or bool(total < 100)
-
-    assert (pyro.poutine.trace(model) if in_program else model)()
+    (pyro.poutine.trace(read) if in_program else read)(total)
     assert not made
 
 
