@@ -2008,11 +2008,11 @@ linear-compared-many               tensors/test_drawn_sample.py -k loses_the_gra
     - if (rule_of(func) is converting_rule or name in _COMPARISONS) and not result.requires_grad:
     + if rule_of(func) is converting_rule and not result.requires_grad:
 linear-branches                    tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if checks and am_i_wrapped() and torch.is_grad_enabled():
+    - if func.__name__ in READS and am_i_wrapped() and torch.is_grad_enabled():
     + if False:
 linear-branches-of-a-loss          tensors/test_lost_gradient.py -k are_not_made_where
-    - if checks and am_i_wrapped() and torch.is_grad_enabled():
-    + if checks and torch.is_grad_enabled():
+    - if func.__name__ in READS and am_i_wrapped() and torch.is_grad_enabled():
+    + if func.__name__ in READS and torch.is_grad_enabled():
 linear-branches-of-hosts           tensors/test_lost_gradient.py -k are_not_made_where
     - if not is_truth or type(value) is not DeferredTensor or is_host(who_asks()[0]):
     + if not is_truth or type(value) is not DeferredTensor:
@@ -2287,14 +2287,17 @@ events-mean-with-weights           tensors/test_outcome_rules.py -k with_weights
 
 [tensors/operations.py]
 operations-branches                tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
+    - if not compares or (name in READS and am_i_wrapped() and is_decided_by(func, value)):
     + if not compares:
 operations-branches-always-taken   tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
-    + if not compares or am_i_wrapped():
+    - if not compares or (name in READS and am_i_wrapped() and is_decided_by(func, value)):
+    + if not compares or (name in READS and am_i_wrapped()):
 operations-branches-of-a-loss      tensors/test_lost_gradient.py -k a_branch_on_floats
-    - if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
-    + if not compares or is_decided_by(func, args[0] if args else None):
+    - if not compares or (name in READS and am_i_wrapped() and is_decided_by(func, value)):
+    + if not compares or (name in READS and is_decided_by(func, value)):
+operations-masks-are-no-branches   tensors/test_lost_gradient.py -k a_branch_on_floats
+    - if not compares or (name in READS and am_i_wrapped() and is_decided_by(func, value)):
+    + if not compares or (am_i_wrapped() and is_decided_by(func, value)):
 operations-branches-any            tensors/test_lost_gradient.py -k a_branch_on_floats
     - return bool(may_be_true.any() & may_be_false.all())
     + return bool((may_be_true & may_be_false).any())

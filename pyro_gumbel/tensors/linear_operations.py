@@ -19,6 +19,7 @@ from pyro_gumbel.tensors.lost_gradient import is_host, warn_of_lost_gradient, wh
 from pyro_gumbel.tensors.operations import (
     IN_PLACE_OPERATORS,
     LINEAR_REDUCTIONS,
+    READS,
     apply,
     asks,
     is_decided_by,
@@ -41,10 +42,9 @@ __all__: list[str] = []
 
 def _apply_deferred(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation that a deferred tensor takes part in."""
-    checks = func.__name__ in _CHECKS
-    if asks(func) or checks or records_no_gradient():
+    if asks(func) or func.__name__ in _CHECKS or records_no_gradient():
         result = func(*args, **kwargs)
-        if checks and am_i_wrapped() and torch.is_grad_enabled():
+        if func.__name__ in READS and am_i_wrapped() and torch.is_grad_enabled():
             _warn_of_branch(func, args, kwargs)
         return result
     if is_in_place(func):
@@ -175,10 +175,7 @@ def _is_linear(func: Any, args: Any, kwargs: Any) -> bool:
 # The names of functions.
 
 # Operations on a deferred tensor whose results have no gradient.
-_CHECKS = {
-    *("isnan", "isinf", "isfinite", "all", "any", "_is_all_true", "_is_any_true"),
-    *("item", "tolist", "__bool__", "__float__", "__int__"),
-}
+_CHECKS = {"isnan", "isinf", "isfinite", "_is_all_true", "_is_any_true", *READS}
 _MOST_STEPS = 64  # to see whether a branch depends on a draw, as after a loop
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 

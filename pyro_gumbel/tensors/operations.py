@@ -70,6 +70,7 @@ from pyro_gumbel.tensors.rules import (
 __all__ = [
     "IN_PLACE_OPERATORS",
     "LINEAR_REDUCTIONS",
+    "READS",
     "apply",
     "asks",
     "is_decided_by",
@@ -115,8 +116,10 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _collapse(func, args, kwargs)
     compares = _compares_floats(args)
     if made is None:
-        if not compares or (am_i_wrapped() and is_decided_by(func, args[0] if args else None)):
-            warn_of_lost_gradient(getattr(func, "__name__", repr(func)))
+        name = getattr(func, "__name__", repr(func))
+        value = args[0] if args else kwargs.get("input")
+        if not compares or (name in READS and am_i_wrapped() and is_decided_by(func, value)):
+            warn_of_lost_gradient(name)
         return result
     result = _carrying(result, made)
     if compares and isinstance(result, OutcomeTensor) and result.dtype == torch.bool:
@@ -140,10 +143,12 @@ def _compares_floats(args: Any) -> bool:
 def is_decided_by(func: Any, value: Any) -> bool:
     """Whether what a function reads of a truth value is another for other categories.
 
-    :param func: one that gives a single truth value, as `all`, or several.
+    :param func: one of `READS`.
     """
     if not isinstance(value, OutcomeTensor) or not in_eager_mode():
         return False
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False  # where no number can be read
     truth = value.plain != 0
     may_be_true, may_be_false = truth, ~truth
     for each in outcomes_of(value):
@@ -258,6 +263,10 @@ def _carrying(result: Any, outcomes: Any) -> Any:
     if isinstance(result, Tensor):
         return carrying(result, outcomes)
     return type(result)(map(carrying, result, outcomes))
+
+
+# The names of functions that read truth values, upon which a program may branch.
+READS = {"all", "any", "item", "tolist", "__bool__", "__int__", "__float__"}
 
 
 # Which rule is for which function.

@@ -257,6 +257,8 @@ BRANCHES = {
     "1 if T[z].sum() + 1 else 2": False,
     "int(T[z].sum() != T[z].sum().item())": True,
     "torch.any(input=T[z].sum() != T[z].sum().item())": True,
+    "(T[z] > 3).tolist()": True,
+    "(T[z] > 3).nonzero()": False,
     "(T[z] > 100).any()": False,
     "(T[z] >= 0).all()": False,
     "(torch.cat([T[z], T[:1] + 9]) > 2).any()": False,
