@@ -168,11 +168,14 @@ def autocast_dtypes() -> dict[str, torch.dtype]:
 
 
 def with_autocast(dtypes: Mapping[str, torch.dtype]) -> AbstractContextManager[Any]:
-    """Autocast as it was when `autocast_dtypes` returned these: from now to the end of a `with`."""
+    """Autocast as it was when `autocast_dtypes` returned these: from now to the end of a `with`.
+
+    Without the cache of weights, which may hold them in the present dtype.
+    """
     present, stack = autocast_dtypes(), ExitStack()
     for kind in present.keys() | dtypes.keys() if present != dtypes else ():
-        autocast = torch.autocast(kind, dtypes.get(kind), enabled=kind in dtypes)
-        stack.enter_context(autocast)
+        dtype, is_on = dtypes.get(kind), kind in dtypes
+        stack.enter_context(torch.autocast(kind, dtype, enabled=is_on, cache_enabled=False))
     return stack
 
 

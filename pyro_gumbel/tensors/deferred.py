@@ -74,8 +74,10 @@ class Settled(Later):
         return argument.later if type(argument) is DeferredTensor else argument
 
     def arguments_of(self, function: Callable[..., Any]) -> Any:
-        """What this function is called with; nothing if it is another one."""
-        return settled(self._arguments) if self._function is function else ()
+        """What this function is called with; nothing if it is another one, or they have changed."""
+        if self._function is not function or self._has_changed():
+            return ()
+        return settled(self._arguments)
 
 
 def deferred(value: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:

@@ -93,13 +93,15 @@ class Later:
             waiting.pop()
         return results[self]
 
+    def _has_changed(self) -> bool:
+        """Whether a tensor among the arguments was changed in place."""
+        with DisableTorchFunctionSubclass():
+            return any(version_of(each) != version for each, version in self._before)
+
     def _result(self, results: dict["Later", Any]) -> Any:
         """It, given those that it needs."""
-        if any(results[each] is None for each in self._needed):
+        if any(results[each] is None for each in self._needed) or self._has_changed():
             return self._value
-        with DisableTorchFunctionSubclass():
-            if any(version_of(each) != version for each, version in self._before):
-                return self._value
         given = _with_results(self._arguments, results)
         with (
             torch._C._EnableTorchFunction(),

@@ -69,7 +69,10 @@ def _warn_of_branch(func: Any, args: Any, kwargs: Any) -> None:
         return
     if value.dtype == torch.bool:  # made again without the warning that a comparison gives
         compared = later.arguments_of(_settled_later)
-        made = apply(*compared) if varies(compared) else None
+        try:
+            made = apply(*compared) if varies(compared) else None
+        except RuntimeError:  # of a tensor that was given another shape, unseen by torch
+            return
     if is_decided_by(func, settled(made)):
         warn_of_lost_gradient(func.__name__)
 

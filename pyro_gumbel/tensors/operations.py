@@ -47,7 +47,7 @@ from pyro_gumbel.tensors.lost_gradient import (
     warn_of_hook,
     warn_of_lost_gradient,
 )
-from pyro_gumbel.tensors.outcomes import without_gradient
+from pyro_gumbel.tensors.outcomes import NO_ELEMENT, without_gradient
 from pyro_gumbel.tensors.rules import (
     broadcasting_rule,
     converting_rule,
@@ -149,11 +149,15 @@ def is_decided_by(func: Any, value: Any) -> bool:
         return False
     if value.is_cuda and torch.cuda.is_current_stream_capturing():
         return False  # where no number can be read
-    truth = value.plain != 0
+    outcomes = outcomes_of(value)
+    if sum(each.table.numel() for each in outcomes) > _MOST_READ:
+        return False
+    tables, truth = [each.table != 0 for each in outcomes], value.plain != 0
     may_be_true, may_be_false = truth, ~truth
-    for each in outcomes_of(value):
-        table = each.table != 0
-        may_be_true, may_be_false = may_be_true | table.any(0), may_be_false | (~table).any(0)
+    for each, table in zip(outcomes, tables, strict=True):
+        varies_here = each.elements != NO_ELEMENT
+        may_be_true = may_be_true | (varies_here & table.any(0))
+        may_be_false = may_be_false | (varies_here & ~table.all(0))
     if func.__name__ == "any":
         return bool(may_be_true.any() & may_be_false.all())
     if func.__name__ == "all":
@@ -267,6 +271,7 @@ def _carrying(result: Any, outcomes: Any) -> Any:
 
 # The names of functions that read truth values, upon which a program may branch.
 READS = {"all", "any", "item", "tolist", "__bool__", "__int__", "__float__"}
+_MOST_READ = 2**22  # outcomes that are looked at, which takes milliseconds
 
 
 # Which rule is for which function.

@@ -275,6 +275,17 @@ def test_a_value_is_computed_under_the_autocast_of_its_line(inside):
     assert torch.equal(plain(made), product.plain)
 
 
+def test_a_value_may_be_computed_under_another_autocast_with_the_same_weights():
+    draw = Draw(2, dtype=torch.float32).with_outcomes
+    values, weights = torch.linspace(0.1, 0.8, 4).float(), torch.ones(2, 1).float()
+    weights.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = values[draw] @ weights
+    with torch.autocast("cpu", dtype=torch.float16):
+        _ = torch.ones(3, 2).float() @ weights
+        assert product.settled.dtype == torch.bfloat16
+
+
 def test_a_comparison_is_read_as_it_was():
     """Though torch does not count the change of a leaf by its `data`."""
     draw, weights = Draw(4, dtype=torch.float32).with_outcomes, torch.ones(4).float()

@@ -100,8 +100,22 @@ def written(t, index, value):
     return t
 
 
+def compared_and_changed(v, change):
+    t = torch.full_like(v.detach(), -1.0)
+    larger = v > t
+    change(t)
+    return bool(larger.all())
+
+
 def evaluated(text, **values):
-    known = {"torch": torch, "F": F, "np": np, "written": written, "copy": copy}
+    known = {
+        "compared_and_changed": compared_and_changed,
+        "torch": torch,
+        "F": F,
+        "np": np,
+        "written": written,
+        "copy": copy,
+    }
     known |= {"x": torch.tensor([1.0, -2.0, 3.0, 0.5]), "T": torch.arange(8.0).reshape(4, 2)}
     known |= {"other": lambda x: x.as_subclass(Marked), "N": torch.arange(4)}
     return eval(compile(text, __file__, "eval"), known | values)
@@ -252,17 +266,21 @@ BRANCHES = {
     "bool(2 * T[s, 0] + s.float() > 3)": True,
     "(T[z] > 1).any()": True,
     "1 if T[s, 0] else 2": True,
-    "1 if T[s].sum() - 1 else 2": True,
-    "1 if T[z].sum() - T[z].sum().item() else 2": True,
+    "1 if T[s].sum().sub(1) else 2": True,
+    "1 if T[z].sum().sub(T[z].sum().item()) else 2": True,
     "1 if T[z].sum() + 1 else 2": False,
     "int(T[z].sum() != T[z].sum().item())": True,
     "torch.any(input=T[z].sum() != T[z].sum().item())": True,
     "(T[z] > 3).tolist()": True,
     "(T[z] > 3).nonzero()": False,
+    "bool((T[z, 1] / T[z, 1].sum()).sum() < 1.1)": False,
+    "compared_and_changed(T[z].sum(), lambda t: t.fill_(20.5))": False,
+    "compared_and_changed(T[z].sum() + x[:2], lambda t: setattr(t, 'data', torch.zeros(3)))": False,
+    "(T[z].float().repeat(1, 2**18) > 3).all()": False,
     "(T[z] > 100).any()": False,
     "(T[z] >= 0).all()": False,
     "(torch.cat([T[z], T[:1] + 9]) > 2).any()": False,
-    "(torch.cat([T[z], T[:1] - 9]) > 2).all()": False,
+    "(torch.cat([T[z], -T[1:2]]) > 2).all()": False,
     "bool((T[z] @ torch.rand(2, 3)).sum() > 0)": False,
     "bool(T[z.repeat(9)].sum() >= 0)": False,
     "(T[z].sum(-1).cumsum(0) > 100).all()": False,
