@@ -2025,6 +2025,9 @@ linear-branches-after-a-loop       tensors/test_lost_gradient.py -k are_not_made
 linear-branches-changed-since      tensors/test_lost_gradient.py -k a_branch_on_floats
     - except RuntimeError:  # of a tensor that was given another shape, unseen by torch
     + except KeyError:
+linear-branches-read-as-they-were  tensors/test_deferred.py -k is_read_as_it_was
+    - _warn_of_branch(func, args, kwargs)
+    + return _settled(func, args, kwargs)
 linear-branches-by-name            tensors/test_lost_gradient.py -k a_branch_on_floats
     - value = args[0] if args else kwargs.get("input")
     + value = args[0]

@@ -263,10 +263,7 @@ def test_an_operation_with_what_is_no_tensor():
 def test_a_value_is_computed_under_the_autocast_of_its_line(inside):
     """For a loss that is not linear in it too, wherever that is."""
     draw = Draw(4, dtype=torch.float32).with_outcomes
-    values, weights = (
-        torch.linspace(0.1, 0.8, 4, dtype=torch.float32),
-        torch.full((4,), 1.001).float(),
-    )
+    values, weights = torch.linspace(0.1, 0.8, 4).float(), torch.full((4,), 1.001).float()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
         product = values[draw] @ weights
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
